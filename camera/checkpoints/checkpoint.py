@@ -1,0 +1,256 @@
+"""A Hugging Face checkpoint folder, opened lazily and checked before anything is computed from it."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from camera.checkpoints.safetensors_file import TensorInfo, read_header
+from camera.errors import CameraError
+from camera.files import read_json
+from camera.models import Family, family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with config.json, safetensors (one file, or shards with an index) and tokenizer files."""
+
+    folder: Path
+    config: dict[str, Any]
+    """config.json as it is, every key kept."""
+    family: Family
+    tensors: dict[str, TensorInfo]
+    """Every tensor by name, in file order, then in the order of the bytes; those the family ignores included."""
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Checkpoint":
+        """Read config, index and headers; no weights.
+
+        Raises:
+            CameraError: if a file is missing or truncated, or the family is not supported.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CameraError(f"{folder} is not a folder: give the folder of a Hugging Face checkpoint")
+        config = read_json(folder / "config.json")
+        if not isinstance(config, dict):
+            raise CameraError(f"{folder / 'config.json'} does not hold a JSON object")
+        family = family_of(config, str(folder / "config.json"))
+        tensors: dict[str, TensorInfo] = {}
+        for file in _weight_files(folder):
+            tensors.update(read_header(folder / file))
+        _check_index(folder, tensors)
+        return cls(folder, config, family, tensors)
+
+    @property
+    def layer_count(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def ffn_width(self) -> int:
+        """`intermediate_size`: FFN channels of every decoder layer."""
+        return int(self.config["intermediate_size"])
+
+    @property
+    def weight_files(self) -> list[str]:
+        """Names of the safetensors files, in order."""
+        return list(dict.fromkeys(info.file for info in self.tensors.values()))
+
+    @property
+    def side_files(self) -> list[str]:
+        """Every other file that a copy of the model needs: config, tokenizer, generation config, remote code."""
+        return sorted(
+            path.name
+            for path in self.folder.iterdir()
+            if path.is_file()
+            and not path.name.startswith(".")
+            and path.name != INDEX_NAME
+            and not path.name.endswith(_WEIGHT_SUFFIXES)
+        )
+
+    @property
+    def tokenizer_files(self) -> list[str]:
+        """Those of the side files that decide how text becomes tokens."""
+        return [name for name in self.side_files if name in _TOKENIZER_FILES]
+
+    @property
+    def needed(self) -> dict[str, TensorInfo]:
+        """The tensors that a loader reads: all but those the family ignores."""
+        return {
+            name: info
+            for name, info in self.tensors.items()
+            if not any(fnmatch(name, pattern) for pattern in self.family.ignored)
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights: that of the first feed-forward matrix."""
+        return self.tensors[self.family.ffn_names(0)[0]].dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU, backed by a private memory map of its file until it is changed.
+
+        Raises:
+            CameraError: if the checkpoint has no such tensor or its file cannot be read.
+        """
+        if name not in self.tensors:
+            raise CameraError(f"{self.folder} has no tensor {name}")
+        path = self.folder / self.tensors[name].file
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CameraError(f"{path} cannot be read ({name}): {error}") from None
+
+    def read_finite(self, name: str) -> torch.Tensor:
+        """`read`, and refuse NaN and infinity.
+
+        Raises:
+            CameraError: naming the tensor that holds them.
+        """
+        tensor = self.read(name)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CameraError(f"{self.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
+        return tensor
+
+    def layer_tensors(self, layer: int) -> list[str]:
+        """Names of one decoder layer's tensors, in file order, without those the family ignores."""
+        prefix = self.family.layer_prefix(layer)
+        return [name for name in self.needed if name.startswith(prefix)]
+
+    @cached_property
+    def hf_config(self) -> "PreTrainedConfig":
+        """The config as transformers reads it, natively: no remote code.
+
+        Raises:
+            CameraError: if transformers refuses the values.
+        """
+        from transformers import AutoConfig  # heavy; only computing needs it
+
+        self.family.register()
+        try:
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise CameraError(f"{self.folder / 'config.json'} is refused by transformers: {error}") from None
+
+    def empty_model(self) -> "PreTrainedModel":
+        """The transformers model of this config on the meta device: its structure without its weights."""
+        from transformers import AutoModelForCausalLM  # heavy; only computing needs it
+
+        config = self.hf_config
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation="sdpa")
+        return model.eval()
+
+    def load_model(self, dtype: torch.dtype | None = None, device: str = "cpu") -> "PreTrainedModel":
+        """The whole model in memory, loaded by transformers itself."""
+        from transformers import AutoModelForCausalLM  # heavy; only computing needs it
+
+        self.family.register()
+        model = AutoModelForCausalLM.from_pretrained(
+            self.folder,
+            dtype=dtype or self.dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation="sdpa",
+        )
+        return model.eval().to(device)
+
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, natively.
+
+        Raises:
+            CameraError: if there is none, or its ids do not fit the embedding.
+        """
+        from transformers import AutoTokenizer  # heavy; only text needs it
+
+        self.family.register()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.folder, trust_remote_code=False, local_files_only=True
+            )
+        except (
+            Exception
+        ) as error:  # the library raises nearly any type here, and all mean the same to the user
+            raise CameraError(f"{self.folder}: the tokenizer cannot be loaded ({error})") from error
+        rows = int(self.config["vocab_size"])
+        if len(tokenizer) > rows:
+            raise CameraError(
+                f"{self.folder}: the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows "
+                "(vocab_size): this tokenizer belongs to another model"
+            )
+        return tokenizer
+
+    def check_shapes(self) -> None:
+        """Compare every tensor with what the config asks for.
+
+        Raises:
+            CameraError: naming the first tensor that is missing or has another shape.
+        """
+        model = self.empty_model()
+        tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
+        for name, expected in model.state_dict().items():
+            if name not in self.tensors:
+                if name in tied:
+                    continue
+                raise CameraError(f"{self.folder}: {name} is missing, and config.json asks for it")
+            found = self.tensors[name].shape
+            if found != tuple(expected.shape):
+                raise CameraError(
+                    f"{self.folder}: {name} has shape {list(found)} and config.json asks for "
+                    f"{list(expected.shape)}: config and weights do not belong together"
+                )
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The safetensors files in order, from the index or the single file; paths that leave the folder refused."""
+    if (folder / INDEX_NAME).is_file():
+        index = read_json(folder / INDEX_NAME)
+        try:
+            files = sorted(set(index["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError):
+            raise CameraError(f"{folder / INDEX_NAME} has no weight_map: fetch it again") from None
+        for file in files:
+            if Path(file).name != file:
+                raise CameraError(f"{folder / INDEX_NAME} names {file!r}, which is outside its folder")
+        return files
+    if (folder / SINGLE_NAME).is_file():
+        return [SINGLE_NAME]
+    raise CameraError(
+        f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}: only safetensors checkpoints are read "
+        "(convert .bin files with transformers' save_pretrained)"
+    )
+
+
+def _check_index(folder: Path, tensors: dict[str, TensorInfo]) -> None:
+    """Refuse an index that promises a tensor which its file does not hold."""
+    if not (folder / INDEX_NAME).is_file():
+        return
+    for name, file in read_json(folder / INDEX_NAME)["weight_map"].items():
+        if name not in tensors or tensors[name].file != file:
+            raise CameraError(f"{folder / file} does not hold {name}, which {INDEX_NAME} places there")

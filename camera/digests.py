@@ -1,0 +1,51 @@
+"""Content digests: the identity of everything the pipeline reads or makes."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+_CHUNK_BYTES = 8 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """The one text of a JSON value: keys sorted, no spaces, UTF-8, no NaN.
+
+    Raises:
+        ValueError: for NaN or infinity, which JSON cannot hold.
+        TypeError: for values that are not plain JSON.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_json(value: Any) -> str:
+    """Hex sha256 of the canonical text of a JSON value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Hex sha256 of several files of one folder, by relative name; hashed in threads, sorted by name."""
+    ordered = sorted(names)
+    with ThreadPoolExecutor() as pool:  # hashlib releases the GIL, so threads do scale here
+        return dict(zip(ordered, pool.map(lambda name: digest_file(folder / name), ordered), strict=True))
+
+
+def files_below(folder: Path) -> list[str]:
+    """Relative POSIX names of all regular files below a folder, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def digest_folder(folder: Path) -> str:
+    """Hex sha256 of a folder's content: of the canonical JSON that maps each file name to its sha256."""
+    return digest_json(digest_files(folder, files_below(folder)))

@@ -1,0 +1,145 @@
+"""The options of every stage: frozen, described, checked when they are made.
+
+A recipe is made of these sections, and the command line fills them from its flags, so that there is one
+place where a default or a limit is written.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DTypeName = Literal["float32", "bfloat16", "float16"]
+BlockType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_0_64"]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Options(BaseModel):
+    """Base of all option sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class DatasetOptions(Options):
+    """Where text comes from."""
+
+    name: Literal["stdlib", "wikitext2", "c4", "file"] = "stdlib"
+    """`stdlib` (doc strings of the running Python), `wikitext2` or `c4` (from the hub), or `file`."""
+    path: Path | None = None
+    """For `file`: a .txt, .jsonl, .parquet file or a folder of them, or a .safetensors file with `input_ids`."""
+    split: Literal["train", "test"] = "train"
+    """Which part to read. Calibrate on `train`, measure on `test`. A `file` has one part and ignores this."""
+    field: str = "text"
+    """For .jsonl and .parquet: the field that holds the text."""
+    revision: str | None = None
+    """For hub datasets: the commit to read; the default is the revision pinned in camera/data/hub.py."""
+
+    @model_validator(mode="after")
+    def _path_goes_with_file(self) -> "DatasetOptions":
+        if self.name == "file" and self.path is None:
+            raise ValueError("name `file` needs a path")
+        if self.name != "file" and self.path is not None:
+            raise ValueError(f"a path goes with name `file`, not with `{self.name}`")
+        return self
+
+
+class CalibrationOptions(DatasetOptions):
+    """The tokens that importance is measured on."""
+
+    samples: PositiveInt = 128
+    """How many windows of tokens."""
+    length: PositiveInt = 2048
+    """Tokens in a window."""
+    seed: int = 0
+    """Seed of the random choice of windows."""
+
+
+class CaptureOptions(Options):
+    """How the statistics of the feed-forward activations are gathered."""
+
+    propagate: Literal["one-shot", "sequential"] = "sequential"
+    """`one-shot`: statistics of the original model. `sequential`: layer i sees the already pruned layers below."""
+    batch_size: PositiveInt = 8
+    """Samples that go through a layer at once. Changes memory and speed, not the result."""
+    dtype: DTypeName | Literal["auto"] = "auto"
+    """What the layers compute in; `auto` is the checkpoint's own. Statistics are always float64 sums."""
+    device: str = "auto"
+    """`auto` (npu, else cuda, else cpu), `cpu`, `cuda[:N]` or `npu[:N]`."""
+
+
+class PruneOptions(Options):
+    """Which feed-forward channels go."""
+
+    ratio: float = Field(default=0.2, ge=0)
+    """Share of each layer's FFN channels to remove: at least 0 and below 1."""
+    reduce_ratio: float = Field(default=0.95, ge=0, le=1)
+    """CAMERA's alpha: weight of the largest activation against the sum of squares."""
+    mode: Literal["physical", "mask"] = "physical"
+    """`physical` slices the matrices; `mask` writes zeros and keeps the shapes."""
+    multiple_of: PositiveInt = 64
+    """The kept width is rounded up to a multiple of this (int4 on the NPU wants 64)."""
+
+    @model_validator(mode="after")
+    def _something_must_stay(self) -> "PruneOptions":
+        if self.ratio >= 1:
+            raise ValueError(
+                f"ratio {self.ratio} is not below 1: it is a share of the channels, 0.2 removes 20 %"
+            )
+        return self
+
+
+class QuantizeOptions(Options):
+    """What each matrix is stored as."""
+
+    type: BlockType = "q4_0_64"
+    """Type of the matrices: `q4_0_64` for the Ascend 910B, `q4_0` for any stock llama.cpp."""
+    output_type: BlockType | None = None
+    """Type of the output head; the default is `type` (llama-quantize's --pure), so that sizes compare fairly."""
+    embedding_type: BlockType | None = None
+    """Type of the token embedding; the default is `type`."""
+    overrides: dict[str, BlockType] = Field(default_factory=dict)
+    """Types by tensor: shell patterns on Hugging Face names (`*.down_proj.weight`), last match wins."""
+    twin: Literal["q4_0"] | None = None
+    """Also write the lossless Q4_0 twin of a Q4_0_64 GGUF, which any stock llama.cpp runs."""
+
+
+class EvaluateOptions(Options):
+    """How perplexity is measured: joined text, fixed windows, float32 loss, token-weighted mean."""
+
+    datasets: tuple[DatasetOptions, ...] = (DatasetOptions(split="test"),)
+    """The held-out texts."""
+    window: PositiveInt = 2048
+    """Tokens per window; never more than the model's positions."""
+    max_windows: PositiveInt | None = None
+    """Read only so many windows of each text; the default is all."""
+    batch_size: PositiveInt = 4
+    """Windows computed at once."""
+    dtype: DTypeName | Literal["auto"] = "auto"
+    """What the layers compute in; `auto` is the checkpoint's own."""
+    device: str = "auto"
+    """As in capture."""
+
+
+class BenchmarkOptions(Options):
+    """Which engines are timed, on which lengths."""
+
+    engines: tuple[Literal["torch", "llama.cpp"], ...] = ("torch",)
+    """`torch` runs in this process; `llama.cpp` runs a `llama-bench` binary of yours."""
+    prompt: PositiveInt = 4
+    """Prompt tokens of the prefill."""
+    decode: tuple[PositiveInt, ...] = (256, 512, 1024)
+    """Numbers of tokens to decode after the prompt, one row each."""
+    repeats: PositiveInt = 5
+    """Timed runs per row, alternating between the models."""
+    threads: PositiveInt | None = None
+    """CPU threads; the default is the engine's own choice."""
+    device: str = "auto"
+    """As in capture."""
+    llama_cpp: Path | None = None
+    """Folder that holds `llama-bench`; the default is $LLAMA_CPP_DIR, then PATH."""
+    llama_cpp_reads_q4_0_64: bool = False
+    """State that this llama.cpp build defines Q4_0_64. A stock build reads type 40 as NVFP4 and prints garbage."""
+    timeout: PositiveInt = 3600
+    """Seconds before a llama-bench process is ended."""
