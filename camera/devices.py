@@ -1,0 +1,203 @@
+"""The devices that can compute: which one a name means, what it is, and how to time and weigh work on it."""
+
+import importlib
+import importlib.util
+import os
+import platform
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from camera.errors import CameraError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PROC = Path("/proc")
+
+CANN_ADVICE = (
+    "source CANN's set_env.sh (often /usr/local/Ascend/ascend-toolkit/set_env.sh) before Python starts; on a machine "
+    "without CANN set TORCH_DEVICE_BACKEND_AUTOLOAD=0, or torch itself cannot be imported, and use another device"
+)
+
+
+def why_no_npu() -> str | None:
+    """None if torch can compute on an Ascend NPU here, else the cause and what to do.
+
+    The first call imports torch_npu where it is installed.
+    """
+    if importlib.util.find_spec("torch_npu") is None:
+        return "torch_npu is not installed: install the extra `npu` on a host that has CANN"
+    try:
+        importlib.import_module("torch_npu")
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"torch_npu is installed and cannot be loaded ({error}): {CANN_ADVICE}"
+    if not torch.get_device_module("npu").is_available():
+        return "torch_npu is loaded and finds no NPU: look at npu-smi info, ASCEND_RT_VISIBLE_DEVICES and the driver"
+    return None
+
+
+def why_no_cuda() -> str | None:
+    """None if torch can compute on a CUDA GPU here, else the cause and what to do."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA: install a CUDA build of the same version"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU: look at nvidia-smi, CUDA_VISIBLE_DEVICES and the driver's version"
+    return None
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda[:N]` or `npu[:N]` means on this machine.
+
+    `auto` is the NPU where torch_npu loads and finds one, else CUDA, else the CPU.
+
+    Raises:
+        CameraError: for another name, or a device that this machine lacks; says why.
+    """
+    if name == "auto":
+        if why_no_npu() is None:
+            return resolve_device("npu")
+        return torch.device("cuda", 0) if why_no_cuda() is None else torch.device("cpu")
+    matched = re.fullmatch(r"(cpu|cuda|npu)(?::(\d+))?", name)
+    if matched is None or (matched[1] == "cpu" and matched[2]):
+        raise CameraError(f"device: {name!r} is none of auto, cpu, cuda, cuda:N, npu, npu:N")
+    kind, number = matched[1], int(matched[2] or 0)
+    if kind == "cpu":
+        return torch.device("cpu")
+    if missing := (why_no_npu() if kind == "npu" else why_no_cuda()):
+        raise CameraError(f"device: {name} cannot be used: {missing}. `device: auto` takes what there is")
+    module = torch.get_device_module(kind)
+    if number >= module.device_count():
+        raise CameraError(f"device: {name} does not exist: this machine has {module.device_count()} {kind}")
+    if kind == "npu":
+        # Kernels compiled at first use take minutes for every new shape; the shipped binaries do not.
+        module.set_compile_mode(jit_compile=False)
+    return torch.device(kind, number)
+
+
+def resolve_dtype(name: str, checkpoint_dtype: torch.dtype) -> torch.dtype:
+    """The dtype that `float32`, `bfloat16`, `float16` or `auto` (the checkpoint's own) means.
+
+    Raises:
+        CameraError: for another name, or `auto` of a checkpoint whose weights are none of the three.
+    """
+    if name == "auto":
+        if checkpoint_dtype not in _DTYPES.values():
+            raise CameraError(
+                f"dtype: auto means the checkpoint's {checkpoint_dtype}, which layers cannot compute in; "
+                f"choose one of {', '.join(_DTYPES)}"
+            )
+        return checkpoint_dtype
+    if name not in _DTYPES:
+        raise CameraError(f"dtype: {name!r} is none of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for torch.bfloat16, and so on."""
+    return str(dtype).removeprefix("torch.")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was queued on it."""
+    if device.type != "cpu":
+        torch.get_device_module(device.type).synchronize(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give memory that the allocator caches back to the device."""
+    if device.type != "cpu":
+        torch.get_device_module(device.type).empty_cache()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Bytes in use now: by tensors on an accelerator, resident in this process on the CPU."""
+    if device.type != "cpu":
+        return int(torch.get_device_module(device.type).memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest `memory_bytes` since `reset_peak_memory`, or since the process began where that could not reset."""
+    if device.type != "cpu":
+        return int(torch.get_device_module(device.type).max_memory_allocated(device))
+    status = _PROC / "self" / "status"
+    if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)):
+        return int(found[1]) * 1024
+    import resource  # Unix only
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Begin a new measurement of `peak_memory_bytes`; False where the system cannot forget an older peak."""
+    if device.type != "cpu":
+        torch.get_device_module(device.type).reset_peak_memory_stats(device)
+        return True
+    try:
+        (_PROC / "self" / "clear_refs").write_text("5")  # Linux: "reset the peak resident set size"
+    except OSError:
+        return False
+    return True
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated."""
+    if device.type != "cpu":
+        return int(torch.get_device_module(device.type).mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Bytes the device has in all."""
+    if device.type != "cpu":
+        return int(torch.get_device_module(device.type).mem_get_info(device)[1])
+    return int(psutil.virtual_memory().total)
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """What a reader of a result must know of the device, as plain JSON.
+
+    Keys: device, kind, name, memory_bytes, threads (CPU threads of torch), clock_mhz (maximum if known, else
+    None), and settings (environment variables that change speed).
+    """
+    return {
+        "device": str(device),
+        "kind": device.type,
+        "name": _device_name(device),
+        "memory_bytes": total_memory_bytes(device),
+        "threads": torch.get_num_threads(),
+        "clock_mhz": _clock_mhz(device),
+        "settings": {
+            name: os.environ[name]
+            for name in sorted(os.environ)
+            if name.startswith(("OMP_", "MKL_", "PYTORCH_NPU_", "TASK_QUEUE_ENABLE", "CPU_AFFINITY_CONF"))
+        },
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return _cpu_name()
+    return str(torch.get_device_module(device.type).get_device_name(device))
+
+
+@cache
+def _cpu_name() -> str:
+    info = _PROC / "cpuinfo"
+    if info.exists() and (found := re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)):
+        return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _clock_mhz(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        khz = getattr(torch.cuda.get_device_properties(device), "clock_rate", None)
+        return None if khz is None else khz / 1000
+    if device.type == "cpu" and hasattr(psutil, "cpu_freq"):
+        clock = psutil.cpu_freq()
+        return None if clock is None else round(clock.max or clock.current, 1)
+    return None
