@@ -1,0 +1,261 @@
+"""Tiny random checkpoints of every supported family, complete with a tokenizer that works."""
+
+import io
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camera.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME
+from camera.checkpoints.safetensors_file import write_tensors
+
+TOKENS = 352
+"""Tokens of the tiny tokenizers; an embedding may have more rows."""
+MODEL_TYPES = ("llama", "qwen2", "qwen3", "PanguEmbedded")
+
+_TEXT = """\
+The old lighthouse keeper climbed the narrow stairs each evening to light the great lamp above the sea.
+Ships far away would see the bright signal and turn before they reached the rocks under the water.
+One night a storm came from the north, and the wind pushed hard against the windows of the tower.
+He counted 12 ships, then 34, then 56, and wrote the numbers in his book: 7, 8, 9, 0.
+"Will they all come home?" asked the girl; "they will," he said, "if the light keeps burning."
+In the morning the water was quiet, the sky was clear, and every boat had found its harbour again.
+Zebras, quails, foxes, jackdaws and vixens don't live by the sea, but (so he said) gulls & crabs do!
+系统：你好。助手：用户：工具：
+"""
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '[unused9]' + message['role'] + ': ' + message['content'] + '[unused10]' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '[unused9]assistant: ' }}{% endif %}"
+)
+
+
+def tiny_checkpoint(
+    folder: Path,
+    model_type: str = "llama",
+    *,
+    hidden: int = 64,
+    ffn: int = 192,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    vocab: int = TOKENS,
+    tied: bool = False,
+    shards: int = 1,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Path:
+    """Write a Hugging Face folder with random weights: config, safetensors, tokenizer, generation config.
+
+    Biases and norms are random too, so that a mix-up of two tensors changes the logits. A PanguEmbedded
+    checkpoint also holds the `inv_freq` buffers that the published ones hold.
+
+    Args:
+        folder: made if it is missing.
+        model_type: one of MODEL_TYPES.
+        hidden, ffn, layers, heads, kv_heads: the model's sizes; `hidden` is divisible by `heads`.
+        vocab: rows of the embedding, at least TOKENS; the rest is padding.
+        tied: whether the output head is the embedding.
+        shards: 1 writes model.safetensors, more write an index and so many files.
+        dtype: of the weights.
+        seed: of the weights.
+
+    Returns:
+        `folder`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert vocab >= TOKENS, f"the tokenizer has {TOKENS} tokens"
+    pangu = model_type == "PanguEmbedded"
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 512,
+        "vocab_size": vocab,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.1,
+    }
+    if model_type == "qwen3":
+        sizes["head_dim"] = hidden // heads
+    options: dict[str, Any] = {"attention_bias": True} if pangu else {}
+    config = AutoConfig.for_model("llama" if pangu else model_type, **sizes, **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    tensors = {name: value.to(dtype).contiguous() for name, value in model.state_dict().items()}
+    if tied:
+        del tensors["lm_head.weight"]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype_name = str(dtype).removeprefix("torch.")
+    if pangu:
+        rates = 1.0 / 16e6 ** (torch.arange(0, hidden // heads, 2) / (hidden // heads))
+        for layer in range(layers):
+            tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = rates.float().clone()
+        _write_json(folder / "config.json", _pangu_config(sizes, dtype_name))
+    else:
+        config.architectures = [type(model).__name__]
+        config.dtype = dtype_name
+        config.save_pretrained(folder)
+    _write_json(
+        folder / "generation_config.json",
+        {"do_sample": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    )
+    _write_weights(folder, tensors, shards)
+    if model_type in ("llama", "PanguEmbedded"):
+        _write_sentencepiece(folder, "PanguTokenizer" if pangu else "LlamaTokenizer")
+    else:
+        _write_byte_bpe(folder)
+    return folder
+
+
+def _pangu_config(sizes: dict[str, Any], dtype_name: str) -> dict[str, Any]:
+    remote = "openpangu_dense.PanguEmbedded"
+    return {
+        "architectures": ["PanguEmbeddedForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"configuration_{remote}Config",
+            "AutoModel": f"modeling_{remote}Model",
+            "AutoModelForCausalLM": f"modeling_{remote}ForCausalLM",
+        },
+        "bias": True,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "model_type": "PanguEmbedded",
+        "rope_theta": 16000000.0,
+        "torch_dtype": dtype_name,
+        "transformers_version": "4.53.2",
+        "use_cache": True,
+        **sizes,
+    }
+
+
+def _write_weights(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> None:
+    if shards == 1:
+        write_tensors(folder / SINGLE_NAME, tensors)
+        return
+    names = list(tensors)
+    weight_map: dict[str, str] = {}
+    for shard in range(shards):
+        part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        write_tensors(folder / file, {name: tensors[name] for name in part})
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    _write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+@cache
+def _sentencepiece_model() -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_TEXT.splitlines()),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=TOKENS,
+        byte_fallback=True,
+        character_coverage=0.99,
+        user_defined_symbols=["[unused9]", "[unused10]"],
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _write_sentencepiece(folder: Path, tokenizer_class: str) -> None:
+    (folder / "tokenizer.model").write_bytes(_sentencepiece_model())
+    contents = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "[unused9]", 4: "[unused10]"}
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": tokenizer_class,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "add_prefix_space": True,
+            "legacy": False,
+            "clean_up_tokenization_spaces": False,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": "<unk>",
+            "chat_template": _CHAT_TEMPLATE,
+            "added_tokens_decoder": {
+                str(number): {
+                    "content": content,
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "special": True,
+                }
+                for number, content in contents.items()
+            },
+        },
+    )
+
+
+@cache
+def _byte_bpe_json() -> str:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TOKENS,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT.splitlines() * 2, trainer)
+    assert tokenizer.get_vocab_size() == TOKENS
+    return tokenizer.to_str(pretty=False)
+
+
+QWEN2_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""How the tokenizers of Qwen2 and Qwen3 split text into words."""
+
+
+def _write_byte_bpe(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(_byte_bpe_json(), encoding="utf-8")
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "chat_template": _CHAT_TEMPLATE.replace("[unused9]", "<|im_start|>").replace(
+                "[unused10]", "<|im_end|>"
+            ),
+        },
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
