@@ -1,0 +1,85 @@
+"""What capture keeps of each layer: two numbers per micro-expert, not the activations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from camera.checkpoints.safetensors_file import read_tensors, write_tensors
+from camera.errors import CameraError
+
+
+@dataclass
+class LayerStatistics:
+    """Statistics of what enters `down_proj`, per FFN channel of one decoder layer, over all tokens seen.
+
+    Sums are float64: each sample is summed in float32 (torch sums pairwise), samples are added in float64, so
+    that a quarter of a million tokens do not swamp small channels and the batch size does not matter.
+    """
+
+    sum_squares_F: torch.Tensor
+    """float64 [F], CPU."""
+    max_abs_F: torch.Tensor
+    """float32 [F], CPU."""
+
+    @classmethod
+    def zeros(cls, width: int) -> "LayerStatistics":
+        return cls(torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float32))
+
+    def update(self, act_BTF: torch.Tensor) -> None:
+        """Add the activations of a batch of samples [batch, tokens, F], of any floating dtype and device."""
+        act = act_BTF.float()
+        sums_BF = act.square().sum(dim=1).cpu().double()
+        for sample_F in sums_BF:  # one by one, in order: the same sum whatever the batch size
+            self.sum_squares_F += sample_F
+        largest_F = torch.maximum(act.amax(dim=(0, 1)), -act.amin(dim=(0, 1))).cpu()
+        self.max_abs_F = torch.maximum(self.max_abs_F, largest_F)
+
+    def merge(self, other: "LayerStatistics") -> None:
+        """Add what another rank saw."""
+        self.sum_squares_F += other.sum_squares_F
+        self.max_abs_F = torch.maximum(self.max_abs_F, other.max_abs_F)
+
+    def check_finite(self, layer: int) -> None:
+        """Raise CameraError if any activation was NaN or infinite."""
+        if not (torch.isfinite(self.sum_squares_F).all() and torch.isfinite(self.max_abs_F).all()):
+            raise CameraError(
+                f"activations of decoder layer {layer} hold NaN or infinity: capture in float32 or bfloat16 "
+                "(capture.dtype) if this was float16; otherwise the checkpoint is damaged"
+            )
+
+
+def write_statistics(path: Path, layers: list[LayerStatistics]) -> None:
+    """Write all layers to one safetensors file: `layers.N.sum_squares`, `layers.N.max_abs`."""
+    write_tensors(path, statistics_tensors(layers))
+
+
+def statistics_tensors(layers: list[LayerStatistics]) -> dict[str, torch.Tensor]:
+    """Layers as named tensors, in order."""
+    tensors: dict[str, torch.Tensor] = {}
+    for index, layer in enumerate(layers):
+        tensors[f"layers.{index}.sum_squares"] = layer.sum_squares_F
+        tensors[f"layers.{index}.max_abs"] = layer.max_abs_F
+    return tensors
+
+
+def statistics_from(tensors: dict[str, torch.Tensor], count: int, where: Path) -> list[LayerStatistics]:
+    """The inverse of `statistics_tensors`.
+
+    Raises:
+        CameraError: if a layer is not there.
+    """
+    try:
+        return [
+            LayerStatistics(tensors[f"layers.{index}.sum_squares"], tensors[f"layers.{index}.max_abs"])
+            for index in range(count)
+        ]
+    except KeyError as error:
+        raise CameraError(
+            f"{where} has no {error}: it was captured from another model; capture again"
+        ) from None
+
+
+def read_statistics(path: Path, count: int) -> list[LayerStatistics]:
+    """Read what `write_statistics` wrote, for a model of `count` layers."""
+    return statistics_from(read_tensors(path), count, path)

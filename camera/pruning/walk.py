@@ -1,0 +1,98 @@
+"""A walk through a checkpoint, one decoder layer at a time.
+
+The transformers model is built on the meta device, so its own layer classes compute and nothing is written
+again per family; a layer's weights are read from the memory-mapped files just before use and dropped after.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.errors import CameraError
+
+
+class LayerWalk:
+    """The decoder layers of one checkpoint, usable one after the other.
+
+    Attributes:
+        device: where layers compute.
+        dtype: what layers compute in.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.dtype = dtype
+        _refuse_windows(checkpoint)
+        self._model = checkpoint.empty_model().model
+        rotary = type(self._model.rotary_emb)
+        self._rotary = rotary(checkpoint.hf_config).to(device)
+
+    def embed(self, tokens_ST: torch.Tensor) -> torch.Tensor:
+        """Hidden states [samples, tokens, hidden] that enter layer 0, on the CPU.
+
+        Only the embedding rows in use are converted; the matrix itself stays memory-mapped.
+        """
+        weight_VH = self.checkpoint.read("model.embed_tokens.weight")
+        rows, inverse = torch.unique(tokens_ST, return_inverse=True)
+        if int(rows.max()) >= weight_VH.shape[0]:
+            raise CameraError(
+                f"token {int(rows.max())} is outside the embedding's {weight_VH.shape[0]} rows: "
+                "the calibration tokens were made with another tokenizer"
+            )
+        used = weight_VH[rows]
+        if not torch.isfinite(used).all():
+            raise CameraError(f"{self.checkpoint.folder}: model.embed_tokens.weight holds NaN or infinity")
+        return used.to(self.dtype)[inverse]
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """One decoder layer with its weights on the device; they are dropped when the block ends.
+
+        Raises:
+            CameraError: if a weight is missing, of the wrong shape, or holds NaN or infinity.
+        """
+        module = self._model.layers[index]
+        prefix = self.checkpoint.family.layer_prefix(index)
+        weights = {
+            name.removeprefix(prefix): self.checkpoint.read_finite(name).to(self.device, self.dtype)
+            for name in self.checkpoint.layer_tensors(index)
+        }
+        try:
+            module.load_state_dict(weights, strict=True, assign=True)
+        except RuntimeError as error:
+            raise CameraError(
+                f"{self.checkpoint.folder}: decoder layer {index} does not load: {error}"
+            ) from None
+        module.requires_grad_(False)
+        try:
+            yield module
+        finally:
+            module.to("meta")
+
+    def caller(self, length: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+        """A function that runs a layer on hidden states [batch, length, hidden] with causal attention."""
+        positions = torch.arange(length, device=self.device)[None]
+        probe = torch.empty(1, length, 1, device=self.device, dtype=self.dtype)
+        cos_sin = self._rotary(probe, positions)
+
+        def call(module: nn.Module, hidden_BTH: torch.Tensor) -> torch.Tensor:
+            # No mask: scaled-dot-product attention is causal when it is given none.
+            out = module(hidden_BTH, position_embeddings=cos_sin, position_ids=positions, attention_mask=None)
+            return out[0] if isinstance(out, tuple) else out
+
+        return call
+
+
+def _refuse_windows(checkpoint: Checkpoint) -> None:
+    """Sliding-window attention needs a mask per layer; none of the supported checkpoints uses it."""
+    config = checkpoint.hf_config
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        raise CameraError(
+            f"{checkpoint.folder}: layers of kind {', '.join(sorted(kinds))} are not supported; "
+            "only full attention is (use_sliding_window: false)"
+        )
