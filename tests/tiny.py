@@ -15,6 +15,8 @@ TOKENS = 352
 """Tokens of the tiny tokenizers; an embedding may have more rows."""
 MODEL_TYPES = ("llama", "qwen2", "qwen3", "PanguEmbedded")
 
+QWEN2_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""How the tokenizers of Qwen2 and Qwen3 split text into words."""
 _TEXT = """\
 The old lighthouse keeper climbed the narrow stairs each evening to light the great lamp above the sea.
 Ships far away would see the bright signal and turn before they reached the rocks under the water.
@@ -233,10 +235,6 @@ def _byte_bpe_json() -> str:
     tokenizer.train_from_iterator(_TEXT.splitlines() * 2, trainer)
     assert tokenizer.get_vocab_size() == TOKENS
     return tokenizer.to_str(pretty=False)
-
-
-QWEN2_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""How the tokenizers of Qwen2 and Qwen3 split text into words."""
 
 
 def _write_byte_bpe(folder: Path) -> None:

@@ -1,0 +1,10 @@
+"""How a file says that its type 40 is Q4_0_64 and not the NVFP4 of stock llama.cpp."""
+
+LAYOUT_KEY = "camera.q4_0_64.layout"
+"""The key that a GGUF file holding Q4_0_64 carries."""
+Q4_0_64_LAYOUT = "block=64;bytes=34;scale=fp16;nibbles=offset8;low=0..31;high=32..63"
+"""Its value: the layout of a block, so that a reader need not guess which of the formats of this name it is."""
+LINEAGE_KEY = "camera.lineage"
+"""JSON text: what made the model."""
+TWIN_KEY = "camera.twin_of"
+"""In a Q4_0 file made from a Q4_0_64 one: the type that it holds the numbers of."""

@@ -1,0 +1,112 @@
+"""Rotary position parameters, between config.json and GGUF."""
+
+import json
+from collections.abc import Collection
+from math import pi
+from typing import Any
+
+import gguf
+import numpy as np
+
+from camera.errors import CameraError
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""The tensor that holds Llama 3's factors, one for each rotated pair."""
+PARAMETERS_KEY = "camera.rope_parameters"
+"""JSON text of the parameters from which those factors were computed; the factors alone do not give them back."""
+_DEFAULT_THETA = 10000.0
+_SCALED = ("linear", "yarn")
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_KNOWN = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", *_LLAMA3}
+
+
+def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a config.json, whichever way it writes them: always with `rope_type` and `rope_theta`.
+
+    Raises:
+        CameraError: if they hold something that cannot be carried over.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    parameters = {key: value for key, value in given.items() if value is not None}
+    theta = parameters.pop("rope_theta", config.get("rope_theta", _DEFAULT_THETA))
+    kind = parameters.pop("rope_type", parameters.pop("type", "default"))
+    parameters.pop("type", None)
+    if kind not in ("default", "llama3", *_SCALED) or parameters.keys() - _KNOWN:
+        raise CameraError(
+            f"config.json: rope parameters {given} are not supported in GGUF; supported are the types "
+            f"default, {', '.join(_SCALED)} and llama3 with {', '.join(_LLAMA3)}"
+        )
+    return {"rope_type": kind, "rope_theta": float(theta), **parameters}
+
+
+def write_rope(writer: gguf.GGUFWriter, config: dict[str, Any], head_dim: int) -> np.ndarray | None:
+    """Add the rotary keys to a file.
+
+    Returns:
+        for Llama 3's scaling the factors, float32 [head_dim / 2], to be written as `rope_freqs.weight`.
+
+    Raises:
+        CameraError: if the config's parameters cannot be carried over.
+    """
+    parameters = rope_parameters(config)
+    kind = parameters["rope_type"]
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(parameters["rope_theta"])
+    try:
+        if kind in _SCALED:
+            writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+            writer.add_rope_scaling_factor(float(parameters["factor"]))
+            if "original_max_position_embeddings" in parameters:
+                writer.add_rope_scaling_orig_ctx_len(int(parameters["original_max_position_embeddings"]))
+        elif kind == "llama3":
+            writer.add_string(PARAMETERS_KEY, json.dumps(parameters, sort_keys=True))
+            return _llama3_factors(parameters, head_dim)
+    except KeyError as error:
+        raise CameraError(f"config.json: rope type {kind} needs {error.args[0]}") from None
+    return None
+
+
+def read_rope(metadata: dict[str, Any], prefix: str, tensors: Collection[str], where: str) -> dict[str, Any]:
+    """The keys of config.json for a file's rotary keys.
+
+    Raises:
+        CameraError: if the file holds factors and does not say how they came about.
+    """
+    theta = float(str(np.float32(metadata.get(f"{prefix}rope.freq_base", _DEFAULT_THETA))))
+    if ROPE_FACTORS in tensors:
+        if PARAMETERS_KEY not in metadata:
+            raise CameraError(
+                f"{where} holds {ROPE_FACTORS} without the parameters that made it ({PARAMETERS_KEY}): "
+                "convert the checkpoint again with this tool"
+            )
+        try:
+            parameters = rope_parameters({"rope_scaling": json.loads(metadata[PARAMETERS_KEY])})
+        except (ValueError, TypeError, AttributeError):
+            raise CameraError(
+                f"{where}: {PARAMETERS_KEY} is not readable: convert the checkpoint again"
+            ) from None
+        return {"rope_theta": parameters.pop("rope_theta"), "rope_scaling": parameters}
+    kind = metadata.get(f"{prefix}rope.scaling.type", "none")
+    if kind == "none":
+        return {"rope_theta": theta}
+    if kind not in _SCALED:
+        raise CameraError(
+            f"{where}: rope scaling {kind!r} is not supported; supported are {', '.join(_SCALED)}"
+        )
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": metadata.get(f"{prefix}rope.scaling.factor", 1.0)}
+    if (length := metadata.get(f"{prefix}rope.scaling.original_context_length")) is not None:
+        scaling["original_max_position_embeddings"] = length
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _llama3_factors(parameters: dict[str, Any], head_dim: int) -> np.ndarray:
+    """By what each pair's frequency is divided: 1 for short waves, `factor` for long ones, smooth between.
+
+    Source: Llama 3.1; the same function in transformers' `modeling_rope_utils` computes frequencies with it.
+    """
+    factor, low, high = (float(parameters[key]) for key in _LLAMA3[:3])
+    length = float(parameters[_LLAMA3[3]])
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    waves = 2 * pi * parameters["rope_theta"] ** exponents
+    smooth = np.clip((length / waves - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
