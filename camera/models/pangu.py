@@ -5,9 +5,9 @@ from camera.models.family import Family
 
 def _register() -> None:
     # Here and not at the top: it imports transformers, which listing the families does not need.
-    from camera.models import pangu_embedded
+    from camera.models.pangu_embedded import register
 
-    pangu_embedded.register()
+    register()
 
 
 FAMILY = Family(
