@@ -1,0 +1,105 @@
+"""From dataset options to documents, and from documents to tokens."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from camera.data import hub, local, stdlib
+from camera.data.documents import Documents
+from camera.data.sampling import document_windows, joined_windows
+from camera.errors import CameraError
+from camera.options import CalibrationOptions, DatasetOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_documents(options: DatasetOptions) -> Documents:
+    """The texts of one part of a dataset.
+
+    Raises:
+        NetworkError: if a hub dataset is not cached and cannot be fetched.
+        CameraError: if a file is missing or damaged, or there is no text.
+    """
+    if options.name == "stdlib":
+        documents = stdlib.read(options.split)
+    elif options.path is not None:
+        if _holds_tokens(options):
+            raise CameraError(
+                f"{options.path} holds tokens, not text: give a .txt, .jsonl or .parquet file here"
+            )
+        documents = local.read(options.path, options.field)
+    else:
+        documents = hub.read(hub.DATASETS[options.name], options.split, options.revision)
+    if not any(text.strip() for text in documents.texts):
+        raise CameraError(f"{documents.source} holds no text")
+    return documents
+
+
+def calibration_tokens(options: CalibrationOptions, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
+    """The windows that importance is measured on.
+
+    They are chosen as the dataset's users have agreed on (see `camera.data.sampling`); the windows of a
+    .safetensors file are taken in their order, each cut to its first `length` tokens.
+
+    Returns:
+        int64 [samples, length].
+
+    Raises:
+        CameraError: if the dataset is empty, damaged, or too short for a window. Its kind NetworkError as in
+            `read_documents`.
+    """
+    if _holds_tokens(options):
+        return _ready_windows(options, tokenizer)
+    documents = read_documents(options)
+    samples, length, seed = options.samples, options.length, options.seed
+    try:
+        if documents.strategy == "documents":
+            texts = documents.texts
+            return document_windows(lambda i: _encode(texts[i], tokenizer), len(texts), samples, length, seed)
+        return joined_windows(_encode(documents.joined, tokenizer), samples, length, seed)
+    except CameraError as error:
+        raise CameraError(f"{documents.source}: {error}; choose a shorter `length` or more text") from None
+
+
+def evaluation_tokens(options: DatasetOptions, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
+    """The whole text, joined and tokenised once, with what the tokenizer puts before and after a text.
+
+    Returns:
+        int64 [tokens].
+
+    Raises:
+        CameraError: as `read_documents`.
+    """
+    if _holds_tokens(options):
+        return local.read_input_ids(_path(options), len(tokenizer)).flatten()
+    return _encode(read_documents(options).joined, tokenizer)
+
+
+def _holds_tokens(options: DatasetOptions) -> bool:
+    return options.path is not None and options.path.suffix.lower() == local.TOKENS_SUFFIX
+
+
+def _path(options: DatasetOptions) -> Path:
+    assert options.path is not None
+    return options.path
+
+
+def _ready_windows(options: CalibrationOptions, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
+    ids_SL = local.read_input_ids(_path(options), len(tokenizer))
+    samples, length = ids_SL.shape
+    if samples < options.samples or length < options.length:
+        raise CameraError(
+            f"{options.path}: {local.TOKENS_NAME} has {samples} windows of {length} tokens, and {options.samples} of "
+            f"{options.length} are needed: lower `samples` or `length`"
+        )
+    return ids_SL[: options.samples, : options.length].contiguous()
+
+
+def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
+    """Tokens of one text, int64 [tokens]; `verbose` would warn of every text longer than the model's window."""
+    ids = tokenizer(text, return_attention_mask=False, return_token_type_ids=False, verbose=False)[
+        "input_ids"
+    ]
+    return torch.tensor(ids, dtype=torch.int64)
