@@ -208,8 +208,12 @@ def _explain(chunk: torch.Tensor, type: BlockType, name: str) -> None:
 # Decoders: blocks' bytes -> float32 blocks, written in place.
 
 
-def _decode_float(blocks: np.ndarray, out: np.ndarray, dtype: torch.dtype) -> None:
-    out[:] = torch.from_numpy(blocks).view(dtype).float().numpy().reshape(out.shape)
+def _decode_float(blocks: np.ndarray, out: np.ndarray, dtype: type[np.floating]) -> None:
+    out[:] = blocks.view(dtype)
+
+
+def _decode_bf16(blocks: np.ndarray, out: np.ndarray) -> None:
+    np.left_shift(blocks.view(np.uint16), 16, out=out.view(np.uint32), dtype=np.uint32)
 
 
 def _decode_q8_0(blocks: np.ndarray, out: np.ndarray) -> None:
@@ -242,9 +246,9 @@ _ENCODERS: dict[BlockType, Callable[[torch.Tensor, np.ndarray], bool]] = {
     "q4_0_64": lambda chunk, out: _encode_q4(chunk, out, 64),
 }
 _DECODERS: dict[BlockType, Callable[[np.ndarray, np.ndarray], None]] = {
-    "f32": lambda blocks, out: _decode_float(blocks, out, torch.float32),
-    "f16": lambda blocks, out: _decode_float(blocks, out, torch.float16),
-    "bf16": lambda blocks, out: _decode_float(blocks, out, torch.bfloat16),
+    "f32": lambda blocks, out: _decode_float(blocks, out, np.float32),
+    "f16": lambda blocks, out: _decode_float(blocks, out, np.float16),
+    "bf16": _decode_bf16,
     "q8_0": _decode_q8_0,
     "q4_0": _decode_q4,
     "q4_0_64": _decode_q4,

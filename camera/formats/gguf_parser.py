@@ -53,6 +53,8 @@ class Parser:
         self._raw = raw
         self._size = len(raw)
         self._at = 0
+        self.value_types: dict[str, tuple[int, int | None]] = {}
+        """Of each key the number of its type, and of its items where it is an array."""
 
     def parse(self) -> tuple[dict[str, Any], dict[str, TensorEntry], int]:
         """The keys, the tensor list, and where the tensors' bytes start.
@@ -74,7 +76,12 @@ class Parser:
             key = self._string()
             if key in metadata:
                 self._damaged(f"key {key} is there twice")
-            metadata[key] = self._value(self._integer("<I"), depth=0)
+            kind = self._integer("<I")
+            item_kind = (
+                int.from_bytes(self._raw[self._at : self._at + 4], "little") if kind == _ARRAY else None
+            )
+            self.value_types[key] = kind, item_kind
+            metadata[key] = self._value(kind, depth=0)
         entries: dict[str, TensorEntry] = {}
         for _ in range(tensor_count):
             entry = self._entry()

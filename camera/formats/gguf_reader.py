@@ -25,9 +25,9 @@ from camera.formats.names import (
     OUTPUT,
     family_of_architecture,
     gguf_name,
-    hf_candidates,
     rotary_heads,
     split_halves,
+    tensor_names,
 )
 from camera.formats.rope import ROPE_FACTORS, read_rope
 
@@ -55,6 +55,8 @@ class GgufFile:
     path: Path
     metadata: dict[str, Any]
     """Every key, in file order: int, float, bool, str, or a list of them."""
+    value_types: dict[str, tuple[int, int | None]]
+    """The GGUF type number of each key's value, and of its items where it is an array."""
     tensors: dict[str, GgufTensor]
     """Every tensor by its GGUF name, in file order."""
 
@@ -117,7 +119,7 @@ def open_gguf(path: Path | str) -> GgufFile:
     tensors = {
         entry.name: _tensor(path, entry, content[data_start:], is_ours=is_ours) for entry in entries.values()
     }
-    return GgufFile(path, metadata, tensors)
+    return GgufFile(path, metadata, parser.value_types, tensors)
 
 
 def is_q4_0_64(file: GgufFile) -> bool:
@@ -171,12 +173,8 @@ def hf_names(file: GgufFile) -> dict[str, str]:
         CameraError: if the architecture is not supported, or a tensor has no place in it.
     """
     family = family_of_architecture(file.architecture, str(file.path))
-    layers = _layer_count(file)
-    names: dict[str, str] = {}
-    for hf_name in hf_candidates(layers):
-        name = gguf_name(family, hf_name, layers)
-        if name in file.tensors:
-            names[hf_name] = name
+    possible = tensor_names(family, _layer_count(file))
+    names = {hf_name: name for hf_name, name in possible.items() if name in file.tensors}
     strange = file.tensors.keys() - set(names.values()) - {ROPE_FACTORS}
     if strange:
         raise CameraError(f"{file.path}: {min(strange)} has no place in a {family.architecture}")

@@ -12,6 +12,7 @@ from camera.models import FAMILIES, Family
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
+_SUFFIXES = (".weight", ".bias")
 
 
 def family_of_architecture(architecture: str, where: str) -> Family:
@@ -33,14 +34,21 @@ def gguf_name(family: Family, hf_name: str, layers: int) -> str:
     Raises:
         CameraError: if llama.cpp knows no such tensor in this architecture.
     """
-    name = _name_map(family.gguf_architecture, layers).get_name(hf_name, try_suffixes=(".weight", ".bias"))
-    if name is None:
+    names = tensor_names(family, layers)
+    if hf_name not in names:
         raise CameraError(f"{hf_name} has no place in a GGUF file of architecture {family.gguf_architecture}")
-    return name
+    return names[hf_name]
 
 
-def hf_candidates(layers: int) -> Iterator[str]:
-    """Names of every tensor that a checkpoint of a supported family may hold, in reading order."""
+@cache
+def tensor_names(family: Family, layers: int) -> dict[str, str]:
+    """The GGUF name of every tensor that a checkpoint of a family may hold, by its Hugging Face name, in order."""
+    names = _name_map(family.gguf_architecture, layers)
+    pairs = ((name, names.get_name(name, try_suffixes=_SUFFIXES)) for name in _candidates(layers))
+    return {hf_name: name for hf_name, name in pairs if name is not None}
+
+
+def _candidates(layers: int) -> Iterator[str]:
     yield EMBEDDING
     for layer in range(layers):
         prefix = f"model.layers.{layer}."

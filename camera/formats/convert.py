@@ -1,0 +1,243 @@
+"""From a folder of packed tensors to one GGUF file, and from a Q4_0_64 file to its Q4_0 twin."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from camera.digests import canonical_json
+from camera.errors import CameraError
+from camera.files import refuse_occupied
+from camera.formats import blocks
+from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
+from camera.formats.gguf_tokenizer import write_tokenizer
+from camera.formats.gguf_writer import OutputTensor, gguf_file, write_tensors
+from camera.formats.layout import BLOCK_TYPE_KEY, LAYOUT_KEY, LINEAGE_KEY, Q4_0_64_LAYOUT, TWIN_KEY
+from camera.formats.names import EMBEDDING, interleave, rotary_heads, tensor_names
+from camera.formats.quantized_model import QuantizedModel
+from camera.formats.rope import ROPE_FACTORS, write_rope
+from camera.options import BlockType
+from camera.progress import Progress, silent
+
+_QUANTIZATION_VERSION = 2  # ggml's, of the block types' layouts
+
+
+def convert_to_gguf(
+    quantized_folder: Path,
+    out_file: Path,
+    *,
+    name: str,
+    lineage: dict[str, Any] | None = None,
+    twin: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write a GGUF file with everything that llama.cpp needs: weights, tokenizer, chat template, keys.
+
+    The same folder, name and lineage always give the same bytes. Peak memory is one packed tensor.
+
+    Args:
+        quantized_folder: what `quantize_checkpoint` wrote; nothing else is read.
+        out_file: the file to write.
+        name: `general.name`.
+        lineage: what made the model; any JSON, kept in the file.
+        twin: write each Q4_0_64 tensor as the Q4_0 that holds exactly the same numbers.
+        progress: told the tensors done and in all.
+
+    Returns:
+        `bytes`, `type`, `file_type`, `tensors` (how many of each type), `parameters`, `bits_per_weight`,
+        `warnings` (sentences).
+
+    Raises:
+        CameraError: if the folder is unfinished or damaged, if its tokenizer or a config value has no
+            counterpart in GGUF, or if `out_file` exists.
+    """
+    refuse_occupied(out_file)
+    model = QuantizedModel.open(quantized_folder)
+    tensors = _tensors(model)
+    if twin:
+        tensors = _as_twins(tensors, quantized_folder)
+    with gguf_file(out_file, model.family.gguf_architecture) as writer:
+        parameters = sum(record.parameters for record in model.report.tensors)
+        writer.add_type(gguf.GGUFType.MODEL)
+        writer.add_name(name)
+        writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
+        warnings = _write_model_keys(writer, model, tensors)
+        warnings += write_tokenizer(writer, model.folder, model.tensors[EMBEDDING].shape[0])
+        block_type = _block_type(tensors, "q4_0" if twin else model.report.type)
+        if lineage is not None:
+            writer.add_string(LINEAGE_KEY, canonical_json(lineage))
+        _write_type_keys(writer, tensors, block_type, twin=twin)
+        for done, _ in enumerate(write_tensors(writer, tensors), start=1):
+            progress(done, len(tensors))
+    return _summary(out_file, tensors, block_type, warnings)
+
+
+def write_twin(gguf_path: Path, out_path: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Rewrite a Q4_0_64 file as the Q4_0 file that holds exactly the same numbers, for any stock llama.cpp.
+
+    Returns:
+        as `convert_to_gguf`.
+
+    Raises:
+        CameraError: if the file holds no Q4_0_64, is damaged, or `out_path` exists.
+    """
+    refuse_occupied(out_path)
+    file = open_gguf(gguf_path)
+    if not is_q4_0_64(file):
+        raise CameraError(f"{gguf_path} holds no Q4_0_64: it needs no twin")
+    tensors = _as_twins(_stored_tensors(file), gguf_path)
+    with gguf_file(out_path, file.architecture) as writer:
+        for key, value in file.metadata.items():
+            if key == gguf.Keys.General.ALIGNMENT:
+                writer.add_custom_alignment(value)
+            elif key not in (gguf.Keys.General.ARCHITECTURE, *_TYPE_KEYS):
+                kind, item_kind = file.value_types[key]
+                writer.add_key_value(
+                    key,
+                    value,
+                    gguf.GGUFValueType(kind),
+                    None if item_kind is None else gguf.GGUFValueType(item_kind),
+                )
+        block_type = _block_type(tensors, "q4_0")
+        _write_type_keys(writer, tensors, block_type, twin=True)
+        for done, _ in enumerate(write_tensors(writer, tensors), start=1):
+            progress(done, len(tensors))
+    return _summary(out_path, tensors, block_type, [])
+
+
+def _tensors(model: QuantizedModel) -> list[OutputTensor]:
+    """The model's tensors under their GGUF names, rows in llama.cpp's order."""
+    layers = int(model.config["num_hidden_layers"])
+    heads, kv_heads = _heads(model.config)
+    names = tensor_names(model.family, layers)
+    ordered = [hf_name for hf_name in names if hf_name in model.tensors]
+    if strange := model.tensors.keys() - set(ordered):
+        raise CameraError(f"{model.folder}: {min(strange)} has no place in a GGUF file")
+    tensors = []
+    for hf_name in ordered:
+        record = model.tensors[hf_name]
+        permuted = rotary_heads(model.family, hf_name, heads, kv_heads)
+        read = partial(_rows, model, hf_name, permuted)
+        tensors.append(OutputTensor(names[hf_name], record.type, record.shape, read))
+    return tensors
+
+
+def _rows(model: QuantizedModel, hf_name: str, permuted_heads: int | None) -> np.ndarray:
+    data = model.packed(hf_name)
+    if permuted_heads is None:
+        return data
+    # Of a vector, which is one row, the elements are what is permuted.
+    return interleave(data.reshape(model.tensors[hf_name].shape[0], -1), permuted_heads).reshape(data.shape)
+
+
+def _stored_tensors(file: GgufFile) -> list[OutputTensor]:
+    tensors = []
+    for tensor in file.tensors.values():
+        if tensor.type not in blocks.FORMATS:
+            raise CameraError(f"{file.path}: {tensor.name} is {tensor.type}, which is not written here")
+        block_type = next(type for type in blocks.FORMATS if type == tensor.type)
+        tensors.append(OutputTensor(tensor.name, block_type, tensor.shape, partial(np.asarray, tensor.data)))
+    return tensors
+
+
+def _as_twins(tensors: list[OutputTensor], source: Path) -> list[OutputTensor]:
+    if not any(tensor.type == "q4_0_64" for tensor in tensors):
+        raise CameraError(f"{source} holds no Q4_0_64 tensor: only such have a Q4_0 twin")
+    return [
+        replace(tensor, type="q4_0", read=partial(_read_twin, tensor.read))
+        if tensor.type == "q4_0_64"
+        else tensor
+        for tensor in tensors
+    ]
+
+
+def _read_twin(read: Callable[[], np.ndarray]) -> np.ndarray:
+    return blocks.twin(read())
+
+
+def _write_model_keys(
+    writer: gguf.GGUFWriter, model: QuantizedModel, tensors: list[OutputTensor]
+) -> list[str]:
+    """Add the architecture's keys, and to `tensors` the rotary factors where there are any; warnings."""
+    config = model.config
+    heads, kv_heads = _heads(config)
+    # From the weights, because some families have a default that config.json may leave unsaid.
+    head_dim = model.tensors["model.layers.0.self_attn.q_proj.weight"].shape[0] // heads
+    try:
+        writer.add_block_count(int(config["num_hidden_layers"]))
+        writer.add_context_length(int(config["max_position_embeddings"]))
+        writer.add_embedding_length(int(config["hidden_size"]))
+        writer.add_feed_forward_length(int(config["intermediate_size"]))
+        writer.add_head_count(heads)
+        writer.add_head_count_kv(kv_heads)
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+        writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
+        writer.add_vocab_size(model.tensors[EMBEDDING].shape[0])
+    except KeyError as error:
+        raise CameraError(f"{model.folder / 'config.json'} has no {error.args[0]}") from None
+    factors = write_rope(writer, config, head_dim)
+    if factors is not None:
+        bytes_ = factors.view(np.uint8).reshape(1, -1)
+        tensors.insert(0, OutputTensor(ROPE_FACTORS, "f32", factors.shape, lambda: bytes_))
+    if config.get("use_sliding_window"):
+        return [
+            "config.json uses a sliding window, and llama.cpp attends to the whole context in this family"
+        ]
+    return []
+
+
+_TYPE_KEYS = (
+    gguf.Keys.General.FILE_TYPE,
+    gguf.Keys.General.QUANTIZATION_VERSION,
+    BLOCK_TYPE_KEY,
+    LAYOUT_KEY,
+    TWIN_KEY,
+)
+
+
+def _write_type_keys(
+    writer: gguf.GGUFWriter, tensors: list[OutputTensor], block_type: BlockType, *, twin: bool
+) -> None:
+    writer.add_file_type(blocks.FORMATS[block_type].file_number)
+    writer.add_quantization_version(_QUANTIZATION_VERSION)
+    writer.add_string(BLOCK_TYPE_KEY, block_type)
+    if any(tensor.type == "q4_0_64" for tensor in tensors):
+        writer.add_string(LAYOUT_KEY, Q4_0_64_LAYOUT)
+    if twin:
+        writer.add_string(TWIN_KEY, "q4_0_64")
+
+
+def _block_type(tensors: list[OutputTensor], wanted: BlockType) -> BlockType:
+    """What the file calls itself: the type asked for, or what most bytes are where all tensors fell back."""
+    sizes: Counter[BlockType] = Counter()
+    for tensor in tensors:
+        if len(tensor.shape) == 2:
+            sizes[tensor.type] += tensor.size
+    return wanted if wanted in sizes else sizes.most_common(1)[0][0]
+
+
+def _heads(config: dict[str, Any]) -> tuple[int, int]:
+    heads = int(config["num_attention_heads"])
+    return heads, int(config.get("num_key_value_heads") or heads)
+
+
+def _summary(
+    path: Path, tensors: list[OutputTensor], block_type: BlockType, warnings: list[str]
+) -> dict[str, Any]:
+    parameters = sum(prod(tensor.shape) for tensor in tensors)
+    return {
+        "bytes": path.stat().st_size,
+        "type": block_type,
+        "file_type": blocks.FORMATS[block_type].file_number,
+        "tensors": dict(sorted(Counter(tensor.type for tensor in tensors).items())),
+        "parameters": parameters,
+        "bits_per_weight": 8 * sum(tensor.size for tensor in tensors) / parameters,
+        "warnings": warnings,
+    }

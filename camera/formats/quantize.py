@@ -1,0 +1,267 @@
+"""Pack a checkpoint's tensors, one at a time, into shards that a killed run finds again."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.safetensors_file import SafetensorsWriter
+from camera.digests import digest_file, digest_json
+from camera.errors import CameraError
+from camera.files import refuse_occupied, whole_file, write_json
+from camera.formats import blocks
+from camera.formats.names import EMBEDDING, OUTPUT
+from camera.formats.quantized_model import (
+    SUMMARY_NAME,
+    QuantizeReport,
+    ShardRecord,
+    TensorRecord,
+    packed_shape,
+    parse_report,
+)
+from camera.options import BlockType, QuantizeOptions
+from camera.progress import Progress, silent
+
+_PARTIAL_NAME = "quantized.partial.json"
+_REST = "rest.safetensors"
+_SAMPLE = 2048  # weights of each tensor that go into the source's digest
+_FALLBACK: dict[BlockType, BlockType] = {"q4_0_64": "q8_0", "q4_0": "f16", "q8_0": "f16"}
+_Finished = dict[str, tuple[ShardRecord, list[TensorRecord]]]
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """What a tensor will be stored as."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: BlockType
+    fallback: str | None
+    """Why it is not of the type asked for; None if it is."""
+
+
+def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[PlannedTensor]:
+    """What every tensor will be stored as, in the checkpoint's order.
+
+    Vectors stay f32. A matrix is what the last matching override says, else what the options say for the
+    embedding and the output head, else `options.type`; where its rows are no multiple of the block, the next
+    finer type that holds them. A tied output head is not stored.
+
+    Raises:
+        CameraError: if an override matches no matrix, or a tensor is neither vector nor matrix.
+    """
+    plan = []
+    unused = set(options.overrides)
+    for name, info in checkpoint.needed.items():
+        if name == OUTPUT and checkpoint.config.get("tie_word_embeddings", False):
+            continue
+        if len(info.shape) not in (1, 2):
+            raise CameraError(
+                f"{checkpoint.folder}: {name} has shape {list(info.shape)}: only vectors and matrices are stored"
+            )
+        if len(info.shape) == 1:
+            plan.append(PlannedTensor(name, info.shape, "f32", None))
+            continue
+        wanted = {EMBEDDING: options.embedding_type, OUTPUT: options.output_type}.get(name) or options.type
+        for pattern, type in options.overrides.items():
+            if fnmatch(name, pattern):
+                wanted = type
+                unused.discard(pattern)
+        plan.append(_fit(name, info.shape, wanted))
+    if unused:
+        raise CameraError(f"quantize.overrides: {min(unused)!r} matches no matrix of {checkpoint.folder}")
+    return plan
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint, out: Path, options: QuantizeOptions, progress: Progress = silent
+) -> QuantizeReport:
+    """Write a folder with every tensor packed, from which `convert_to_gguf` needs nothing else.
+
+    One shard for each decoder layer and one for the rest; each appears whole or not at all. A run into a
+    folder that an equal run left unfinished (or that has lost a shard since) makes only what is missing.
+    Peak memory is one tensor and its packed form.
+
+    Args:
+        checkpoint: the source; its config, generation config and tokenizer are copied.
+        out: the folder to write.
+        options: types; see `plan_types` for the rules.
+        progress: told the tensors done and in all.
+
+    Raises:
+        CameraError: if a tensor holds NaN, infinity or a value too large for its type; if `out` holds
+            anything but an equal run's work.
+    """
+    plan = plan_types(checkpoint, options)
+    source = _source_digest(checkpoint, options)
+    finished = _resume(out, options, source)
+    done = 0
+    for file, planned in _shards(checkpoint, plan).items():
+        if file not in finished:
+            records = _write_shard(checkpoint, out / file, planned, progress, done, len(plan))
+            shard = ShardRecord(file=file, size=(out / file).stat().st_size, sha256=digest_file(out / file))
+            finished[file] = shard, records
+            _write_report(out / _PARTIAL_NAME, options, source, finished)
+        done += len(planned)
+        progress(done, len(plan))
+    for name in _side_files(checkpoint):
+        with whole_file(out / name) as temporary:
+            shutil.copyfile(checkpoint.folder / name, temporary)
+    report = _write_report(out / SUMMARY_NAME, options, source, finished)
+    (out / _PARTIAL_NAME).unlink()
+    return report
+
+
+def _fit(name: str, shape: tuple[int, ...], wanted: BlockType) -> PlannedTensor:
+    type = wanted
+    while shape[-1] % blocks.FORMATS[type].block_length:
+        type = _FALLBACK[type]
+    if type == wanted:
+        return PlannedTensor(name, shape, type, None)
+    length = blocks.FORMATS[wanted].block_length
+    return PlannedTensor(
+        name, shape, type, f"rows of {shape[-1]} weights are no multiple of {wanted}'s block of {length}"
+    )
+
+
+def _shards(checkpoint: Checkpoint, plan: Iterable[PlannedTensor]) -> dict[str, list[PlannedTensor]]:
+    """The planned tensors by the file that they go into, decoder layers first."""
+    by_prefix = {
+        checkpoint.family.layer_prefix(layer): f"layer-{layer:05d}.safetensors"
+        for layer in range(checkpoint.layer_count)
+    }
+    shards: dict[str, list[PlannedTensor]] = {file: [] for file in (*by_prefix.values(), _REST)}
+    for planned in plan:
+        layer_file = (file for prefix, file in by_prefix.items() if planned.name.startswith(prefix))
+        shards[next(layer_file, _REST)].append(planned)
+    return shards
+
+
+def _write_shard(
+    checkpoint: Checkpoint,
+    path: Path,
+    planned: list[PlannedTensor],
+    progress: Progress,
+    done: int,
+    total: int,
+) -> list[TensorRecord]:
+    records = []
+    layout = {tensor.name: (torch.uint8, packed_shape(tensor.type, tensor.shape)) for tensor in planned}
+    with whole_file(path) as temporary, SafetensorsWriter(temporary, layout) as writer:
+        for tensor in planned:
+            weight = checkpoint.read(tensor.name)
+            packed = blocks.quantize(weight, tensor.type, name=f"{checkpoint.folder}: {tensor.name}")
+            writer.write(tensor.name, torch.from_numpy(packed))
+            rms, relative_error = _errors(weight, packed, tensor.type)
+            records.append(
+                TensorRecord(
+                    name=tensor.name,
+                    type=tensor.type,
+                    shape=tensor.shape,
+                    file=path.name,
+                    bits_per_weight=blocks.FORMATS[tensor.type].bits_per_weight,
+                    rms=rms,
+                    relative_error=relative_error,
+                    fallback=tensor.fallback,
+                )
+            )
+            progress(done + len(records), total)
+    return records
+
+
+def _errors(weight: torch.Tensor, packed: np.ndarray, type: BlockType) -> tuple[float, float]:
+    """RMS of a tensor, and RMS of (stored − original) over it; six digits, which any summation order gives."""
+    rows = weight.reshape(packed.shape[0], -1)
+    step = max(1, (1 << 20) // rows.shape[1])
+    power = noise = 0.0
+    for start in range(0, len(rows), step):
+        original = rows[start : start + step].float()
+        stored = torch.from_numpy(blocks.dequantize(packed[start : start + step], type, rows.shape[1]))
+        power += float(torch.linalg.vector_norm(original, dtype=torch.float64)) ** 2
+        noise += float(torch.linalg.vector_norm(stored.sub_(original), dtype=torch.float64)) ** 2
+    rms = (power / weight.numel()) ** 0.5
+    return _six_digits(rms), _six_digits((noise / power) ** 0.5 if power else 0.0)
+
+
+def _six_digits(number: float) -> float:
+    return float(f"{number:.6g}")
+
+
+def _write_report(path: Path, options: QuantizeOptions, source: str, finished: _Finished) -> QuantizeReport:
+    shards = [shard for _, (shard, _) in sorted(finished.items())]
+    records = [record for _, (_, shard_records) in sorted(finished.items()) for record in shard_records]
+    parameters = sum(record.parameters for record in records)
+    size = sum(prod(packed_shape(record.type, record.shape)) for record in records)
+    matrices = [record for record in records if len(record.shape) == 2]
+    power = sum(record.parameters * record.rms**2 for record in matrices)
+    noise = sum(record.parameters * (record.rms * record.relative_error) ** 2 for record in matrices)
+    report = QuantizeReport(
+        type=options.type,
+        tensors=tuple(records),
+        shards=tuple(shards),
+        source=source,
+        parameters=parameters,
+        bytes=size,
+        bits_per_weight=8 * size / parameters if parameters else 0.0,
+        relative_error=_six_digits((noise / power) ** 0.5 if power else 0.0),
+    )
+    write_json(path, report.model_dump(mode="json"))
+    return report
+
+
+def _source_digest(checkpoint: Checkpoint, options: QuantizeOptions) -> str:
+    """What tells two sources apart without reading them whole: their plan, and the start of every tensor."""
+    samples = {}
+    for name, info in checkpoint.needed.items():
+        start = checkpoint.read(name).reshape(-1)[:_SAMPLE].contiguous()
+        samples[name] = [str(info.dtype), list(info.shape), start.view(torch.uint8).numpy().tobytes().hex()]
+    return digest_json(
+        {
+            "config": checkpoint.config,
+            "samples": samples,
+            "options": options.model_dump(mode="json", exclude={"twin"}),
+        }
+    )
+
+
+def _side_files(checkpoint: Checkpoint) -> list[str]:
+    """The config and what else a converter reads."""
+    wanted = ("config.json", "generation_config.json", *checkpoint.tokenizer_files)
+    return [name for name in wanted if (checkpoint.folder / name).is_file()]
+
+
+def _resume(out: Path, options: QuantizeOptions, source: str) -> _Finished:
+    """Make `out` ready to be written to; the shards in it that are whole, with their tensors' records.
+
+    Raises:
+        CameraError: if it holds something else than an equal run's work.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / _PARTIAL_NAME
+    if (out / SUMMARY_NAME).is_file():  # finished once: unfinished until its shards are seen to be there
+        (out / SUMMARY_NAME).replace(partial)
+    for leftover in out.glob(".*.tmp"):
+        leftover.unlink()
+    finished: _Finished = {}
+    if partial.is_file():
+        report = parse_report(partial)
+        if report.source != source:
+            raise CameraError(
+                f"{out} holds the work of another checkpoint or of other options: choose another output "
+                "folder, or remove it"
+            )
+        for shard in report.shards:
+            path = out / shard.file
+            if path.is_file() and path.stat().st_size == shard.size and digest_file(path) == shard.sha256:
+                records = [record for record in report.tensors if record.file == shard.file]
+                finished[shard.file] = shard, records
+    else:
+        refuse_occupied(out)
+        _write_report(partial, options, source, finished)
+    return finished

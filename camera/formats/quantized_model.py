@@ -1,0 +1,176 @@
+"""A folder of packed tensors, as `quantize` writes it and `convert`, evaluation and reports read it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from camera.checkpoints.safetensors_file import read_header
+from camera.errors import CameraError
+from camera.files import read_json
+from camera.formats import blocks
+from camera.models import Family, family_of
+from camera.options import BlockType
+
+SUMMARY_NAME = "quantized.json"
+
+
+class TensorRecord(BaseModel):
+    """What became of one tensor."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """Its Hugging Face name."""
+    type: BlockType
+    shape: tuple[int, ...]
+    file: str
+    """The shard that holds its bytes: uint8 [rows, bytes per row], a vector as one row."""
+    bits_per_weight: float
+    rms: float
+    """Of the original."""
+    relative_error: float
+    """RMS of (stored − original) over RMS of the original; 0 for a tensor of zeros."""
+    fallback: str | None = None
+    """Why it is not of the type asked for; None if it is."""
+
+    @property
+    def parameters(self) -> int:
+        return prod(self.shape)
+
+
+class ShardRecord(BaseModel):
+    """A finished shard."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    size: int
+    sha256: str
+
+
+class QuantizeReport(BaseModel):
+    """What `quantized.json` holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: BlockType
+    """Of the matrices, where nothing else was asked for."""
+    tensors: tuple[TensorRecord, ...]
+    shards: tuple[ShardRecord, ...]
+    source: str
+    """Digest of the source's config, tensor list and a sample of each tensor, and of the options."""
+    parameters: int
+    bytes: int
+    """Of all packed tensors, without headers."""
+    bits_per_weight: float
+    relative_error: float
+    """RMS over all matrices together of (stored − original), over RMS of the originals."""
+
+    @property
+    def fallbacks(self) -> list[TensorRecord]:
+        """The tensors that are not of the type asked for."""
+        return [record for record in self.tensors if record.fallback]
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """An open folder; bytes are read when asked for."""
+
+    folder: Path
+    config: dict[str, Any]
+    """The source's config.json, every key kept."""
+    family: Family
+    report: QuantizeReport
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "QuantizedModel":
+        """Read the summary and the shards' headers.
+
+        Raises:
+            CameraError: if the folder is unfinished, or a shard is missing, truncated or does not hold what
+                the summary says.
+        """
+        folder = Path(folder)
+        if not (folder / SUMMARY_NAME).is_file():
+            raise CameraError(
+                f"{folder} holds no finished quantised model ({SUMMARY_NAME}): quantize into it (again)"
+            )
+        report = parse_report(folder / SUMMARY_NAME)
+        for shard in report.shards:
+            headers = read_header(folder / shard.file)
+            for record in report.tensors:
+                if record.file == shard.file:
+                    expected = packed_shape(record.type, record.shape)
+                    found = headers[record.name].shape if record.name in headers else None
+                    if found != expected:
+                        raise CameraError(
+                            f"{folder / shard.file}: {record.name} has shape {found}, and {SUMMARY_NAME} says "
+                            f"{expected}: quantize again"
+                        )
+        config = read_json(folder / "config.json")
+        return cls(folder, config, family_of(config, str(folder / "config.json")), report)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorRecord]:
+        """Every tensor's record by its Hugging Face name."""
+        return {record.name: record for record in self.report.tensors}
+
+    def packed(self, name: str) -> np.ndarray:
+        """A tensor's bytes: uint8 [rows, bytes per row], mapped from its shard.
+
+        Raises:
+            CameraError: if there is no such tensor or its shard cannot be read.
+        """
+        path = self.folder / self._record(name).file
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(name).numpy()
+        except (SafetensorError, OSError) as error:
+            raise CameraError(f"{path} cannot be read ({name}): {error}; quantize again") from None
+
+    def dequantize(self, name: str) -> torch.Tensor:
+        """A tensor's numbers as stored: float32, of its shape.
+
+        Raises:
+            CameraError: if there is no such tensor or its shard cannot be read.
+        """
+        record = self._record(name)
+        return torch.from_numpy(blocks.dequantize(self.packed(name), record.type, record.shape[-1])).reshape(
+            record.shape
+        )
+
+    def state_dict(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """The numbers of all tensors whose names start so; float32, so mind the memory of a whole model."""
+        return {name: self.dequantize(name) for name in self.tensors if name.startswith(prefix)}
+
+    def _record(self, name: str) -> TensorRecord:
+        if name not in self.tensors:
+            raise CameraError(f"{self.folder} has no tensor {name}")
+        return self.tensors[name]
+
+
+def packed_shape(type: BlockType, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and bytes per row of a vector or matrix."""
+    rows = shape[0] if len(shape) == 2 else 1
+    return rows, blocks.FORMATS[type].row_bytes(shape[-1])
+
+
+def parse_report(path: Path) -> QuantizeReport:
+    """Read a summary.
+
+    Raises:
+        CameraError: if it is missing, or not one.
+    """
+    try:
+        return TypeAdapter(QuantizeReport).validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CameraError(f"{path}: {where}: {first['msg']}; quantize again") from None
