@@ -87,7 +87,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CameraError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CameraError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers or nesting beyond reason
         raise CameraError(f"{path} is not valid JSON: {error}") from None
 
 
@@ -95,6 +97,6 @@ def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` hold the bytes of `source`: a hard link where the file system allows it, else a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # a hub cache holds symbolic links: link what they mean
     except OSError:
         shutil.copyfile(source, target)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-DTypeName = Literal["float32", "bfloat16", "float16"]
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 BlockType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_0_64"]
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -63,7 +63,7 @@ class CaptureOptions(Options):
     """`one-shot`: statistics of the original model. `sequential`: layer i sees the already pruned layers below."""
     batch_size: PositiveInt = 8
     """Samples that go through a layer at once. Changes memory and speed, not the result."""
-    dtype: DTypeName | Literal["auto"] = "auto"
+    dtype: DTypeName = "auto"
     """What the layers compute in; `auto` is the checkpoint's own. Statistics are always float64 sums."""
     device: str = "auto"
     """`auto` (npu, else cuda, else cpu), `cpu`, `cuda[:N]` or `npu[:N]`."""
@@ -116,7 +116,7 @@ class EvaluateOptions(Options):
     """Read only so many windows of each text; the default is all."""
     batch_size: PositiveInt = 4
     """Windows computed at once."""
-    dtype: DTypeName | Literal["auto"] = "auto"
+    dtype: DTypeName = "auto"
     """What the layers compute in; `auto` is the checkpoint's own."""
     device: str = "auto"
     """As in capture."""

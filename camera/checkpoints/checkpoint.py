@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from camera.checkpoints.safetensors_file import TensorInfo, read_header
+from camera.checkpoints.tokenizer import load_tokenizer
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.models import Family, family_of
@@ -65,16 +66,22 @@ class Checkpoint:
 
     @property
     def layer_count(self) -> int:
-        return int(self.config["num_hidden_layers"])
+        return self._size("num_hidden_layers")
 
     @property
     def hidden_size(self) -> int:
-        return int(self.config["hidden_size"])
+        return self._size("hidden_size")
 
     @property
     def ffn_width(self) -> int:
         """`intermediate_size`: FFN channels of every decoder layer."""
-        return int(self.config["intermediate_size"])
+        return self._size("intermediate_size")
+
+    def _size(self, key: str) -> int:
+        value = self.config.get(key)
+        if type(value) is not int or value < 1:
+            raise CameraError(f"{self.folder / 'config.json'}: {key} is {value!r}, not a positive integer")
+        return value
 
     @property
     def weight_files(self) -> list[str]:
@@ -109,8 +116,15 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights: that of the first feed-forward matrix."""
-        return self.tensors[self.family.ffn_names(0)[0]].dtype
+        """The dtype of the weights: that of the first feed-forward matrix.
+
+        Raises:
+            CameraError: if the checkpoint has no such matrix.
+        """
+        name = self.family.ffn_names(0)[0]
+        if name not in self.tensors:
+            raise CameraError(f"{self.folder} has no tensor {name}: it is quantised, or of another family")
+        return self.tensors[name].dtype
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU, backed by a private memory map of its file until it is changed.
@@ -155,16 +169,25 @@ class Checkpoint:
         self.family.register()
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            raise CameraError(f"{self.folder / 'config.json'} is refused by transformers: {error}") from None
+        except Exception as error:  # its checked dataclasses raise types of their own
+            raise CameraError(f"{self.folder / 'config.json'} is refused by transformers: {error}") from error
 
     def empty_model(self) -> "PreTrainedModel":
-        """The transformers model of this config on the meta device: its structure without its weights."""
+        """The transformers model of this config on the meta device: its structure without its weights.
+
+        Raises:
+            CameraError: if transformers refuses the values.
+        """
         from transformers import AutoModelForCausalLM  # heavy; only computing needs it
 
-        config = self.hf_config
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation="sdpa")
+        config, dtype = self.hf_config, self.dtype
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        except Exception as error:  # nearly any type: a value that no layer can be built with
+            raise CameraError(
+                f"{self.folder / 'config.json'} describes no model that transformers can build: {error!r}"
+            ) from error
         return model.eval()
 
     def load_model(self, dtype: torch.dtype | None = None, device: str = "cpu") -> "PreTrainedModel":
@@ -187,24 +210,7 @@ class Checkpoint:
         Raises:
             CameraError: if there is none, or its ids do not fit the embedding.
         """
-        from transformers import AutoTokenizer  # heavy; only text needs it
-
-        self.family.register()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.folder, trust_remote_code=False, local_files_only=True
-            )
-        except (
-            Exception
-        ) as error:  # the library raises nearly any type here, and all mean the same to the user
-            raise CameraError(f"{self.folder}: the tokenizer cannot be loaded ({error})") from error
-        rows = int(self.config["vocab_size"])
-        if len(tokenizer) > rows:
-            raise CameraError(
-                f"{self.folder}: the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows "
-                "(vocab_size): this tokenizer belongs to another model"
-            )
-        return tokenizer
+        return load_tokenizer(self.folder)
 
     def check_shapes(self) -> None:
         """Compare every tensor with what the config asks for.
@@ -233,11 +239,11 @@ def _weight_files(folder: Path) -> list[str]:
         index = read_json(folder / INDEX_NAME)
         try:
             files = sorted(set(index["weight_map"].values()))
+            outside = [file for file in files if file in ("", "..") or Path(file).name != file]
         except (KeyError, TypeError, AttributeError):
             raise CameraError(f"{folder / INDEX_NAME} has no weight_map: fetch it again") from None
-        for file in files:
-            if Path(file).name != file:
-                raise CameraError(f"{folder / INDEX_NAME} names {file!r}, which is outside its folder")
+        for file in outside:
+            raise CameraError(f"{folder / INDEX_NAME} names {file!r}, which is outside its folder")
         return files
     if (folder / SINGLE_NAME).is_file():
         return [SINGLE_NAME]

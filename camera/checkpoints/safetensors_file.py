@@ -64,17 +64,23 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CameraError(f"{path} is missing: fetch the whole checkpoint again") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except OSError as error:
+        raise CameraError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, numbers or nesting beyond reason
         raise CameraError(f"{path} has no readable safetensors header: fetch it again") from None
-    header.pop("__metadata__", None)
+    infos: dict[str, TensorInfo] = {}
+    end = 0
     try:
-        entries = sorted(header.items(), key=lambda item: (item[1]["data_offsets"][0], item[0]))
-        infos = {
-            name: TensorInfo(path.name, DTYPES[entry["dtype"]], tuple(entry["shape"]))
-            for name, entry in entries
-        }
-        end = max((entry["data_offsets"][1] for _, entry in entries), default=0)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        header.pop("__metadata__", None)
+        for begin, stop, name in sorted((*entry["data_offsets"], name) for name, entry in header.items()):
+            shape = tuple(header[name]["shape"])
+            if not all(type(extent) is int and extent >= 0 for extent in shape):
+                raise ValueError(f"{name} has shape {list(shape)}")
+            infos[name] = TensorInfo(path.name, DTYPES[header[name]["dtype"]], shape)
+            if begin != end or stop - begin != infos[name].size_bytes:
+                raise ValueError(f"{name} does not lie where its dtype and shape put it")
+            end = stop
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CameraError(f"{path} has a safetensors header that cannot be understood ({error})") from None
     if 8 + length + end != size:
         raise CameraError(
@@ -93,7 +99,7 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt", device=device) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CameraError(f"{path} cannot be read: {error}") from None
 
 
@@ -143,7 +149,7 @@ class SafetensorsWriter:
         assert self._file is not None
         if tensor.numel():
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            self._file.write(memoryview(raw.numpy()))
+            self._file.write(raw.numpy().data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

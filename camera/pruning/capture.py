@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -90,9 +91,10 @@ def capture(
             def tell(count: int, done: int = done) -> None:
                 progress(done + count, samples * checkpoint.layer_count)
 
+            select = None if selection is None else partial(_select, checkpoint, index, selection)
             with walk.layer(index) as layer:
                 layers.append(
-                    _capture_layer(layer, call, hidden_STH, index, options.batch_size, selection, tell)
+                    _capture_layer(layer, call, hidden_STH, index, options.batch_size, select, tell)
                 )
             if time.monotonic() - saved > save_every_seconds and index + 1 < checkpoint.layer_count:
                 _save_state(out / _RESUME, layers, hidden_STH)
@@ -113,6 +115,18 @@ def capture(
     )
     (out / _RESUME).unlink(missing_ok=True)
     progress(samples * checkpoint.layer_count, samples * checkpoint.layer_count)
+
+
+def _select(
+    checkpoint: Checkpoint, index: int, selection: Selection, statistics: LayerStatistics
+) -> torch.Tensor:
+    """The channels of one layer that stay, int64 [kept] on the CPU.
+
+    Scored with the checkpoint's own matrix: bit for bit the scores that prune will use, though the layer
+    computes in another dtype, or on a device without float64.
+    """
+    down_HF = checkpoint.read(checkpoint.family.ffn_names(index)[2])
+    return kept_channels(importance(statistics, down_HF, selection.reduce_ratio), selection.kept)
 
 
 class _Recorder(nn.Module):
@@ -136,7 +150,7 @@ def _capture_layer(
     hidden_STH: torch.Tensor,
     index: int,
     batch_size: int,
-    selection: Selection | None,
+    select: Callable[[LayerStatistics], torch.Tensor] | None,
     tell: Callable[[int], None],
 ) -> LayerStatistics:
     """Statistics of one layer; `hidden_STH` is replaced, in place, by what the (pruned) layer puts out."""
@@ -151,7 +165,7 @@ def _capture_layer(
     def see(act_BTF: torch.Tensor) -> bool:
         nonlocal room
         statistics.update(act_BTF)
-        if selection is None:
+        if select is None:
             return True
         if act_BTF.nbytes <= room:
             room -= act_BTF.nbytes
@@ -161,17 +175,15 @@ def _capture_layer(
     mlp.down_proj = _Recorder(down, see)
     for number, batch in enumerate(batches):
         out_BTH = call(layer, hidden_STH[batch].to(device))
-        if selection is None or number in held:  # the layer's output, or its residual stream
+        if select is None or number in held:  # the layer's output, or its residual stream
             hidden_STH[batch] = out_BTH.to(hidden_STH.device)
         tell(min(batch.stop, len(hidden_STH)))
     mlp.down_proj = down
     statistics.check_finite(index)
-    if selection is None:
+    if select is None:
         return statistics
 
-    kept = kept_channels(importance(statistics, down.weight, selection.reduce_ratio), selection.kept).to(
-        device
-    )
+    kept = select(statistics).to(device)
     kept_down_HK = down.weight[:, kept]
     for number, batch in enumerate(batches):
         if number in held:

@@ -33,7 +33,10 @@ class Pruned:
     def open(cls, folder: Path) -> "Pruned":
         """Raises CameraError if the folder is not one of `prune`."""
         summary: dict[str, Any] = read_json(folder / SUMMARY)
-        return cls(folder, summary["mode"], summary["kept_width"], summary["layers"])
+        try:
+            return cls(folder, summary["mode"], summary["kept_width"], summary["layers"])
+        except (KeyError, TypeError) as error:
+            raise CameraError(f"{folder / SUMMARY} is not what prune writes ({error}): prune again") from None
 
     def kept(self) -> list[torch.Tensor]:
         """int64 [kept] of every layer, ascending."""

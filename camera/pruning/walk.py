@@ -35,12 +35,16 @@ class LayerWalk:
         """Hidden states [samples, tokens, hidden] that enter layer 0, on the CPU.
 
         Only the embedding rows in use are converted; the matrix itself stays memory-mapped.
+
+        Raises:
+            CameraError: for a token that has no row, and for rows with NaN or infinity.
         """
         weight_VH = self.checkpoint.read("model.embed_tokens.weight")
         rows, inverse = torch.unique(tokens_ST, return_inverse=True)
-        if int(rows.max()) >= weight_VH.shape[0]:
+        outside = rows[(rows < 0) | (rows >= weight_VH.shape[0])]
+        if len(outside):
             raise CameraError(
-                f"token {int(rows.max())} is outside the embedding's {weight_VH.shape[0]} rows: "
+                f"token {int(outside[-1])} is outside the embedding's {weight_VH.shape[0]} rows: "
                 "the calibration tokens were made with another tokenizer"
             )
         used = weight_VH[rows]
