@@ -1,0 +1,103 @@
+"""Tiny checkpoints for pruning, each built once, and the four steps in a row."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
+from camera.checkpoints.safetensors_file import read_tensors, write_tensors
+from camera.options import CaptureOptions, PruneOptions
+from camera.pruning.capture import capture, selection_of
+from camera.pruning.prune import prune
+from camera.pruning.save import save
+from camera.pruning.score import score
+from tests.tiny import TOKENS, tiny_checkpoint
+
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama, tied, 3 shards": {"model_type": "llama", "tied": True, "shards": 3},
+    "qwen2, tied": {"model_type": "qwen2", "tied": True},
+    "qwen2, 172 channels": {"model_type": "qwen2", "ffn": 172},
+    "qwen3, 172 channels, 3 shards": {"model_type": "qwen3", "ffn": 172, "shards": 3},
+    "PanguEmbedded": {"model_type": "PanguEmbedded"},
+    "PanguEmbedded, 172 channels, 3 shards": {"model_type": "PanguEmbedded", "ffn": 172, "shards": 3},
+}
+ONE_OF_EACH_FAMILY = (
+    "llama, tied, 3 shards",
+    "qwen2, 172 channels",
+    "qwen3, 172 channels, 3 shards",
+    "PanguEmbedded, 172 channels, 3 shards",
+)
+PROPAGATIONS = ("one-shot", "sequential")
+PRUNE = PruneOptions(ratio=0.3, reduce_ratio=0.6, multiple_of=4)
+
+
+class Steps(NamedTuple):
+    """The folders of one run of capture, score, prune and save."""
+
+    captured: Path
+    scored: Path
+    pruned: Path
+    saved: Path
+
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The folder of a tiny checkpoint of three layers; each is built once and must not be changed."""
+
+    @cache
+    def cached(**sizes: Any) -> Path:
+        return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), layers=3, **sizes)
+
+    return cached
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Five calibration windows: no multiple of a batch of two."""
+    return torch.randint(0, TOKENS, (5, 24), generator=torch.Generator().manual_seed(7))
+
+
+def run_steps(
+    folder: Path,
+    tokens_ST: torch.Tensor,
+    work: Path,
+    options: PruneOptions = PRUNE,
+    **capture_options: Any,
+) -> Steps:
+    """Capture, score, prune and save, as the stages call them."""
+    steps = Steps(*(work / name for name in Steps._fields))
+    for step in steps:
+        step.mkdir(parents=True)
+    checkpoint = Checkpoint.open(folder)
+    capturing = CaptureOptions(**{"device": "cpu", "batch_size": 2, **capture_options})
+    capture(checkpoint, tokens_ST, steps.captured, capturing, selection_of(checkpoint, capturing, options))
+    score(checkpoint, steps.captured, steps.scored, options.reduce_ratio)
+    prune(checkpoint, steps.scored, steps.pruned, options)
+    save(checkpoint, steps.pruned, steps.saved)
+    return steps
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def change_tensors(folder: Path, change: dict[str, torch.Tensor]) -> Path:
+    """Write other values for some tensors of a single-file checkpoint."""
+    tensors = {name: value.clone() for name, value in read_tensors(folder / SINGLE_NAME).items()}
+    write_tensors(folder / SINGLE_NAME, {**tensors, **change})
+    return folder
+
+
+def logits(folder: Path, tokens_ST: torch.Tensor) -> torch.Tensor:
+    """float32 [samples, tokens, vocabulary] of a checkpoint that transformers loads."""
+    with torch.no_grad():
+        return Checkpoint.open(folder).load_model(torch.float32)(tokens_ST).logits

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from camera.errors import CameraError
+from camera.pruning.statistics import LayerStatistics, read_statistics, write_statistics
+
+
+def gathered(*batches: torch.Tensor) -> LayerStatistics:
+    statistics = LayerStatistics.zeros(batches[0].shape[-1])
+    for batch_BTF in batches:
+        statistics.update(batch_BTF)
+    return statistics
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_statistics_are_the_sum_of_squares_and_the_largest_magnitude(dtype: torch.dtype) -> None:
+    act_BTF = (torch.randn(4, 300, 32) * 3).to(dtype)
+    statistics = gathered(act_BTF)
+    exact = act_BTF.double().flatten(0, 1)
+    torch.testing.assert_close(statistics.sum_squares_F, exact.square().sum(0), rtol=1e-6, atol=0)
+    assert torch.equal(statistics.max_abs_F.double(), exact.abs().amax(0))
+
+
+def test_the_largest_magnitude_may_be_of_a_negative_activation() -> None:
+    assert gathered(torch.tensor([[[1.0], [-4.0], [2.0]]])).max_abs_F.tolist() == [4.0]
+
+
+def test_float16_activations_near_their_limit_do_not_overflow() -> None:
+    statistics = gathered(torch.full((2, 2048, 3), 65_504.0, dtype=torch.float16))
+    torch.testing.assert_close(
+        statistics.sum_squares_F, torch.full((3,), 4096 * 65_504.0**2, dtype=torch.float64), rtol=1e-6, atol=0
+    )
+    statistics.check_finite(0)
+
+
+def test_a_small_channel_is_not_swamped_by_the_number_of_tokens() -> None:
+    # 400,000 equal terms: a running float32 sum would be off by percents.
+    act_BTF = torch.full((1, 4_000, 1), 0.1)
+    statistics = gathered(*[act_BTF] * 100)
+    exact = 400_000 * float(torch.tensor(0.1)) ** 2
+    assert statistics.sum_squares_F.item() == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+def test_statistics_do_not_depend_on_how_samples_are_batched(batch: int) -> None:
+    act_STF = torch.randn(7, 129, 70)
+    whole, parts = gathered(act_STF), gathered(*act_STF.split(batch))
+    assert torch.equal(whole.sum_squares_F, parts.sum_squares_F)
+    assert torch.equal(whole.max_abs_F, parts.max_abs_F)
+
+
+def test_merged_statistics_of_two_ranks_are_those_of_one() -> None:
+    act_STF = torch.randn(6, 50, 16)
+    whole, left, right = gathered(act_STF), gathered(act_STF[:2]), gathered(act_STF[2:])
+    left.merge(right)
+    torch.testing.assert_close(left.sum_squares_F, whole.sum_squares_F, rtol=1e-14, atol=0)
+    assert torch.equal(left.max_abs_F, whole.max_abs_F)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_an_activation_that_is_not_finite_is_refused_with_its_layer(bad: float) -> None:
+    act_BTF = torch.randn(2, 5, 4)
+    act_BTF[1, 3, 2] = bad
+    with pytest.raises(CameraError, match="decoder layer 17"):
+        gathered(act_BTF).check_finite(17)
+
+
+def test_statistics_read_back_as_they_were_written(tmp_path: Path) -> None:
+    layers = [gathered(torch.randn(2, 5, 8)) for _ in range(3)]
+    write_statistics(tmp_path / "s.safetensors", layers)
+    for before, after in zip(layers, read_statistics(tmp_path / "s.safetensors", 3), strict=True):
+        assert torch.equal(before.sum_squares_F, after.sum_squares_F)
+        assert torch.equal(before.max_abs_F, after.max_abs_F)
+
+
+def test_statistics_of_a_model_with_fewer_layers_are_refused(tmp_path: Path) -> None:
+    write_statistics(tmp_path / "s.safetensors", [gathered(torch.randn(2, 5, 8))] * 2)
+    with pytest.raises(CameraError, match=r"s\.safetensors has no 'layers\.2\.sum_squares'"):
+        read_statistics(tmp_path / "s.safetensors", 3)

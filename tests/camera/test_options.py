@@ -1,0 +1,132 @@
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from camera import options
+from camera.options import (
+    BenchmarkOptions,
+    CalibrationOptions,
+    CaptureOptions,
+    DatasetOptions,
+    EvaluateOptions,
+    Options,
+    PruneOptions,
+    QuantizeOptions,
+)
+
+SECTIONS: list[type[Options]] = [
+    section
+    for _, section in inspect.getmembers(options, inspect.isclass)
+    if issubclass(section, Options) and section is not Options
+]
+
+
+def refused(section: type[Options], **values: Any) -> dict[str, Any]:
+    """The one error that these values give."""
+    with pytest.raises(ValidationError) as raised:
+        section(**values)
+    (error,) = raised.value.errors()
+    return dict(error)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_has_defaults_and_every_field_a_description(section: type[Options]) -> None:
+    section()
+    for name, field in section.model_fields.items():
+        assert field.description, name
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_an_unknown_key_is_refused_by_its_name(section: type[Options]) -> None:
+    error = refused(section, rattio=0.2)
+    assert error["loc"] == ("rattio",)
+    assert error["type"] == "extra_forbidden"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_options_cannot_be_changed_once_made(section: type[Options]) -> None:
+    name = next(iter(section.model_fields))
+    made = section()
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(made, name, getattr(made, name))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_options_survive_json(section: type[Options]) -> None:
+    assert section.model_validate_json(section().model_dump_json()) == section()
+
+
+@pytest.mark.parametrize("ratio", [0, 0.2, 0.999])
+def test_a_ratio_from_zero_to_below_one_is_taken(ratio: float) -> None:
+    assert PruneOptions(ratio=ratio).ratio == ratio
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.2, 20, float("inf")])
+def test_a_ratio_of_one_or_more_is_refused_in_words(ratio: float) -> None:
+    assert f"ratio {float(ratio)} is not below 1" in refused(PruneOptions, ratio=ratio)["msg"]
+
+
+@pytest.mark.parametrize("ratio", [-0.1, float("nan"), -float("inf"), "a fifth", None])
+def test_a_ratio_that_is_no_share_is_refused_by_its_field(ratio: Any) -> None:
+    assert refused(PruneOptions, ratio=ratio)["loc"] == ("ratio",)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        (PruneOptions, "reduce_ratio", 1.01),
+        (PruneOptions, "reduce_ratio", -0.01),
+        (PruneOptions, "multiple_of", 0),
+        (PruneOptions, "multiple_of", 2.5),
+        (PruneOptions, "mode", "slice"),
+        (CaptureOptions, "propagate", "twice"),
+        (CaptureOptions, "batch_size", 0),
+        (CaptureOptions, "dtype", "int8"),
+        (CalibrationOptions, "samples", 0),
+        (CalibrationOptions, "length", -1),
+        (CalibrationOptions, "split", "validation"),
+        (DatasetOptions, "name", "pile"),
+        (QuantizeOptions, "type", "q5_k"),
+        (QuantizeOptions, "twin", "q8_0"),
+        (EvaluateOptions, "window", 0),
+        (EvaluateOptions, "max_windows", 0),
+        (BenchmarkOptions, "repeats", 0),
+        (BenchmarkOptions, "prompt", 0),
+    ],
+)
+def test_an_impossible_value_is_refused_by_its_field(section: type[Options], field: str, value: Any) -> None:
+    assert refused(section, **{field: value})["loc"] == (field,)
+
+
+def test_an_impossible_value_inside_a_list_or_a_mapping_is_refused_by_its_place() -> None:
+    assert refused(BenchmarkOptions, decode=[256, 0])["loc"] == ("decode", 1)
+    assert refused(BenchmarkOptions, engines=["torch", "vllm"])["loc"] == ("engines", 1)
+    assert refused(QuantizeOptions, overrides={"*.down_proj.weight": "q9"})["loc"] == (
+        "overrides",
+        "*.down_proj.weight",
+    )
+    assert refused(EvaluateOptions, datasets=[{"split": "half"}])["loc"] == ("datasets", 0, "split")
+
+
+@pytest.mark.parametrize("section", [DatasetOptions, CalibrationOptions])
+def test_a_path_goes_with_a_file_and_a_file_with_a_path(section: type[DatasetOptions]) -> None:
+    assert section(name="file", path=Path("text.txt")).path == Path("text.txt")
+    assert "name `file` needs a path" in refused(section, name="file")["msg"]
+    assert "not with `c4`" in refused(section, name="c4", path="text.txt")["msg"]
+
+
+def test_the_defaults_are_those_of_the_method() -> None:
+    assert PruneOptions().model_dump() == {
+        "ratio": 0.2,
+        "reduce_ratio": 0.95,
+        "mode": "physical",
+        "multiple_of": 64,
+    }
+    assert CaptureOptions().propagate == "sequential"
+    assert (CalibrationOptions().samples, CalibrationOptions().length) == (128, 2048)
+    assert CalibrationOptions().split == "train"
+    assert EvaluateOptions().datasets[0].split == "test"
+    assert (BenchmarkOptions().prompt, BenchmarkOptions().decode) == (4, (256, 512, 1024))
