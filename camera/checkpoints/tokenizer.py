@@ -1,0 +1,34 @@
+"""The tokenizer of a model folder, loaded natively: no remote code."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from camera.errors import CameraError
+from camera.files import read_json
+from camera.models import family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder with config.json and tokenizer files (a checkpoint, or a quantised model).
+
+    Raises:
+        CameraError: if there is none, or its ids do not fit the embedding.
+    """
+    from transformers import AutoTokenizer  # heavy; only text needs it
+
+    config = read_json(folder / "config.json")
+    family_of(config, str(folder / "config.json")).register()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the library raises nearly any type here, and all mean the same to the user
+        raise CameraError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
+    rows = int(config["vocab_size"])
+    if len(tokenizer) > rows:
+        raise CameraError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows "
+            "(vocab_size): this tokenizer belongs to another model"
+        )
+    return tokenizer

@@ -1,0 +1,69 @@
+"""The command line `camera`. Heavy imports happen inside the commands, so that help shows at once."""
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import typer
+
+from flows.commands import inspecting, pipeline, stages
+
+app = typer.Typer(
+    name="camera",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Compress large language models for Ascend NPUs: prune, quantise, measure, publish.\n\n"
+    "A whole run:  `camera run recipes/demo.yaml`\n\n"
+    "One stage:  `camera prune MODEL OUT --calibration stdlib --ratio 0.2`",
+)
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "The pipeline": (pipeline.run, pipeline.plan),
+    "Single stages: paths in, paths out": (
+        stages.capture,
+        stages.score,
+        stages.prune,
+        stages.save,
+        stages.quantize,
+        stages.convert,
+        stages.evaluate,
+        stages.bench,
+    ),
+    "Looking closer": (inspecting.audit, inspecting.doctor),
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+
+
+def main() -> None:
+    """Run a command. What a user can mend is one message and exit code 2; an interruption is 130."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except KeyboardInterrupt:
+        _say("stopped; run the same command again to go on from here")
+        sys.exit(130)
+    except Exception as error:
+        from camera.errors import CameraError  # only on the way out
+
+        if not isinstance(error, CameraError):
+            raise
+        _say(f"camera: {error}")
+        sys.exit(2)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite kill is a Ctrl-C: the stage stops where it is and resumes there."""
+    raise KeyboardInterrupt
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
+
+
+if __name__ == "__main__":
+    main()

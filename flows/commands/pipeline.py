@@ -1,0 +1,96 @@
+"""The whole pipeline: run it, or see what a run would do."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.common import print_json, say
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; see recipes/.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Replace a field, e.g. prune.ratio=0.3; may be repeated."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    no_prefect: Annotated[
+        bool, typer.Option("--no-prefect", help="The same stages and store in a plain loop.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe from dataset to published model; what is done already is taken from the store.
+
+    With PREFECT_API_URL set the run is recorded there; without it Prefect's own API runs in this process.
+
+    Examples: `camera run recipes/demo.yaml`  `camera run recipes/demo.yaml --set prune.ratio=0.3 --no-prefect`
+    """
+    from flows.commands.running import run_recipe
+
+    run_recipe(recipe, list(overrides or ()), no_prefect=no_prefect, as_json=as_json)
+
+
+def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show which stages would run, which are cached, and the memory and disk they need. Runs nothing.
+
+    Example: `camera plan recipes/demo.yaml --set prune.ratio=0.3`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from camera.units import bytes_text
+    from tasks.pipeline import build_pipeline
+    from tasks.preflight import plan as planned
+    from tasks.project import Project
+    from tasks.recipe import load_recipe
+    from tasks.sources import find_sources
+    from tasks.store import Store
+
+    project = Project.here()
+    project.configure()
+    checked = load_recipe(recipe, overrides or [])
+    steps = planned(build_pipeline(checked, find_sources(checked)), Store(project.store))
+    to_do = [step for step in steps if step.state != "cached"]
+    disk = sum(step.disk_bytes for step in to_do)
+    memory = max((step.memory_bytes for step in to_do), default=0)
+    if as_json:
+        entries = [
+            {
+                "step": entry.step.name,
+                "stage": entry.step.stage.name,
+                "state": entry.state,
+                "disk_bytes": entry.disk_bytes,
+                "memory_bytes": entry.memory_bytes,
+            }
+            for entry in steps
+        ]
+        print_json({"steps": entries, "disk_bytes": disk, "peak_memory_bytes": memory})
+        return
+    table = Table(title=f"Plan of {checked.name}", title_justify="left")
+    for column in ("step", "state", "disk", "memory"):
+        table.add_column(column, justify="left" if column in ("step", "state") else "right")
+    words = {"cached": "cached", "run": "runs", "after": "runs (waits for the above)"}
+    for entry in steps:
+        cached = entry.state == "cached"
+        table.add_row(
+            entry.step.name,
+            words[entry.state],
+            "" if cached else bytes_text(entry.disk_bytes),
+            "" if cached else bytes_text(entry.memory_bytes),
+            style="dim" if cached else None,
+        )
+    Console().print(table)
+    say(
+        f"{len(to_do)} of {len(steps)} steps to run; about {bytes_text(disk)} of disk and "
+        f"{bytes_text(memory)} of memory at the peak (estimates from shapes; times are not estimated)"
+        if to_do
+        else "everything is cached"
+    )

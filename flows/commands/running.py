@@ -1,0 +1,62 @@
+"""Running a recipe from the command line: the display, the table at the end, and where things are."""
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from camera.report.results import read_results
+from camera.report.table import results_table
+from flows.commands.common import print_json
+from flows.listeners import LiveListener, LogListener
+from tasks.project import Project
+from tasks.run import Listener, Outcome
+
+
+def run_recipe(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) -> None:
+    """Run, showing one line per step; then the results and the paths."""
+    project = Project.here()
+    project.configure()
+    console = Console(stderr=as_json)
+    with LiveListener(console) if console.is_terminal else LogListener(console) as listener:
+        outcome = _run(recipe, overrides, listener, console, no_prefect)
+    results = read_results(outcome.report.with_name("results.json"))
+    places = _places(outcome, project)
+    if as_json:
+        print_json({"results": results.model_dump(mode="json"), "executed": outcome.executed, **places})
+        return
+    console.print()
+    console.print(results_table(results))
+    for name, place in places.items():
+        console.print(f"{name + ':':<13}{place}", soft_wrap=True, highlight=False)
+
+
+def _run(
+    recipe: Path, overrides: list[str], listener: Listener, console: Console, no_prefect: bool
+) -> Outcome:
+    if no_prefect:
+        from flows import loop
+
+        return loop.compress(recipe, overrides, listener)
+    if "PREFECT_API_URL" not in os.environ:
+        console.print("starting Prefect's API in this process …", style="dim")
+    from flows import compress  # two seconds of imports, which --no-prefect does not pay
+
+    token = compress.LISTENER.set(listener)
+    try:
+        return compress.compress(str(recipe), overrides)
+    finally:
+        compress.LISTENER.reset(token)
+
+
+def _places(outcome: Outcome, project: Project) -> dict[str, str | None]:
+    published = outcome.published
+    folder = None if published is None else Path(published["folder"])
+    gguf = outcome.gguf if folder is None else folder / outcome.gguf.name
+    report = outcome.report if folder is None else folder / outcome.report.name
+    return {
+        "published": None if folder is None else str(folder),
+        "gguf": str(gguf),
+        "report": str(report),
+        "mlflow run": None if outcome.mlflow_run is None else f"{outcome.mlflow_run} in {project.mlflow_uri}",
+    }

@@ -1,0 +1,130 @@
+"""The Prefect flow `compress`: one task per stage, cached by content.
+
+Prefect keeps the record of a stage (a few bytes), the store keeps the artifact. A hit needs both: when the artifact
+behind a record is gone or damaged, the record is removed and the stage runs again, under the same key, so that what
+follows stays cached. Two runs that want the same artifact at once meet at the store's lock.
+"""
+
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.context import TaskRunContext
+from prefect.runtime import flow_run
+from prefect.utilities.annotations import quote
+
+from camera.errors import NetworkError
+from camera.report.results import read_results
+from camera.report.table import results_markdown
+from flows.listeners import LogListener
+from tasks.pipeline import build_pipeline
+from tasks.preflight import check_room
+from tasks.project import Project
+from tasks.recipe import load_recipe
+from tasks.run import Listener, Outcome, run_pipeline
+from tasks.sources import Sources, find_sources
+from tasks.stage import Request, find, perform
+from tasks.store import Artifact, Store
+
+LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+"""Who is told of the steps; the command line sets its display here, a worker writes to its log."""
+
+
+class StorePolicy(CachePolicy):
+    """A task's cache key is its request's; a record whose artifact is not intact is removed first."""
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
+    ) -> str | None:
+        request: Request = inputs["request"]
+        if find(Store(Path(inputs["store"])), request) is None:
+            (Path(inputs["records"]) / request.key).unlink(missing_ok=True)
+        return request.key
+
+
+def _worth_trying_again(task: Any, run: Any, state: Any) -> bool:
+    """Only hub and network errors; whatever else fails would fail again."""
+    try:
+        state.result()
+    except NetworkError:
+        return True
+    except BaseException:
+        return False
+    return False
+
+
+@task(
+    cache_policy=StorePolicy(),
+    persist_result=True,
+    retries=3,
+    retry_delay_seconds=[10, 60, 300],
+    retry_condition_fn=_worth_trying_again,
+    task_run_name="{request.step}",
+)
+def perform_stage(request: Request, store: str, records: str) -> dict[str, str]:
+    """Perform one stage in the store; the result is its key, never its content."""
+    listener = LISTENER.get() or LogListener()
+    ran: list[str] = []
+
+    def started() -> None:
+        ran.append(request.step)
+        listener.started(request.step)
+
+    artifact = perform(
+        Store(Path(store)),
+        request,
+        progress=lambda done, total: listener.progress(request.step, done, total),
+        started=started,
+        waiting=lambda: listener.waiting(request.step),
+    )
+    return {"stage": artifact.stage, "key": artifact.key, "made": "now" if ran else "found"}
+
+
+@task(
+    name="find sources",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[10, 60, 300],
+    retry_condition_fn=_worth_trying_again,
+)
+def _find_sources(recipe: Any) -> Sources:
+    return find_sources(recipe)
+
+
+@flow(name="compress", flow_run_name="compress {recipe}", persist_result=False)
+def compress(recipe: str, overrides: list[str] | None = None) -> Outcome:
+    """Run a recipe: fetch, capture, score, prune, save, quantise, convert, evaluate, benchmark, report, publish.
+
+    Args:
+        recipe: path of the recipe, relative to the working directory.
+        overrides: `section.key=value`, as on the command line.
+    """
+    project = Project.here()
+    project.configure()
+    checked = load_recipe(Path(recipe), overrides or [])
+    pipeline = build_pipeline(checked, _find_sources(quote(checked)))
+    store = Store(project.store)
+    check_room(pipeline, store)
+
+    def through_prefect(request: Request) -> tuple[Artifact, bool]:
+        stage = perform_stage.with_options(name=request.stage.name, result_storage=project.prefect_results)
+        state = stage(quote(request), str(store.root), str(project.prefect_results), return_state=True)
+        made: dict[str, str] = state.result()
+        cached = state.name == "Cached" or made["made"] == "found"
+        return store.open(made["stage"], made["key"]), cached
+
+    outcome = run_pipeline(
+        pipeline, through_prefect, project, LISTENER.get() or LogListener(), str(flow_run.id)
+    )
+    results = read_results(outcome.report.with_name("results.json"))
+    create_markdown_artifact(
+        results_markdown(results), key="results", description=f"Results of {checked.name}"
+    )
+    return outcome

@@ -1,0 +1,136 @@
+"""Who is told of a run's steps: a live display for people, lines for logs."""
+
+import logging
+from types import TracebackType
+from typing import ClassVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from camera.units import bytes_text, seconds_text
+from tasks.pipeline import Pipeline
+from tasks.store import Artifact
+
+_log = logging.getLogger("camera.run")
+
+
+class LogListener:
+    """One log line per event; for workers and for output that is no terminal."""
+
+    def __init__(self, write: "logging.Logger | Console" = _log) -> None:
+        self._write = write.info if isinstance(write, logging.Logger) else write.print
+
+    def __enter__(self) -> "LogListener":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def begin(self, pipeline: Pipeline) -> None:
+        self._write(f"{pipeline.recipe.name}: {len(pipeline.steps)} steps")
+
+    def started(self, step: str) -> None:
+        self._write(f"running  {step}")
+
+    def waiting(self, step: str) -> None:
+        self._write(f"waiting  {step}: another run is making it")
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        pass
+
+    def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
+        size = bytes_text(artifact.size_bytes)
+        if cached:
+            self._write(f"cached   {step} ({size})")
+        else:
+            self._write(f"done     {step} in {seconds_text(artifact.seconds)} ({size})")
+
+    def failed(self, step: str, error: BaseException) -> None:
+        self._write(f"failed   {step}: {type(error).__name__}")
+
+
+class LiveListener:
+    """One line per step, live: waiting, running with bar and time left, cached or done with seconds and size."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            _Mark(),
+            TextColumn("{task.description}"),
+            _BarWhileRunning(bar_width=28),
+            TextColumn("{task.fields[note]}"),
+            _TimeLeft(),
+            console=console,
+            refresh_per_second=8,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "LiveListener":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, pipeline: Pipeline) -> None:
+        for step in pipeline.steps:
+            self._tasks[step.name] = self._progress.add_task(
+                step.name, total=None, start=False, state="", note=""
+            )
+
+    def started(self, step: str) -> None:
+        self._progress.start_task(self._tasks[step])
+        self._progress.update(self._tasks[step], state="running", note="running")
+
+    def waiting(self, step: str) -> None:
+        self._progress.update(self._tasks[step], note="waits for another run that is making it")
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        self._progress.update(
+            self._tasks[step], completed=done, total=total, note=f"{100 * done // max(total, 1)} %"
+        )
+
+    def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
+        how = "cached" if cached else seconds_text(artifact.seconds)
+        note = f"{how:>8}  {bytes_text(artifact.size_bytes):>9}"
+        self._progress.update(
+            self._tasks[step], total=1, completed=1, state="cached" if cached else "done", note=note
+        )
+
+    def failed(self, step: str, error: BaseException) -> None:
+        self._progress.update(self._tasks[step], state="failed", note="failed")
+
+
+class _Mark(ProgressColumn):
+    _marks: ClassVar = {
+        "running": ("●", "cyan"),
+        "cached": ("=", "green"),
+        "done": ("✓", "green"),
+        "failed": ("✗", "red"),
+    }
+
+    def render(self, task: Task) -> Text:
+        mark, style = self._marks.get(task.fields["state"], ("·", "dim"))
+        return Text(mark, style=style)
+
+
+class _BarWhileRunning(BarColumn):
+    def render(self, task: Task):  # type: ignore[no-untyped-def]  # rich gives no narrower type than its own bar
+        return super().render(task) if task.fields["state"] == "running" else Text("")
+
+
+class _TimeLeft(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields["state"] == "running" else Text("")

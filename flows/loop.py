@@ -1,0 +1,39 @@
+"""The same stages and the same store in a plain loop, without Prefect."""
+
+from pathlib import Path
+
+from tasks.pipeline import build_pipeline
+from tasks.preflight import check_room
+from tasks.project import Project
+from tasks.recipe import load_recipe
+from tasks.run import Listener, Outcome, run_pipeline
+from tasks.sources import find_sources
+from tasks.stage import Request, perform
+from tasks.store import Artifact, Store
+
+
+def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
+    """Run a recipe; resumes what a flow left, and leaves what a flow resumes."""
+    project = Project.here()
+    checked = load_recipe(recipe, overrides)
+    pipeline = build_pipeline(checked, find_sources(checked))
+    store = Store(project.store)
+    check_room(pipeline, store)
+
+    def directly(request: Request) -> tuple[Artifact, bool]:
+        ran: list[str] = []
+
+        def started() -> None:
+            ran.append(request.step)
+            listener.started(request.step)
+
+        artifact = perform(
+            store,
+            request,
+            progress=lambda done, total: listener.progress(request.step, done, total),
+            started=started,
+            waiting=lambda: listener.waiting(request.step),
+        )
+        return artifact, not ran
+
+    return run_pipeline(pipeline, directly, project, listener)

@@ -1,0 +1,101 @@
+"""Lineage: what an artifact descends from, back to the source model and the datasets, as plain JSON.
+
+    {"schema": 1, "sources": {digest: {...}}, "stages": {key: {...}}}
+
+Entries are found by content digest or key, so that documents of several inputs merge without conflict. It holds
+no time and no run id: the same inputs, code and machine give the same document, and so the same GGUF.
+"""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import camera
+from camera.files import read_json
+from tasks.store import LINEAGE, MANIFEST
+
+if TYPE_CHECKING:
+    from tasks.stage import Input
+
+SCHEMA = 1
+_PACKAGES = (
+    "torch",
+    "torch-npu",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "sentencepiece",
+    "datasets",
+    "gguf",
+    "numpy",
+)
+_ENTRY_FIELDS = ("step", "stage", "version", "key", "digest", "options", "inputs", "environment")
+
+
+def ancestry(inputs: Mapping[str, "Input"]) -> dict[str, Any]:
+    """The lineage of something made from these inputs: all their ancestors, and they themselves."""
+    sources: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
+    for name, given in sorted(inputs.items()):
+        if given.stage is None:
+            sources[given.digest] = {"name": name, "digest": given.digest, **given.about}
+            continue
+        earlier = read_json(given.path / LINEAGE)
+        sources.update(earlier["sources"])
+        stages.update(earlier["stages"])
+        stages[str(given.key)] = stage_entry(read_json(given.path / MANIFEST))
+    return {
+        "schema": SCHEMA,
+        "sources": dict(sorted(sources.items())),
+        "stages": dict(sorted(stages.items())),
+    }
+
+
+def stage_entry(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What lineage keeps of a manifest."""
+    return {field: manifest[field] for field in _ENTRY_FIELDS if field in manifest}
+
+
+def environment(device: str | None) -> dict[str, Any]:
+    """Code, packages and machine kind that a stage runs with."""
+    return {**_environment(), **({"device": device} if device else {})}
+
+
+@cache
+def _environment() -> dict[str, Any]:
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "camera": camera.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": packages,
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of the code that runs, with `+` if files differ from it; None outside a checkout."""
+    folder = Path(camera.__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        git(
+            "ls-files", "--error-unmatch", "__init__.py"
+        )  # a wheel inside some other project's checkout is not it
+        changed = git("status", "--porcelain", "--", ".", "../tasks", "../flows")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

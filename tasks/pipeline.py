@@ -1,0 +1,232 @@
+"""The pipeline of a recipe: which steps there are, and what each reads. A plan, not an execution."""
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from camera.data import hub
+from camera.devices import describe_device, resolve_device
+from camera.digests import digest_json
+from camera.errors import CameraError
+from camera.options import DatasetOptions, QuantizeOptions
+from camera.pruning.capture import selection_of
+from camera.pruning.importance import kept_width
+from tasks.recipe import Recipe
+from tasks.sources import Sources
+from tasks.stage import Input, Request, RunReferences, Stage
+from tasks.stages import (
+    benchmark,
+    capture,
+    convert,
+    evaluate,
+    fetch,
+    prune,
+    publish,
+    quantize,
+    report,
+    save,
+    score,
+)
+from tasks.store import Artifact
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of one run, before its inputs exist."""
+
+    name: str
+    stage: Stage
+    options: dict[str, Any]
+    inputs: dict[str, "str | Input"]
+    """By the stage's own name for an input: the step that makes it, or a source."""
+
+    @property
+    def needs(self) -> list[str]:
+        """The steps that must be done before this one."""
+        return [given for given in self.inputs.values() if isinstance(given, str)]
+
+    def request(self, done: Mapping[str, Artifact], references: RunReferences) -> Request:
+        """The request, once the artifacts of all needed steps are known."""
+        inputs = {
+            name: given if isinstance(given, Input) else Input.of(done[given])
+            for name, given in self.inputs.items()
+        }
+        return Request(self.name, self.stage, self.options, inputs, references)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All steps of a recipe, in an order in which they can run."""
+
+    recipe: Recipe
+    sources: Sources
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Identity of the run: digest of what is asked for and of the sources. Same key, same result."""
+        asked = [[step.name, step.stage.name, step.stage.version, step.options] for step in self.steps]
+        given = [self.sources.model.digest, *(file.digest for file in self.sources.files.values())]
+        return digest_json({"name": self.recipe.name, "steps": asked, "sources": given})
+
+    def run(
+        self, perform: Callable[[Step, Request], Artifact], references: RunReferences | None = None
+    ) -> dict[str, Artifact]:
+        """Perform every step in order; the artifacts by step name."""
+        done: dict[str, Artifact] = {}
+        for step in self.steps:
+            done[step.name] = perform(step, step.request(done, references or RunReferences()))
+        return done
+
+
+def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
+    """Lay out the steps of a recipe.
+
+    Raises:
+        CameraError: if the device is not there, or the prune section would remove nothing.
+    """
+    checkpoint = sources.checkpoint
+    kept_width(checkpoint.ffn_width, recipe.prune.ratio, recipe.prune.multiple_of)
+    device = resolve_device(recipe.capture.device).type
+    selection = selection_of(checkpoint, recipe.capture, recipe.prune)
+    model = sources.model
+    steps = [
+        _fetch("fetch calibration", "calibration", recipe.calibration, sources),
+        Step(
+            "capture",
+            capture.STAGE,
+            {
+                **recipe.capture.model_dump(mode="json"),
+                "device": device,
+                "selection": None if selection is None else vars(selection),
+            },
+            {"model": model, "calibration": "fetch calibration"},
+        ),
+        Step(
+            "score",
+            score.STAGE,
+            {"reduce_ratio": recipe.prune.reduce_ratio},
+            {"model": model, "statistics": "capture"},
+        ),
+        Step("prune", prune.STAGE, recipe.prune.model_dump(mode="json"), {"model": model, "scores": "score"}),
+        Step("save", save.STAGE, {"base_model": recipe.model}, {"model": model, "pruned": "prune"}),
+        *_quantized("", recipe.name, recipe.quantize, "save"),
+        *_quantized(" baseline", f"{recipe.name}-unpruned", QuantizeOptions(type=recipe.baseline), model),
+    ]
+    evaluations = _evaluations(recipe, sources)
+    steps += evaluations
+    steps.append(_benchmark(recipe, model))
+    parts = {
+        "capture": "capture",
+        "scores": "score",
+        "pruned": "prune",
+        "saved": "save",
+        "quantized": "quantize",
+        "quantized_baseline": "quantize baseline",
+        "benchmark": "benchmark",
+        **{step.name.replace(" ", "/"): step.name for step in evaluations if step.stage is evaluate.STAGE},
+    }
+    described = recipe.model_dump(mode="json", exclude={"tracking", "publish"})
+    steps.append(
+        Step("report", report.STAGE, {"name": recipe.name, "recipe": described}, {"model": model, **parts})
+    )
+    if recipe.publish.enabled:
+        steps.append(
+            Step(
+                "publish",
+                publish.STAGE,
+                {
+                    "name": recipe.name,
+                    "base_model": recipe.model,
+                    "recipe": described,
+                    "register": recipe.tracking.enabled,
+                    **recipe.publish.model_dump(mode="json", exclude={"enabled"}),
+                },
+                {"model": "save", "converted": "convert", "report": "report", "pruned": "prune"},
+            )
+        )
+    return Pipeline(recipe, sources, steps)
+
+
+def _fetch(name: str, purpose: str, dataset: DatasetOptions, sources: Sources) -> Step:
+    options = {**dataset.model_dump(mode="json", exclude={"path"}), "purpose": purpose}
+    inputs: dict[str, str | Input] = {"tokenizer": sources.tokenizer}
+    if dataset.path is not None:
+        inputs["file"] = sources.files[str(dataset.path)]
+    elif dataset.name == "stdlib":
+        options["python"] = platform.python_version()  # another interpreter is another text
+    elif dataset.revision is None:
+        options["revision"] = hub.DATASETS[dataset.name].revision
+    return Step(name, fetch.STAGE, options, inputs)
+
+
+def _quantized(suffix: str, name: str, options: QuantizeOptions, model: "str | Input") -> list[Step]:
+    packed = options.model_dump(mode="json", exclude={"twin"})
+    return [
+        Step(f"quantize{suffix}", quantize.STAGE, packed, {"model": model}),
+        Step(
+            f"convert{suffix}",
+            convert.STAGE,
+            {"name": f"{name}-{options.type}", "twin": options.twin},
+            {"quantized": f"quantize{suffix}"},
+        ),
+    ]
+
+
+def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
+    options = recipe.evaluate.model_dump(mode="json", exclude={"datasets"})
+    options["device"] = resolve_device(recipe.evaluate.device).type
+    models: dict[str, str | Input] = {
+        "original": sources.model,
+        "baseline": "quantize baseline",
+        "pruned": "save",
+        "pruned+quantized": "quantize",
+    }
+    steps = []
+    for label, dataset in _labelled(recipe.evaluate.datasets).items():
+        steps.append(_fetch(f"fetch {label}", "evaluation", dataset, sources))
+        steps += [
+            Step(
+                f"evaluate {name} {label}",
+                evaluate.STAGE,
+                {**options, "dataset": label},
+                {"model": model, "text": f"fetch {label}"},
+            )
+            for name, model in models.items()
+        ]
+    return steps
+
+
+def _labelled(datasets: tuple[DatasetOptions, ...]) -> dict[str, DatasetOptions]:
+    labelled: dict[str, DatasetOptions] = {}
+    for dataset in datasets:
+        label = dataset_label(dataset)
+        if label in labelled:
+            raise CameraError(f"evaluate.datasets: two of them are called {label}: rename one of the files")
+        labelled[label] = dataset
+    return labelled
+
+
+def dataset_label(dataset: DatasetOptions) -> str:
+    """A short name for a text: `stdlib-test`, or the file's name."""
+    if dataset.path is not None:
+        return Path(dataset.path).stem.replace(" ", "_")
+    return f"{dataset.name}-{dataset.split}"
+
+
+def _benchmark(recipe: Recipe, model: Input) -> Step:
+    device = resolve_device(recipe.benchmark.device)
+    options = recipe.benchmark.model_dump(mode="json")
+    options["device"] = device.type
+    options["device_name"] = describe_device(device)[
+        "name"
+    ]  # a time measured on another card is another result
+    inputs: dict[str, str | Input] = {
+        "original": model,
+        "baseline": "convert baseline",
+        "pruned": "save",
+        "pruned+quantized": "convert",
+    }
+    return Step("benchmark", benchmark.STAGE, options, inputs)

@@ -1,0 +1,120 @@
+"""Before a run: what would run, how much memory and disk it needs, and whether there is room."""
+
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from camera.devices import resolve_dtype
+from camera.errors import CameraError
+from camera.pruning.importance import kept_width
+from camera.units import bytes_text
+from tasks.pipeline import Pipeline, Step
+from tasks.stage import RunReferences, find
+from tasks.stages import publish
+from tasks.store import Artifact, Store
+
+BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_0_64": 4.25}
+_PROCESS_BYTES = 900 << 20  # python with torch, transformers, prefect and mlflow, before any weight
+_ACTIVATION_BYTES = 1 << 30  # what sequential capture keeps at most
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What is known of a step before the run."""
+
+    step: Step
+    state: str
+    """`cached`, `run`, or `after` (runs unless what it waits for comes out as an artifact the store has)."""
+    disk_bytes: int
+    memory_bytes: int
+
+
+def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
+    """Which steps would run. Verifies what is in the store, and runs nothing."""
+    done: dict[str, Artifact] = {}
+    plans = []
+    for step in pipeline.steps:
+        state = "after"
+        if all(name in done for name in step.needs):
+            artifact = find(store, step.request(done, RunReferences()))
+            state = "run" if artifact is None else "cached"
+            if artifact is not None:
+                done[step.name] = artifact
+        plans.append(StepPlan(step, state, *_needs(pipeline, step)))
+    return plans
+
+
+def check_room(pipeline: Pipeline, store: Store) -> None:
+    """Refuse a run that cannot end well: no disk space for the steps that are not in the store, or a taken folder.
+
+    Raises:
+        CameraError: saying how much is needed and where.
+    """
+    recipe = pipeline.recipe
+    if recipe.publish.enabled:
+        publish.refuse_foreign(publish.destination(recipe.publish.folder, recipe.name), recipe.name)
+    store.root.mkdir(parents=True, exist_ok=True)
+    needed = sum(_needs(pipeline, step)[0] for step in pipeline.steps if step.stage.name != "publish")
+    present = sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file())
+    free = shutil.disk_usage(store.root).free
+    if needed > free + present:
+        raise CameraError(
+            f"{store.root} has {bytes_text(free)} free and this recipe needs about {bytes_text(needed)}: "
+            "free some space, or put the store elsewhere with CAMERA_HOME"
+        )
+
+
+def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
+    """Estimated disk and peak memory of a step, in bytes, from the config and the sizes of the tensors alone."""
+    checkpoint, recipe = pipeline.sources.checkpoint, pipeline.recipe
+    width = checkpoint.ffn_width
+    kept = kept_width(width, recipe.prune.ratio, recipe.prune.multiple_of)
+    ffn_names = {
+        name for layer in range(checkpoint.layer_count) for name in checkpoint.family.ffn_names(layer)
+    }
+    sizes = {name: info.size_bytes for name, info in checkpoint.needed.items()}
+    whole = sum(sizes.values())
+    ffn = sum(size for name, size in sizes.items() if name in ffn_names)
+    share = kept / width
+    pruned = whole - round(ffn * (1 - share))
+    elements = whole // checkpoint.dtype.itemsize
+    pruned_elements = pruned // checkpoint.dtype.itemsize
+    largest = max(sizes.values())
+    layer = sum(sizes[name] for name in checkpoint.layer_tensors(0))
+    calibration = recipe.calibration.samples * recipe.calibration.length
+    compute = resolve_dtype(recipe.capture.dtype, checkpoint.dtype)
+    hidden = calibration * checkpoint.hidden_size * compute.itemsize
+    widened = compute.itemsize / checkpoint.dtype.itemsize
+    activations = min(_ACTIVATION_BYTES, calibration * width * compute.itemsize)
+    stage = step.stage.name
+    disk = {
+        "fetch": 8 * calibration,
+        "capture": hidden + 12 * width * checkpoint.layer_count,
+        "prune": 0 if kept == width else round(ffn * share),
+        "save": pruned,
+        "quantize": _packed(
+            step.options.get("type", "f16"), elements if step.name.endswith("baseline") else pruned_elements
+        ),
+        "convert": _packed(
+            recipe.baseline if step.name.endswith("baseline") else recipe.quantize.type,
+            elements if step.name.endswith("baseline") else pruned_elements,
+        ),
+        "publish": pruned + _packed(recipe.quantize.type, pruned_elements),
+    }
+    evaluate = resolve_dtype(recipe.evaluate.dtype, checkpoint.dtype)
+    memory = {
+        "capture": round(2 * layer * (1 + widened)) + hidden + activations,
+        "score": 3 * largest,
+        "prune": round(2 * ffn / checkpoint.layer_count),
+        "save": 2 * largest,
+        "quantize": 4 * largest,
+        "convert": 2 * largest,
+        "evaluate": elements * evaluate.itemsize + 2 * largest,
+        "benchmark": 2 * whole + elements * torch.float32.itemsize,
+    }
+    return disk.get(stage, 0), _PROCESS_BYTES + memory.get(stage, 0)
+
+
+def _packed(type_name: str, elements: int) -> int:
+    return round(elements * BITS_PER_WEIGHT[type_name] / 8)

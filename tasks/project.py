@@ -1,0 +1,69 @@
+"""Where one project keeps its things, and the quiet, local defaults of the tools it stands on."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Project:
+    """One folder (`.camera/` unless $CAMERA_HOME says otherwise) that holds all state of a project."""
+
+    home: Path
+
+    @classmethod
+    def here(cls) -> "Project":
+        """The project of the current directory."""
+        return cls(Path(os.environ.get("CAMERA_HOME", ".camera")).resolve())
+
+    @property
+    def store(self) -> Path:
+        """The content-addressed artifact store."""
+        return self.home / "store"
+
+    @property
+    def prefect_results(self) -> Path:
+        """Prefect's result records: a few bytes per stage that point into the store."""
+        return self.home / "prefect-results"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Files that people look at, by MLflow run."""
+        return self.home / "mlflow-artifacts"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The tracking server or database in use."""
+        return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{self.home / 'mlflow.db'}")
+
+    @property
+    def prefect_api(self) -> str:
+        """The Prefect API in use; without a URL one is started inside the process."""
+        return os.environ.get("PREFECT_API_URL", "in this process (ephemeral)")
+
+    def configure(self) -> None:
+        """Set what the environment does not: everything local, no telemetry, no server to start.
+
+        Must run before prefect, mlflow or dvc is imported. Values that are set already are respected.
+        """
+        self.home.mkdir(parents=True, exist_ok=True)
+        for name, value in self._defaults().items():
+            os.environ.setdefault(name, value)
+
+    def _defaults(self) -> dict[str, str]:
+        return {
+            "DO_NOT_TRACK": "true",
+            "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # The ephemeral API needs 16 to 33 s on two cores, and Prefect's own time-out is 20 s.
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+            "PREFECT_LOGGING_LEVEL": "WARNING",
+            "PREFECT_CLI_PROMPT": "false",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.home / 'mlflow.db'}",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "DVC_NO_ANALYTICS": "true",
+            "GIT_PYTHON_REFRESH": "quiet",
+            "TOKENIZERS_PARALLELISM": "true",
+        }

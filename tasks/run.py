@@ -1,0 +1,130 @@
+"""One run of a pipeline: every step in order, told to whoever listens, recorded in MLflow, stopped cleanly."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from camera.files import read_json
+from tasks.pipeline import Pipeline, Step
+from tasks.project import Project
+from tasks.stage import Request, RunReferences
+from tasks.stages import fetch, publish, report
+from tasks.stages.convert import gguf_of
+from tasks.store import Artifact
+from tasks.tracking import Tracker
+
+
+class Listener(Protocol):
+    """What is told how a run comes along."""
+
+    def begin(self, pipeline: Pipeline) -> None:
+        """The steps are known."""
+
+    def started(self, step: str) -> None:
+        """A step is at work (it was not in the store)."""
+
+    def waiting(self, step: str) -> None:
+        """Another process is making the same artifact."""
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        """A step has come so far."""
+
+    def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
+        """A step's artifact is there."""
+
+    def failed(self, step: str, error: BaseException) -> None:
+        """A step did not succeed, and the run ends."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with."""
+
+    artifacts: dict[str, Artifact]
+    executed: list[str]
+    """Steps that ran, in order; the others were cached."""
+    mlflow_run: str | None
+    report: Path
+    gguf: Path
+    published: dict[str, Any] | None
+
+
+Perform = Callable[[Request], tuple[Artifact, bool]]
+"""Gives the artifact of a request, and whether it was cached."""
+
+
+def run_pipeline(
+    pipeline: Pipeline, perform: Perform, project: Project, listener: Listener, prefect_run: str | None = None
+) -> Outcome:
+    """Run every step; track it if the recipe says so.
+
+    Args:
+        pipeline: what to run.
+        perform: runs one request: through Prefect or directly.
+        project: where MLflow's files go by default.
+        listener: told of every step.
+        prefect_run: id of the Prefect flow run, for the lineage.
+    """
+    recipe = pipeline.recipe
+    tracker = None
+    if recipe.tracking.enabled:
+        tracker = Tracker(recipe.tracking.experiment, pipeline.key, recipe.name, project.mlflow_artifacts)
+        tags = {"camera.recipe": recipe.name, "camera.source_digest": pipeline.sources.model.digest}
+        tracker.log_recipe(
+            recipe.model_dump(mode="json"), tags | ({"prefect.flow_run": prefect_run} if prefect_run else {})
+        )
+    references = RunReferences(None if tracker is None else tracker.run_id, prefect_run)
+    executed: list[str] = []
+
+    def step_done(step: Step, request: Request) -> Artifact:
+        try:
+            artifact, cached = perform(request)
+        except BaseException as error:
+            listener.failed(step.name, error)
+            raise
+        if not cached:
+            executed.append(step.name)
+        if tracker is not None:
+            tracker.log_stage(step.name, artifact, cached)
+            if step.stage is fetch.STAGE and not cached:
+                tracker.log_dataset(artifact)
+        listener.finished(step.name, artifact, cached)
+        return artifact
+
+    listener.begin(pipeline)
+    try:
+        artifacts = pipeline.run(step_done, references)
+        outcome = _outcome(artifacts, executed, references.mlflow_run)
+        if tracker is not None and executed:
+            for file in _files_to_look_at(outcome):
+                tracker.log_file(file)
+    except BaseException as error:
+        if tracker is not None:
+            tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    if tracker is not None:
+        tracker.finish("FINISHED")
+    return outcome
+
+
+def _outcome(artifacts: dict[str, Artifact], executed: list[str], mlflow_run: str | None) -> Outcome:
+    published = None
+    if "publish" in artifacts:
+        published = read_json(artifacts["publish"].path / publish.RECORD)
+    return Outcome(
+        artifacts,
+        executed,
+        mlflow_run,
+        artifacts["report"].path / report.HTML,
+        gguf_of(artifacts["convert"].path),
+        published,
+    )
+
+
+def _files_to_look_at(outcome: Outcome) -> list[Path]:
+    files = [outcome.report, outcome.report.with_name("results.json")]
+    if outcome.published is not None:
+        folder = Path(outcome.published["folder"])
+        files += [folder / "README.md", folder / "lineage.json"]
+    return files

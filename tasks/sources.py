@@ -1,0 +1,72 @@
+"""What a run starts from: the model and the local datasets, found, fetched from DVC if need be, and hashed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.hub import local_checkpoint
+from camera.digests import digest_file, digest_files, digest_json, files_below
+from camera.errors import CameraError
+from camera.options import DatasetOptions
+from tasks import versioning
+from tasks.recipe import Recipe
+from tasks.stage import Input
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything outside the store that a recipe reads."""
+
+    checkpoint: Checkpoint
+    model: Input
+    tokenizer: Input
+    """The same folder, identified by its tokenizer files alone: datasets do not change with the weights."""
+    files: dict[str, Input]
+    """Local datasets, by path as written in the recipe."""
+
+
+def find_sources(recipe: Recipe) -> Sources:
+    """Locate and hash all that a recipe reads; what DVC tracks and is not here is pulled.
+
+    Raises:
+        CameraError: if something is missing or damaged.
+    """
+    if not Path(recipe.model).exists():
+        versioning.pull_if_tracked(Path(recipe.model))
+    checkpoint = Checkpoint.open(local_checkpoint(recipe.model, recipe.revision))
+    checkpoint.check_shapes()
+    names = ["config.json", *checkpoint.weight_files, *checkpoint.side_files]
+    hashes = digest_files(checkpoint.folder, set(names))
+    about: dict[str, Any] = {"path": recipe.model, "files": hashes}
+    if recipe.revision:
+        about["revision"] = recipe.revision
+    if (tracked := versioning.tracked_version(checkpoint.folder)) is not None:
+        about["dvc"] = tracked
+    model = Input(checkpoint.folder, digest_json(hashes), about=about)
+    tokenizer_hashes = {name: hashes[name] for name in checkpoint.tokenizer_files}
+    if not tokenizer_hashes:
+        raise CameraError(f"{checkpoint.folder} has no tokenizer files (tokenizer.model or tokenizer.json)")
+    tokenizer = Input(
+        checkpoint.folder,
+        digest_json(tokenizer_hashes),
+        about={"path": recipe.model, "files": tokenizer_hashes},
+    )
+    datasets: list[DatasetOptions] = [recipe.calibration, *recipe.evaluate.datasets]
+    files = {str(dataset.path): _file_input(dataset.path) for dataset in datasets if dataset.path is not None}
+    return Sources(checkpoint, model, tokenizer, files)
+
+
+def _file_input(path: Path) -> Input:
+    if not path.exists():
+        versioning.pull_if_tracked(path)
+    if path.is_dir():
+        hashes = digest_files(path, files_below(path))
+    elif path.is_file():
+        hashes = {path.name: digest_file(path)}
+    else:
+        raise CameraError(f"dataset {path} does not exist")
+    about: dict[str, Any] = {"path": str(path), "files": hashes}
+    if (tracked := versioning.tracked_version(path)) is not None:
+        about["dvc"] = tracked
+    return Input(path, digest_json(hashes), about=about)

@@ -1,0 +1,147 @@
+"""A stage: a function from named inputs and options to one folder, and the request to perform it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from camera.digests import digest_json
+from camera.progress import Progress, silent
+from tasks.lineage import ancestry, environment, stage_entry
+from tasks.store import Artifact, Store
+
+
+@dataclass(frozen=True)
+class RunReferences:
+    """Where else this run is recorded; never part of a key."""
+
+    mlflow_run: str | None = None
+    prefect_run: str | None = None
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a stage: an artifact of an earlier stage, or a source that lies outside the store."""
+
+    path: Path
+    digest: str
+    stage: str | None = None
+    key: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    """For a source: what lineage records of it."""
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> "Input":
+        return cls(artifact.path, artifact.digest, artifact.stage, artifact.key)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage's function is given."""
+
+    inputs: dict[str, Path]
+    options: dict[str, Any]
+    out: Path
+    """The folder to fill."""
+    progress: Progress
+    lineage: dict[str, Any]
+    """Everything this artifact descends from."""
+    references: RunReferences
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work.
+
+    The version is raised when the same inputs and options begin to mean another result; that and only that
+    makes earlier artifacts of the stage unused.
+    """
+
+    name: str
+    version: int
+    run: Callable[[Context], dict[str, float]]
+    resumes: bool = False
+    """Whether `run` goes on from what a killed one left in its folder."""
+    still_holds: Callable[[Artifact], bool] = lambda artifact: True
+    """For stages with an effect outside the store: whether that effect is still there."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One stage to perform on certain inputs."""
+
+    step: str
+    """What people call it: `quantize baseline`."""
+    stage: Stage
+    options: dict[str, Any]
+    inputs: dict[str, Input]
+    references: RunReferences = RunReferences()
+
+    @property
+    def key(self) -> str:
+        """Digest of stage name, version, options and the content digests of the inputs; of nothing else."""
+        return digest_json(
+            {
+                "stage": self.stage.name,
+                "version": self.stage.version,
+                "options": self.options,
+                "inputs": {name: given.digest for name, given in self.inputs.items()},
+            }
+        )
+
+
+def find(store: Store, request: Request) -> Artifact | None:
+    """The artifact of a request if the store has it intact and its effects are still there."""
+    artifact = store.find(request.stage.name, request.key)
+    return artifact if artifact is not None and request.stage.still_holds(artifact) else None
+
+
+def perform(
+    store: Store,
+    request: Request,
+    progress: Progress = silent,
+    started: Callable[[], None] = lambda: None,
+    waiting: Callable[[], None] = lambda: None,
+) -> Artifact:
+    """The artifact of a request: from the store, or made now.
+
+    Two that want the same key at once: one works, the other waits and takes the result.
+
+    Args:
+        store: the artifact store.
+        request: what to perform.
+        progress: passed on to the stage.
+        started: called when the stage does run.
+        waiting: called when another process holds the key.
+    """
+    with store.lock(request.key, waiting):
+        if (artifact := find(store, request)) is not None:
+            return artifact
+        started()
+        lineage = ancestry(request.inputs)
+
+        def fill(folder: Path) -> dict[str, float]:
+            paths = {name: given.path for name, given in request.inputs.items()}
+            return request.stage.run(
+                Context(paths, request.options, folder, progress, lineage, request.references)
+            )
+
+        about = {
+            "step": request.step,
+            "version": request.stage.version,
+            "options": request.options,
+            "inputs": {
+                name: {"digest": given.digest, "stage": given.stage, "key": given.key}
+                for name, given in sorted(request.inputs.items())
+            },
+            "environment": environment(request.options.get("device")),
+        }
+        own = stage_entry({**about, "stage": request.stage.name, "key": request.key})
+        return store.make(
+            request.stage.name,
+            request.key,
+            fill,
+            about,
+            {**lineage, "artifact": own},
+            resumes=request.stage.resumes,
+        )

@@ -1,0 +1,26 @@
+"""GGUF convert as a stage."""
+
+from pathlib import Path
+
+from camera.formats.convert import convert_to_gguf, write_twin
+
+from tasks.stage import Context, Stage
+
+
+def gguf_of(folder: Path) -> Path:
+    """The main GGUF file of a converted artifact (its twin, if there is one, lies beside it)."""
+    return next(path for path in sorted(folder.glob("*.gguf")) if not path.name.endswith("-twin.gguf"))
+
+
+def run(context: Context) -> dict[str, float]:
+    name, twin = context.options["name"], context.options["twin"]
+    main = context.out / f"{name}.gguf"
+    convert_to_gguf(
+        context.inputs["quantized"], main, name=name, lineage=context.lineage, progress=context.progress
+    )
+    if twin is not None:
+        write_twin(main, context.out / f"{name}-{twin}-twin.gguf")
+    return {"bytes": main.stat().st_size}
+
+
+STAGE = Stage("convert", version=1, run=run)

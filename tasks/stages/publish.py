@@ -1,0 +1,147 @@
+"""Publish: one folder with the HF model, the GGUF, the card, the report and the lineage; DVC and the registry.
+
+The folder is made beside its place and renamed into it. The stage holds only as long as the folder does: a
+published file that is damaged or gone makes the next run publish again.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from camera.report.card import write_card
+from camera.report.results import read_results
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.digests import digest_files, digest_json, files_below
+from camera.errors import CameraError
+from camera.files import read_json, sync, sync_tree, write_json
+from tasks import tracking, versioning
+from tasks.lineage import environment
+from tasks.stage import Context, Stage
+from tasks.store import LINEAGE, MANIFEST, Artifact
+
+RECORD = "published.json"
+_NOT_PUBLISHED = (MANIFEST, LINEAGE, "README.md")
+
+
+def destination(folder: Path | str, name: str) -> Path:
+    """Where a model of this name is published."""
+    return Path(folder).resolve() / name
+
+
+def refuse_foreign(target: Path, name: str) -> None:
+    """Raise CameraError if the place is taken by something that we did not publish under this name."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    lineage = target / LINEAGE
+    if lineage.is_file() and read_json(lineage).get("name") == name:
+        return
+    raise CameraError(
+        f"{target} exists with other content: move it away, or choose another publish.folder or name"
+    )
+
+
+def run(context: Context) -> dict[str, float]:
+    """Write the published folder, version and register it, and record all that in `published.json`."""
+    options = context.options
+    name = options["name"]
+    target = destination(options["folder"], name)
+    refuse_foreign(target, name)
+    if not _is_published(target, context):
+        _place(target, context)
+    lineage = read_json(target / LINEAGE)
+    record: dict[str, Any] = {
+        "name": name,
+        "folder": str(target),
+        "lineage_digest": lineage["digest"],
+        "dvc": None,
+        "registry": None,
+    }
+    if options["dvc"]:
+        version = versioning.add_and_push(target, options["remote"])
+        record["dvc"] = None if version is None else vars(version)
+    if options["register"] and context.references.mlflow_run is not None:
+        record["registry"] = tracking.register(
+            name, target, lineage, record["dvc"], options["alias"], context.references.mlflow_run
+        )
+    write_json(context.out / RECORD, record)
+    return {"bytes": sum((target / file).stat().st_size for file in lineage["files"])}
+
+
+def still_holds(artifact: Artifact) -> bool:
+    """Whether the published folder is there, whole, and pushed."""
+    record = read_json(artifact.path / RECORD)
+    pending = record["dvc"] is not None and record["dvc"]["pushed_to"] is None
+    return not pending and damage(Path(record["folder"]), record["lineage_digest"]) is None
+
+
+def damage(folder: Path, lineage_digest: str | None = None) -> str | None:
+    """What is wrong with a published folder, in words, or None. Hashes every byte."""
+    try:
+        lineage = read_json(folder / LINEAGE)
+    except CameraError as error:
+        return str(error)
+    body = {field: value for field, value in lineage.items() if field != "digest"}
+    if digest_json(body) != lineage.get("digest"):
+        return f"{folder / LINEAGE} does not have its own digest: it was changed after publishing"
+    if lineage_digest is not None and lineage["digest"] != lineage_digest:
+        return f"{folder / LINEAGE} is of another publication"
+    present = [name for name in files_below(folder) if name != LINEAGE]
+    for name in sorted(set(lineage["files"]) ^ set(present)):
+        return (
+            f"{folder / name} is {'missing' if name in lineage['files'] else 'not part of the publication'}"
+        )
+    for name, found in digest_files(folder, present).items():
+        if found != lineage["files"][name]:
+            return f"{folder / name} does not have the sha256 in {LINEAGE}"
+    return None
+
+
+def _is_published(target: Path, context: Context) -> bool:
+    """Whether the folder already is this publication, as when only the push was still to be done."""
+    if damage(target) is not None:
+        return False
+    return bool(read_json(target / LINEAGE)["stages"] == context.lineage["stages"])
+
+
+def _place(target: Path, context: Context) -> None:
+    inputs, name = context.inputs, context.options["name"]
+    making = target.with_name(f".{target.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    for folder in (inputs["model"], inputs["converted"]):
+        for file in files_below(folder):
+            if file not in _NOT_PUBLISHED:
+                shutil.copyfile(folder / file, making / file)
+    for file in ("report.html", "results.json"):
+        shutil.copyfile(inputs["report"] / file, making / file)
+    write_card(
+        making,
+        Checkpoint.open(making),
+        inputs["pruned"],
+        base_model=context.options["base_model"],
+        results=read_results(inputs["report"] / "results.json"),
+        name=name,
+    )
+    hashes = digest_files(making, files_below(making))
+    lineage: dict[str, Any] = {
+        **context.lineage,
+        "name": name,
+        "recipe": context.options["recipe"],
+        "files": hashes,
+        "environment": environment(None),
+        "references": {field: value for field, value in vars(context.references).items() if value},
+    }
+    lineage["digest"] = digest_json(lineage)
+    write_json(making / LINEAGE, lineage)
+    sync_tree(making)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    making.rename(target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+STAGE = Stage("publish", version=1, run=run, still_holds=still_holds)

@@ -1,0 +1,26 @@
+"""The report as a stage: one HTML file, and the same results as JSON and CSV."""
+
+from camera.report.html import write_report
+from camera.report.results import collect_results
+
+from camera.checkpoints.checkpoint import Checkpoint
+from tasks.stage import Context, Stage
+
+HTML = "report.html"
+
+
+def run(context: Context) -> dict[str, float]:
+    """Write `report.html`, `results.json` and `results.csv`."""
+    folders = dict(context.inputs)
+    source = Checkpoint.open(folders.pop("model"))
+    results = collect_results(
+        name=context.options["name"],
+        recipe=context.options["recipe"],
+        folders=folders,
+        source_config=source.config,
+    )
+    write_report(results, context.out, lineage=context.lineage)
+    return {}
+
+
+STAGE = Stage("report", version=1, run=run)

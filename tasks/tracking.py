@@ -1,0 +1,205 @@
+"""MLflow: one run per pipeline key, continued after a kill and never doubled, and the registry of published models.
+
+MLflow owns parameters, metrics, the datasets used, and the files that people look at. Checkpoints are not uploaded:
+the registry's versions point to the published folder, tagged with its digests.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from camera.errors import CameraError, NetworkError
+from camera.files import read_json
+from tasks.store import Artifact
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+KEY_TAG = "camera.pipeline_key"
+LINEAGE_TAG = "camera.lineage_digest"
+_PER_LAYER = re.compile(r"(.+)\.layer_(\d+)")
+_NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
+_DATASET_DIGEST_LENGTH = 36  # MLflow cuts longer ones; the whole sha256 is in a tag
+_PARAMETER_LENGTH = 6000
+
+
+class Tracker:
+    """The MLflow run of one pipeline."""
+
+    def __init__(self, experiment: str, pipeline_key: str, name: str, artifacts: Path) -> None:
+        """Find the run of this key, or create it; a run that a kill left open is continued.
+
+        Raises:
+            NetworkError: if the tracking server or database cannot be used.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client = _client()
+            self.experiment_id = _experiment(self._client, experiment, artifacts)
+            found = self._client.search_runs(
+                [self.experiment_id], f"tags.`{KEY_TAG}` = '{pipeline_key}'", max_results=1
+            )
+            if found:
+                self.run_id = str(found[0].info.run_id)
+                self._logged = dict(found[0].data.params)
+            else:
+                created = self._client.create_run(
+                    self.experiment_id, run_name=name, tags={KEY_TAG: pipeline_key}
+                )
+                self.run_id, self._logged = str(created.info.run_id), {}
+            self._client.update_run(self.run_id, status="RUNNING")
+        except (MlflowException, OSError) as error:
+            raise NetworkError(
+                f"MLflow at {os.environ.get('MLFLOW_TRACKING_URI')} cannot be used: {error}. "
+                "Mend it, or run with --set tracking.enabled=false"
+            ) from error
+
+    def log_recipe(self, recipe: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Record the recipe as flat parameters, and tags."""
+        from mlflow.entities import Param, RunTag
+
+        flat = {name: str(value)[:_PARAMETER_LENGTH] for name, value in flatten(recipe).items()}
+        new = [Param(name, value) for name, value in flat.items() if name not in self._logged]
+        self._client.log_batch(
+            self.run_id, params=new, tags=[RunTag(name, value) for name, value in tags.items()]
+        )
+
+    def log_stage(self, step: str, artifact: Artifact, cached: bool) -> None:
+        """Record what a stage measured, how long it took and how big it is; nothing new for a cached one."""
+        from mlflow.entities import Metric, RunTag
+
+        prefix = _NOT_ALLOWED.sub("_", step).replace(" ", "/")
+        self._client.log_batch(self.run_id, tags=[RunTag(f"camera.digest.{prefix}", artifact.digest)])
+        if cached and self._has(f"{prefix}/seconds"):
+            return
+        now = int(time.time() * 1000)
+        metrics = [Metric(f"{prefix}/seconds", artifact.seconds, now, 0)]
+        metrics.append(Metric(f"{prefix}/size_bytes", artifact.size_bytes, now, 0))
+        for name, value in artifact.metrics.items():
+            layered = _PER_LAYER.fullmatch(name)
+            clean = _NOT_ALLOWED.sub("_", layered[1] if layered else name)
+            metrics.append(Metric(f"{prefix}/{clean}", value, now, int(layered[2]) if layered else 0))
+        for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def log_dataset(self, artifact: Artifact) -> None:
+        """Record tokens that were fetched as a dataset input with its digest."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        described = read_json(artifact.path / "dataset.json")
+        label = f"{described['name']}-{described['split']}"
+        source = {"source": label, "revision": described.get("revision"), "python": described.get("python")}
+        dataset = Dataset(
+            name=label,
+            digest=artifact.digest[:_DATASET_DIGEST_LENGTH],
+            source_type="camera",
+            source=str(source),
+            profile=str({"sequences": described["sequences"], "tokens": described["tokens"]}),
+        )
+        tags = [
+            InputTag("mlflow.data.context", described["purpose"]),
+            InputTag("camera.sha256", artifact.digest),
+        ]
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+
+    def log_file(self, path: Path) -> None:
+        """Record a file that people look at."""
+        self._client.log_artifact(self.run_id, str(path))
+
+    def finish(self, status: str) -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.run_id, status)
+
+    def _has(self, metric: str) -> bool:
+        return metric in self._client.get_run(self.run_id).data.metrics
+
+
+def register(
+    name: str,
+    folder: Path,
+    lineage: Mapping[str, Any],
+    dvc: Mapping[str, Any] | None,
+    alias: str,
+    run_id: str,
+) -> dict[str, str]:
+    """Make a registry version of a published folder (or find the one it has) and point the alias to it.
+
+    The registry accepts any source without looking; call this for verified folders only.
+
+    Returns:
+        name, version and alias.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = _client()
+    digest = lineage["digest"]
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise CameraError(f"MLflow refuses the model name {name}: {error}") from None
+    found = [
+        version
+        for version in client.search_model_versions(f"name = '{name}'")
+        if version.tags.get(LINEAGE_TAG) == digest
+    ]
+    tags = {LINEAGE_TAG: digest, "camera.folder": str(folder)}
+    if dvc is not None:
+        tags |= {"dvc.file": dvc["dvc_file"], "dvc.md5": dvc["md5"]}
+    for file, sha256 in lineage["files"].items():
+        if file.endswith(".gguf"):
+            tags[f"sha256.{file}"] = sha256
+    version = found[0] if found else client.create_model_version(name, folder.as_uri(), run_id, tags=tags)
+    client.set_registered_model_alias(name, alias, version.version)
+    return {"name": name, "version": str(version.version), "alias": alias}
+
+
+def find_run(run_id: str) -> dict[str, str] | None:
+    """The tags of a run, or None if the tracking database has no such run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(_client().get_run(run_id).data.tags)
+    except MlflowException:
+        return None
+
+
+def find_version(name: str, lineage_digest: str) -> str | None:
+    """The registry version of a publication, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        versions = _client().search_model_versions(f"name = '{name}'")
+    except MlflowException:
+        return None
+    return next((str(v.version) for v in versions if v.tags.get(LINEAGE_TAG) == lineage_digest), None)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _client() -> "MlflowClient":
+    from mlflow.tracking import MlflowClient  # 2.5 s; only runs that track pay it
+
+    return MlflowClient()
+
+
+def _experiment(client: "MlflowClient", name: str, artifacts: Path) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    local = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("sqlite:")
+    location = (artifacts / name).as_uri() if local else None  # a server decides for itself
+    return str(client.create_experiment(name, artifact_location=location))
