@@ -1,0 +1,189 @@
+"""Models run by torch in this process: 16-bit from a checkpoint folder, 4-bit from blocks."""
+
+import gc
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from camera.benchmark.engine import Footprint, Timing
+from camera.benchmark.int4_linear import INT4_TYPES, KERNELS, Blocks, Int4Linear, int4_linear
+from camera.benchmark.kv_cache import GrowingCache
+from camera.devices import (
+    dtype_name,
+    memory_bytes,
+    peak_memory_bytes,
+    release_memory,
+    reset_peak_memory,
+    synchronize,
+)
+from camera.errors import CameraError
+from camera.loading import Source, assemble, open_source
+
+
+class TorchEngine:
+    """Batch 1, greedy, one token at a time, no compilation.
+
+    From a GGUF or a quantised folder, every linear layer whose weights are Q4_0 or Q4_0_64 stays 4-bit where the device has a kernel for
+    its shape (see `int4_linear`); everything else, the embedding too, is held in 16 bits.
+    """
+
+    name = "torch"
+
+    def __init__(self, path: Path, device: torch.device, capacity: int) -> None:
+        """Load a model.
+
+        Args:
+            path: a checkpoint folder, a quantised folder, or a GGUF file.
+            device: from `camera.devices.resolve_device`.
+            capacity: most tokens, prompt and decoded together; at most the model's positions.
+
+        Raises:
+            CameraError: if the model cannot be read.
+        """
+        source = open_source(path)
+        self.path, self.device = path, device
+        self.positions = int(source.config.max_position_embeddings)
+        self._linears: Counter[str] = Counter()
+        self._fallbacks: Counter[str] = Counter()
+        self.dtype = _dtype(source, device)
+        self.model = assemble(
+            source, self.dtype, device, lambda name, linear: self._int4(source, name, linear)
+        )
+        self.cache = GrowingCache(self.model.config, min(capacity, self.positions))
+        self._next_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        self._growth: int | None = None
+
+    def _int4(self, source: Source, name: str, linear: nn.Linear) -> nn.Module | None:
+        """The 4-bit twin of a linear layer, if its weights are 4-bit and the device has a kernel for them."""
+        if name not in source.names and source.config.tie_word_embeddings:
+            name = _name_of_embedding(source)
+        if source.packed is None or name not in source.names:
+            return None
+        block_type, data = source.packed(name)
+        if block_type not in INT4_TYPES:
+            self._linears[block_type] += 1
+            return None
+        bias = source.read(name.removesuffix("weight") + "bias") if linear.bias is not None else None
+        made = int4_linear(Blocks(block_type, data), bias, self.device)
+        if isinstance(made, str):
+            self._fallbacks[f"{block_type}: {made}"] += 1
+            return None
+        self._linears[f"{block_type} by {made.kernel}"] += 1
+        return made
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Forget the context, then compute a prompt; returns the logits of its last token, [vocabulary]."""
+        self.cache.clear()
+        tokens_1T = torch.tensor([list(tokens)], dtype=torch.int64, device=self.device)
+        return self._step(tokens_1T)[0, -1]
+
+    @torch.inference_mode()
+    def decode(self, count: int) -> torch.Tensor:
+        """Go on greedily from wherever the context ends; returns the tokens chosen, int64 [count].
+
+        End-of-text tokens are tokens like any other here: a benchmark decodes as many as it was asked to.
+        """
+        chosen = []
+        for _ in range(count):
+            chosen.append(self._next_11)
+            self._step(self._next_11)
+        return torch.cat(chosen, dim=1)[0]
+
+    def _step(self, tokens_1T: torch.Tensor) -> torch.Tensor:
+        logits_11V = self.model(
+            input_ids=tokens_1T, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        ).logits
+        self._next_11 = logits_11V.argmax(dim=-1)
+        return logits_11V
+
+    def time_once(self, prompt: int, decode: Sequence[int]) -> Timing:
+        """See `Engine`."""
+        tokens = [7919 * index % int(self.model.config.vocab_size) for index in range(1, prompt + 1)]
+        marks = sorted(set(decode))
+        decode_s = {}
+        can_reset, before = reset_peak_memory(self.device), memory_bytes(self.device)
+        gc.disable()  # a collection in the middle of a run would be timed as the model's
+        try:
+            synchronize(self.device)
+            start = perf_counter()
+            logits = self.prefill(tokens)
+            synchronize(self.device)
+            prefilled = perf_counter()
+            for done, mark in zip([0, *marks], marks, strict=False):
+                self.decode(mark - done)
+                synchronize(self.device)
+                decode_s[mark] = perf_counter() - prefilled
+        finally:
+            gc.enable()
+        if not bool(torch.isfinite(logits).all()):
+            raise CameraError(
+                f"{self.path}: the logits of the prompt are not finite in {dtype_name(self.dtype)} on {self.device}; "
+                "the model is damaged or overflows, and its speed says nothing"
+            )
+        if can_reset:
+            self._growth = max(0, peak_memory_bytes(self.device) - before)
+        return Timing(prefilled - start, decode_s)
+
+    def footprint(self) -> Footprint:
+        """See `Engine`."""
+        embedding_VH = self.model.get_input_embeddings().get_parameter("weight")
+        is_head = getattr(self.model.get_output_embeddings(), "weight", None) is embedding_VH
+        weights = sum({id(tensor): tensor.nbytes for tensor in _tensors(self.model)}.values())
+        held = weights + self.cache.nbytes
+        return Footprint(
+            model_bytes=bytes_on_disk(self.path),
+            held_bytes=held,
+            peak_bytes=None if self._growth is None else held + self._growth,
+            weight_bytes_per_token=weights if is_head else weights - embedding_VH.nbytes,
+            kv_bytes_per_position=self.cache.nbytes // self.cache.growing[0].capacity,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """See `Engine`."""
+        return {
+            "torch": torch.__version__,
+            "dtype": dtype_name(self.dtype),
+            "attention": "sdpa",
+            "linears": dict(self._linears) or {dtype_name(self.dtype): _count_linears(self.model)},
+            "dequantised": dict(self._fallbacks),
+        }
+
+    def close(self) -> None:
+        """See `Engine`."""
+        del self.model, self.cache, self._next_11
+        gc.collect()
+        release_memory(self.device)
+
+
+def _dtype(source: Source, device: torch.device) -> torch.dtype:
+    """The checkpoint's own, or where matrices are blocks, the one that the device's 4-bit kernel computes in."""
+    if source.packed is not None:
+        types = {source.packed(name)[0] for name in source.names}
+        if types - {"f32", "f16", "bf16"}:
+            return KERNELS[device.type][0].dtype
+    return source.dtype
+
+
+def _name_of_embedding(source: Source) -> str:
+    return next(name for name in source.names if name.endswith("embed_tokens.weight"))
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _count_linears(model: nn.Module) -> int:
+    return sum(isinstance(module, (nn.Linear, Int4Linear)) for module in model.modules())
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Bytes of a GGUF, or of the safetensors of a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))

@@ -1,0 +1,182 @@
+"""From weights on disk, in any form that we read, to a transformers model on a device."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import resolve_device, resolve_dtype
+from camera.errors import CameraError
+from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, packed_hf_tensor, read_hf_tensor
+from camera.formats.quantized_model import SUMMARY_NAME, QuantizedModel
+from camera.models import family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Replace = Callable[[str, nn.Linear], nn.Module | None]
+"""From the name of a linear layer's weight and the layer itself (on the meta device) to what takes its place."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's config and its weights by Hugging Face name, read one at a time."""
+
+    path: Path
+    config: "PreTrainedConfig"
+    names: frozenset[str]
+    dtype: torch.dtype
+    """What `dtype: auto` means: the checkpoint's own, or that of the matrices of a GGUF. Of one whose matrices are
+    blocks it is float32, which holds their numbers exactly."""
+    read: Callable[[str], torch.Tensor]
+    """One tensor on the CPU, in floating point."""
+    packed: Callable[[str], tuple[str, np.ndarray]] | None = None
+    """Where tensors are stored as blocks: one tensor's type and its bytes, uint8 [rows, bytes per row]."""
+
+
+def open_source(path: Path | str) -> Source:
+    """Open a checkpoint folder, a folder of packed tensors (`camera.formats.quantize`) or a GGUF file.
+
+    Reads no weights.
+
+    Raises:
+        CameraError: if it is none of these, damaged, or of a family that is not supported.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _gguf_source(path)
+    if (path / SUMMARY_NAME).is_file():
+        return _quantized_source(path)
+    checkpoint = Checkpoint.open(path)
+    return Source(path, checkpoint.hf_config, frozenset(checkpoint.needed), checkpoint.dtype, checkpoint.read)
+
+
+def _quantized_source(path: Path) -> Source:
+    model = QuantizedModel.open(path)
+    config = _hf_config(model.config, path)
+    dtype = getattr(config, "dtype", None) or torch.float32
+    return Source(
+        path,
+        config,
+        frozenset(model.tensors),
+        dtype,
+        model.dequantize,
+        lambda name: (model.tensors[name].type, model.packed(name)),
+    )
+
+
+def _gguf_source(path: Path) -> Source:
+    if path.suffix != ".gguf":
+        raise CameraError(f"{path} is a file but no .gguf: give a GGUF file or the folder of a checkpoint")
+    file = open_gguf(path)
+    values, names = hf_config(file), hf_names(file)
+    matrix = names.get(family_of(values, str(path)).ffn_names(0)[0])
+    stored = file.tensors[matrix].type if matrix else None
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}.get(stored or "", torch.float32)
+    return Source(
+        path,
+        _hf_config(values, path),
+        frozenset(names),
+        dtype,
+        lambda name: read_hf_tensor(file, name),
+        lambda name: packed_hf_tensor(file, name),
+    )
+
+
+def _hf_config(values: dict[str, Any], path: Path) -> "PreTrainedConfig":
+    from transformers import CONFIG_MAPPING  # heavy; only computing needs it
+
+    family = family_of(values, str(path))
+    family.register()
+    try:
+        return CONFIG_MAPPING[family.model_type].from_dict(values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CameraError(f"{path}: its config is refused by transformers: {error}") from None
+
+
+def load_model(path: Path | str, dtype: str = "auto", device: str = "auto") -> "PreTrainedModel":
+    """The whole model on a device, in eval mode; quantised weights are dequantised.
+
+    The host holds one tensor at a time beside the model.
+
+    Args:
+        path: as for `open_source`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`: what weights are held and layers compute in.
+        device: `auto`, `cpu`, `cuda[:N]` or `npu[:N]`.
+
+    Raises:
+        CameraError: as `open_source`; or if a tensor is missing, is misshapen, or holds NaN or infinity.
+    """
+    source = open_source(path)
+    return assemble(source, resolve_dtype(dtype, source.dtype), resolve_device(device))
+
+
+def assemble(
+    source: Source, dtype: torch.dtype, device: torch.device, replace: Replace | None = None
+) -> "PreTrainedModel":
+    """Build the model's structure without memory, then fill it tensor by tensor on the device.
+
+    `replace` may give another module for a linear layer; its weight is then not read here, and its bias neither.
+
+    Raises:
+        CameraError: if a tensor is missing, is misshapen, or holds NaN or infinity.
+    """
+    from transformers import AutoModelForCausalLM  # heavy; only computing needs it
+
+    config = copy.deepcopy(source.config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model.eval().requires_grad_(False)
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    tied = dict(model.all_tied_weights_keys)
+    replaced = _replace_linears(model, replace) if replace else set()
+    for name in names:
+        if name not in tied and name.rpartition(".")[0] not in replaced:
+            _set_parameter(model, name, _read(source, name, model).to(device, dtype))
+    for name, owner in tied.items():
+        if name.rpartition(".")[0] not in replaced:
+            _set_parameter(model, name, model.get_parameter(owner))
+    _compute_buffers(model, device)
+    return model
+
+
+def _replace_linears(model: "PreTrainedModel", replace: Replace) -> set[str]:
+    done = set()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and (made := replace(f"{name}.weight", module)) is not None:
+            model.set_submodule(name, made)
+            done.add(name)
+    return done
+
+
+def _read(source: Source, name: str, model: "PreTrainedModel") -> torch.Tensor:
+    if name not in source.names:
+        raise CameraError(f"{source.path} has no tensor {name}, and its config asks for it")
+    tensor = source.read(name)
+    expected = tuple(model.get_parameter(name).shape)
+    if tuple(tensor.shape) != expected:
+        raise CameraError(
+            f"{source.path}: {name} has shape {list(tensor.shape)} and its config asks for {list(expected)}"
+        )
+    if not torch.isfinite(tensor).all():
+        raise CameraError(f"{source.path}: {name} holds NaN or infinity; the weights are damaged")
+    return tensor
+
+
+def _set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+    setattr(model.get_submodule(parent), leaf, parameter)
+
+
+def _compute_buffers(model: "PreTrainedModel", device: torch.device) -> None:
+    """Make the modules that own computed buffers (rotary frequencies) again: on the meta device they are empty."""
+    for name, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            model.set_submodule(name, type(module)(config=model.config).to(device))

@@ -1,0 +1,172 @@
+import logging
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from camera.benchmark import int4_linear as module
+from camera.benchmark.int4_linear import (
+    INT4_TYPES,
+    KERNELS,
+    Blocks,
+    CpuInt4Linear,
+    CudaInt4Linear,
+    Int4Linear,
+    NpuInt4Linear,
+    TiledNpuInt4Linear,
+    int4_linear,
+    usable,
+)
+from camera.formats.blocks import dequantize, quantize
+from camera.options import BlockType
+from tests import fake_npu
+
+CPU = torch.device("cpu")
+
+
+def random_blocks(kind: BlockType, rows: int, columns: int) -> Blocks:
+    weight = torch.randn((rows, columns), generator=torch.Generator().manual_seed(1))
+    return Blocks(kind, quantize(weight, kind))
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.float().cpu() - exact).norm() / exact.norm())
+
+
+@pytest.fixture(autouse=True)
+def _forget_checks() -> None:
+    usable.cache_clear()
+
+
+@pytest.mark.parametrize("kind", INT4_TYPES)
+def test_blocks_come_apart_into_what_dequantising_multiplies(kind: BlockType) -> None:
+    blocks = random_blocks(kind, 48, 192)
+    scales = blocks.scales().float().repeat_interleave(blocks.group, dim=1)
+    rebuilt = (blocks.nibbles().float() - 8) * scales
+    assert torch.equal(rebuilt, torch.from_numpy(dequantize(blocks.data, kind, 192)))
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 64, 65, 130])
+@pytest.mark.parametrize("kind", INT4_TYPES)
+def test_on_the_cpu_it_equals_dequantised_weights_within_bfloat16(kind: BlockType, tokens: int) -> None:
+    blocks = random_blocks(kind, 144, 192)
+    bias = torch.linspace(-3, 3, 144)
+    layer = int4_linear(blocks, bias, CPU)
+    assert isinstance(layer, CpuInt4Linear)
+    x = torch.randn((1, tokens, 192), generator=torch.Generator().manual_seed(2)).bfloat16()
+    exact = F.linear(x.float(), blocks.dequantize(), bias.bfloat16().float())
+    assert layer(x).shape == (1, tokens, 144)
+    assert relative(layer(x), exact) < 0.006
+
+
+def test_packing_in_pieces_gives_the_same_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = random_blocks("q4_0_64", 256, 128)
+    whole = CpuInt4Linear(blocks, None, CPU)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 64)
+    pieces = CpuInt4Linear(blocks, None, CPU)
+    assert torch.equal(whole.packed, pieces.packed)
+    x = torch.randn((100, 128)).bfloat16()  # long enough for the dequantised path, which goes by pieces too
+    assert relative(pieces(x), F.linear(x.float(), blocks.dequantize())) < 0.006
+
+
+def test_it_holds_about_half_a_byte_for_a_weight() -> None:
+    for kind, bits in (("q4_0", 5.0), ("q4_0_64", 4.5)):
+        layer = CpuInt4Linear(random_blocks(kind, 256, 1024), None, CPU)
+        assert 8 * sum(buffer.nbytes for buffer in layer.buffers()) / (256 * 1024) == bits
+
+
+def test_rows_that_the_cpu_kernel_cannot_take_are_a_reason_and_not_a_crash() -> None:
+    assert int4_linear(random_blocks("q4_0", 40, 64), None, CPU) == "40 rows are no multiple of 16"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shape", "group", "reason"),
+    [
+        (CudaInt4Linear, (12, 128), 64, "12 rows"),
+        (CudaInt4Linear, (128, 48), 32, "48 columns"),
+        (NpuInt4Linear, (153_376, 4096), 64, "153376 rows or columns are more than 65535"),
+        (NpuInt4Linear, (96, 128), 64, "96 rows are no multiple of 64"),
+        (NpuInt4Linear, (64, 64), 64, "a group of 64 is a whole row"),
+        (TiledNpuInt4Linear, (128, 128), 32, "groups of 64 or 128, not 32"),
+    ],
+)
+def test_each_kernels_rules_are_known_before_it_is_tried(
+    kernel: type[Int4Linear], shape: tuple[int, int], group: int, reason: str
+) -> None:
+    assert reason in str(kernel.why_not(*shape, group))
+    assert kernel.why_not(128, 256, 64) is None
+
+
+@pytest.mark.parametrize(("kind", "kernel"), [("q4_0_64", TiledNpuInt4Linear), ("q4_0", NpuInt4Linear)])
+def test_on_an_npu_it_obeys_the_operators_rules_and_equals_dequantised_weights(
+    npu: types.ModuleType,
+    kind: BlockType,
+    kernel: type[Int4Linear],
+) -> None:
+    device = torch.device("npu", 0)
+    blocks = random_blocks(kind, 192, 256)
+    bias = torch.linspace(-3, 3, 192)
+    layer = int4_linear(blocks, bias, device)
+    assert type(layer) is kernel
+    x = torch.randn((2, 3, 256), generator=torch.Generator().manual_seed(2)).half()
+    exact = F.linear(x.float(), blocks.dequantize(), bias)
+    found = layer(x.to(device))
+    assert (found.device.type, found.dtype, tuple(found.shape)) == ("npu", torch.float16, (2, 3, 192))
+    assert relative(found, exact) < 0.001
+    assert layer.packed.shape == (256, 192 // 8)
+
+
+def test_an_npu_that_refuses_the_tiled_layout_is_given_the_plain_one(
+    npu: types.ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(tensor: torch.Tensor, layout: int) -> torch.Tensor:
+        raise RuntimeError("format 29 is not supported")
+
+    monkeypatch.setattr(npu, "npu_format_cast", refuse)
+    with caplog.at_level(logging.WARNING):
+        layer = int4_linear(random_blocks("q4_0_64", 128, 128), None, torch.device("npu", 0))
+    assert type(layer) is NpuInt4Linear
+    assert "format 29 is not supported" in caplog.text
+
+
+def test_a_kernel_that_computes_something_else_is_not_used(
+    npu: types.ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def wrong(*args: torch.Tensor, antiquant_group_size: int) -> torch.Tensor:
+        right = fake_npu.npu_weight_quant_batchmatmul(*args, antiquant_group_size=antiquant_group_size)
+        return fake_npu.NpuTensor(right.host.roll(1, dims=1))
+
+    monkeypatch.setattr(npu, "npu_weight_quant_batchmatmul", wrong)
+    with caplog.at_level(logging.WARNING):
+        reason = int4_linear(random_blocks("q4_0_64", 128, 128), None, torch.device("npu", 0))
+    assert isinstance(reason, str)
+    assert "against dequantised weights" in reason
+    assert "is not used for q4_0_64" in caplog.text
+
+
+def test_a_kernel_is_checked_once_and_not_for_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    pack = CpuInt4Linear.pack
+    monkeypatch.setattr(CpuInt4Linear, "pack", lambda *args: (tried.append(1), pack(*args))[1])
+    for _ in range(3):
+        int4_linear(random_blocks("q4_0", 32, 64), None, CPU)
+    assert len(tried) == 1 + 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("kind", INT4_TYPES)
+def test_on_a_gpu_it_equals_dequantised_weights_within_bfloat16(kind: BlockType) -> None:
+    blocks = random_blocks(kind, 256, 1024)
+    layer = int4_linear(blocks, None, torch.device("cuda", 0))
+    assert isinstance(layer, CudaInt4Linear)
+    x = torch.randn((5, 1024)).bfloat16()
+    assert relative(layer(x.cuda()), F.linear(x.float(), blocks.dequantize())) < 0.006
+
+
+def test_every_kind_of_device_has_a_kernel() -> None:
+    assert set(KERNELS) == {"cpu", "cuda", "npu"}

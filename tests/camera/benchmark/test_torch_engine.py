@@ -1,0 +1,148 @@
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from camera.benchmark.int4_linear import CpuInt4Linear, NpuInt4Linear, TiledNpuInt4Linear
+from camera.benchmark.torch_engine import TorchEngine
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.errors import CameraError
+from camera.formats.quantize import quantize_checkpoint
+from camera.formats.quantized_model import QuantizedModel
+from camera.options import BlockType, QuantizeOptions
+from tests.tiny import MODEL_TYPES, tiny_checkpoint
+
+CPU = torch.device("cpu")
+PROMPT = [1, 5, 9, 33, 120, 7]
+
+
+def quantised(
+    folder: Path, model_type: str, kind: BlockType, *, vocab: int = 384, tied: bool = False
+) -> Path:
+    source = tiny_checkpoint(folder / "model", model_type, hidden=128, vocab=vocab, tied=tied)
+    quantize_checkpoint(Checkpoint.open(source), folder / "packed", QuantizeOptions(type=kind))
+    return folder / "packed"
+
+
+def dequantised(folder: Path) -> PreTrainedModel:
+    model = Checkpoint.open(folder.parent / "model").load_model(torch.float32)
+    weights = QuantizedModel.open(folder).state_dict()
+    if model.config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
+    return model
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.float().cpu() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_greedy_decoding_agrees_with_transformers_token_for_token(tmp_path: Path, model_type: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", model_type, tied=model_type == "qwen3")
+    engine = TorchEngine(folder, CPU, capacity=64)
+    engine.prefill(PROMPT)
+    mine = [*engine.decode(1), *engine.decode(30), *engine.decode(20)]
+    reference = Checkpoint.open(folder).load_model()
+    theirs = reference.generate(
+        torch.tensor([PROMPT]), max_new_tokens=51, min_new_tokens=51, do_sample=False, eos_token_id=None
+    )
+    assert mine == theirs[0, len(PROMPT) :].tolist()
+
+
+def test_a_new_prompt_forgets_the_old_one(tmp_path: Path) -> None:
+    engine = TorchEngine(tiny_checkpoint(tmp_path / "model"), CPU, capacity=64)
+    first = engine.prefill(PROMPT).clone()
+    engine.decode(40)
+    assert torch.equal(engine.prefill(PROMPT), first)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("kind", ["q4_0", "q4_0_64"])
+def test_4_bit_logits_equal_the_dequantised_models_within_bfloat16(
+    tmp_path: Path, model_type: str, kind: BlockType
+) -> None:
+    folder = quantised(tmp_path, model_type, kind, tied=model_type == "qwen2")
+    engine = TorchEngine(folder, CPU, capacity=16)
+    assert sum(isinstance(module, CpuInt4Linear) for module in engine.model.modules()) == 2 * 7 + 1
+    reference = dequantised(folder)
+    with torch.no_grad():
+        exact = reference(torch.tensor([PROMPT])).logits[0, -1]
+        rounded = reference.to(torch.bfloat16)(torch.tensor([PROMPT])).logits[0, -1]
+    # As far off as the same model is in bfloat16: the 4-bit kernels add only the rounding of the scales.
+    assert relative(engine.prefill(PROMPT), exact) < max(2 * relative(rounded, exact), 0.01)
+
+
+def test_a_long_prompt_gives_the_same_logits_as_one_token_after_another(tmp_path: Path) -> None:
+    engine = TorchEngine(quantised(tmp_path, "llama", "q4_0_64"), CPU, capacity=128)
+    prompt = [3 + index % 300 for index in range(100)]  # longer than the 4-bit kernel takes
+    at_once = engine.prefill(prompt).float().clone()
+    engine.prefill(prompt[:1])
+    for token in prompt[1:]:
+        with torch.inference_mode():
+            stepwise = engine._step(torch.tensor([[token]]))[0, -1]
+    assert relative(stepwise, at_once) < 0.05
+
+
+def test_on_an_npu_the_head_that_is_too_large_stays_16_bit_and_the_rest_is_4_bit(
+    tmp_path: Path,
+    npu: types.ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(NpuInt4Linear, "limit", 383)
+    folder = quantised(tmp_path, "PanguEmbedded", "q4_0_64")
+    engine = TorchEngine(folder, torch.device("npu", 0), capacity=32)
+    kinds = [type(module) for module in engine.model.modules()]
+    assert kinds.count(TiledNpuInt4Linear) == 2 * 7
+    assert type(engine.model.lm_head) is torch.nn.Linear
+    assert "384 rows or columns are more than 383" in str(engine.describe()["dequantised"])
+    with torch.no_grad():
+        exact = dequantised(folder)(torch.tensor([PROMPT])).logits[0, -1]
+    assert relative(engine.prefill(PROMPT), exact) < 0.005
+    assert engine.time_once(4, (3, 6)).decode_s.keys() == {3, 6}
+
+
+def test_shapes_without_a_kernel_are_dequantised_and_reported(tmp_path: Path) -> None:
+    engine = TorchEngine(quantised(tmp_path, "llama", "q4_0", vocab=358), CPU, capacity=16)
+    assert type(engine.model.lm_head) is torch.nn.Linear
+    assert engine.describe()["dequantised"] == {"q4_0: 358 rows are no multiple of 16": 1}
+
+
+def test_times_are_of_growing_prefixes_of_one_run(tmp_path: Path) -> None:
+    engine = TorchEngine(tiny_checkpoint(tmp_path / "model"), CPU, capacity=70)
+    timing = engine.time_once(4, (16, 64, 32))
+    assert 0 < timing.decode_s[16] < timing.decode_s[32] < timing.decode_s[64]
+    assert timing.prefill_s > 0
+
+
+def test_the_footprint_counts_what_a_token_reads(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    engine = TorchEngine(folder, CPU, capacity=20)
+    engine.time_once(4, (16,))
+    found = engine.footprint()
+    tensors = Checkpoint.open(folder).tensors
+    size = {name: 2 * torch.Size(info.shape).numel() for name, info in tensors.items()}
+    rotary = 2 * (64 // 4 // 2) * 4
+    assert found.weight_bytes_per_token == sum(size.values()) - size["model.embed_tokens.weight"] + rotary
+    assert (
+        found.kv_bytes_per_position == 2 * 2 * 2 * 16 * 2
+    )  # keys and values, layers, kv heads, width, bytes
+    assert found.held_bytes == sum(size.values()) + rotary + 20 * found.kv_bytes_per_position
+    assert found.model_bytes == (folder / "model.safetensors").stat().st_size
+    assert found.peak_bytes is None or found.peak_bytes >= found.held_bytes
+
+
+def test_a_tied_embedding_is_read_whole_for_every_token(tmp_path: Path) -> None:
+    engine = TorchEngine(tiny_checkpoint(tmp_path / "model", "qwen2", tied=True), CPU, capacity=20)
+    engine.time_once(4, (8,))
+    found = engine.footprint()
+    assert found.weight_bytes_per_token + 20 * found.kv_bytes_per_position == found.held_bytes
+
+
+def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    engine = TorchEngine(tiny_checkpoint(tmp_path / "model"), CPU, capacity=20)
+    engine.model.lm_head.weight.data[3, 3] = torch.nan
+    with pytest.raises(CameraError, match="logits of the prompt are not finite in float32 on cpu"):
+        engine.time_once(4, (8,))

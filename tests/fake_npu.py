@@ -1,0 +1,220 @@
+"""A device named `npu` on the CPU: catches tensors on the wrong device, and int4 calls that break an operator's rules.
+
+It says nothing about an NPU's speed or rounding. Every tensor of the device wraps one on the CPU; an operator that
+mixes the two fails as it does on real hardware. `torch_npu` here has the two int4 operators, computed by the book
+and refusing what the real ones refuse.
+"""
+
+import importlib.machinery
+import sys
+import types
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+CPU = torch.device("cpu")
+FRACTAL_NZ = 29
+_TAKES_BOTH_DEVICES = {
+    "aten::copy_",
+    "aten::_copy_from",
+    "aten::index.Tensor",
+    "aten::index",
+    "aten::index_put_",
+}
+
+
+class NpuTensor(torch.Tensor):
+    """A tensor whose device is `npu:0` and whose numbers are in `host`."""
+
+    host: torch.Tensor
+    layout_number: int = 2  # ND
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, host: torch.Tensor) -> "NpuTensor":
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, host.size(), strides=host.stride(), dtype=host.dtype, device=torch.device("npu", 0)
+        )
+        made.host = host
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, kinds: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = op._schema.name
+        leaves, _ = tree_flatten((args, kwargs))
+        if name not in _TAKES_BOTH_DEVICES:
+            strangers = [
+                leaf for leaf in leaves if type(leaf) is torch.Tensor and leaf.device == CPU and leaf.dim()
+            ]
+            if strangers:
+                raise RuntimeError(f"{name}: expected all tensors on one device, found npu:0 and cpu")
+        wrapper_of = {id(leaf.host): leaf for leaf in leaves if isinstance(leaf, NpuTensor)}
+        to_cpu = name == "aten::_to_copy" and torch.device(kwargs.get("device") or "npu") == CPU
+        result = op(*tree_map(_host, args), **tree_map(_host, kwargs))
+        if name == "aten::copy_":
+            return args[0]
+        return result if to_cpu else tree_map(lambda value: _wrap(value, wrapper_of), result)
+
+    def __repr__(self) -> str:
+        return f"NpuTensor({self.host!r})"
+
+
+def _host(value: Any) -> Any:
+    if isinstance(value, NpuTensor):
+        return value.host
+    return CPU if isinstance(value, torch.device) and value.type == "npu" else value
+
+
+def _wrap(value: Any, wrapper_of: dict[int, NpuTensor]) -> Any:
+    if not isinstance(value, torch.Tensor) or isinstance(value, NpuTensor):
+        return value
+    own = wrapper_of.get(id(value))  # an in-place operator gives back its own argument
+    return NpuTensor(value) if own is None else own
+
+
+@cache
+def _install_device() -> tuple[types.ModuleType, list[torch.library.Library]]:
+    """Register the device with torch, absent until a test has it: a registration lasts as long as the process."""
+    module = types.ModuleType("torch.npu")
+    allocated = 64 << 30
+    functions = {
+        "is_available": lambda: False,
+        "is_initialized": lambda: True,
+        "_is_in_bad_fork": lambda: False,
+        "device_count": lambda: 0,
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "manual_seed_all": lambda seed: None,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "memory_allocated": lambda device=None: 0,
+        "max_memory_allocated": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "mem_get_info": lambda device=None: (allocated, allocated),
+        "get_device_name": lambda device=None: "Ascend910B1",
+        "set_compile_mode": lambda jit_compile: None,
+        "get_amp_supported_dtype": lambda: [torch.float16, torch.bfloat16],
+    }
+    for name, function in functions.items():
+        setattr(module, name, function)
+    _setup_privateuseone_for_python_backend(rename="npu", backend_module=module)
+    aten = torch.library.Library("aten", "IMPL")
+    for overload in ("empty.memory_format", "empty_strided"):
+        aten.impl(overload, _factory(overload), "PrivateUse1")
+    aten.impl("_copy_from", _copy_from, "PrivateUse1")
+    aten.impl("_local_scalar_dense", lambda tensor: tensor.host.item(), "PrivateUse1")
+    autocast = torch.library.Library("_", "IMPL")
+    autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    return module, [aten, autocast]  # a library that is collected takes its kernels with it
+
+
+def _factory(overload: str) -> Any:
+    name, _, variant = overload.partition(".")
+    op = getattr(getattr(torch.ops.aten, name), variant or "default")
+
+    def make(*args: Any, **kwargs: Any) -> NpuTensor:
+        kwargs.pop("pin_memory", None)
+        return NpuTensor(op(*args, **{**kwargs, "device": CPU}))
+
+    return make
+
+
+def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    _host(target).copy_(_host(source))
+    return target
+
+
+def npu_convert_weight_to_int4pack(weight: torch.Tensor, inner_k_tiles: int = 0) -> torch.Tensor:
+    """int32 [A, B] of -8 to 7, to int32 [A, B / 8]: element i of eight is nibble i, low first."""
+    assert isinstance(weight, NpuTensor), "the weight must be on the NPU"
+    assert weight.dtype == torch.int32, f"the weight must be int32, not {weight.dtype}"
+    assert weight.dim() == 2, "the weight must be a matrix"
+    assert weight.is_contiguous(), "the weight must be contiguous"
+    assert weight.shape[1] % 8 == 0, "eight weights go into an int32"
+    values = weight.host
+    assert int(values.min()) >= -8, "below int4"
+    assert int(values.max()) <= 7, "above int4"
+    nibbles = (values.to(torch.int64) & 0xF).reshape(values.shape[0], -1, 8)
+    words = (nibbles << (4 * torch.arange(8))).sum(-1)
+    return NpuTensor(torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32))
+
+
+def npu_format_cast(tensor: torch.Tensor, layout: int) -> torch.Tensor:
+    """The same numbers in another memory layout, which the wrapper only remembers."""
+    assert isinstance(tensor, NpuTensor), "the tensor must be on the NPU"
+    cast = NpuTensor(tensor.host)
+    cast.layout_number = layout
+    return cast
+
+
+def npu_weight_quant_batchmatmul(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    antiquant_scale: torch.Tensor,
+    antiquant_offset: torch.Tensor | None = None,
+    quant_scale: torch.Tensor | None = None,
+    quant_offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    antiquant_group_size: int = 0,
+    inner_precise: int = 0,
+    weight_dtype: int | None = None,
+) -> torch.Tensor:
+    """x [M, K] @ (q · scale), with q [K, N] packed along N and a scale [K / group, N]."""
+    for tensor in (x, weight, antiquant_scale):
+        assert isinstance(tensor, NpuTensor), "every tensor must be on the NPU"
+    assert antiquant_offset is None, "symmetric blocks have no offset"
+    assert quant_scale is None, "the result is not quantised"
+    group = antiquant_group_size
+    assert x.dim() == 2, "x must be a matrix"
+    assert x.dtype in (torch.float16, torch.bfloat16), f"x must be 16-bit, not {x.dtype}"
+    assert antiquant_scale.dtype == x.dtype, "the scale must have x's dtype"
+    assert weight.dtype == torch.int32, "int4 weights are packed in int32"
+    rows, columns = x.shape[1], weight.shape[1] * 8
+    assert weight.shape[0] == rows, "x and the weight do not fit"
+    assert max(rows, columns) <= 65535, "K and N must be at most 65535"
+    assert group % 32 == 0, "the group must be a multiple of 32"
+    assert 32 <= group <= rows - 1, "the group must be from 32 to K - 1"
+    assert tuple(antiquant_scale.shape) == (-(-rows // group), columns), "the scale must be [ceil(K / g), N]"
+    if getattr(weight, "layout_number", 2) == FRACTAL_NZ:
+        assert group in (64, 128), "the tiled layout takes groups of 64 and 128"
+        assert rows % group == 0, "the tiled layout takes whole groups"
+        assert columns % 64 == 0, "the tiled layout takes N in multiples of 64"
+    if bias is not None:
+        wanted = torch.float16 if x.dtype == torch.float16 else torch.float32
+        assert bias.dtype == wanted, f"the bias must be {wanted}"
+    words = weight.host.to(torch.int64)
+    nibbles = (words[:, :, None] >> (4 * torch.arange(8))) & 0xF
+    signed = torch.where(nibbles > 7, nibbles - 16, nibbles).reshape(rows, columns).float()
+    scale = antiquant_scale.host.float().repeat_interleave(group, dim=0)[:rows]
+    product = x.host.float() @ (signed * scale)
+    if bias is not None:
+        product = product + bias.host.float()
+    return NpuTensor(product.to(x.dtype))
+
+
+def fake_torch_npu() -> types.ModuleType:
+    """The module `torch_npu`, with the device registered."""
+    _install_device()
+    module = types.ModuleType("torch_npu")
+    module.__spec__ = importlib.machinery.ModuleSpec("torch_npu", loader=None)
+    for function in (npu_convert_weight_to_int4pack, npu_format_cast, npu_weight_quant_batchmatmul):
+        setattr(module, function.__name__, function)
+    return module
+
+
+@pytest.fixture
+def npu(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """An NPU for one test: `resolve_device("npu")` finds it, and `auto` takes it. Gives the module `torch_npu`."""
+    module = fake_torch_npu()
+    monkeypatch.setitem(sys.modules, "torch_npu", module)
+    monkeypatch.setattr(torch.get_device_module("npu"), "is_available", lambda: True)
+    monkeypatch.setattr(torch.get_device_module("npu"), "device_count", lambda: 1)
+    return module
