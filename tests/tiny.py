@@ -170,6 +170,10 @@ def _sentencepiece_model() -> bytes:
         vocab_size=TOKENS,
         byte_fallback=True,
         character_coverage=0.99,
+        normalization_rule_name="identity",  # as the published models of these families have it
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
         user_defined_symbols=["[unused9]", "[unused10]"],
         unk_id=0,
         bos_id=1,
