@@ -1,0 +1,118 @@
+"""Text and token files of the user's own."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from camera.data import local
+from camera.errors import CameraError
+
+
+def jsonl(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_text_file_is_one_document_byte_for_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("one\r\n\ntwo é\n".encode())
+    assert local.read(tmp_path / "a.txt", "text").texts == ["one\r\n\ntwo é\n"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    assert local.read(tmp_path / "a.txt", "text").texts == ["one"]
+
+
+def test_json_lines_are_a_document_each_and_blank_ones_are_dropped(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", {"text": "one\u2028two"}, {"text": "  "}, {"text": "three", "id": 3})
+    file.write_text(file.read_text() + "\n")
+    assert local.read(file, "text").texts == ["one\u2028two", "three"]
+
+
+def test_another_field_can_hold_the_text(tmp_path: Path) -> None:
+    assert local.read(jsonl(tmp_path / "a.jsonl", {"body": "one"}), "body").texts == ["one"]
+
+
+def test_parquet_rows_are_a_document_each(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", "two"], "id": [1, 2]}), tmp_path / "a.parquet")
+    assert local.read(tmp_path / "a.parquet", "text").texts == ["one", "two"]
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.txt").write_text("second")
+    jsonl(tmp_path / "c.jsonl", {"text": "third"})
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "notes.md").write_text("no text file")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    assert local.read(tmp_path, "text").texts == ["first", "second", "third"]
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match=r"nowhere does not exist"):
+        local.read(tmp_path / "nowhere", "text")
+
+
+def test_a_folder_without_texts_and_an_unknown_kind_of_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match=r"holds no text file \(\.txt, \.jsonl, \.parquet\)"):
+        local.read(tmp_path, "text")
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(CameraError, match=r"a\.csv: not a kind of text file"):
+        local.read(tmp_path / "a.csv", "text")
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (b'{"body": "x"}', r"line 2: no field 'text' \(it has body\)"),
+        (b'["x"]', r"line 2: no field 'text' \(it has a JSON list\)"),
+        (b'{"text": 5}', r"line 2: 'text' is int, not text"),
+        (b'{"text": "x"', r"line 2: not valid JSON"),
+        (b'{"text": "\xff"}', r"line 2: not valid UTF-8"),
+    ],
+)
+def test_a_bad_line_is_named(second: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n' + second + b"\n")
+    with pytest.raises(CameraError, match=message):
+        local.read(tmp_path / "a.jsonl", "text")
+
+
+def test_bad_parquet_is_named_by_field_row_or_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", None]}), tmp_path / "a.parquet")
+    with pytest.raises(CameraError, match=r"no field 'body' \(it has text\)"):
+        local.read(tmp_path / "a.parquet", "body")
+    with pytest.raises(CameraError, match=r"row 2: 'text' is NoneType"):
+        local.read(tmp_path / "a.parquet", "text")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(CameraError, match=r"b\.parquet is no readable parquet file"):
+        local.read(tmp_path / "b.parquet", "text")
+
+
+def test_ready_made_tokens_are_read_as_they_are(tmp_path: Path) -> None:
+    ids = torch.arange(12).view(3, 4)
+    save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
+    assert torch.equal(local.read_input_ids(tmp_path / "ids.safetensors", vocab_size=12), ids)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"ids": torch.zeros(1, 2, dtype=torch.int64)}, "no tensor input_ids; it has ids"),
+        ({"input_ids": torch.zeros(1, 2, dtype=torch.int32)}, r"input_ids is torch\.int32 \[1, 2\]"),
+        ({"input_ids": torch.zeros(2, dtype=torch.int64)}, r"input_ids is torch\.int64 \[2\]"),
+        ({"input_ids": torch.zeros(0, 8, dtype=torch.int64)}, "not empty"),
+        ({"input_ids": torch.tensor([[3, 10]])}, "holds 10, and the vocabulary has ids 0 to 9"),
+        ({"input_ids": torch.tensor([[3, -1]])}, "holds -1"),
+    ],
+)
+def test_tokens_that_cannot_be_right_are_refused(
+    tensors: dict[str, torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / "ids.safetensors")
+    with pytest.raises(CameraError, match=message):
+        local.read_input_ids(tmp_path / "ids.safetensors", vocab_size=10)
