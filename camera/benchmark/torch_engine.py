@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from camera.benchmark.attention import use_packed_attention
 from camera.benchmark.engine import Footprint, Timing
 from camera.benchmark.int4_linear import INT4_TYPES, KERNELS, Blocks, Int4Linear, int4_linear
 from camera.benchmark.kv_cache import GrowingCache
@@ -54,6 +55,8 @@ class TorchEngine:
         self.model = assemble(
             source, self.dtype, device, lambda name, linear: self._int4(source, name, linear)
         )
+        if device.type == "cpu":
+            use_packed_attention(self.model)
         self.cache = GrowingCache(self.model.config, min(capacity, self.positions))
         self._next_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self._growth: int | None = None
@@ -149,7 +152,7 @@ class TorchEngine:
         return {
             "torch": torch.__version__,
             "dtype": dtype_name(self.dtype),
-            "attention": "sdpa",
+            "attention": self.model.config._attn_implementation,
             "linears": dict(self._linears) or {dtype_name(self.dtype): _count_linears(self.model)},
             "dequantised": dict(self._fallbacks),
         }

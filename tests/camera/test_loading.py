@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.safetensors_file import write_tensors
+from camera.errors import CameraError
+from camera.formats.convert import convert_to_gguf
+from camera.formats.quantize import quantize_checkpoint
+from camera.loading import assemble, load_model, open_source
+from camera.options import BlockType, QuantizeOptions
+from tests.tiny import MODEL_TYPES, tiny_checkpoint
+
+IDS = torch.tensor([[1, 9, 30, 77, 200, 3]])
+
+
+def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
+    checkpoint = Checkpoint.open(folder)
+    tensors = {name: checkpoint.read(name).clone() for name in checkpoint.tensors} | change
+    write_tensors(
+        folder / "model.safetensors", {name: value for name, value in tensors.items() if value is not None}
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_checkpoint_becomes_the_model_that_transformers_loads(
+    tmp_path: Path, model_type: str, tied: bool
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", model_type, tied=tied, shards=2)
+    mine, theirs = load_model(folder, device="cpu"), Checkpoint.open(folder).load_model()
+    with torch.no_grad():
+        assert torch.equal(mine(IDS).logits, theirs(IDS).logits)
+    assert (mine.lm_head.weight is mine.model.embed_tokens.weight) == tied
+    assert not any(tensor.is_meta for tensor in [*mine.parameters(), *mine.buffers()])
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("f16", torch.float16), ("bf16", torch.bfloat16), ("f32", torch.float32), ("q4_0_64", torch.float32)],
+)
+def test_auto_is_the_dtype_of_a_ggufs_matrices_and_float32_for_blocks(
+    tmp_path: Path, kind: BlockType, dtype: torch.dtype
+) -> None:
+    source = Checkpoint.open(tiny_checkpoint(tmp_path / "model"))
+    quantize_checkpoint(source, tmp_path / "packed", QuantizeOptions(type=kind))
+    convert_to_gguf(tmp_path / "packed", tmp_path / "model.gguf", name="tiny")
+    assert open_source(tmp_path / "model.gguf").dtype == dtype
+    assert load_model(tmp_path / "model.gguf", device="cpu").dtype == dtype
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model")
+    rewrite(folder, {"model.layers.1.mlp.up_proj.weight": None})
+    with pytest.raises(CameraError, match=r"no tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(folder, device="cpu")
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model")
+    rewrite(folder, {"model.norm.weight": torch.ones(63)})
+    with pytest.raises(CameraError, match=r"model\.norm\.weight has shape \[63\].*asks for \[64\]"):
+        load_model(folder, device="cpu")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"pickle")
+    with pytest.raises(CameraError, match=r"is a file but no \.gguf"):
+        load_model(tmp_path / "model.bin")
+
+
+def test_a_linear_layer_can_be_replaced_even_if_it_is_tied(tmp_path: Path) -> None:
+    source = open_source(tiny_checkpoint(tmp_path / "model", tied=True))
+    head = nn.Linear(64, 352)
+    model = assemble(
+        source,
+        torch.float32,
+        torch.device("cpu"),
+        lambda name, linear: head if name == "lm_head.weight" else None,
+    )
+    assert model.lm_head is head
+    assert torch.equal(model.model.embed_tokens.weight, source.read("model.embed_tokens.weight"))
