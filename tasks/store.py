@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from camera.digests import digest_files, digest_json, files_below
+from camera.digests import digest_file, digest_files, digest_json, files_below
 from camera.errors import CameraError
 from camera.files import read_json, sync, sync_tree, write_json
 
@@ -96,8 +96,16 @@ class Store:
             manifest = read_json(path / MANIFEST)
         except CameraError as error:
             return str(error)
+        if not isinstance(manifest, dict):
+            return f"{path / MANIFEST} does not hold a JSON object"
         if manifest.get("format") != _FORMAT or manifest.get("key") != key or manifest.get("stage") != stage:
             return f"{path / MANIFEST} is of another format or key"
+        if manifest.get("checksum") != _checksum(manifest):
+            return f"{path / MANIFEST} does not have its own checksum: it was changed after it was written"
+        if not (path / LINEAGE).is_file():
+            return f"{path / LINEAGE} is missing"
+        if digest_file(path / LINEAGE) != manifest["lineage_sha256"]:
+            return f"{path / LINEAGE} does not have the sha256 in its manifest"
         expected = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         present = [name for name in files_below(path) if name not in _NOT_CONTENT]
         for name in sorted(set(expected) ^ set(present)):
@@ -148,11 +156,13 @@ class Store:
         if working.exists() and not resumes:
             _remove(working)
         working.mkdir(parents=True, exist_ok=True)
+        _sweep(working)
         started = time.monotonic()
         metrics = fill(working)
         seconds = time.monotonic() - started
         names = [name for name in files_below(working) if name not in _NOT_CONTENT]
         hashes = digest_files(working, names)
+        write_json(working / LINEAGE, lineage)
         manifest = {
             "format": _FORMAT,
             "stage": stage,
@@ -163,18 +173,30 @@ class Store:
                 for name in sorted(names)
             },
             "digest": digest_json(hashes),
+            "lineage_sha256": digest_file(working / LINEAGE),
             "metrics": metrics,
             "seconds": round(seconds, 3),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_json(working / LINEAGE, lineage)
-        write_json(working / MANIFEST, manifest)
+        write_json(working / MANIFEST, {**manifest, "checksum": _checksum(manifest)})
         for name in files_below(working):
             (working / name).chmod(0o444)  # an artifact is never edited in place
         sync_tree(working)
         os.rename(working, final)
         sync(final.parent)
-        return Artifact(final, manifest)
+        return self.open(stage, key)
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    """Digest of all that a manifest says, so that no field of it can change unseen."""
+    return digest_json({name: value for name, value in manifest.items() if name != "checksum"})
+
+
+def _sweep(folder: Path) -> None:
+    """Delete the temporaries of a killed process: no later one knows their names, and they would become content."""
+    for path in folder.rglob(".*.tmp"):
+        if path.is_file():
+            path.unlink()
 
 
 def _remove(folder: Path) -> None:
