@@ -1,7 +1,7 @@
 """The recipe: one YAML file that says all of a run."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -88,16 +88,28 @@ def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Reci
         CameraError: naming the file and the field that is wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
         raise CameraError(f"recipe {path} does not exist; see recipes/ for examples") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise CameraError(f"recipe {path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise CameraError(f"recipe {path} cannot be read: {error}") from None
+    content = _parse(text, f"recipe {path} is not valid YAML")
     if not isinstance(content, dict):
         raise CameraError(f"recipe {path} does not hold a mapping of fields")
     for override in overrides:
         _apply(content, override)
     return check_recipe(content, str(path))
+
+
+def _parse(text: str, complaint: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (
+        Exception
+    ) as error:  # besides YAMLError, whatever int(), date() and others say of a value like 2024-99-99
+        raise CameraError(f"{complaint}: {error}") from None
 
 
 def check_recipe(content: dict[str, Any], where: str) -> Recipe:
@@ -124,15 +136,19 @@ def _reason(entry: Any) -> str:
         return "no such field" + (f"; known here: {', '.join(known)}" if known else "")
     reason = str(entry["msg"]).removeprefix("Value error, ")
     value = entry.get("input")
-    return f"{reason} (got {value!r})" if isinstance(value, str | int | float) else reason
+    short = isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() <= 64)
+    return f"{reason} (got {value!r})" if short else reason
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """The fields of the section at a location of the recipe; none where it is no section of ours."""
     section: Any = Recipe
     for part in location:
-        section = getattr(section, "model_fields", {}).get(part)
-        section = section.annotation if section is not None else None
+        if isinstance(part, int):  # an item of a tuple of sections
+            section = next(iter(get_args(section)), None)
+        else:
+            section = getattr(section, "model_fields", {}).get(part)
+            section = section.annotation if section is not None else None
     return list(getattr(section, "model_fields", {}))
 
 
@@ -140,14 +156,13 @@ def _apply(content: dict[str, Any], override: str) -> None:
     key, found, text = override.partition("=")
     if not found or not key:
         raise CameraError(f"--set {override}: write section.key=value, for example --set prune.ratio=0.3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CameraError(f"--set {override}: the value is not valid YAML ({error})") from None
+    value = _parse(text, f"--set {override}: the value is not valid YAML")
     *sections, last = key.split(".")
     place = content
     for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
+        inner = place.get(section) or {}
+        if not isinstance(inner, dict):
             raise CameraError(f"--set {override}: {section} is not a section")
+        place[section] = dict(inner)  # a copy: a YAML alias may share it with another section
+        place = place[section]
     place[last] = value
