@@ -1,0 +1,86 @@
+"""A project in miniature: a tiny openPangu checkpoint, a text, a recipe over both, and a store."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.recipe import Recipe, check_recipe
+from tasks.store import Store
+from tests.tiny import tiny_checkpoint
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ["DVC_NO_ANALYTICS"] = "true"
+
+WORDS = "The keeper climbed the narrow stairs each evening to light the great lamp above the sea. "
+
+
+@pytest.fixture(scope="session")
+def pangu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny openPangu-Embedded checkpoint that must not be changed."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("pangu") / "model", "PanguEmbedded")
+
+
+@pytest.fixture
+def model(pangu: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be changed."""
+    return Path(shutil.copytree(pangu, tmp_path / "model"))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A text file long enough to calibrate and to measure on."""
+    path = tmp_path / "story.txt"
+    path.write_text("".join(f"{number}. {WORDS}" for number in range(60)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def recipe(model: Path, text: Path, tmp_path: Path) -> MakeRecipe:
+    """A recipe over the tiny model and the text; keyword arguments replace or extend whole sections."""
+
+    def make(**sections: dict[str, Any] | str) -> Recipe:
+        content: dict[str, Any] = {
+            "name": "tiny",
+            "model": str(model),
+            "calibration": {"name": "file", "path": str(text), "samples": 3, "length": 32},
+            "capture": {"batch_size": 2, "device": "cpu"},
+            "prune": {"ratio": 0.35},
+            "evaluate": {
+                "datasets": [{"name": "file", "path": str(text)}],
+                "window": 64,
+                "max_windows": 2,
+                "device": "cpu",
+            },
+            "benchmark": {"decode": [2], "repeats": 1, "device": "cpu"},
+            "tracking": {"enabled": False},
+            "publish": {"folder": str(tmp_path / "published"), "dvc": False},
+        }
+        for name, section in sections.items():
+            if isinstance(section, dict):
+                content[name] = {**content.get(name, {}), **section}
+            else:
+                content[name] = section
+        return check_recipe(content, "test")
+
+    return make
+
+
+def flip(path: Path, at: int = -1) -> None:
+    """Flip one bit of a file, as a failing disk would: without a word to who owns it."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
