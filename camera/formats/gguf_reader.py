@@ -6,8 +6,6 @@ count in the file at its word.
 """
 
 import mmap
-from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 
 from camera.errors import CameraError
 from camera.formats import blocks
+from camera.formats.gguf_file import GgufFile, GgufTensor, numbers
 from camera.formats.gguf_parser import Parser, TensorEntry
 from camera.formats.layout import LAYOUT_KEY, Q4_0_64_LAYOUT
 from camera.formats.names import (
@@ -29,70 +28,21 @@ from camera.formats.names import (
     split_halves,
     tensor_names,
 )
-from camera.formats.rope import ROPE_FACTORS, read_rope
+from camera.formats.rope import DEFAULT_THETA, PARAMETERS_KEY, ROPE_FACTORS, SCALED, stated_parameters
+
+__all__ = [
+    "GgufFile",
+    "GgufTensor",
+    "hf_config",
+    "hf_names",
+    "is_q4_0_64",
+    "open_gguf",
+    "packed_hf_tensor",
+    "read_hf_tensor",
+]
 
 _OURS = {form.tensor_number: (name, form) for name, form in blocks.FORMATS.items() if name != "q4_0_64"}
 _Q4_0_64 = blocks.FORMATS["q4_0_64"]
-
-
-@dataclass(frozen=True)
-class GgufTensor:
-    """One tensor of a file; its bytes are read when they are touched."""
-
-    name: str
-    type: str
-    """A BlockType, or the lower-case name of another ggml type (`q6_k`) in files of other makers."""
-    shape: tuple[int, ...]
-    """In torch's order: rows first, the length of a row last."""
-    data: np.ndarray = field(repr=False, compare=False)
-    """uint8 [rows, bytes per row], a read-only map of the file; a vector is one row."""
-
-
-@dataclass(frozen=True)
-class GgufFile:
-    """An open GGUF file."""
-
-    path: Path
-    metadata: dict[str, Any]
-    """Every key, in file order: int, float, bool, str, or a list of them."""
-    value_types: dict[str, tuple[int, int | None]]
-    """The GGUF type number of each key's value, and of its items where it is an array."""
-    tensors: dict[str, GgufTensor]
-    """Every tensor by its GGUF name, in file order."""
-
-    @cached_property
-    def architecture(self) -> str:
-        """`general.architecture`."""
-        return str(self.require("general.architecture"))
-
-    def require(self, key: str) -> Any:
-        """A key that must be there.
-
-        Raises:
-            CameraError: if it is not.
-        """
-        if key not in self.metadata:
-            raise CameraError(f"{self.path} has no key {key}: it is no language model, or a damaged one")
-        return self.metadata[key]
-
-    def tensor(self, name: str) -> GgufTensor:
-        """A tensor by its GGUF name.
-
-        Raises:
-            CameraError: if there is none.
-        """
-        if name not in self.tensors:
-            raise CameraError(f"{self.path} has no tensor {name}")
-        return self.tensors[name]
-
-    def dequantize(self, name: str) -> torch.Tensor:
-        """The numbers of a tensor: float32, of its shape.
-
-        Raises:
-            CameraError: if there is no such tensor, or its type cannot be read here.
-        """
-        tensor = self.tensor(name)
-        return torch.from_numpy(_numbers(self.path, tensor, tensor.data)).reshape(tensor.shape)
 
 
 def open_gguf(path: Path | str) -> GgufFile:
@@ -135,8 +85,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     """
     family = family_of_architecture(file.architecture, str(file.path))
     prefix = f"{file.architecture}."
-    hidden = int(file.require(f"{prefix}embedding_length"))
-    heads = int(file.require(f"{prefix}attention.head_count"))
+    hidden = file.integer(f"{prefix}embedding_length")
+    heads, kv_heads = _heads(file)
     embedding = file.tensor(gguf_name(family, EMBEDDING, 1))
     has_bias = "blk.0.attn_output.bias" in file.tensors
     config: dict[str, Any] = {
@@ -146,11 +96,11 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "intermediate_size": _one_width(file, f"{prefix}feed_forward_length"),
         "num_hidden_layers": _layer_count(file),
         "num_attention_heads": heads,
-        "num_key_value_heads": int(file.metadata.get(f"{prefix}attention.head_count_kv", heads)),
-        "head_dim": int(file.metadata.get(f"{prefix}attention.key_length", hidden // max(heads, 1))),
-        "max_position_embeddings": int(file.require(f"{prefix}context_length")),
-        "rms_norm_eps": _shortest(file.require(f"{prefix}attention.layer_norm_rms_epsilon")),
-        "vocab_size": embedding.shape[0],
+        "num_key_value_heads": kv_heads,
+        "head_dim": file.integer(f"{prefix}attention.key_length", hidden // heads),
+        "max_position_embeddings": file.integer(f"{prefix}context_length"),
+        "rms_norm_eps": file.number(f"{prefix}attention.layer_norm_rms_epsilon"),
+        "vocab_size": embedding.shape[0] if embedding.shape else 1,
         "tie_word_embeddings": gguf_name(family, OUTPUT, 1) not in file.tensors,
         "hidden_act": "silu",
         # One fact under the names that the families give it.
@@ -158,11 +108,11 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "bias": has_bias,
         "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
         "dtype": "float32",
-        **read_rope(file.metadata, prefix, file.tensors, str(file.path)),
+        **_rope(file, prefix),
     }
     for key, stored in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        if (number := file.metadata.get(f"tokenizer.ggml.{stored}_token_id")) is not None:
-            config[f"{key}_token_id"] = number
+        if f"tokenizer.ggml.{stored}_token_id" in file.metadata:
+            config[f"{key}_token_id"] = file.integer(f"tokenizer.ggml.{stored}_token_id")
     return config
 
 
@@ -193,14 +143,11 @@ def packed_hf_tensor(file: GgufFile, hf_name: str) -> tuple[str, np.ndarray]:
     family = family_of_architecture(file.architecture, str(file.path))
     layers = _layer_count(file)
     tensor = file.tensor(gguf_name(family, hf_name, layers))
-    prefix = f"{file.architecture}."
-    heads = int(file.require(f"{prefix}attention.head_count"))
-    kv_heads = int(file.metadata.get(f"{prefix}attention.head_count_kv", heads))
-    permuted = rotary_heads(family, hf_name, heads, kv_heads)
-    if permuted is None:
+    permuted = rotary_heads(family, hf_name, *_heads(file))
+    if permuted is None or not tensor.shape:
         return tensor.type, tensor.data
     rows = tensor.data.reshape(tensor.shape[0], -1)  # of a vector the elements are what is permuted
-    if permuted <= 0 or len(rows) % (2 * permuted):
+    if len(rows) % (2 * permuted):
         raise CameraError(
             f"{file.path}: {tensor.name} has {len(rows)} rows, which {permuted} heads cannot share"
         )
@@ -216,32 +163,54 @@ def read_hf_tensor(file: GgufFile, hf_name: str) -> torch.Tensor:
     family = family_of_architecture(file.architecture, str(file.path))
     tensor = file.tensor(gguf_name(family, hf_name, _layer_count(file)))
     _, data = packed_hf_tensor(file, hf_name)
-    return torch.from_numpy(_numbers(file.path, tensor, data)).reshape(tensor.shape)
+    return torch.from_numpy(numbers(file.path, tensor, data)).reshape(tensor.shape)
 
 
 def _layer_count(file: GgufFile) -> int:
-    layers = file.require(f"{file.architecture}.block_count")
-    if not isinstance(layers, int) or not 0 < layers <= len(file.tensors):
+    layers = file.integer(f"{file.architecture}.block_count")
+    if not 0 < layers <= len(file.tensors):
         raise CameraError(
-            f"{file.path}: {file.architecture}.block_count is {layers!r}, and there are {len(file.tensors)} tensors: "
+            f"{file.path}: {file.architecture}.block_count is {layers}, and there are {len(file.tensors)} tensors: "
             "the file is damaged, fetch or write it again"
         )
     return layers
 
 
+def _heads(file: GgufFile) -> tuple[int, int]:
+    heads = file.integer(f"{file.architecture}.attention.head_count")
+    kv_heads = file.integer(f"{file.architecture}.attention.head_count_kv", heads)
+    if not heads or not kv_heads:
+        raise CameraError(f"{file.path}: no attention heads: the file is damaged, fetch or write it again")
+    return heads, kv_heads
+
+
 def _one_width(file: GgufFile, key: str) -> int:
-    widths = file.require(key)
-    distinct = set(widths) if isinstance(widths, list) else {widths}
-    if len(distinct) != 1:
+    widths = file.metadata.get(key)
+    if not isinstance(widths, list) or not widths:
+        return file.integer(key)
+    if any(width != widths[0] for width in widths) or not isinstance(widths[0], int):
         raise CameraError(
-            f"{file.path}: {key} differs from layer to layer ({widths}): only one width is read"
+            f"{file.path}: {key} differs from layer to layer ({str(widths)[:60]}): only one width is read"
         )
-    return int(distinct.pop())
+    return widths[0]
 
 
-def _shortest(number: float) -> float:
-    """The shortest decimal number that a float32 stands for: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(number)))
+def _rope(file: GgufFile, prefix: str) -> dict[str, Any]:
+    """The rotary keys as config.json writes them."""
+    theta = file.number(f"{prefix}rope.freq_base", DEFAULT_THETA)
+    if ROPE_FACTORS in file.tensors:
+        return stated_parameters(file.text(PARAMETERS_KEY), str(file.path))
+    kind = file.text(f"{prefix}rope.scaling.type", "none")
+    if kind == "none":
+        return {"rope_theta": theta}
+    if kind not in SCALED:
+        raise CameraError(
+            f"{file.path}: rope scaling {kind!r} is not supported; supported are {', '.join(SCALED)}"
+        )
+    scaling = {"rope_type": kind, "factor": file.number(f"{prefix}rope.scaling.factor")}
+    if (key := f"{prefix}rope.scaling.original_context_length") in file.metadata:
+        scaling["original_max_position_embeddings"] = file.integer(key)
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def _tensor(path: Path, entry: TensorEntry, content: np.ndarray, *, is_ours: bool) -> GgufTensor:
@@ -288,17 +257,3 @@ def _type(path: Path, entry: TensorEntry, *, is_ours: bool) -> tuple[str, int, i
             "of a newer llama.cpp"
         ) from None
     return stock.name.lower(), block_length, block_bytes
-
-
-def _numbers(path: Path, tensor: GgufTensor, data: np.ndarray) -> np.ndarray:
-    row_length = tensor.shape[-1] if tensor.shape else 1
-    for ours in blocks.FORMATS:
-        if tensor.type == ours:
-            return blocks.dequantize(data, ours, row_length)
-    try:
-        return gguf.dequantize(data, gguf.GGMLQuantizationType[tensor.type.upper()])
-    except (NotImplementedError, KeyError):
-        raise CameraError(
-            f"{path}: {tensor.name} is {tensor.type}, which cannot be turned into numbers here: "
-            "requantise the file as q4_0, q8_0 or f16"
-        ) from None

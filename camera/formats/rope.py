@@ -1,7 +1,6 @@
 """Rotary position parameters, between config.json and GGUF."""
 
 import json
-from collections.abc import Collection
 from math import pi
 from typing import Any
 
@@ -14,8 +13,8 @@ ROPE_FACTORS = "rope_freqs.weight"
 """The tensor that holds Llama 3's factors, one for each rotated pair."""
 PARAMETERS_KEY = "camera.rope_parameters"
 """JSON text of the parameters from which those factors were computed; the factors alone do not give them back."""
-_DEFAULT_THETA = 10000.0
-_SCALED = ("linear", "yarn")
+DEFAULT_THETA = 10000.0
+SCALED = ("linear", "yarn")
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _KNOWN = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", *_LLAMA3}
 
@@ -28,13 +27,13 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     parameters = {key: value for key, value in given.items() if value is not None}
-    theta = parameters.pop("rope_theta", config.get("rope_theta", _DEFAULT_THETA))
+    theta = parameters.pop("rope_theta", config.get("rope_theta", DEFAULT_THETA))
     kind = parameters.pop("rope_type", parameters.pop("type", "default"))
     parameters.pop("type", None)
-    if kind not in ("default", "llama3", *_SCALED) or parameters.keys() - _KNOWN:
+    if kind not in ("default", "llama3", *SCALED) or parameters.keys() - _KNOWN:
         raise CameraError(
             f"config.json: rope parameters {given} are not supported in GGUF; supported are the types "
-            f"default, {', '.join(_SCALED)} and llama3 with {', '.join(_LLAMA3)}"
+            f"default, {', '.join(SCALED)} and llama3 with {', '.join(_LLAMA3)}"
         )
     return {"rope_type": kind, "rope_theta": float(theta), **parameters}
 
@@ -53,7 +52,7 @@ def write_rope(writer: gguf.GGUFWriter, config: dict[str, Any], head_dim: int) -
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(parameters["rope_theta"])
     try:
-        if kind in _SCALED:
+        if kind in SCALED:
             writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
             writer.add_rope_scaling_factor(float(parameters["factor"]))
             if "original_max_position_embeddings" in parameters:
@@ -66,37 +65,19 @@ def write_rope(writer: gguf.GGUFWriter, config: dict[str, Any], head_dim: int) -
     return None
 
 
-def read_rope(metadata: dict[str, Any], prefix: str, tensors: Collection[str], where: str) -> dict[str, Any]:
-    """The keys of config.json for a file's rotary keys.
+def stated_parameters(text: str, where: str) -> dict[str, Any]:
+    """The keys of config.json for the parameters that a file states beside its factors.
 
     Raises:
-        CameraError: if the file holds factors and does not say how they came about.
+        CameraError: if they cannot be understood.
     """
-    theta = float(str(np.float32(metadata.get(f"{prefix}rope.freq_base", _DEFAULT_THETA))))
-    if ROPE_FACTORS in tensors:
-        if PARAMETERS_KEY not in metadata:
-            raise CameraError(
-                f"{where} holds {ROPE_FACTORS} without the parameters that made it ({PARAMETERS_KEY}): "
-                "convert the checkpoint again with this tool"
-            )
-        try:
-            parameters = rope_parameters({"rope_scaling": json.loads(metadata[PARAMETERS_KEY])})
-        except (ValueError, TypeError, AttributeError):
-            raise CameraError(
-                f"{where}: {PARAMETERS_KEY} is not readable: convert the checkpoint again"
-            ) from None
-        return {"rope_theta": parameters.pop("rope_theta"), "rope_scaling": parameters}
-    kind = metadata.get(f"{prefix}rope.scaling.type", "none")
-    if kind == "none":
-        return {"rope_theta": theta}
-    if kind not in _SCALED:
+    try:
+        parameters = rope_parameters({"rope_scaling": json.loads(text)})
+    except (ValueError, TypeError, AttributeError):
         raise CameraError(
-            f"{where}: rope scaling {kind!r} is not supported; supported are {', '.join(_SCALED)}"
-        )
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": metadata.get(f"{prefix}rope.scaling.factor", 1.0)}
-    if (length := metadata.get(f"{prefix}rope.scaling.original_context_length")) is not None:
-        scaling["original_max_position_embeddings"] = length
-    return {"rope_theta": theta, "rope_scaling": scaling}
+            f"{where}: {PARAMETERS_KEY} is not readable: convert the checkpoint again"
+        ) from None
+    return {"rope_theta": parameters.pop("rope_theta"), "rope_scaling": parameters}
 
 
 def _llama3_factors(parameters: dict[str, Any], head_dim: int) -> np.ndarray:

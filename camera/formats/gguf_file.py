@@ -1,0 +1,123 @@
+"""An open GGUF file: its keys and tensors, as the reader found them."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from camera.errors import CameraError
+from camera.formats import blocks
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of a file; its bytes are read when they are touched."""
+
+    name: str
+    type: str
+    """A BlockType, or the lower-case name of another ggml type (`q6_k`) in files of other makers."""
+    shape: tuple[int, ...]
+    """In torch's order: rows first, the length of a row last."""
+    data: np.ndarray = field(repr=False, compare=False)
+    """uint8 [rows, bytes per row], a read-only map of the file; a vector is one row."""
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """An open GGUF file."""
+
+    path: Path
+    metadata: dict[str, Any]
+    """Every key, in file order: int, float, bool, str, or a list of them."""
+    value_types: dict[str, tuple[int, int | None]]
+    """The GGUF type number of each key's value, and of its items where it is an array."""
+    tensors: dict[str, GgufTensor]
+    """Every tensor by its GGUF name, in file order."""
+
+    @cached_property
+    def architecture(self) -> str:
+        """`general.architecture`."""
+        return self.text("general.architecture")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A key that holds a whole number, not below zero.
+
+        Raises:
+            CameraError: if it is something else, or is missing and there is no default.
+        """
+        value = self._value(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self._wrong(key, value, "a whole number")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A key that holds a finite number: the shortest decimal (1e-05) that its float32 stands for.
+
+        Raises:
+            CameraError: if it is something else, or is missing and there is no default.
+        """
+        value = self._value(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
+            raise self._wrong(key, value, "a finite number")
+        return float(str(np.float32(value)))
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A key that holds text.
+
+        Raises:
+            CameraError: if it is something else, or is missing and there is no default.
+        """
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "text")
+        return value
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.metadata.get(key, default)
+        if value is None:
+            raise CameraError(f"{self.path} has no key {key}: it is no language model, or a damaged one")
+        return value
+
+    def _wrong(self, key: str, value: Any, expected: str) -> CameraError:
+        return CameraError(
+            f"{self.path}: {key} is {str(value)[:40]!r}, not {expected}: the file is damaged, fetch or write it again"
+        )
+
+    def tensor(self, name: str) -> GgufTensor:
+        """A tensor by its GGUF name.
+
+        Raises:
+            CameraError: if there is none.
+        """
+        if name not in self.tensors:
+            raise CameraError(f"{self.path} has no tensor {name}")
+        return self.tensors[name]
+
+    def dequantize(self, name: str) -> torch.Tensor:
+        """The numbers of a tensor: float32, of its shape.
+
+        Raises:
+            CameraError: if there is no such tensor, or its type cannot be read here.
+        """
+        tensor = self.tensor(name)
+        return torch.from_numpy(numbers(self.path, tensor, tensor.data)).reshape(tensor.shape)
+
+
+def numbers(path: Path, tensor: GgufTensor, data: np.ndarray) -> np.ndarray:
+    """float32 rows from a tensor's bytes, or from such bytes in another order of rows."""
+    row_length = tensor.shape[-1] if tensor.shape else 1
+    for ours in blocks.FORMATS:
+        if tensor.type == ours:
+            return blocks.dequantize(data, ours, row_length)
+    try:
+        return gguf.dequantize(data, gguf.GGMLQuantizationType[tensor.type.upper()])
+    except (NotImplementedError, KeyError):
+        raise CameraError(
+            f"{path}: {tensor.name} is {tensor.type}, which cannot be turned into numbers here: "
+            "requantise the file as q4_0, q8_0 or f16"
+        ) from None
