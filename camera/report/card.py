@@ -1,0 +1,179 @@
+"""The model card: README.md of a saved or published folder, as the Hugging Face hub reads it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import Field
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.files import read_json, whole_file
+from camera.formats.blocks import FORMATS
+from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
+from camera.formats.layout import TWIN_KEY
+from camera.options import Options
+from camera.pruning.prune import SUMMARY
+from camera.report.schema import Results
+from camera.report.table import results_markdown
+from camera.report.words import percent, verdict
+
+CARD = "README.md"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FRONT = re.compile(r"---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
+_LICENSE_KEYS = ("license", "license_name", "license_link")
+
+
+class GgufFact(Options):
+    """A GGUF file that lies beside the card."""
+
+    file: str
+    type: str
+    """That the file declares."""
+    stock: bool = True
+    """Whether a stock llama.cpp may be given it: not where any tensor is Q4_0_64."""
+    twin_of: str | None = None
+    """For a lossless copy: the type whose numbers it holds."""
+
+
+class CardFacts(Options):
+    """What a card says besides the results."""
+
+    name: str
+    base_model: str
+    """A hub id, or the name or path of a folder (of a path, the card shows the last part only)."""
+    model_type: str
+    """`model_type` of config.json."""
+    prune: dict[str, Any]
+    """What `prune.json` holds."""
+    license: str | None = None
+    """As in the front matter of the source's README."""
+    license_name: str | None = None
+    license_link: str | None = None
+    remote_code: bool = False
+    """Whether the folder carries Python code of the source."""
+    gguf: tuple[GgufFact, ...] = Field(default_factory=tuple)
+
+
+def render_card(facts: CardFacts, results: Results | None = None) -> str:
+    """The card's text: YAML front matter, then Markdown."""
+    environment = Environment(
+        loader=PackageLoader("camera", "report"),
+        autoescape=False,  # Markdown: what comes from outside goes through `plain`
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, plain=_plain)
+    base = facts.base_model if _HUB_ID.fullmatch(facts.base_model) else Path(facts.base_model).name
+    return environment.get_template("card.md.j2").render(
+        facts=facts,
+        base=base,
+        front=_front_matter(facts),
+        results=results,
+        verdict=None if results is None else verdict(results),
+        tables=None if results is None else results_markdown(results),
+        stock=_transformers_knows(facts.model_type),
+        nothing_removed=facts.prune["kept_width"] == facts.prune["width"],
+    )
+
+
+def write_card(
+    folder: Path,
+    source: Checkpoint,
+    pruned: Path,
+    *,
+    base_model: str,
+    results: Results | None = None,
+    name: str | None = None,
+) -> None:
+    """Write `README.md` into a model's folder; one that is there is replaced, its licence kept.
+
+    Args:
+        folder: a checkpoint, with or without GGUF files beside it.
+        source: the checkpoint whose README may state a licence: the original, or the folder itself.
+        pruned: what `prune` wrote.
+        base_model: as in the recipe.
+        results: of the run, if they are known yet.
+        name: of the model; the default is made of the base model's.
+
+    Raises:
+        CameraError: if the prune summary is missing, or a GGUF file is damaged.
+    """
+    facts = CardFacts(
+        name=name or f"{Path(base_model).name}-camera",
+        base_model=base_model,
+        model_type=str(source.config.get("model_type", "")),
+        prune=read_json(pruned / SUMMARY),
+        remote_code=any(file.endswith(".py") for file in source.side_files),
+        gguf=tuple(_gguf_fact(open_gguf(path)) for path in sorted(folder.glob("*.gguf"))),
+        **source_license(source.folder),
+    )
+    with whole_file(folder / CARD) as temporary:
+        temporary.write_text(render_card(facts, results), encoding="utf-8")
+
+
+def source_license(folder: Path) -> dict[str, str]:
+    """`license`, `license_name` and `license_link` of the front matter of a folder's README, as far as it has them."""
+    path = folder / CARD
+    if not path.is_file():
+        return {}
+    found = _FRONT.match(path.read_text(encoding="utf-8", errors="replace"))
+    if found is None:
+        return {}
+    try:
+        front = yaml.safe_load(found[1])
+    except yaml.YAMLError:
+        return {}  # someone else's README: a card without a licence is better than no model
+    if not isinstance(front, Mapping):
+        return {}
+    return {key: str(front[key]) for key in _LICENSE_KEYS if front.get(key)}
+
+
+def _front_matter(facts: CardFacts) -> str:
+    front: dict[str, Any] = {}
+    if _HUB_ID.fullmatch(facts.base_model):  # the hub refuses a card whose base model is no hub id
+        front["base_model"] = facts.base_model
+    front |= {key: value for key in _LICENSE_KEYS if (value := getattr(facts, key)) is not None}
+    front |= {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruned", "camera", "ascend", *(["gguf"] if facts.gguf else [])],
+    }
+    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+
+
+def _transformers_knows(model_type: str) -> bool:
+    """Whether transformers has the architecture itself, whatever was registered in this process."""
+    # Imported here: it is the first import of transformers for whoever only wants `CardFacts`.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return model_type in CONFIG_MAPPING_NAMES
+
+
+def _gguf_fact(file: GgufFile) -> GgufFact:
+    bytes_of: dict[str, int] = {}
+    for tensor in file.tensors.values():
+        bytes_of[tensor.type] = bytes_of.get(tensor.type, 0) + tensor.data.nbytes
+    declared = next(
+        (
+            name
+            for name, form in FORMATS.items()
+            if form.file_number == file.metadata.get("general.file_type") and name in bytes_of
+        ),
+        None,
+    )
+    twin_of = file.metadata.get(TWIN_KEY)
+    return GgufFact(
+        file=file.path.name,
+        type=declared or max(sorted(bytes_of), key=lambda name: bytes_of[name]),
+        stock=not is_q4_0_64(file),
+        twin_of=None if twin_of is None else str(twin_of),
+    )
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and its HTML leave as it is, on one line."""
+    return " ".join(re.sub(r"([\\`*_|<>\[\]#])", r"\\\1", text).split())

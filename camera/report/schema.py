@@ -1,0 +1,158 @@
+"""The shape of `results.json`."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from camera.benchmark.report import BenchmarkRow
+from camera.options import Options
+
+ModelId = Literal["original", "baseline", "pruned", "pruned+quantized"]
+MODEL_IDS: tuple[ModelId, ...] = ("original", "baseline", "pruned", "pruned+quantized")
+"""In the order in which tables list them: `baseline` is the original in the baseline's type."""
+
+
+class Perplexity(Options):
+    """Perplexity of one model on one text."""
+
+    value: float
+    change: float | None
+    """Relative to the original on the same text: 0.05 is 5 % worse. None for want of the original's."""
+    tokens: int
+    """Scored tokens."""
+    window: int
+    """Tokens per window."""
+    dtype: str
+    """What the layers computed in."""
+
+
+class ModelRow(Options):
+    """One model: what it is and how well it predicts."""
+
+    id: ModelId
+    title: str
+    """What people call it: `pruned, q4_0_64`."""
+    type: str | None = None
+    """Of the matrices: f32, f16, bf16, or a block type."""
+    ffn_width: int | None = None
+    """FFN channels of every layer."""
+    parameters: int | None = None
+    bytes: int | None = None
+    """Of all weights on disk."""
+    bits_per_weight: float | None = None
+    """8 · bytes / parameters, whatever is in the file counted."""
+    perplexity: dict[str, Perplexity] = Field(default_factory=dict)
+    """By the label of the text."""
+
+
+class PruneSummary(Options):
+    """What was asked of pruning, and what came out."""
+
+    ratio: float
+    """Share of the channels that the recipe asked to remove."""
+    mode: str
+    """`physical` or `mask`."""
+    multiple_of: int
+    width: int
+    """FFN channels before."""
+    kept_width: int
+    """FFN channels that stay."""
+    removed_share: float
+    """1 − kept_width / width: what rounding left of the ratio."""
+    reduce_ratio: float | None = None
+    """CAMERA's α."""
+    propagate: str | None = None
+    """`one-shot` or `sequential`."""
+    calibration_samples: int | None = None
+    calibration_tokens: int | None = None
+
+
+class LayerImportance(Options):
+    """Importance of the micro-experts of one decoder layer, and which of them stay."""
+
+    layer: int
+    quartiles: tuple[float, ...]
+    """Minimum, first quartile, median, third quartile, maximum."""
+    curve: tuple[float, ...]
+    """Importance from the highest to the lowest, at 64 evenly spaced ranks or fewer."""
+    kept_importance: float | None = None
+    """Share of the layer's importance that the kept channels hold."""
+    kept_bins: tuple[float, ...] = ()
+    """Share of channels kept in each of 256 or fewer equal stretches of the channel numbers."""
+
+
+class TypeTotal(Options):
+    """All tensors of one type in a quantised model."""
+
+    type: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+class FallBack(Options):
+    """A tensor that could not be stored in the type that was asked for."""
+
+    tensor: str
+    stored: str
+    """The type it has."""
+    reason: str
+
+
+class Quantization(Options):
+    """What a quantised model is made of."""
+
+    model: ModelId
+    relative_error: float
+    """RMS of (stored − original) over RMS of the original, over all matrices."""
+    types: tuple[TypeTotal, ...]
+    """Largest first."""
+    fall_backs: tuple[FallBack, ...]
+
+
+class Device(Options):
+    """Where speed was measured."""
+
+    name: str
+    kind: str
+    threads: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    bandwidth_bytes_per_second: float | None = None
+
+
+class Results(Options):
+    """All that is known of a run. A part that did not run is empty, and `missing` names it."""
+
+    name: str
+    base_model: str
+    model_type: str
+    layers: int
+    hidden_size: int
+    recipe: dict[str, Any]
+    """As it was run; of absolute paths only the last part."""
+    models: tuple[ModelRow, ...]
+    prune: PruneSummary | None = None
+    importance: tuple[LayerImportance, ...] = ()
+    quantization: tuple[Quantization, ...] = ()
+    benchmark: tuple[BenchmarkRow, ...] = ()
+    """With `model` being a title of `models` wherever it is one of them."""
+    benchmark_baseline: str | None = None
+    """The title that speed is compared with."""
+    device: Device | None = None
+    missing: tuple[str, ...] = ()
+    """The parts that the run did not have, in words."""
+    schema_version: Literal[1] = 1
+
+    def row(self, model: ModelId) -> ModelRow | None:
+        """The row of a model, if it is there."""
+        return next((row for row in self.models if row.id == model), None)
+
+    @property
+    def product(self) -> ModelRow | None:
+        """The model that the run was for: quantised if it is, else pruned."""
+        return self.row("pruned+quantized") or self.row("pruned")
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Labels of all texts, in the order of the recipe's evaluations."""
+        return tuple(dict.fromkeys(label for row in self.models for label in row.perplexity))

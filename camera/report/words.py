@@ -1,0 +1,123 @@
+"""Numbers and findings in words, the same in every output."""
+
+from camera.benchmark.report import BenchmarkRow, Spread
+from camera.report.schema import ModelRow, PruneSummary, Results
+
+
+def size_words(count: int) -> str:
+    """Bytes in decimal units: `4.86 GB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def count_words(count: int) -> str:
+    """Parameters or tokens: `8.03 B`, `262 k`."""
+    value = float(count)
+    for unit in ("", " k", " M"):
+        if value < 1000:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.4g} B"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`20.9 %`."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def change_words(share: float) -> str:
+    """With its sign: `+5.1 %`, and `±0.0 %` for what rounds to nothing."""
+    text = f"{100 * share:+.1f}"
+    return "±0.0 %" if float(text) == 0 else f"{text.replace('-', '−')} %"
+
+
+def perplexity_words(value: float) -> str:
+    """Two decimals while they mean something."""
+    return f"{value:.2f}" if value < 1e4 else f"{value:.3g}"
+
+
+def score_words(row: ModelRow, text: str) -> str:
+    """`11.96 (+115.4 %)`: perplexity on a text, and its change against the original; a dash if not measured."""
+    score = row.perplexity.get(text)
+    if score is None:
+        return "–"
+    change = "" if score.change is None or row.id == "original" else f" ({change_words(score.change)})"
+    return perplexity_words(score.value) + change
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def speed_words(spread: Spread | None, speedup: float | None, noisy: bool = False) -> str:
+    """`1.83 (1.21×)`, with `*` if noisy; a dash for what was not measured."""
+    if spread is None:
+        return "–"
+    ratio = "" if speedup is None else f" ({speedup:.2f}×)"
+    return f"{milliseconds(spread.median)}{ratio}{'*' if noisy else ''}"
+
+
+def prune_words(prune: PruneSummary) -> str:
+    """What became of the FFN channels."""
+    if prune.kept_width == prune.width:
+        return "No FFN channel removed"
+    done = "removed" if prune.mode == "physical" else "set to zero"
+    return f"{percent(prune.removed_share)} of the FFN channels {done} ({prune.width} → {prune.kept_width} per layer)"
+
+
+def quoted_row(results: Results) -> BenchmarkRow | None:
+    """The product's row with the longest decoding that has a speed-up: the one that the verdict quotes."""
+    product = results.product
+    rows = [
+        row
+        for row in results.benchmark
+        if product is not None and row.model == product.title and row.decode_speedup is not None
+    ]
+    return max(rows, key=lambda row: row.decode, default=None)
+
+
+def verdict(results: Results) -> str:
+    """One sentence: what was removed, what it cost, what it gained."""
+    parts = ["No pruning recorded" if results.prune is None else prune_words(results.prune)]
+    product, original = results.product, results.row("original")
+    if product and original and product.bytes and original.bytes:
+        parts.append(
+            f"{_product_name(product)}, {percent(product.bytes / original.bytes, 0)} of the original's size"
+        )
+    parts.append(_perplexity_part(results, product))
+    quoted = quoted_row(results)
+    if quoted is not None and quoted.decode_speedup is not None:
+        parts.append(
+            f"decode {quoted.decode_speedup:.2f} × as fast as {results.benchmark_baseline} "
+            f"({quoted.engine}, {quoted.decode} tokens{', a noisy measurement' if quoted.noisy else ''})"
+        )
+    else:
+        parts.append("speed not measured")
+    return "; ".join(parts) + "."
+
+
+def _product_name(product: ModelRow) -> str:
+    return f"stored as {product.type}" if product.type else product.title
+
+
+def _perplexity_part(results: Results, product: ModelRow | None) -> str:
+    changes = [
+        f"{change_words(score.change)} on {text}"
+        for text, score in (product.perplexity.items() if product else ())
+        if score.change is not None
+    ]
+    return f"perplexity {', '.join(changes)} against the original" if changes else "perplexity not measured"
+
+
+def noisy_words(results: Results) -> list[str]:
+    """The rows whose runs lie too far apart: a line for each model and engine with its lengths."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in results.benchmark:
+        if row.noisy:
+            found.setdefault((row.model, row.engine), []).append(str(row.decode))
+    return [f"{model} on {engine}: decode {', '.join(lengths)}" for (model, engine), lengths in found.items()]

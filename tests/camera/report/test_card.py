@@ -1,0 +1,151 @@
+"""The model card."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.report.card import CardFacts, render_card, source_license, write_card
+from camera.report.table import results_markdown
+from tests.camera.report.conftest import Run
+from tests.tiny import tiny_checkpoint
+
+PRUNED = {"mode": "physical", "ratio": 0.2, "width": 192, "kept_width": 160, "removed_share": 1 / 6}
+
+
+def _facts(**changes: Any) -> CardFacts:
+    given = {"name": "tiny-camera", "base_model": "someone/tiny", "model_type": "llama", "prune": PRUNED}
+    return CardFacts(**{**given, **changes})
+
+
+def _front_matter(card: str) -> dict[str, Any]:
+    assert card.startswith("---\n")
+    return yaml.safe_load(card[4:].split("\n---\n", 1)[0])
+
+
+def test_the_front_matter_is_what_the_hub_reads() -> None:
+    assert _front_matter(render_card(_facts(license="apache-2.0"))) == {
+        "base_model": "someone/tiny",
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruned", "camera", "ascend"],
+    }
+
+
+def test_a_hostile_licence_stays_a_value() -> None:
+    hostile = "mit\n---\ntags: [x]"
+    assert _front_matter(render_card(_facts(license="a: b # c")))["license"] == "a: b # c"
+    assert _front_matter(render_card(_facts(license_name=hostile)))["license_name"] == hostile
+
+
+def test_a_folder_is_no_base_model_for_the_hub_and_its_path_stays_here() -> None:
+    card = render_card(_facts(base_model="/somewhere/secret/tiny"))
+    assert "base_model" not in _front_matter(card)
+    assert "secret" not in card
+    assert "tiny with 16.7 %" in card
+
+
+def test_a_card_without_results_says_that_quality_is_unknown() -> None:
+    card = render_card(_facts())
+    assert "has not been measured" in card
+    assert "## Results" not in card
+
+
+def test_a_card_with_results_holds_the_table(run: Run) -> None:
+    results = run.results()
+    card = render_card(_facts(), results)
+    assert results_markdown(results) in card
+    assert "report.html" in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mode": "physical"}, "160 channels wide instead of 192"),
+        ({"mode": "mask"}, "the file is no smaller"),
+        ({"kept_width": 192, "removed_share": 0}, "asked to remove none"),
+    ],
+)
+def test_the_card_says_what_was_done(changes: dict[str, Any], words: str) -> None:
+    assert words in render_card(_facts(prune={**PRUNED, **changes}))
+
+
+def test_the_code_of_the_card_loads_openpangu(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "pangu", "PanguEmbedded")
+    card = render_card(_facts(model_type="PanguEmbedded"))
+    code = (
+        card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "pangu"))
+    )
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert type(scope["model"]).__name__ == "PanguEmbeddedForCausalLM"
+    assert scope["tokenizer"]("The old lighthouse")["input_ids"]
+
+
+def test_the_code_of_the_card_loads_a_pruned_llama(run: Run) -> None:
+    code = render_card(_facts()).split("```python\n")[1].split("```")[0]
+    scope: dict[str, Any] = {}
+    exec(code.replace("path/to/this/folder", str(run.folders["saved"])), scope)
+    assert scope["model"].config.intermediate_size == 144
+
+
+def test_remote_code_is_mentioned_only_where_the_folder_has_it() -> None:
+    assert "trust_remote_code" in render_card(_facts(remote_code=True))
+    assert "trust_remote_code" not in render_card(_facts())
+
+
+def test_a_published_folder_says_which_engine_reads_which_file(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    shutil.copytree(run.folders["saved"], folder)
+    for path in run.gguf.iterdir():
+        shutil.copyfile(path, folder / path.name)
+    write_card(folder, Checkpoint.open(folder), run.folders["pruned"], base_model="someone/tiny")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "gguf" in _front_matter(card)["tags"]
+    lines = card.splitlines()
+    ours = next(line for line in lines if line.startswith("| tiny-q4\\_0\\_64.gguf"))
+    twin = next(line for line in lines if line.startswith("| tiny-q4\\_0-twin.gguf"))
+    assert "only a llama.cpp that defines" in ours
+    assert "any recent llama.cpp" in twin
+    assert "Do not give a Q4" in card
+
+
+def test_without_q4_0_64_there_is_no_warning() -> None:
+    card = render_card(_facts(gguf=({"file": "tiny-q4_0.gguf", "type": "q4_0"},)))
+    assert "any recent llama.cpp" in card
+    assert "Do not give" not in card
+
+
+def test_the_licence_comes_from_the_source_and_outlives_a_second_card(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(run.folders["saved"], folder)
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: openpangu\n---\nold text\n")
+    for _ in range(2):
+        write_card(
+            folder, Checkpoint.open(folder), run.folders["pruned"], base_model="someone/tiny", name="x"
+        )
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    front = _front_matter(card)
+    assert (front["license"], front["license_name"]) == ("other", "openpangu")
+    assert "old text" not in card
+
+
+@pytest.mark.parametrize(
+    "text", ["no front matter", "---\n[broken\n---\n", "---\n- a list\n---\n", "---\nhalf"]
+)
+def test_a_readme_without_a_licence_gives_none(tmp_path: Path, text: str) -> None:
+    assert source_license(tmp_path) == {}
+    (tmp_path / "README.md").write_text(text)
+    assert source_license(tmp_path) == {}
+
+
+def test_equal_facts_give_equal_cards(run: Run) -> None:
+    assert render_card(_facts(), run.results()) == render_card(_facts(), run.results())
+
+
+def test_markdown_in_a_name_is_text() -> None:
+    assert "\\<script\\>" in render_card(_facts(name="<script>"))
