@@ -273,11 +273,8 @@ def _speed(row: BenchmarkRow, titles: Mapping[ModelId, str]) -> BenchmarkRow:
 
 
 def _title(label: str, titles: Mapping[ModelId, str]) -> str:
-    """The title of a benchmark's model: by id, or by its label (`original, 16-bit` is the original)."""
-    if label in titles.values():
-        return label
-    by_id: dict[str, str] = {str(model): title for model, title in titles.items()}
-    return by_id.get(label) or by_id.get(label.partition(",")[0]) or label
+    """The title of a benchmark's model: the stage labels models by id; any other label is a title already."""
+    return next((title for model, title in titles.items() if model == label), label)
 
 
 def _device(report: BenchmarkReport) -> Device:

@@ -87,8 +87,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     timed = run_benchmark(
         [
             BenchModel(label="original", path=source.folder),
-            BenchModel(label="unpruned, q4_0", path=root / "baseline.gguf", baseline=True),
-            BenchModel(label="pruned, q4_0_64", path=gguf / "tiny-q4_0_64.gguf"),
+            BenchModel(label="baseline", path=root / "baseline.gguf", baseline=True),
+            BenchModel(label="pruned+quantized", path=gguf / "tiny-q4_0_64.gguf"),
         ],
         BenchmarkOptions(device="cpu", decode=(4, 8), repeats=2, threads=1),
     )
