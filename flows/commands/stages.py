@@ -36,8 +36,19 @@ class DType(StrEnum):
 
 
 Model = Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint.", show_default=False)]
+
+
+def _free(out: Path) -> Path:
+    """Refuse an occupied output before any work is done for it."""
+    from camera.files import refuse_occupied
+
+    refuse_occupied(out)
+    return out
+
+
 Out = Annotated[
-    Path, typer.Argument(help="Folder to write; must not exist with content.", show_default=False)
+    Path,
+    typer.Argument(help="Folder to write; must not exist with content.", show_default=False, callback=_free),
 ]
 Calibration = Annotated[
     str,

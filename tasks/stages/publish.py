@@ -21,7 +21,7 @@ from tasks.stage import Context, Stage
 from tasks.store import LINEAGE, MANIFEST, Artifact
 
 RECORD = "published.json"
-_NOT_PUBLISHED = (MANIFEST, LINEAGE, "README.md")
+_NOT_PUBLISHED = (MANIFEST, LINEAGE)
 
 
 def destination(folder: Path | str, name: str) -> Path:
