@@ -61,6 +61,22 @@ def test_the_tensors_of_layer_1_are_not_those_of_layer_10(tmp_path: Path) -> Non
     assert checkpoint.layer_tensors(12) == []
 
 
+@pytest.mark.parametrize("biased", [True, False, None])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_family_knows_which_projections_carry_a_bias(
+    tmp_path: Path, model_type: str, biased: bool | None
+) -> None:
+    folder = tiny_checkpoint(tmp_path, model_type)
+    key = "bias" if model_type == "PanguEmbedded" else "attention_bias"
+    edit(folder / "config.json", **{key: biased})
+    checkpoint = Checkpoint.open(folder)
+    built = checkpoint.empty_model().state_dict()
+    assert checkpoint.family.attention_bias(checkpoint.config) == tuple(
+        letter for letter in "qkvo" if f"model.layers.0.self_attn.{letter}_proj.bias" in built
+    )
+    assert checkpoint.family.architecture == type(checkpoint.empty_model()).__name__
+
+
 def test_opening_reads_no_weights(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path)
     data = bytearray((folder / SINGLE_NAME).read_bytes())

@@ -9,7 +9,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning.capture import capture, selection_of
+from camera.pruning.capture import STATISTICS, capture, selection_of
 from camera.pruning.prune import prune
 from tests.camera.pruning.conftest import PROPAGATIONS, PRUNE, Build, contents, run_steps
 
@@ -66,6 +66,7 @@ def test_a_killed_capture_goes_on_at_the_layer_it_was_in(
 ) -> None:
     folder = build(model_type="PanguEmbedded", dtype=dtype)
     run_capture(folder, tokens, tmp_path / "undisturbed", propagate)
+    assert set(contents(tmp_path / "undisturbed")) == {STATISTICS, "capture.json"}
     with pytest.raises(KilledError):
         run_capture(folder, tokens, tmp_path / "killed", propagate, kill_at(killed_in * len(tokens) + 3))
     assert set(contents(tmp_path / "killed")) == {RESUME}

@@ -75,6 +75,20 @@ def test_ratio_zero_gives_back_every_byte(
     assert contents(steps.saved) == contents(folder)
 
 
+@pytest.mark.parametrize("options", [PruneOptions(ratio=0.0), MASK])
+def test_config_and_index_keep_the_formatting_of_whoever_wrote_them(
+    tokens: torch.Tensor, tmp_path: Path, options: PruneOptions
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", shards=2)
+    for name in ("config.json", INDEX_NAME):
+        value = json.loads((folder / name).read_text())
+        value.setdefault("metadata", {})["total_parameters"] = 1
+        (folder / name).write_text(json.dumps(value, separators=(",", ":")))
+    saved = run_steps(folder, tokens, tmp_path / "work", options).saved
+    for name in ("config.json", INDEX_NAME):
+        assert (saved / name).read_bytes() == (folder / name).read_bytes()
+
+
 @pytest.mark.parametrize("kind", ONE_OF_EACH_FAMILY)
 def test_mask_mode_keeps_the_bytes_of_config_and_index(
     build: Build, tokens: torch.Tensor, tmp_path: Path, kind: str
