@@ -2,12 +2,12 @@
 
 
 def bytes_text(count: float) -> str:
-    """`1.5 GB`: decimal units, as disks and models are sold."""
+    """`4.86 GB`: decimal units, as disks and models are sold, to three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.1f} TB"
+    return f"{count:.3g} TB"
 
 
 def seconds_text(seconds: float) -> str:

@@ -7,7 +7,7 @@ from types import FrameType
 
 import typer
 
-from flows.commands import inspecting, pipeline, stages
+from flows.commands import inspecting, measuring, packing, pipeline, pruning
 
 app = typer.Typer(
     name="camera",
@@ -23,14 +23,14 @@ app = typer.Typer(
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "The pipeline": (pipeline.run, pipeline.plan),
     "Single stages: paths in, paths out": (
-        stages.capture,
-        stages.score,
-        stages.prune,
-        stages.save,
-        stages.quantize,
-        stages.convert,
-        stages.evaluate,
-        stages.bench,
+        pruning.capture,
+        pruning.score,
+        pruning.prune,
+        pruning.save,
+        packing.quantize,
+        packing.convert,
+        measuring.evaluate,
+        measuring.bench,
     ),
     "Looking closer": (inspecting.audit, inspecting.doctor),
 }

@@ -15,6 +15,8 @@ from camera.options import BlockType
 
 _CHUNK_WEIGHTS = 1 << 19
 """Weights worked on at once: the scratch arrays of so many stay in a core's cache."""
+_FP16_OVERFLOW = 65520
+"""The smallest number that fp16 rounds to infinity."""
 
 
 @dataclass(frozen=True)
@@ -137,58 +139,66 @@ def twin(data: np.ndarray) -> np.ndarray:
 
 
 def _encode_float(chunk: torch.Tensor, out: np.ndarray, dtype: torch.dtype) -> bool:
-    if dtype == torch.bfloat16:  # numpy has no bfloat16; go by float32, as ggml does
+    if dtype == torch.bfloat16:  # by way of float32, as ggml goes
         chunk = chunk.float()
-    stored = chunk.to(dtype)
-    out[:] = stored.view(torch.uint8).numpy().reshape(out.shape)
-    return bool(stored.isfinite().all())
+    # Rounding keeps the order, so if the extremes stay finite all do; and NaN is its own extreme.
+    if not torch.stack(chunk.aminmax()).to(dtype).isfinite().all():
+        return False
+    torch.from_numpy(out).view(dtype).copy_(chunk.reshape(-1, 1))
+    return True
 
 
 def _encode_q8_0(chunk: torch.Tensor, out: np.ndarray) -> bool:
     blocks = chunk.reshape(-1, 32).float()
-    scale = torch.maximum(blocks.amax(-1), -blocks.amin(-1)).abs() / 127  # abs: no minus zero
+    scale = torch.maximum(blocks.amax(-1), blocks.amin(-1).neg_()).abs_() / 127  # abs: no minus zero
     if not _store_scale(scale, out):
         return False
-    inverse = 1 / scale
+    inverse = scale.reciprocal()
     inverse[inverse.isinf()] = 0  # a scale of zero, or so small that fp16 holds it as zero
-    scaled = (blocks * inverse[:, None]).numpy()
-    magnitude = np.abs(scaled)
-    whole = np.floor(magnitude)
-    whole += magnitude - whole >= 0.5  # half away from zero; adding 0.5 first would round once too often
-    out[:, 2:] = np.copysign(whole, scaled).astype(np.int8).view(np.uint8)
+    rest = torch.mul(blocks, inverse[:, None]).numpy()
+    whole = np.trunc(rest)  # numpy's trunc is fifteen times as fast as torch's
+    rest -= whole
+    rest *= 2
+    np.trunc(rest, out=rest)  # half away from zero; adding 0.5 to a number would round it once too often
+    rest += whole
+    torch.from_numpy(out)[:, 2:].view(torch.int8).copy_(torch.from_numpy(rest.astype(np.int8)))
     return True
 
 
 def _encode_q4(chunk: torch.Tensor, out: np.ndarray, length: int) -> bool:
     blocks = chunk.reshape(-1, length).float()
-    scale = _signed_extreme(blocks) / -8
+    scale = _signed_extreme(blocks).div_(-8)
     if not _store_scale(scale, out):
         return False
-    inverse = torch.where(scale == 0, 0.0, 1 / scale)
-    scaled = (blocks * inverse[:, None]).add_(8.5)  # two roundings, as the reference: never a fused one
-    tiny = inverse.isinf()
-    if tiny.any():  # fp16 holds such a scale as zero; the reference's conversion to integers gives zeros
-        scaled[tiny] = 0
-    codes = scaled.numpy().astype(np.uint8)
-    np.minimum(codes, 15, out=codes)
+    inverse = scale.reciprocal()
+    infinite = torch.nonzero(inverse.isinf()).squeeze(1)
+    inverse[infinite] = 0
+    # Two roundings, as the reference: never a fused one. Whatever exceeds 15 becomes 15, so cut before truncating.
+    scaled = torch.mul(blocks, inverse[:, None]).add_(8.5).clamp_(max=15.5)
+    if len(
+        infinite
+    ):  # by a scale too small to invert the reference gets what converts to 0; by zero it gets 8
+        scaled[infinite[scale[infinite] != 0]] = 0
+    codes = torch.from_numpy(scaled.numpy().astype(np.uint8))  # numpy converts six times as fast as torch
+    # Shifting eight codes at a time is safe: none has more than four bits.
+    shifted = (codes.view(torch.int64) << 4).view(torch.uint8)
     half = length // 2
-    high = codes[:, half:]
-    np.left_shift(high, 4, out=high)
-    np.bitwise_or(codes[:, :half], high, out=out[:, 2:])
+    torch.bitwise_or(codes[:, :half], shifted[:, half:], out=torch.from_numpy(out)[:, 2:])
     return True
 
 
 def _store_scale(scale: torch.Tensor, out: np.ndarray) -> bool:
-    stored = scale.half()
-    out[:, :2] = stored.numpy().view(np.uint8).reshape(-1, 2)
-    return bool(stored.isfinite().all())
+    """Write the scales as fp16; False if one is NaN, infinity or too large."""
+    out[:, :2].view(np.float16)[:, 0] = scale.half().numpy()
+    return bool(scale.abs().amax() < _FP16_OVERFLOW)
 
 
 def _signed_extreme(blocks: torch.Tensor) -> torch.Tensor:
     """Of each block the value of largest magnitude, with its sign; of equals the first. NaN if there is one."""
     highest, lowest = blocks.amax(-1), blocks.amin(-1)
-    extreme = torch.where(highest > -lowest, highest, lowest)
-    ties = torch.nonzero(highest == -lowest).squeeze(1)
+    opposite = lowest.neg()
+    extreme = torch.where(highest > opposite, highest, lowest)
+    ties = torch.nonzero(highest == opposite).squeeze(1)
     if len(ties):  # the sign of the first decides, and a search for it is slow: only where it matters
         tied = blocks[ties].numpy()
         first = np.abs(tied).argmax(-1)

@@ -24,9 +24,9 @@ from camera.report.words import (
     percent,
     quoted_row,
     score_words,
-    size_words,
     verdict,
 )
+from camera.units import bytes_text
 
 HTML, JSON, CSV = "report.html", "results.json", "results.csv"
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -67,7 +67,7 @@ def render_html(results: Results, lineage: Mapping[str, Any] | None = None) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, count=count_words, size=size_words)
+    environment.filters.update(percent=percent, count=count_words, size=bytes_text)
     return environment.get_template("report.html.j2").render(
         results=results,
         verdict=verdict(results),
@@ -115,7 +115,7 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     if product and product.bytes and original and original.bytes:
         tiles.append(
             (
-                size_words(product.bytes),
+                bytes_text(product.bytes),
                 "on disk",
                 f"{original.bytes / product.bytes:.1f} × smaller than the original",
             )

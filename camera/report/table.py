@@ -10,10 +10,10 @@ from rich.table import Table
 from camera.report.schema import ModelRow, Results
 from camera.report.words import (
     score_words,
-    size_words,
     speed_words,
     verdict,
 )
+from camera.units import bytes_text
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _quality_row(row: ModelRow, texts: tuple[str, ...]) -> tuple[str, ...]:
         row.title,
         row.type or "–",
         "–" if row.ffn_width is None else str(row.ffn_width),
-        "–" if row.bytes is None else size_words(row.bytes),
+        "–" if row.bytes is None else bytes_text(row.bytes),
         "–" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
         *(score_words(row, text) for text in texts),
     )

@@ -4,16 +4,6 @@ from camera.benchmark.report import BenchmarkRow, Spread
 from camera.report.schema import ModelRow, PruneSummary, Results
 
 
-def size_words(count: int) -> str:
-    """Bytes in decimal units: `4.86 GB`."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
-
-
 def count_words(count: int) -> str:
     """Parameters or tokens: `8.03 B`, `262 k`."""
     value = float(count)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands.common import print_json, say
+from flows.commands.flags import Json
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
     from tasks.audit import Finding
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _STYLES = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unverified": ("?", "yellow")}
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "missing": ("–", "dim")}
 

@@ -1,22 +1,11 @@
 """The whole pipeline: run it, or see what a run would do."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flows.commands.common import print_json, say
-
-RecipePath = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; see recipes/.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="FIELD=VALUE", help="Replace a field, e.g. prune.ratio=0.3; may be repeated."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+from flows.commands.flags import Json, Overrides, RecipePath
 
 
 def run(

@@ -11,10 +11,10 @@ from camera.report.words import (
     milliseconds,
     percent,
     perplexity_words,
-    size_words,
     speed_words,
     verdict,
 )
+from camera.units import bytes_text
 from tests.camera.report.conftest import TEXT, Run
 
 
@@ -107,8 +107,8 @@ def test_zeroed_channels_are_not_called_removed(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (size_words(999), "999 B"),
-        (size_words(4_860_000_000), "4.86 GB"),
+        (bytes_text(999), "999 B"),
+        (bytes_text(4_860_000_000), "4.86 GB"),
         (count_words(8_030_887_936), "8.031 B"),
         (count_words(0), "0"),
         (percent(0.2), "20.0 %"),

@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-from camera.report.card import write_card
-
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data import calibration_tokens
 from camera.files import whole_folder
@@ -13,6 +11,7 @@ from camera.pruning.capture import capture, selection_of
 from camera.pruning.prune import Pruned, prune
 from camera.pruning.save import save
 from camera.pruning.score import score
+from camera.report.card import write_card
 from flows.commands.common import progress_bar, say
 
 
