@@ -13,8 +13,8 @@ import torch
 from camera.errors import CameraError
 from camera.options import BlockType
 
-_CHUNK_WEIGHTS = 1 << 19
-"""Weights worked on at once: the scratch arrays of so many stay in a core's cache."""
+_CHUNK_WEIGHTS = 1 << 20
+"""Weights worked on at once: enough to hide the cost of a call, few enough for the last cache."""
 _FP16_OVERFLOW = 65520
 """The smallest number that fp16 rounds to infinity."""
 
