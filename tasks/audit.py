@@ -136,7 +136,10 @@ def _dvc(path: Path) -> Finding:
     file = path.with_name(path.name + ".dvc")
     if not file.is_file():
         return Finding("DVC version", "unverified", f"there is no {file.name}")
-    difference = versioning.verify(file)
+    try:
+        difference = versioning.verify(file)
+    except CameraError as error:
+        return Finding("DVC version", "unverified", str(error))
     return Finding("DVC version", "ok" if difference is None else "wrong", difference or file.name)
 
 

@@ -87,7 +87,7 @@ def run_pipeline(
             executed.append(step.name)
         if tracker is not None:
             tracker.log_stage(step.name, artifact, cached)
-            if step.stage is fetch.STAGE and not cached:
+            if step.stage is fetch.STAGE:  # MLflow keeps an input once, however often it is logged
                 tracker.log_dataset(artifact)
         listener.finished(step.name, artifact, cached)
         return artifact

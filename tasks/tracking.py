@@ -36,6 +36,7 @@ class Tracker:
             NetworkError: if the tracking server or database cannot be used.
         """
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             self._client = _client()
@@ -52,7 +53,7 @@ class Tracker:
                 )
                 self.run_id, self._logged = str(created.info.run_id), {}
             self._client.update_run(self.run_id, status="RUNNING")
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             raise NetworkError(
                 f"MLflow at {os.environ.get('MLFLOW_TRACKING_URI')} cannot be used: {error}. "
                 "Mend it, or run with --set tracking.enabled=false"
@@ -62,7 +63,10 @@ class Tracker:
         """Record the recipe as flat parameters, and tags."""
         from mlflow.entities import Param, RunTag
 
-        flat = {name: str(value)[:_PARAMETER_LENGTH] for name, value in flatten(recipe).items()}
+        flat = {
+            _NOT_ALLOWED.sub("_", name): str(value)[:_PARAMETER_LENGTH]
+            for name, value in flatten(recipe).items()  # overrides of quantize have patterns as names
+        }
         new = [Param(name, value) for name, value in flat.items() if name not in self._logged]
         self._client.log_batch(
             self.run_id, params=new, tags=[RunTag(name, value) for name, value in tags.items()]

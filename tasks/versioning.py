@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -57,7 +57,7 @@ def tracked_version(path: Path) -> dict[str, str] | None:
         return None
     root = repository_root(path)
     assert root is not None
-    return {"file": str(file.relative_to(root)), "md5": _output(file)["md5"]}
+    return {"file": str(file.relative_to(root)), "md5": _md5(file)}
 
 
 def pull_if_tracked(path: Path) -> None:
@@ -101,13 +101,22 @@ def add_and_push(folder: Path, remote: str | None) -> Version | None:
             repo.push(targets=[str(file)], remote=remote)
         except Exception as error:  # as above: whatever the remote's library raises, the push is pending
             pushed, problem = None, f"{type(error).__name__}: {error}"
-    return Version(str(file.relative_to(root)), _output(file)["md5"], pushed, problem)
+    return Version(str(file.relative_to(root)), _md5(file), pushed, problem)
 
 
 def verify(dvc_file: Path) -> str | None:
-    """Compare the workspace with a .dvc file: None if they agree, else what differs, in words."""
-    with _open(dvc_file) as repo:
-        changes = repo.status(targets=[str(dvc_file)])
+    """Compare the workspace with a .dvc file: None if they agree, else what differs, in words.
+
+    Raises:
+        CameraError: if the file lies in no DVC repository, or DVC cannot read it.
+    """
+    if repository_root(dvc_file) is None:
+        raise CameraError(f"{dvc_file} is in no DVC repository: it was copied without the one it belongs to")
+    try:
+        with _open(dvc_file) as repo:
+            changes = repo.status(targets=[str(dvc_file)])
+    except Exception as error:  # dvc raises a type per cause; all mean that nothing can be compared
+        raise CameraError(f"DVC cannot compare {dvc_file} with the workspace: {error}") from error
     return None if not changes else f"{dvc_file.name}: {changes}"
 
 
@@ -120,9 +129,8 @@ def _open(path: Path) -> Iterator["Repo"]:
         yield repo
 
 
-def _output(file: Path) -> dict[str, Any]:
+def _md5(file: Path) -> str:
     try:
-        outputs: list[dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))["outs"]
-        return outputs[0]
+        return str(yaml.safe_load(file.read_text(encoding="utf-8"))["outs"][0]["md5"])
     except (yaml.YAMLError, KeyError, IndexError, TypeError):
         raise CameraError(f"{file} is not a .dvc file that can be read: run `dvc status`") from None

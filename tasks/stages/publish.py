@@ -8,13 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from camera.report.card import write_card
-from camera.report.results import read_results
-
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.digests import digest_files, digest_json, files_below
 from camera.errors import CameraError
 from camera.files import read_json, sync, sync_tree, write_json
+from camera.report.card import write_card
+from camera.report.results import read_results
 from tasks import tracking, versioning
 from tasks.lineage import environment
 from tasks.stage import Context, Stage
