@@ -84,3 +84,17 @@ def flip(path: Path, at: int = -1) -> None:
     data[at] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
+
+
+@pytest.fixture(scope="session")
+def database_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One MLflow database per test process: making it takes seconds."""
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+@pytest.fixture
+def database(database_file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tracking URI in use."""
+    uri = f"sqlite:///{database_file}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri

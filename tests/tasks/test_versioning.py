@@ -1,0 +1,188 @@
+"""DVC keeps the versions of what must outlive a machine, where there is a DVC repository."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from camera.errors import CameraError
+from tasks import versioning
+from tasks.versioning import Version
+from tests.tasks.conftest import flip
+
+
+def init(root: Path, remote: str | None) -> Path:
+    from dvc.repo import Repo
+
+    root.mkdir()
+    with Repo.init(str(root), no_scm=True) as repo, repo.config.edit("repo") as config:
+        config["core"] = {**config.get("core", {}), "analytics": False}
+        if remote is not None:
+            config["remote"]["box"] = {"url": remote}
+            config["core"]["remote"] = "box"
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A DVC repository without git, whose default remote is a folder."""
+    return init(tmp_path / "repository", str(tmp_path / "remote"))
+
+
+def published(root: Path) -> Path:
+    folder = root / "published" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def remote_files(root: Path) -> set[bytes]:
+    return {path.read_bytes() for path in (root.parent / "remote").rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_versioned_and_pushed(root: Path) -> None:
+    folder = published(root)
+    version = versioning.add_and_push(folder, None)
+    assert version is not None
+    assert version.dvc_file == "published/tiny.dvc"
+    assert version.md5.endswith(".dir")
+    assert (version.pushed_to, version.push_error) == ("box", None)
+    content = yaml.safe_load((root / version.dvc_file).read_text())
+    assert content["outs"][0]["md5"] == version.md5
+    assert content["outs"][0]["path"] == "tiny"
+    assert {b"{}", b"weights"} <= remote_files(root)
+
+
+def test_the_files_stay_where_they_are(root: Path) -> None:
+    folder = published(root)
+    versioning.add_and_push(folder, None)
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_second_push_of_the_same_bytes_is_the_same_version(root: Path) -> None:
+    folder = published(root)
+    assert versioning.add_and_push(folder, None) == versioning.add_and_push(folder, None)
+
+
+def test_other_bytes_are_another_version(root: Path) -> None:
+    folder = published(root)
+    first = versioning.add_and_push(folder, None)
+    flip(folder / "model.safetensors")
+    second = versioning.add_and_push(folder, None)
+    assert first is not None
+    assert second is not None
+    assert second.md5 != first.md5
+    assert b"weights" in remote_files(root)  # the earlier one is kept
+
+
+def test_another_remote_can_be_named(root: Path, tmp_path: Path) -> None:
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo, repo.config.edit("repo") as config:
+        config["remote"]["shelf"] = {"url": str(tmp_path / "shelf")}
+    version = versioning.add_and_push(published(root), "shelf")
+    assert version is not None
+    assert version.pushed_to == "shelf"
+    assert not (tmp_path / "remote").exists()
+    assert any((tmp_path / "shelf").rglob("*"))
+
+
+def test_outside_a_repository_nothing_is_versioned(tmp_path: Path) -> None:
+    folder = published(tmp_path)
+    assert versioning.repository_root(folder) is None
+    assert versioning.tracking_file(folder) is None
+    assert versioning.tracked_version(folder) is None
+    assert versioning.add_and_push(folder, None) is None
+    assert not folder.with_name("tiny.dvc").exists()
+    versioning.pull_if_tracked(folder / "missing")  # and nothing is asked of DVC
+
+
+@pytest.mark.parametrize("trouble", ["unreachable", "unknown", "none"])
+def test_a_push_that_fails_leaves_a_version_that_says_so(tmp_path: Path, trouble: str) -> None:
+    (tmp_path / "file").write_text("where the remote's folder should be")
+    url = {"unreachable": str(tmp_path / "file" / "remote"), "unknown": str(tmp_path / "x"), "none": None}
+    root = init(tmp_path / "repository", url[trouble])
+    version = versioning.add_and_push(published(root), "nobody" if trouble == "unknown" else None)
+    assert version is not None
+    assert version.pushed_to is None
+    assert version.push_error
+    assert (root / version.dvc_file).is_file()
+    assert version.md5.endswith(".dir")
+
+
+def test_a_push_can_be_made_up_for(tmp_path: Path) -> None:
+    (tmp_path / "remote").write_text("in the way")
+    root = init(tmp_path / "repository", str(tmp_path / "remote"))
+    folder = published(root)
+    first = versioning.add_and_push(folder, None)
+    (tmp_path / "remote").unlink()
+    second = versioning.add_and_push(folder, None)
+    assert first is not None
+    assert first.pushed_to is None
+    assert second == Version("published/tiny.dvc", first.md5, "box")
+    assert b"weights" in remote_files(root)
+
+
+def test_what_a_path_is_tracked_by_is_found_from_inside_it(root: Path) -> None:
+    folder = published(root)
+    version = versioning.add_and_push(folder, None)
+    assert version is not None
+    expected = {"file": "published/tiny.dvc", "md5": version.md5}
+    assert versioning.tracked_version(folder) == expected
+    assert versioning.tracked_version(folder / "config.json") == expected
+    assert versioning.tracked_version(folder / "not" / "here") == expected
+    assert versioning.tracked_version(root / "published") is None
+    assert versioning.tracked_version(root) is None
+
+
+def test_a_single_file_can_be_tracked(root: Path) -> None:
+    file = root / "story.txt"
+    file.write_text("words")
+    version = versioning.add_and_push(file, None)
+    assert version is not None
+    assert version.dvc_file == "story.txt.dvc"
+    assert versioning.tracked_version(file) == {"file": "story.txt.dvc", "md5": version.md5}
+    assert not version.md5.endswith(".dir")
+
+
+def test_a_workspace_that_is_as_it_was_added_verifies(root: Path) -> None:
+    folder = published(root)
+    versioning.add_and_push(folder, None)
+    assert versioning.verify(folder.with_name("tiny.dvc")) is None
+
+
+@pytest.mark.parametrize("change", ["a bit", "a file less", "a file more", "all"])
+def test_a_changed_workspace_is_noticed(root: Path, change: str) -> None:
+    folder = published(root)
+    versioning.add_and_push(folder, None)
+    if change == "a bit":
+        flip(folder / "model.safetensors")
+    elif change == "a file less":
+        (folder / "config.json").unlink()
+    elif change == "a file more":
+        (folder / "more.txt").write_text("x")
+    else:
+        folder.rename(root / "elsewhere")
+    difference = versioning.verify(folder.with_name("tiny.dvc"))
+    assert difference is not None
+    assert difference.startswith("tiny.dvc: ")
+
+
+@pytest.mark.parametrize("content", ["", "outs: []", "outs: [{}]", "outs: 3", "- a", "a: [", "outs: [x]"])
+def test_a_dvc_file_that_cannot_be_read_is_named(root: Path, content: str) -> None:
+    (root / "story.txt.dvc").write_text(content)
+    with pytest.raises(CameraError, match=r"story\.txt\.dvc is not a \.dvc file that can be read"):
+        versioning.tracked_version(root / "story.txt")
+
+
+def test_a_dvc_file_without_its_repository_is_said_to_be_so(tmp_path: Path) -> None:
+    (tmp_path / "tiny.dvc").write_text("outs:\n- md5: abc.dir\n  path: tiny\n")
+    with pytest.raises(CameraError, match=r"tiny\.dvc .*DVC repository"):
+        versioning.verify(tmp_path / "tiny.dvc")
+
+
+def test_a_dvc_file_that_dvc_refuses_is_a_message(root: Path) -> None:
+    (root / "tiny.dvc").write_text("outs: [")
+    with pytest.raises(CameraError, match=r"tiny\.dvc"):
+        versioning.verify(root / "tiny.dvc")
