@@ -1,7 +1,10 @@
 """Before a run: what would run, how much memory and disk it needs, and whether there is room."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -55,14 +58,35 @@ def check_room(pipeline: Pipeline, store: Store) -> None:
     if recipe.publish.enabled:
         publish.refuse_foreign(publish.destination(recipe.publish.folder, recipe.name), recipe.name)
     store.root.mkdir(parents=True, exist_ok=True)
-    needed = sum(_needs(pipeline, step)[0] for step in pipeline.steps if step.stage.name != "publish")
-    present = sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file())
+    needed = sum(_disk_to_come(pipeline, store))
     free = shutil.disk_usage(store.root).free
-    if needed > free + present:
+    if needed > free:
         raise CameraError(
             f"{store.root} has {bytes_text(free)} free and this recipe needs about {bytes_text(needed)}: "
             "free some space, or put the store elsewhere with CAMERA_HOME"
         )
+
+
+def _disk_to_come(pipeline: Pipeline, store: Store) -> Iterator[int]:
+    """Bytes that each step will still write to the store. Believes the manifests: the run itself verifies."""
+    done: dict[str, Artifact] = {}
+    for step in pipeline.steps:
+        disk = 0 if step.stage.name == "publish" else _needs(pipeline, step)[0]
+        if all(name in done for name in step.needs):
+            key = step.request(done, RunReferences()).key
+            if (artifact := store.glance(step.stage.name, key)) is not None:
+                done[step.name] = artifact
+                continue
+            disk -= _size(store.working(step.stage.name, key))
+        yield max(disk, 0)
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another run may be at work in it
+            size += path.stat().st_size
+    return size
 
 
 def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:

@@ -75,12 +75,20 @@ class Store:
         """Where an artifact is, or would be."""
         return self.root / stage / key
 
+    def working(self, stage: str, key: str) -> Path:
+        """Where an artifact is made."""
+        return self.root / stage / f".{key}.working"
+
     def find(self, stage: str, key: str) -> Artifact | None:
         """The artifact if it is there and every byte of it is what its manifest says, else None."""
         path = self.path(stage, key)
         if not (path / MANIFEST).is_file():
             return None
         return None if self.damage(stage, key) else self.open(stage, key)
+
+    def glance(self, stage: str, key: str) -> Artifact | None:
+        """The artifact if its manifest is whole, else None. Its bytes are not looked at: for estimates only."""
+        return None if self._manifest_damage(stage, key) else self.open(stage, key)
 
     def open(self, stage: str, key: str) -> Artifact:
         """An artifact that was verified a moment ago."""
@@ -92,16 +100,9 @@ class Store:
         path = self.path(stage, key)
         if not path.exists():
             return None
-        try:
-            manifest = read_json(path / MANIFEST)
-        except CameraError as error:
-            return str(error)
-        if not isinstance(manifest, dict):
-            return f"{path / MANIFEST} does not hold a JSON object"
-        if manifest.get("format") != _FORMAT or manifest.get("key") != key or manifest.get("stage") != stage:
-            return f"{path / MANIFEST} is of another format or key"
-        if manifest.get("checksum") != _checksum(manifest):
-            return f"{path / MANIFEST} does not have its own checksum: it was changed after it was written"
+        if (damage := self._manifest_damage(stage, key)) is not None:
+            return damage
+        manifest = read_json(path / MANIFEST)
         if not (path / LINEAGE).is_file():
             return f"{path / LINEAGE} is missing"
         if digest_file(path / LINEAGE) != manifest["lineage_sha256"]:
@@ -115,6 +116,20 @@ class Store:
                 return f"{path / name} does not have the sha256 in its manifest"
         if digest_json(expected) != manifest["digest"]:
             return f"{path / MANIFEST} does not have the digest of its files"
+        return None
+
+    def _manifest_damage(self, stage: str, key: str) -> str | None:
+        path = self.path(stage, key)
+        try:
+            manifest = read_json(path / MANIFEST)
+        except CameraError as error:
+            return str(error)
+        if not isinstance(manifest, dict):
+            return f"{path / MANIFEST} does not hold a JSON object"
+        if manifest.get("format") != _FORMAT or manifest.get("key") != key or manifest.get("stage") != stage:
+            return f"{path / MANIFEST} is of another format or key"
+        if manifest.get("checksum") != _checksum(manifest):
+            return f"{path / MANIFEST} does not have its own checksum: it was changed after it was written"
         return None
 
     @contextmanager
@@ -150,7 +165,7 @@ class Store:
             resumes: whether `fill` goes on from what a killed one left; if not it gets an empty folder.
         """
         final = self.path(stage, key)
-        working = final.with_name(f".{key}.working")
+        working = self.working(stage, key)
         if final.exists():  # damaged, or it would have been found
             _remove(final)
         if working.exists() and not resumes:
