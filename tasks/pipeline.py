@@ -111,7 +111,7 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
             {"model": model, "statistics": "capture"},
         ),
         Step("prune", prune.STAGE, recipe.prune.model_dump(mode="json"), {"model": model, "scores": "score"}),
-        Step("save", save.STAGE, {"base_model": recipe.model}, {"model": model, "pruned": "prune"}),
+        Step("save", save.STAGE, {"base_model": _base_model(recipe)}, {"model": model, "pruned": "prune"}),
         *_quantized("", recipe.name, recipe.quantize, "save"),
         *_quantized(" baseline", f"{recipe.name}-unpruned", QuantizeOptions(type=recipe.baseline), model),
     ]
@@ -139,7 +139,7 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
                 publish.STAGE,
                 {
                     "name": recipe.name,
-                    "base_model": recipe.model,
+                    "base_model": _base_model(recipe),
                     "recipe": described,
                     "register": recipe.tracking.enabled,
                     **recipe.publish.model_dump(mode="json", exclude={"enabled"}),
@@ -148,6 +148,12 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
             )
         )
     return Pipeline(recipe, sources, steps)
+
+
+def _base_model(recipe: Recipe) -> str:
+    """A hub id as it is; of a folder the name alone, for where it lies is no part of the result."""
+    folder = Path(recipe.model)
+    return folder.resolve().name if folder.is_dir() else recipe.model
 
 
 def _fetch(name: str, purpose: str, dataset: DatasetOptions, sources: Sources) -> Step:
@@ -203,6 +209,8 @@ def _labelled(datasets: tuple[DatasetOptions, ...]) -> dict[str, DatasetOptions]
     labelled: dict[str, DatasetOptions] = {}
     for dataset in datasets:
         label = dataset_label(dataset)
+        if label == "calibration":  # `fetch calibration` is another step
+            raise CameraError(f"evaluate.datasets: {dataset.path} cannot be called {label}: rename the file")
         if label in labelled:
             raise CameraError(f"evaluate.datasets: two of them are called {label}: rename one of the files")
         labelled[label] = dataset

@@ -32,8 +32,8 @@ def refuse_foreign(target: Path, name: str) -> None:
     """Raise CameraError if the place is taken by something that we did not publish under this name."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    lineage = target / LINEAGE
-    if lineage.is_file() and read_json(lineage).get("name") == name:
+    lineage = read_json(target / LINEAGE) if (target / LINEAGE).is_file() else None
+    if isinstance(lineage, dict) and lineage.get("name") == name:
         return
     raise CameraError(
         f"{target} exists with other content: move it away, or choose another publish.folder or name"
