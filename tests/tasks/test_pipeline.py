@@ -1,0 +1,323 @@
+"""The pipeline of a recipe is a plan: which steps there are, what each reads, and what decides its key."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.safetensors_file import read_tensors
+from camera.errors import CameraError
+from camera.files import read_json
+from camera.pruning.prune import Pruned
+from tasks.pipeline import Pipeline, Step, build_pipeline, dataset_label
+from tasks.recipe import Recipe
+from tasks.sources import find_sources
+from tasks.stage import Request, RunReferences, perform
+from tasks.store import Artifact, Store
+from tests.tasks.conftest import MakeRecipe, flip
+
+STEPS = """
+fetch calibration, capture, score, prune, save, quantize, convert, quantize baseline, convert baseline,
+fetch story, evaluate original story, evaluate baseline story, evaluate pruned story,
+evaluate pruned+quantized story, benchmark, report, publish
+"""
+
+
+def build(recipe: Recipe) -> Pipeline:
+    return build_pipeline(recipe, find_sources(recipe))
+
+
+def names(pipeline: Pipeline) -> list[str]:
+    return [step.name for step in pipeline.steps]
+
+
+def keys(pipeline: Pipeline) -> dict[str, str]:
+    """The key of every step if each artifact's digest were its key: equal keys mean that nothing before differs."""
+    done: dict[str, Artifact] = {}
+
+    def pretend(step: Step, request: Request) -> Artifact:
+        manifest = {"stage": request.stage.name, "key": request.key, "digest": request.key}
+        done[step.name] = Artifact(Path("nowhere"), manifest)
+        return done[step.name]
+
+    pipeline.run(pretend)
+    return {name: artifact.key for name, artifact in done.items()}
+
+
+def changed(recipe: MakeRecipe, before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Names of the steps whose key differs between two recipes; those before them are the same."""
+    first, second = keys(build(recipe(**before))), keys(build(recipe(**after)))
+    assert set(first) == set(second)
+    return {name for name in first if first[name] != second[name]}
+
+
+def test_the_steps_of_a_recipe_are_these_in_this_order(recipe: MakeRecipe) -> None:
+    assert names(build(recipe())) == [name.strip() for name in STEPS.replace("\n", " ").split(",")]
+
+
+def test_every_step_needs_only_earlier_ones(recipe: MakeRecipe) -> None:
+    done: set[str] = set()
+    for step in build(recipe()).steps:
+        assert set(step.needs) <= done, step.name
+        assert step.name not in done
+        done.add(step.name)
+
+
+def test_a_step_reads_what_it_is_about(recipe: MakeRecipe) -> None:
+    pipeline = build(recipe())
+    steps = {step.name: step for step in pipeline.steps}
+    assert steps["capture"].inputs == {"model": pipeline.sources.model, "calibration": "fetch calibration"}
+    assert steps["convert"].inputs == {"quantized": "quantize"}
+    assert steps["fetch calibration"].inputs["tokenizer"] == pipeline.sources.tokenizer
+    assert steps["benchmark"].needs == ["convert baseline", "save", "convert"]
+    assert steps["publish"].needs == ["save", "convert", "report", "prune"]
+
+
+def test_the_baseline_is_the_unpruned_model_in_steps_of_its_own(recipe: MakeRecipe) -> None:
+    pipeline = build(recipe(baseline="q8_0"))
+    steps = {step.name: step for step in pipeline.steps}
+    assert steps["quantize baseline"].inputs == {"model": pipeline.sources.model}
+    assert steps["quantize baseline"].options["type"] == "q8_0"
+    assert steps["convert baseline"].inputs == {"quantized": "quantize baseline"}
+    assert steps["convert baseline"].options["name"] == "tiny-unpruned-q8_0"
+
+
+def test_publishing_can_be_left_out(recipe: MakeRecipe) -> None:
+    assert names(build(recipe(publish={"enabled": False})))[-1] == "report"
+
+
+def test_every_text_is_fetched_once_and_measured_on_four_models(recipe: MakeRecipe, text: Path) -> None:
+    datasets = [{"name": "file", "path": str(text)}, {"name": "stdlib", "split": "test"}]
+    found = names(build(recipe(evaluate={"datasets": datasets})))
+    assert [name for name in found if name.startswith("fetch")] == [
+        "fetch calibration",
+        "fetch story",
+        "fetch stdlib-test",
+    ]
+    assert len([name for name in found if name.startswith("evaluate")]) == 8
+
+
+def test_without_texts_nothing_is_evaluated(recipe: MakeRecipe) -> None:
+    found = names(build(recipe(evaluate={"datasets": []})))
+    assert not [name for name in found if name.startswith("evaluate")]
+
+
+@pytest.mark.parametrize(
+    ("datasets", "label"),
+    [
+        ([{"name": "stdlib", "split": "test"}] * 2, "stdlib-test"),
+        ([{"name": "file", "path": "a/x.txt"}, {"name": "file", "path": "b/x.jsonl"}], "x"),
+        ([{"name": "stdlib", "split": "test"}, {"name": "file", "path": "stdlib-test.txt"}], "stdlib-test"),
+        ([{"name": "file", "path": "calibration.txt"}], "calibration"),
+    ],
+)
+def test_two_texts_of_one_name_are_refused(
+    recipe: MakeRecipe,
+    datasets: list[dict[str, Any]],
+    label: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for dataset in datasets:
+        if "path" in dataset:
+            path = tmp_path / dataset["path"]
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CameraError, match=rf"evaluate\.datasets: .*{label}"):
+        build(recipe(evaluate={"datasets": datasets}))
+
+
+def test_a_text_is_called_after_its_file_or_its_dataset(recipe: MakeRecipe) -> None:
+    found = recipe(
+        evaluate={
+            "datasets": [{"name": "file", "path": "texts/My story.v2.txt"}, {"name": "c4", "split": "test"}]
+        }
+    )
+    assert [dataset_label(dataset) for dataset in found.evaluate.datasets] == ["My_story.v2", "c4-test"]
+
+
+PRUNING = {"prune", "save", "quantize", "convert", "benchmark", "report", "publish"}
+PRUNING |= {"evaluate pruned story", "evaluate pruned+quantized story"}
+
+
+def test_a_one_shot_capture_serves_every_ratio(recipe: MakeRecipe) -> None:
+    capture = {"propagate": "one-shot"}
+    found = changed(recipe, {"capture": capture}, {"capture": capture, "prune": {"ratio": 0.7}})
+    assert found == PRUNING
+
+
+def test_a_one_shot_capture_serves_every_reduce_ratio(recipe: MakeRecipe) -> None:
+    capture = {"propagate": "one-shot"}
+    found = changed(recipe, {"capture": capture}, {"capture": capture, "prune": {"reduce_ratio": 0.5}})
+    assert found == PRUNING | {"score"}
+
+
+@pytest.mark.parametrize("prune", [{"ratio": 0.7}, {"reduce_ratio": 0.5}])
+def test_a_sequential_capture_depends_on_what_is_pruned(recipe: MakeRecipe, prune: dict[str, Any]) -> None:
+    assert changed(recipe, {}, {"prune": prune}) == PRUNING | {"capture", "score"}
+
+
+def test_a_sequential_capture_serves_every_ratio_of_the_same_width(recipe: MakeRecipe) -> None:
+    assert "capture" not in changed(recipe, {}, {"prune": {"ratio": 0.36}})
+    assert "capture" not in changed(recipe, {}, {"prune": {"mode": "mask"}})
+
+
+def test_the_type_changes_what_is_quantised_and_after(recipe: MakeRecipe) -> None:
+    assert changed(recipe, {}, {"quantize": {"type": "q4_0"}}) == {
+        "quantize",
+        "convert",
+        "evaluate pruned+quantized story",
+        "benchmark",
+        "report",
+        "publish",
+    }
+
+
+def test_a_twin_does_not_quantise_again(recipe: MakeRecipe) -> None:
+    found = changed(recipe, {}, {"quantize": {"twin": "q4_0"}})
+    assert found == {"convert", "benchmark", "report", "publish"}
+
+
+def test_how_quality_is_measured_changes_nothing_that_is_made(recipe: MakeRecipe) -> None:
+    found = changed(recipe, {}, {"evaluate": {"max_windows": 3}})
+    evaluations = {
+        f"evaluate {model} story" for model in ("original", "baseline", "pruned", "pruned+quantized")
+    }
+    assert found == evaluations | {"report", "publish"}
+
+
+def test_how_speed_is_measured_changes_nothing_that_is_made(recipe: MakeRecipe) -> None:
+    assert changed(recipe, {}, {"benchmark": {"repeats": 2}}) == {"benchmark", "report", "publish"}
+
+
+def test_the_baselines_type_leaves_the_pruned_model(recipe: MakeRecipe) -> None:
+    assert changed(recipe, {}, {"baseline": "q8_0"}) == {
+        "quantize baseline",
+        "convert baseline",
+        "evaluate baseline story",
+        "benchmark",
+        "report",
+        "publish",
+    }
+
+
+def test_where_it_is_published_changes_only_publishing(recipe: MakeRecipe) -> None:
+    assert changed(recipe, {}, {"publish": {"alias": "champion"}}) == {"publish"}
+
+
+def test_the_calibration_changes_all_that_hangs_on_importance(recipe: MakeRecipe) -> None:
+    found = changed(recipe, {}, {"calibration": {"seed": 1}})
+    assert found == PRUNING | {"fetch calibration", "capture", "score"}
+
+
+def test_another_model_changes_all_but_the_texts(recipe: MakeRecipe, model: Path) -> None:
+    before = keys(build(recipe()))
+    flip(model / "model.safetensors")
+    after = keys(build(recipe()))
+    assert {name for name in before if before[name] == after[name]} == {"fetch calibration", "fetch story"}
+
+
+def test_a_model_that_moved_changes_no_key_of_what_is_made(
+    recipe: MakeRecipe, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys(build(recipe()))
+    elsewhere = model.parent / "elsewhere"
+    elsewhere.mkdir()
+    model.rename(elsewhere / model.name)
+    made = {"capture", "score", "prune", "save", "quantize", "convert", "benchmark"}
+    monkeypatch.chdir(elsewhere)
+    for path in (elsewhere / model.name, f"../elsewhere/{model.name}", f"{model.name}/", model.name):
+        after = keys(build(recipe(model=str(path))))
+        assert {name for name in made if before[name] != after[name]} == set()
+
+
+def test_a_folder_is_never_taken_for_a_hub_id(
+    recipe: MakeRecipe, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent.parent)
+    steps = {step.name: step for step in build(recipe(model=f"{model.parent.name}/model")).steps}
+    assert steps["save"].options["base_model"] == "model"
+    assert steps["publish"].options["base_model"] == "model"
+
+
+def test_the_runs_key_follows_what_is_asked_and_what_is_given(recipe: MakeRecipe, model: Path) -> None:
+    plain = build(recipe()).key
+    assert build(recipe()).key == plain
+    assert build(recipe(tracking={"experiment": "other"})).key == plain
+    assert build(recipe(name="other")).key != plain
+    assert build(recipe(prune={"ratio": 0.7})).key != plain
+    assert build(recipe(evaluate={"window": 32})).key != plain
+    flip(model / "model.safetensors")
+    assert build(recipe()).key != plain
+
+
+def test_the_runs_key_follows_a_stages_version(recipe: MakeRecipe) -> None:
+    pipeline = build(recipe())
+    newer = [replace(step, stage=replace(step.stage, version=99)) for step in pipeline.steps[:1]]
+    assert replace(pipeline, steps=newer + pipeline.steps[1:]).key != pipeline.key
+
+
+def test_a_recipe_that_would_prune_nothing_is_refused_before_anything_runs(recipe: MakeRecipe) -> None:
+    with pytest.raises(CameraError, match="nothing would be pruned"):
+        build(recipe(prune={"ratio": 0.2}))
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_runs(recipe: MakeRecipe) -> None:
+    with pytest.raises(CameraError, match="npu"):
+        build(recipe(capture={"device": "npu"}))
+
+
+def run_until(
+    last: str, pipeline: Pipeline, store: Store, ran: list[str] | None = None
+) -> Mapping[str, Artifact]:
+    done: dict[str, Artifact] = {}
+    for step in pipeline.steps:
+        request = step.request(done, RunReferences())
+        started = (lambda: None) if ran is None else (lambda name=step.name: ran.append(name))
+        done[step.name] = perform(store, request, started=started)
+        if step.name == last:
+            break
+    return done
+
+
+@pytest.mark.parametrize("propagate", ["one-shot", "sequential"])
+def test_the_first_stages_prune_a_real_checkpoint(recipe: MakeRecipe, store: Store, propagate: str) -> None:
+    pipeline = build(recipe(capture={"propagate": propagate}))
+    ran: list[str] = []
+    done = run_until("save", pipeline, store, ran)
+    assert ran == ["fetch calibration", "capture", "score", "prune", "save"]
+    tokens = read_tensors(done["fetch calibration"].path / "tokens.safetensors")["input_ids"]
+    assert tuple(tokens.shape) == (3, 32)
+    assert read_json(done["capture"].path / "capture.json")["propagate"] == propagate
+    pruned = Pruned.open(done["prune"].path)
+    assert (pruned.width, pruned.layers) == (128, 2)
+    assert done["prune"].metrics["kept_width"] == 128
+    assert done["prune"].metrics["removed_share"] == pytest.approx(1 / 3)
+    assert 0.5 < done["prune"].metrics["importance_kept_mean"] < 1
+    assert done["capture"].metrics == {"tokens": 96}
+    saved = Checkpoint.open(done["save"].path)
+    assert saved.ffn_width == 128
+    with torch.no_grad():
+        assert torch.isfinite(saved.load_model(torch.float32)(tokens).logits).all()
+    again: list[str] = []
+    assert run_until("save", pipeline, store, again) == done
+    assert again == []
+
+
+def test_a_damaged_stage_of_a_real_run_is_made_again_and_nothing_after_it(
+    recipe: MakeRecipe, store: Store
+) -> None:
+    pipeline = build(recipe())
+    first = run_until("save", pipeline, store)
+    flip(first["score"].path / next(iter(first["score"].manifest["files"])))
+    ran: list[str] = []
+    second = run_until("save", pipeline, store, ran)
+    assert ran == ["score"]
+    assert {name: made.digest for name, made in second.items()} == {
+        name: made.digest for name, made in first.items()
+    }

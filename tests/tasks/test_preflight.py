@@ -1,0 +1,194 @@
+"""Before a run it is known what would run, and whether there is room."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from camera.errors import CameraError
+from tasks.pipeline import Pipeline, build_pipeline
+from tasks.preflight import check_room, plan
+from tasks.sources import find_sources
+from tasks.stage import RunReferences, perform
+from tasks.store import Artifact, Store
+from tests.tasks.conftest import MakeRecipe, flip
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def pipeline(recipe: MakeRecipe) -> Pipeline:
+    return build(recipe)
+
+
+def build(recipe: MakeRecipe, **sections: dict[str, object]) -> Pipeline:
+    checked = recipe(**sections)
+    return build_pipeline(checked, find_sources(checked))
+
+
+def states(pipeline: Pipeline, store: Store) -> dict[str, str]:
+    return {planned.step.name: planned.state for planned in plan(pipeline, store)}
+
+
+def run(pipeline: Pipeline, store: Store, last: str) -> dict[str, Artifact]:
+    done: dict[str, Artifact] = {}
+    for step in pipeline.steps:
+        done[step.name] = perform(store, step.request(done, RunReferences()))
+        if step.name == last:
+            break
+    return done
+
+
+def test_in_an_empty_store_what_waits_for_nothing_runs_and_the_rest_after(
+    pipeline: Pipeline, store: Store
+) -> None:
+    found = states(pipeline, store)
+    assert list(found) == [step.name for step in pipeline.steps]
+    running = {name for name, state in found.items() if state == "run"}
+    assert running == {"fetch calibration", "quantize baseline", "fetch story"}
+    assert set(found.values()) == {"run", "after"}
+
+
+def test_what_the_store_has_is_cached_and_the_next_step_runs(pipeline: Pipeline, store: Store) -> None:
+    run(pipeline, store, "score")
+    found = states(pipeline, store)
+    assert [found[name] for name in ("fetch calibration", "capture", "score")] == ["cached"] * 3
+    assert (found["prune"], found["save"]) == ("run", "after")
+
+
+def test_a_damaged_artifact_is_planned_to_run(pipeline: Pipeline, store: Store) -> None:
+    done = run(pipeline, store, "score")
+    flip(done["capture"].path / "statistics.safetensors")
+    found = states(pipeline, store)
+    assert (found["fetch calibration"], found["capture"], found["score"]) == ("cached", "run", "after")
+
+
+def test_planning_runs_and_writes_nothing(pipeline: Pipeline, store: Store) -> None:
+    plan(pipeline, store)
+    assert not store.root.exists()
+
+
+def test_a_changed_recipe_keeps_what_it_may(recipe: MakeRecipe, pipeline: Pipeline, store: Store) -> None:
+    run(pipeline, store, "prune")
+    found = states(build(recipe, quantize={"type": "q4_0"}), store)
+    assert (found["prune"], found["save"]) == ("cached", "run")
+    found = states(build(recipe, prune={"ratio": 0.7}), store)
+    assert (found["fetch calibration"], found["capture"]) == ("cached", "run")
+
+
+def test_every_step_has_an_estimate(pipeline: Pipeline, store: Store) -> None:
+    for planned in plan(pipeline, store):
+        assert planned.disk_bytes >= 0
+        assert planned.memory_bytes > 0
+
+
+def test_the_estimates_are_near_what_is_then_written(pipeline: Pipeline, store: Store) -> None:
+    estimates = {planned.step.name: planned.disk_bytes for planned in plan(pipeline, store)}
+    done = run(pipeline, store, "convert baseline")
+    for name in ("prune", "save", "quantize", "quantize baseline"):
+        weights = sum(path.stat().st_size for path in done[name].path.glob("*.safetensors"))
+        assert estimates[name] == pytest.approx(weights, rel=0.15), name
+
+
+def test_a_full_disk_is_refused_with_the_numbers(
+    pipeline: Pipeline, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_room(pipeline, store)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12 - 1000, 1000))
+    with pytest.raises(CameraError) as caught:
+        check_room(pipeline, store)
+    message = str(caught.value)
+    assert str(store.root) in message
+    assert "1 kB free" in message
+    assert "needs about" in message
+    assert "CAMERA_HOME" in message
+
+
+def test_a_run_whose_steps_are_all_in_the_store_needs_no_room(
+    recipe: MakeRecipe, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = build(recipe, evaluate={"datasets": []}, publish={"enabled": False})
+    run(pipeline, store, "report")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 0))
+    check_room(pipeline, store)
+
+
+def test_what_a_killed_stage_already_wrote_is_not_asked_for_again(
+    pipeline: Pipeline, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def message() -> str:
+        with pytest.raises(CameraError) as caught:
+            check_room(pipeline, store)
+        return str(caught.value)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 0))
+    before = message()
+    step = next(step for step in pipeline.steps if step.name == "quantize baseline")
+    working = store.working("quantize", step.request({}, RunReferences()).key)
+    working.mkdir(parents=True)
+    fill(working, 50_000)
+    assert message() != before
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_damaged_manifest_is_room_to_be_found_and_no_reason_to_stop(
+    pipeline: Pipeline, store: Store, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run(pipeline, store, "capture")
+    manifest = done["capture"].path / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_text(content)
+    check_room(pipeline, store)
+    assert states(pipeline, store)["capture"] == "run"
+
+
+def test_what_other_recipes_left_in_the_store_is_no_room(
+    pipeline: Pipeline, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.lock("key"):
+        store.make("other", "key", lambda folder: fill(folder, 10 << 20), {}, {}, resumes=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12 - 1000, 1000))
+    with pytest.raises(CameraError, match="needs about"):
+        check_room(pipeline, store)
+
+
+def fill(folder: Path, size: int) -> dict[str, float]:
+    (folder / "x").write_bytes(bytes(size))
+    return {}
+
+
+@pytest.mark.parametrize("content", ["a file", "another model", "our own", "empty"])
+def test_only_a_place_of_our_own_is_published_to(
+    pipeline: Pipeline, store: Store, tmp_path: Path, content: str
+) -> None:
+    target = tmp_path / "published" / "tiny"
+    target.mkdir(parents=True)
+    if content == "a file":
+        (target / "thesis.tex").write_text("years of work")
+    elif content != "empty":
+        name = "tiny" if content == "our own" else "huge"
+        (target / "lineage.json").write_text(f'{{"name": "{name}"}}')
+    if content in ("our own", "empty"):
+        check_room(pipeline, store)
+        return
+    with pytest.raises(CameraError, match=f"{target} exists with other content"):
+        check_room(pipeline, store)
+
+
+@pytest.mark.parametrize("lineage", ["[]", "{", "3", '{"name": null}'])
+def test_a_place_with_a_lineage_that_is_not_ours_is_refused_in_words(
+    pipeline: Pipeline, store: Store, tmp_path: Path, lineage: str
+) -> None:
+    target = tmp_path / "published" / "tiny"
+    target.mkdir(parents=True)
+    (target / "lineage.json").write_text(lineage)
+    with pytest.raises(CameraError):
+        check_room(pipeline, store)
+
+
+def test_a_file_in_the_place_is_refused(pipeline: Pipeline, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "tiny").write_text("mine")
+    with pytest.raises(CameraError, match="exists with other content"):
+        check_room(pipeline, store)
