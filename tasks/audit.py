@@ -6,6 +6,7 @@ Three answers, kept apart: a part is right, it is wrong, or it could not be veri
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from camera.errors import CameraError
 from camera.files import read_json
 from camera.formats.gguf_reader import open_gguf
 from tasks import tracking, versioning
+from tasks.lineage import check_lineage
 from tasks.stages import publish
 from tasks.store import LINEAGE, MANIFEST, Store
 
@@ -59,7 +61,7 @@ def audit(path: Path, store: Store) -> Finding:
         raise CameraError(
             f"{path} has no {LINEAGE}: it was not made by this pipeline, so nothing can be audited"
         )
-    lineage = read_json(path / LINEAGE)
+    lineage = check_lineage(read_json(path / LINEAGE), str(path / LINEAGE))
     root = Finding(str(path), "ok")
     if "files" in lineage:
         root.parts += _published(path, lineage)
@@ -78,7 +80,8 @@ def _audit_gguf(path: Path, store: Store) -> Finding:
         raise CameraError(f"{path} holds no lineage ({GGUF_KEY}): it was not published by this pipeline")
     root = Finding(str(path), "ok")
     beside = path.parent / LINEAGE
-    if beside.is_file() and "files" in (published := read_json(beside)):
+    published = check_lineage(read_json(beside), str(beside)) if beside.is_file() else {}
+    if "files" in published:
         expected = published["files"].get(path.name)
         right = expected == digest_file(path)
         detail = f"sha256 as in {beside}" if right else f"sha256 is not the one in {beside}"
@@ -126,10 +129,9 @@ def _embedded(path: Path) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        lineage: dict[str, Any] = json.loads(text)
+        return check_lineage(json.loads(text), f"{GGUF_KEY} in {path}")
     except json.JSONDecodeError:
         raise CameraError(f"{path}: {GGUF_KEY} is not JSON") from None
-    return lineage
 
 
 def _dvc(path: Path) -> Finding:
@@ -166,17 +168,23 @@ def _mlflow(lineage: dict[str, Any]) -> list[Finding]:
 
 def _ancestors(lineage: dict[str, Any], store: Store) -> list[Finding]:
     stages = Finding("stages", "ok")
-    for key, entry in sorted(lineage["stages"].items(), key=lambda item: _depth(lineage, item[0])):
-        stages.parts.append(_stage(key, entry, lineage, store))
+    for key in _oldest_first(lineage["stages"]):
+        stages.parts.append(_stage(key, lineage["stages"][key], lineage, store))
     sources = Finding("sources", "ok")
     for entry in lineage["sources"].values():
         sources.parts.append(_source(entry))
     return [stages, sources]
 
 
-def _depth(lineage: dict[str, Any], key: str) -> int:
-    parents = [given["key"] for given in lineage["stages"][key]["inputs"].values() if given["key"]]
-    return 1 + max((_depth(lineage, parent) for parent in parents if parent in lineage["stages"]), default=0)
+def _oldest_first(stages: dict[str, Any]) -> list[str]:
+    parents = {
+        key: [given["key"] for given in entry["inputs"].values() if given["key"] in stages]
+        for key, entry in stages.items()
+    }
+    try:
+        return list(TopologicalSorter(parents).static_order())
+    except CycleError:
+        raise CameraError("the lineage was forged: a stage in it descends from itself") from None
 
 
 def _stage(key: str, entry: dict[str, Any], lineage: dict[str, Any], store: Store) -> Finding:
