@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tasks.pipeline import Pipeline
 from tasks.recipe import Recipe, check_recipe
-from tasks.store import Store
+from tasks.store import Artifact, Store
 from tests.tiny import tiny_checkpoint
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -98,3 +99,28 @@ def database(database_file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     uri = f"sqlite:///{database_file}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
+
+
+class Quiet:
+    """A listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def begin(self, pipeline: Pipeline) -> None:
+        self.told.append(("begin", pipeline.recipe.name))
+
+    def started(self, step: str) -> None:
+        self.told.append(("started", step))
+
+    def waiting(self, step: str) -> None:
+        self.told.append(("waiting", step))
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        pass
+
+    def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
+        self.told.append(("cached" if cached else "finished", step))
+
+    def failed(self, step: str, error: BaseException) -> None:
+        self.told.append(("failed", step))

@@ -1,0 +1,393 @@
+"""From a published folder the audit walks back to the sources, and finds whatever changed on the way."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camera.digests import digest_json
+from camera.errors import CameraError
+from camera.files import read_json
+from tasks.audit import Finding, audit
+from tasks.pipeline import build_pipeline
+from tasks.project import Project
+from tasks.recipe import check_recipe
+from tasks.run import Outcome, run_pipeline
+from tasks.sources import find_sources
+from tasks.stage import Request, find, perform
+from tasks.store import Artifact, Store
+from tests.tasks.conftest import WORDS, Quiet, flip
+from tests.tiny import tiny_checkpoint
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A whole run: tracked by MLflow, versioned by DVC."""
+
+    root: Path
+    store: Store
+    outcome: Outcome
+
+    @property
+    def published(self) -> Path:
+        return self.root / "published" / "tiny"
+
+    @property
+    def gguf(self) -> Path:
+        return next(path for path in self.published.glob("*.gguf") if "twin" not in path.name)
+
+    def audit(self) -> Finding:
+        return audit(self.published, self.store)
+
+    def artifact(self, step: str) -> Artifact:
+        return self.outcome.artifacts[step]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, database_file: Path) -> Iterator[Finished]:
+    """One run for all tests of this file; whoever damages it mends it."""
+    from dvc.repo import Repo
+
+    root = tmp_path_factory.mktemp("project")
+    (root / "story.txt").write_text("".join(f"{number}. {WORDS}" for number in range(60)))
+    Repo.init(str(root), no_scm=True).close()
+    with Repo(str(root)) as repo, repo.config.edit("repo") as config:
+        config["remote"]["box"] = {"url": str(root / "remote")}
+        config["core"] = {**config.get("core", {}), "remote": "box", "analytics": False}
+    text = {"name": "file", "path": str(root / "story.txt")}
+    recipe = check_recipe(
+        {
+            "name": "tiny",
+            "model": str(tiny_checkpoint(root / "model", "PanguEmbedded")),
+            "calibration": {**text, "samples": 3, "length": 32},
+            "capture": {"batch_size": 2, "device": "cpu"},
+            "prune": {"ratio": 0.35},
+            "quantize": {"twin": "q4_0"},
+            "evaluate": {"datasets": [text], "window": 64, "max_windows": 2, "device": "cpu"},
+            "benchmark": {"decode": [2], "repeats": 1, "device": "cpu"},
+            "publish": {"folder": str(root / "published")},
+        },
+        "test",
+    )
+    store = Store(root / "store")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database_file}")
+
+        def performed(request: Request) -> tuple[Artifact, bool]:
+            cached = find(store, request) is not None
+            return perform(store, request), cached
+
+        pipeline = build_pipeline(recipe, find_sources(recipe))
+        outcome = run_pipeline(pipeline, performed, Project(root / "home"), Quiet())
+        yield Finished(root, store, outcome)
+
+
+@contextmanager
+def damaged(path: Path, at: int = -1) -> Iterator[None]:
+    """A flipped bit for as long as the block lasts."""
+    mode = path.stat().st_mode
+    flip(path, at)
+    try:
+        yield
+    finally:
+        flip(path, at)
+        path.chmod(mode)
+
+
+@contextmanager
+def absent(path: Path) -> Iterator[None]:
+    """A file or folder out of sight for as long as the block lasts."""
+    hidden = path.parent.parent / f"hidden {path.name}"
+    path.rename(hidden)
+    try:
+        yield
+    finally:
+        hidden.rename(path)
+
+
+@contextmanager
+def rewritten(path: Path, content: Any) -> Iterator[None]:
+    before, mode = path.read_bytes(), path.stat().st_mode
+    path.chmod(0o644)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+        path.chmod(mode)
+
+
+def wrong(finding: Finding) -> list[str]:
+    return [f"{part.name}: {part.detail}" for part in finding.all_of("wrong")]
+
+
+def unverified(finding: Finding) -> list[str]:
+    return [f"{part.name}: {part.detail}" for part in finding.all_of("unverified")]
+
+
+def test_an_untouched_publication_is_right_in_every_part(finished: Finished) -> None:
+    finding = finished.audit()
+    assert wrong(finding) == []
+    assert unverified(finding) == []
+    names = [part.name for part in finding.walk()]
+    for part in ("DVC version", "MLflow run", "MLflow registry", "stages", "sources"):
+        assert part in names
+    assert f"lineage inside {finished.gguf.name}" in names
+
+
+def test_every_stage_and_source_of_the_run_is_walked(finished: Finished) -> None:
+    stages, sources = finished.audit().parts[-2:]
+    walked = {part.name.rsplit(" ", 1)[0] for part in stages.parts}
+    assert walked == set(finished.outcome.artifacts) - {"publish"}
+    assert sorted(part.name.split()[0] for part in sources.parts) == ["file", "model", "tokenizer"]
+
+
+def test_stages_are_walked_after_what_they_read(finished: Finished) -> None:
+    stages = finished.audit().parts[-2]
+    order = [part.name.rsplit(" ", 1)[0] for part in stages.parts]
+    chain = [
+        "fetch calibration",
+        "capture",
+        "score",
+        "prune",
+        "save",
+        "quantize",
+        "convert",
+        "benchmark",
+        "report",
+    ]
+    assert [order.index(name) for name in chain] == sorted(order.index(name) for name in chain)
+
+
+@pytest.mark.parametrize("file", ["config.json", "README.md", "report.html", "tokenizer.model"])
+def test_a_changed_published_file_is_wrong_and_named(finished: Finished, file: str) -> None:
+    with damaged(finished.published / file):
+        finding = finished.audit()
+    assert any(f"{file} does not have the sha256" in line for line in wrong(finding))
+    assert any(line.startswith("DVC version") for line in wrong(finding))
+    assert finding.parts[-2].all_of("wrong") == []  # of the stages, all is well
+
+
+def test_a_changed_weight_of_the_published_model_is_wrong_and_named(finished: Finished) -> None:
+    weights = next(finished.published.glob("*.safetensors"))
+    with damaged(weights):
+        assert any(weights.name in line for line in wrong(finished.audit()))
+    with damaged(finished.gguf):
+        assert any(finished.gguf.name in line for line in wrong(finished.audit()))
+
+
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_a_missing_or_extra_published_file_is_wrong_and_named(finished: Finished, change: str) -> None:
+    if change == "missing":
+        with absent(finished.published / "config.json"):
+            lines = wrong(finished.audit())
+        assert any("config.json is missing" in line for line in lines)
+        return
+    extra = finished.published / "extra.bin"
+    extra.write_text("x")
+    lines = wrong(finished.audit())
+    extra.unlink()
+    assert any("extra.bin is not part of the publication" in line for line in lines)
+
+
+def test_a_changed_published_lineage_is_wrong(finished: Finished) -> None:
+    path = finished.published / "lineage.json"
+    lineage = read_json(path)
+    with rewritten(path, {**lineage, "name": "tinny"}):
+        assert any("does not have its own digest" in line for line in wrong(finished.audit()))
+
+
+@pytest.mark.parametrize("step", ["capture", "score", "prune", "quantize baseline", "report"])
+def test_a_flipped_bit_in_an_artifact_is_wrong_and_named(finished: Finished, step: str) -> None:
+    artifact = finished.artifact(step)
+    file = sorted(artifact.manifest["files"])[0]
+    with damaged(artifact.path / file):
+        lines = wrong(finished.audit())
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{step} {artifact.key[:12]}")
+    assert f"{file} does not have the sha256" in lines[0]
+
+
+def test_an_artifact_that_is_gone_is_unverified_not_wrong(finished: Finished) -> None:
+    with absent(finished.artifact("capture").path):
+        finding = finished.audit()
+    assert wrong(finding) == []
+    assert [line.split(":")[0] for line in unverified(finding)] == [
+        f"capture {finished.artifact('capture').key[:12]}"
+    ]
+
+
+def test_without_the_store_the_published_folder_is_still_verified(finished: Finished, tmp_path: Path) -> None:
+    finding = audit(finished.published, Store(tmp_path / "empty"))
+    assert wrong(finding) == []
+    assert len(unverified(finding)) == len(finished.outcome.artifacts) - 1
+    with damaged(finished.published / "config.json"):
+        assert wrong(audit(finished.published, Store(tmp_path / "empty")))
+
+
+def test_a_changed_source_weight_is_wrong_and_named(finished: Finished) -> None:
+    with damaged(finished.root / "model" / "model.safetensors"):
+        lines = wrong(finished.audit())
+    assert len(lines) == 1
+    assert lines[0].startswith("model ")
+    assert "model.safetensors does not have the sha256 it had" in lines[0]
+
+
+def test_a_changed_dataset_is_wrong_and_named(finished: Finished) -> None:
+    with damaged(finished.root / "story.txt"):
+        lines = wrong(finished.audit())
+    assert len(lines) == 1
+    assert "story.txt does not have the sha256 it had" in lines[0]
+
+
+def test_a_source_that_is_gone_is_unverified_not_wrong(finished: Finished) -> None:
+    with absent(finished.root / "model"):
+        finding = finished.audit()
+    assert wrong(finding) == []
+    assert {line.split(" ")[0] for line in unverified(finding)} == {"model", "tokenizer"}
+
+
+def tampered(finished: Finished, change: Any) -> list[str]:
+    """What the audit calls wrong when a forger changes the published lineage and its digest."""
+    path = finished.published / "lineage.json"
+    lineage = read_json(path)
+    change(lineage)
+    body = {name: value for name, value in lineage.items() if name != "digest"}
+    with rewritten(path, {**body, "digest": digest_json(body)}):
+        return wrong(finished.audit())
+
+
+def test_forged_options_do_not_match_their_key(finished: Finished) -> None:
+    key = finished.artifact("prune").key
+
+    def change(lineage: dict[str, Any]) -> None:
+        lineage["stages"][key]["options"]["ratio"] = 0.1
+
+    lines = tampered(finished, change)
+    assert any(line.startswith("prune ") and "key is not the digest" in line for line in lines)
+    assert any("does not agree with lineage.json" in line for line in lines)  # the GGUF knows better
+
+
+def test_a_forged_source_does_not_match_what_was_read(finished: Finished) -> None:
+    def change(lineage: dict[str, Any]) -> None:
+        [model] = [entry for entry in lineage["sources"].values() if entry["name"] == "model"]
+        model["files"]["model.safetensors"] = "0" * 64
+
+    assert any(
+        line.startswith("model ") and "not that of its files" in line for line in tampered(finished, change)
+    )
+
+
+def test_a_stage_cut_out_of_the_lineage_is_missed(finished: Finished) -> None:
+    key = finished.artifact("score").key
+    lines = tampered(finished, lambda lineage: lineage["stages"].pop(key))
+    assert any(line.startswith("prune ") and "input scores is not in the lineage" in line for line in lines)
+
+
+def test_a_stage_that_descends_from_itself_is_refused(finished: Finished) -> None:
+    score, prune = finished.artifact("score").key, finished.artifact("prune").key
+
+    def change(lineage: dict[str, Any]) -> None:
+        lineage["stages"][score]["inputs"]["statistics"]["key"] = prune
+
+    with pytest.raises(CameraError, match="descends from itself"):
+        tampered(finished, change)
+
+
+def test_a_forged_digest_is_not_what_mlflow_recorded(finished: Finished) -> None:
+    key = finished.artifact("report").key
+
+    def change(lineage: dict[str, Any]) -> None:
+        lineage["stages"][key]["digest"] = "0" * 64
+
+    assert any(line.startswith("MLflow run") and "report" in line for line in tampered(finished, change))
+
+
+def test_a_gguf_file_alone_can_be_audited(finished: Finished, tmp_path: Path) -> None:
+    finding = audit(finished.gguf, finished.store)
+    assert wrong(finding) == []
+    assert unverified(finding) == []
+    copy = Path(shutil.copy(finished.gguf, tmp_path / "model.gguf"))
+    finding = audit(copy, finished.store)  # without lineage.json beside it, the store knows its bytes
+    assert (wrong(finding), unverified(finding)) == ([], [])
+    flip(copy)
+    assert any("bytes of the file" in line for line in unverified(audit(copy, finished.store)))
+
+
+def test_a_damaged_gguf_beside_its_lineage_is_wrong(finished: Finished) -> None:
+    with damaged(finished.gguf):
+        lines = wrong(audit(finished.gguf, finished.store))
+    assert any("bytes of the file: sha256 is not the one" in line for line in lines)
+
+
+def test_an_artifact_can_be_audited(finished: Finished) -> None:
+    artifact = finished.artifact("save")
+    finding = audit(artifact.path, finished.store)
+    assert (wrong(finding), unverified(finding)) == ([], [])
+    file = artifact.path / "config.json"
+    with damaged(file):
+        assert any(
+            "config.json does not have the sha256" in line
+            for line in wrong(audit(artifact.path, finished.store))
+        )
+    [stages, _] = finding.parts[-2:]
+    assert {part.name.rsplit(" ", 1)[0] for part in stages.parts} == {
+        "fetch calibration",
+        "capture",
+        "score",
+        "prune",
+    }
+
+
+def test_a_publication_copied_without_its_repository_is_unverified_there(
+    finished: Finished, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(finished.published, tmp_path / "tiny"))
+    shutil.copy(finished.published.with_name("tiny.dvc"), tmp_path / "tiny.dvc")
+    finding = audit(copy, finished.store)
+    assert wrong(finding) == []
+    assert [line.split(":")[0] for line in unverified(finding)] == ["DVC version"]
+
+
+def test_another_tracking_database_leaves_the_run_unverified(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    finding = finished.audit()
+    assert wrong(finding) == []
+    assert [line.split(":")[0] for line in unverified(finding)] == ["MLflow run"]
+
+
+def test_what_has_no_lineage_is_refused(finished: Finished, tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match="has no lineage"):
+        audit(finished.root / "model", finished.store)
+    with pytest.raises(CameraError, match="does not exist"):
+        audit(tmp_path / "gone", finished.store)
+    with pytest.raises(CameraError, match=r"story\.txt"):
+        audit(finished.root / "story.txt", finished.store)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "3",
+        "{}",
+        '{"files": {}}',
+        '{"stages": [], "sources": {}}',
+        '{"stages": {"x": {}}, "sources": {}}',
+        '{"stages": {}, "sources": {"x": 3}}',
+    ],
+)
+def test_a_lineage_that_is_none_is_refused_in_words(tmp_path: Path, store: Store, content: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "lineage.json").write_text(content)
+    with pytest.raises(CameraError, match=r"lineage\.json"):
+        audit(tmp_path / "model", store)
