@@ -131,7 +131,7 @@ def _llama_bench(folder: Path | None) -> Finding:
     from camera.errors import CameraError
 
     try:
-        return Finding("engines", "llama-bench", "ok", str(find_llama_bench(folder)))
+        return Finding("engines", "llama-bench", "ok", find_llama_bench(folder).name)
     except CameraError as error:
         cause, _, advice = str(error).rpartition(": ")
         return Finding(

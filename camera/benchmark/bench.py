@@ -186,6 +186,7 @@ def _row(run: _Run, length: int, options: BenchmarkOptions, bandwidth: float | N
     mean_context = options.prompt + (length + 1) / 2
     moved = footprint.weight_bytes_per_token + round(footprint.kv_bytes_per_position * mean_context)
     return row(
+        stand_in=run.engine.stand_in,
         prefill_ms=Spread.of([1000 * timing.prefill_s / options.prompt for timing in run.timings]),
         decode_ms=decode_ms,
         tokens_per_second=1000 / decode_ms.median,
@@ -214,7 +215,7 @@ def _compared(row: BenchmarkRow, rows: Sequence[BenchmarkRow], baseline: str | N
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "numpy", "gguf", "torch-npu")
+    packages = ("torch", "transformers", "numpy", "gguf", "torch-npu", "xllamacpp")
     found = {"python": platform.python_version()}
     for package in packages:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -38,6 +38,8 @@ class Engine(Protocol):
     """As in `BenchmarkOptions.engines`."""
     positions: int
     """Most tokens that prompt and decoding may have together (the model's max_position_embeddings)."""
+    stand_in: str | None
+    """What runs in the model's place, where the engine cannot read the model itself."""
 
     def time_once(self, prompt: int, decode: Sequence[int]) -> Timing:
         """Prefill `prompt` tokens and decode as many as the largest of `decode`.

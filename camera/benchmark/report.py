@@ -45,6 +45,9 @@ class BenchmarkRow(Options):
     """Prompt tokens."""
     decode: int
     """Decoded tokens."""
+    stand_in: str | None = None
+    """What was timed in the model's place, where the engine cannot read the model itself: `its Q4_0 twin`. Sizes and bytes
+    are then those of the stand-in."""
     failure: str | None = None
     """Why nothing was measured; every number below is then absent."""
     prefill_ms: Spread | None = None

@@ -34,6 +34,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    stand_in: str | None = None
 
     def __init__(self, path: Path, device: torch.device, capacity: int) -> None:
         """Load a model.

@@ -66,6 +66,11 @@ def speed_grid(results: Results) -> Grid | None:
             "*: the runs lie further apart than 20 % of their median; measure again on a quiet machine"
         )
     notes += dict.fromkeys(
+        f"{row.model} on {row.engine}: timed as {row.stand_in}, which the engine can read"
+        for row in rows
+        if row.stand_in is not None
+    )
+    notes += dict.fromkeys(
         f"{row.model} on {row.engine}, {row.decode} tokens: not measured. {row.failure}"
         for row in rows
         if row.failure is not None

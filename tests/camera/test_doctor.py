@@ -31,6 +31,7 @@ def test_the_cpu_and_memory_are_always_there() -> None:
 def test_what_is_missing_comes_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
     for finding in diagnose():
         assert finding.status == "ok" or finding.advice, finding
     assert found(diagnose(), "llama-bench").status == "warn"

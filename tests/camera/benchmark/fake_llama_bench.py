@@ -1,12 +1,13 @@
 """A program that speaks llama-bench's command line and JSON, for tests of what stands around the real one.
 
 Its answers follow from its arguments: a prompt token takes 1 ms, a decoded one 2 ms. $FAKE_LLAMA_BENCH may be
-`hang`, `fail` or `garbage`.
+`hang`, `fail`, `crash` or `garbage`.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ def main() -> int:
     if behaviour == "fail":
         sys.stderr.write("loading\nerror: failed to load model\n")
         return 1
+    if behaviour == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
     if behaviour == "garbage":
         sys.stdout.write("| model | size |\n")
         return 0

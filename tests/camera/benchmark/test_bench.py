@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class ScriptedEngine:
     """An engine whose clock is a script: decode costs `ms` per token, a different one in each run."""
 
     name = "torch"
+    stand_in: str | None = None
     positions = 512
     order: list[str] = []  # noqa: RUF012
 
@@ -110,7 +112,11 @@ def test_4_bit_files_are_timed_by_both_engines(llama_cpp: Path, ggufs: dict[str,
     assert by_engine["torch", "Q4_0_64"].decode_speedup > 0
     assert by_engine["llama.cpp", "Q4_0"].decode_ms.median == pytest.approx(2)
     assert by_engine["llama.cpp", "Q4_0"].prefill_ms.median == pytest.approx(1)
-    assert "Q4_0 twin" in by_engine["llama.cpp", "Q4_0_64"].failure
+    assert by_engine["llama.cpp", "Q4_0"].stand_in is None
+    twin = by_engine["llama.cpp", "Q4_0_64"]
+    assert (twin.failure, twin.stand_in) == (None, "its Q4_0 twin")
+    assert twin.model_bytes > by_engine["torch", "Q4_0_64"].model_bytes
+    assert by_engine["torch", "Q4_0_64"].stand_in is None
     kernels = report.engines["torch: Q4_0_64"]["linears"]
     assert kernels == {"q4_0_64 by aten::_weight_int4pack_mm_for_cpu": 15}
 
@@ -163,6 +169,7 @@ def test_an_engine_that_is_missing_does_not_stop_the_others(
 ) -> None:
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
     report = run_benchmark(
         models(folders), SHORT.model_copy(update={"engines": ("llama.cpp", "torch"), "decode": (8,)})
     )

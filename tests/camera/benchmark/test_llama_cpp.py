@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import pytest
 
 from camera.benchmark.llama_cpp import LlamaCppEngine, find_llama_bench
 from camera.errors import CameraError
-from camera.formats.gguf_reader import open_gguf
+from camera.formats.convert import write_twin
+from camera.formats.gguf_reader import is_q4_0_64, open_gguf
 from camera.options import BenchmarkOptions
 
 
@@ -20,25 +23,62 @@ def calls(tmp_path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture
+def wheel(monkeypatch: pytest.MonkeyPatch) -> BenchmarkOptions:
+    """Options under which the llama.cpp of the extra `llama` runs, as on a machine without another."""
+    pytest.importorskip("xllamacpp", reason="the extra `llama` is not installed")
+    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
+    monkeypatch.setenv("PATH", "")
+    return BenchmarkOptions(engines=("llama.cpp",), threads=1, device="cpu", timeout=60)
+
+
 def test_the_binary_is_found_in_the_named_folder_then_the_environment_then_the_path(
     llama_cpp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    binary = llama_cpp / "build" / "bin" / "llama-bench"
-    assert find_llama_bench(llama_cpp) == binary
-    monkeypatch.setenv("PATH", str(binary.parent))
-    assert find_llama_bench(None) == binary
+    binary = str(llama_cpp / "build" / "bin" / "llama-bench")
+    assert find_llama_bench(llama_cpp).command == (binary,)
+    monkeypatch.setenv("PATH", str(Path(binary).parent))
+    assert find_llama_bench(None).command == (binary,)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("LLAMA_CPP_DIR", str(llama_cpp / "build"))
-    assert find_llama_bench(None) == llama_cpp / "build" / "bin" / "llama-bench"
+    assert find_llama_bench(None).name == binary
 
 
-def test_a_missing_binary_says_where_to_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("wheel")
+def test_the_extra_serves_where_there_is_no_binary(tmp_path: Path) -> None:
+    assert find_llama_bench(None).name.startswith("xllamacpp 20")
+    with pytest.raises(CameraError, match="holds no llama-bench"):
+        find_llama_bench(tmp_path)  # what the user names is not passed over
+
+
+def test_without_either_it_is_said_what_to_install_or_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(CameraError, match=r"not on PATH: set `llama_cpp` or \$LLAMA_CPP_DIR"):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(CameraError, match=r"not on PATH.*pip install 'camera-npu\[llama\]'.*\$LLAMA_CPP_DIR"):
         find_llama_bench(None)
-    with pytest.raises(CameraError, match="holds no llama-bench"):
-        find_llama_bench(tmp_path)
+
+
+def test_the_extra_times_a_model_for_real(wheel: BenchmarkOptions, ggufs: dict[str, Path]) -> None:
+    engine = LlamaCppEngine(ggufs["q4_0"], wheel)
+    timing = engine.time_once(4, (16, 508))  # 4 + 508 are all the model's positions
+    assert 0 < timing.prefill_s < 10
+    assert 0 < timing.decode_s[16] < timing.decode_s[508] < 30
+    described = engine.describe()
+    assert described["build_commit"] == described["binary"] == find_llama_bench(None).name
+    assert described["build_number"] > 10_000
+    assert described["backends"].startswith("CPU")
+    assert described["n_threads"] == 1
+
+
+def test_the_extra_says_why_it_cannot_run_a_model(wheel: BenchmarkOptions, ggufs: dict[str, Path]) -> None:
+    believed = wheel.model_copy(update={"llama_cpp_reads_q4_0_64": True})
+    engine = LlamaCppEngine(ggufs["q4_0_64"], believed)
+    with pytest.raises(CameraError, match=r"(?s)xllamacpp .* exit code 1 .*failed to load model"):
+        engine.time_once(4, (16,))
+    engine = LlamaCppEngine(ggufs["q4_0"], wheel)
+    with pytest.raises(CameraError, match=r"(?s)exit code 1 .*asked for 3 \+ 600 tokens"):
+        engine.time_once(4, (599,))
 
 
 def test_one_run_asks_for_one_repeat_and_reads_seconds(
@@ -64,14 +104,56 @@ def test_the_build_and_the_settings_of_its_backend_are_recorded(
     assert described["settings"] == {"GGML_CANN_WEIGHT_NZ": "0"}
 
 
-def test_q4_0_64_is_refused_and_its_twin_suggested(llama_cpp: Path, ggufs: dict[str, Path]) -> None:
-    with pytest.raises(CameraError, match=r"is Q4_0_64.*NVFP4.*Q4_0 twin.*llama_cpp_reads_q4_0_64"):
-        LlamaCppEngine(ggufs["q4_0_64"], options(llama_cpp))
+def test_in_the_place_of_q4_0_64_its_twin_runs(wheel: BenchmarkOptions, ggufs: dict[str, Path]) -> None:
+    engine = LlamaCppEngine(ggufs["q4_0_64"], wheel)
+    assert engine.stand_in == "its Q4_0 twin"
+    assert engine.path != ggufs["q4_0_64"]
+    assert not is_q4_0_64(open_gguf(engine.path))
+    assert engine.time_once(4, (16,)).decode_s[16] > 0
+    assert engine.footprint().model_bytes == engine.path.stat().st_size
+    engine.close()
+    assert not engine.path.exists()
+    assert ggufs["q4_0_64"].is_file()
+
+
+def test_a_twin_that_lies_beside_the_file_is_used_and_stays(
+    llama_cpp: Path, tmp_path: Path, ggufs: dict[str, Path]
+) -> None:
+    original, beside = tmp_path / "model.gguf", tmp_path / "model-q4_0-twin.gguf"
+    shutil.copyfile(ggufs["q4_0_64"], original)
+    write_twin(original, beside)
+    engine = LlamaCppEngine(original, options(llama_cpp))
+    assert (engine.path, engine.stand_in) == (beside, "its Q4_0 twin")
+    engine.close()
+    assert beside.is_file()
+
+
+@pytest.mark.parametrize("damage", ["of other weights", "no twin", "no GGUF"])
+def test_a_file_of_that_name_that_is_no_twin_is_not_used(
+    llama_cpp: Path, tmp_path: Path, ggufs: dict[str, Path], damage: str
+) -> None:
+    original, beside = tmp_path / "model.gguf", tmp_path / "model-q4_0-twin.gguf"
+    shutil.copyfile(ggufs["q4_0_64"], original)
+    if damage == "of other weights":
+        write_twin(original, beside)
+        tensor = open_gguf(beside).tensors["blk.1.ffn_down.weight"]
+        content = beside.read_bytes()
+        row = tensor.data[0].tobytes()
+        beside.write_bytes(content.replace(row, bytes(len(row))))
+    elif damage == "no twin":
+        shutil.copyfile(ggufs["q4_0"], beside)
+    else:
+        beside.write_bytes(b"text")
+    engine = LlamaCppEngine(original, options(llama_cpp))
+    assert engine.path != beside
+    assert engine.stand_in == "its Q4_0 twin"
+    engine.close()
 
 
 def test_q4_0_64_runs_on_a_build_that_is_said_to_read_it(llama_cpp: Path, ggufs: dict[str, Path]) -> None:
     engine = LlamaCppEngine(ggufs["q4_0_64"], options(llama_cpp, llama_cpp_reads_q4_0_64=True))
     assert engine.time_once(4, (16,)).decode_s == {16: pytest.approx(0.032)}
+    assert (engine.path, engine.stand_in) == (ggufs["q4_0_64"], None)
 
 
 def test_a_folder_is_refused(llama_cpp: Path, tmp_path: Path) -> None:
@@ -100,6 +182,14 @@ def test_a_failure_gives_the_last_lines_it_wrote(
 ) -> None:
     monkeypatch.setenv("FAKE_LLAMA_BENCH", "fail")
     with pytest.raises(CameraError, match=r"(?s)exit code 1.*failed to load model"):
+        LlamaCppEngine(ggufs["q4_0"], options(llama_cpp)).time_once(4, (16,))
+
+
+def test_a_crash_in_llama_cpp_ends_its_process_only(
+    llama_cpp: Path, ggufs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_LLAMA_BENCH", "crash")
+    with pytest.raises(CameraError, match="exit code -11"):
         LlamaCppEngine(ggufs["q4_0"], options(llama_cpp)).time_once(4, (16,))
 
 

@@ -47,6 +47,13 @@ def test_a_row_gives_medians_with_their_range() -> None:
     assert found["bandwidth"] == "50%"
 
 
+def test_a_stand_in_is_named_and_explained() -> None:
+    text = markdown_table(report(measured(stand_in="its Q4_0 twin")))
+    assert "| pruned (its Q4_0 twin) |" in text
+    assert "does not define Q4_0_64" in text
+    assert "twin" not in markdown_table(report(measured()))
+
+
 def test_failures_are_told_below_the_table() -> None:
     lines = markdown_table(report(measured(), FAILED)).splitlines()
     assert lines[-1] == "- llama.cpp, whole, 256 tokens: not measured. llama-bench is not on PATH"

@@ -67,6 +67,16 @@ def test_noisy_rows_are_marked_and_explained(run: Run) -> None:
     assert any(note.startswith("*") for note in grid.notes)
 
 
+def test_what_was_timed_in_a_models_place_is_said(run: Run) -> None:
+    results = run.results()
+    twin = results.benchmark[0].model_copy(update={"stand_in": "its Q4_0 twin"})
+    grid = speed_grid(results.model_copy(update={"benchmark": (twin, *results.benchmark[1:])}))
+    assert grid is not None
+    assert [note for note in grid.notes if "its Q4_0 twin" in note] == [
+        f"{twin.model} on {twin.engine}: timed as its Q4_0 twin, which the engine can read"
+    ]
+
+
 def test_without_a_benchmark_there_is_no_speed_table_and_the_other_says_so(run: Run) -> None:
     results = run.results(without=("benchmark",))
     assert speed_grid(results) is None
