@@ -126,7 +126,7 @@ class BenchmarkOptions(Options):
     """Which engines are timed, on which lengths."""
 
     engines: tuple[Literal["torch", "llama.cpp"], ...] = ("torch",)
-    """`torch` runs in this process; `llama.cpp` runs a `llama-bench` binary of yours."""
+    """`torch` runs in this process; `llama.cpp` runs your `llama-bench`, else the build in the extra `llama`."""
     prompt: PositiveInt = 4
     """Prompt tokens of the prefill."""
     decode: tuple[PositiveInt, ...] = (256, 512, 1024)
@@ -138,7 +138,7 @@ class BenchmarkOptions(Options):
     device: str = "auto"
     """As in capture."""
     llama_cpp: Path | None = None
-    """Folder that holds `llama-bench`; the default is $LLAMA_CPP_DIR, then PATH."""
+    """Folder that holds `llama-bench`; the default is $LLAMA_CPP_DIR, then PATH, then the extra `llama`."""
     llama_cpp_reads_q4_0_64: bool = False
     """State that this llama.cpp build defines Q4_0_64. A stock build reads type 40 as NVFP4 and prints garbage."""
     timeout: PositiveInt = 3600
