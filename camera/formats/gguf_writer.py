@@ -1,9 +1,11 @@
 """A GGUF file written as a stream: keys, then the tensor list, then one tensor after the other."""
 
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -31,11 +33,52 @@ class OutputTensor:
         return rows * blocks.FORMATS[self.type].row_bytes(self.shape[-1])
 
 
+_NUMBERS = {
+    gguf.GGUFValueType.INT32: (int, "<i4"),
+    gguf.GGUFValueType.UINT32: (int, "<u4"),
+    gguf.GGUFValueType.FLOAT32: (float, "<f4"),
+}
+"""Python's and numpy's type of the numbers that long arrays are made of."""
+
+
+class _Writer(gguf.GGUFWriter):
+    """The library's writer, with arrays packed at once: by the item a vocabulary takes longer than a small model."""
+
+    def _pack_val(
+        self,
+        val: Any,
+        vtype: gguf.GGUFValueType,
+        add_vtype: bool,
+        sub_type: gguf.GGUFValueType | None = None,
+    ) -> bytes:
+        if vtype is gguf.GGUFValueType.ARRAY and isinstance(val, list) and val:
+            kind = gguf.GGUFValueType.get_type(val[0]) if sub_type is None else sub_type
+            items = _pack_items(val, kind)
+            if items is not None:
+                return (
+                    (struct.pack("<I", vtype) if add_vtype else b"")
+                    + struct.pack("<IQ", kind, len(val))
+                    + items
+                )
+        return bytes(super()._pack_val(val, vtype, add_vtype, sub_type))
+
+
+def _pack_items(values: list[Any], kind: gguf.GGUFValueType) -> bytes | None:
+    """The items' bytes; None if they are not what this knows, which the library then packs or refuses."""
+    types = set(map(type, values))
+    if kind is gguf.GGUFValueType.STRING and types == {str}:
+        texts = [value.encode() for value in values]
+        return b"".join(part for text in texts for part in (struct.pack("<Q", len(text)), text))
+    if kind in _NUMBERS and types == {_NUMBERS[kind][0]}:
+        return np.array(values, _NUMBERS[kind][1]).tobytes()
+    return None
+
+
 @contextmanager
 def gguf_file(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
     """Give the library's writer, to add keys and then call `write_tensors`; the file appears whole or not at all."""
     with whole_file(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, architecture)
+        writer = _Writer(temporary, architecture)
         try:
             yield writer
         finally:
