@@ -10,13 +10,17 @@ from camera.report.table import results_table
 from flows.commands.common import print_json
 from flows.listeners import LiveListener, LogListener
 from tasks.project import Project
+from tasks.recipe import load_recipe
 from tasks.run import Listener, Outcome
 
 
 def run_recipe(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) -> None:
     """Run, showing one line per step; then the results and the paths."""
+    # What fails is told once, by the command line; Prefect would print a traceback of its own for every layer.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     project = Project.here()
     project.configure()
+    load_recipe(recipe, overrides)  # a wrong recipe is told before anything starts
     console = Console(stderr=as_json)
     with LiveListener(console) if console.is_terminal else LogListener(console) as listener:
         outcome = _run(recipe, overrides, listener, console, no_prefect)
