@@ -1,5 +1,6 @@
 """Files that are either whole or not there: written to a temporary sibling, fsynced, renamed into place."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from camera.errors import CameraError
+
+_BUFFER_BYTES = 8 << 20
 
 
 def sync(path: Path) -> None:
@@ -50,6 +53,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     refuse_occupied(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -93,10 +97,67 @@ def read_json(path: Path) -> Any:
         raise CameraError(f"{path} is not valid JSON: {error}") from None
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` hold the bytes of `source`: a hard link where the file system allows it, else a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def reserve(descriptor: int, size: int) -> None:
+    """Give an open file its final size, and the disk space for it where the file system can promise that.
+
+    Raises:
+        OSError: if there is no room.
+    """
+    os.ftruncate(descriptor, size)
+    if size and hasattr(os, "posix_fallocate"):  # not on macOS
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+
+def copy_bytes(source: Path, offset: int, target: int, target_offset: int, count: int) -> None:
+    """Copy a range of a file into an open file, in the kernel where it can.
+
+    Raises:
+        CameraError: if the source ends before the range does.
+    """
+    with source.open("rb") as file:
+        in_kernel = hasattr(os, "copy_file_range")  # Linux
+        while count:
+            copied = 0
+            if in_kernel:
+                try:
+                    copied = os.copy_file_range(file.fileno(), target, count, offset, target_offset)
+                except OSError as error:  # other file systems or kernels: through a buffer
+                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                        raise
+                    in_kernel = False
+                    continue
+            else:
+                copied = os.pwrite(
+                    target, os.pread(file.fileno(), min(count, _BUFFER_BYTES), offset), target_offset
+                )
+            if copied == 0:
+                raise CameraError(f"{source} ends {count} bytes too early: it was truncated while being read")
+            count, offset, target_offset = count - copied, offset + copied, target_offset + copied
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder: temporaries of `whole_file` and `whole_folder`.
+
+    Those of a process that is alive stay.
+    """
+    for path in folder.glob(".*.tmp"):
+        owner = path.name.split(".")[-2]
+        if owner.isdigit() and not _alive(int(owner)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
     try:
-        os.link(source.resolve(), target)  # a hub cache holds symbolic links: link what they mean
-    except OSError:
-        shutil.copyfile(source, target)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

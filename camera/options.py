@@ -5,13 +5,23 @@ place where a default or a limit is written.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 BlockType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_0_64"]
 PositiveInt = Annotated[int, Field(gt=0)]
+Item = TypeVar("Item")
+
+
+def _some(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    if not items:
+        raise ValueError("is empty: give at least one")
+    return items
+
+
+NotEmpty = Annotated[tuple[Item, ...], AfterValidator(_some)]
 
 
 class Options(BaseModel):
@@ -67,12 +77,14 @@ class CaptureOptions(Options):
     """What the layers compute in; `auto` is the checkpoint's own. Statistics are always float64 sums."""
     device: str = "auto"
     """`auto` (npu, else cuda, else cpu), `cpu`, `cuda[:N]` or `npu[:N]`."""
+    devices: PositiveInt = 1
+    """Split the samples over so many processes: one accelerator each, or shares of the CPU's cores."""
 
 
 class PruneOptions(Options):
     """Which feed-forward channels go."""
 
-    ratio: float = Field(default=0.2, ge=0)
+    ratio: float = Field(default=0.2)
     """Share of each layer's FFN channels to remove: at least 0 and below 1."""
     reduce_ratio: float = Field(default=0.95, ge=0, le=1)
     """CAMERA's alpha: weight of the largest activation against the sum of squares."""
@@ -81,13 +93,14 @@ class PruneOptions(Options):
     multiple_of: PositiveInt = 64
     """The kept width is rounded up to a multiple of this (int4 on the NPU wants 64)."""
 
-    @model_validator(mode="after")
-    def _something_must_stay(self) -> "PruneOptions":
-        if self.ratio >= 1:
-            raise ValueError(
-                f"ratio {self.ratio} is not below 1: it is a share of the channels, 0.2 removes 20 %"
-            )
-        return self
+    @field_validator("ratio")
+    @classmethod
+    def _something_must_stay(cls, value: float) -> float:
+        if not value < 1:
+            raise ValueError(f"{value} is not below 1: it is a share of the channels, 0.2 removes 20 %")
+        if value < 0:
+            raise ValueError(f"{value} is below 0: it is the share of channels to remove")
+        return value
 
 
 class QuantizeOptions(Options):
@@ -104,11 +117,17 @@ class QuantizeOptions(Options):
     twin: Literal["q4_0"] | None = None
     """Also write the lossless Q4_0 twin of a Q4_0_64 GGUF, which any stock llama.cpp runs."""
 
+    @model_validator(mode="after")
+    def _a_twin_is_of_q4_0_64(self) -> "QuantizeOptions":
+        if self.twin is not None and self.type != "q4_0_64":
+            raise ValueError(f"a twin is of type q4_0_64, and type is {self.type}: leave twin out")
+        return self
+
 
 class EvaluateOptions(Options):
     """How perplexity is measured: joined text, fixed windows, float32 loss, token-weighted mean."""
 
-    datasets: tuple[DatasetOptions, ...] = (DatasetOptions(split="test"),)
+    datasets: NotEmpty[DatasetOptions] = (DatasetOptions(split="test"),)
     """The held-out texts."""
     window: PositiveInt = 2048
     """Tokens per window; never more than the model's positions."""
@@ -125,11 +144,11 @@ class EvaluateOptions(Options):
 class BenchmarkOptions(Options):
     """Which engines are timed, on which lengths."""
 
-    engines: tuple[Literal["torch", "llama.cpp"], ...] = ("torch",)
+    engines: NotEmpty[Literal["torch", "llama.cpp"]] = ("torch",)
     """`torch` runs in this process; `llama.cpp` runs your `llama-bench`, else the build in the extra `llama`."""
     prompt: PositiveInt = 4
     """Prompt tokens of the prefill."""
-    decode: tuple[PositiveInt, ...] = (256, 512, 1024)
+    decode: NotEmpty[PositiveInt] = (256, 512, 1024)
     """Numbers of tokens to decode after the prompt, one row each."""
     repeats: PositiveInt = 5
     """Timed runs per row, alternating between the models."""

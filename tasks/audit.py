@@ -15,7 +15,7 @@ from camera.errors import CameraError
 from camera.files import read_json
 from camera.formats.gguf_reader import open_gguf
 from tasks import tracking, versioning
-from tasks.lineage import check_lineage
+from tasks.lineage import check_lineage, portable
 from tasks.stages import publish
 from tasks.store import LINEAGE, MANIFEST, Store
 
@@ -115,7 +115,7 @@ def _published(path: Path, lineage: dict[str, Any]) -> list[Finding]:
             findings.append(Finding(f"lineage inside {name}", "wrong", str(error)))
             continue
         agrees = embedded is not None and all(
-            lineage["stages"].get(key) == entry for key, entry in embedded["stages"].items()
+            portable(lineage)["stages"].get(key) == entry for key, entry in embedded["stages"].items()
         )
         detail = "" if agrees else "does not agree with lineage.json"
         findings.append(Finding(f"lineage inside {name}", "ok" if agrees else "wrong", detail))

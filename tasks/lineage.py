@@ -109,6 +109,26 @@ def ancestry(inputs: Mapping[str, "Input"]) -> dict[str, Any]:
     }
 
 
+def portable(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """A lineage as it goes into a file that others will hold: no machine, no commit, no absolute path.
+
+    What stays decides the bytes, so that another commit that makes the same weights makes the same file.
+    """
+
+    def without_place(source: Mapping[str, Any]) -> dict[str, Any]:
+        path = Path(source["path"])
+        return {**source, "path": path.name if path.is_absolute() else source["path"]}
+
+    def without_machine(stage: Mapping[str, Any]) -> dict[str, Any]:
+        return {field: value for field, value in stage.items() if field != "environment"}
+
+    return {
+        "schema": lineage["schema"],
+        "sources": {digest: without_place(source) for digest, source in lineage["sources"].items()},
+        "stages": {key: without_machine(stage) for key, stage in lineage["stages"].items()},
+    }
+
+
 def stage_entry(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What lineage keeps of a manifest."""
     return {field: manifest[field] for field in _ENTRY_FIELDS if field in manifest}

@@ -11,8 +11,8 @@ from camera.devices import describe_device, resolve_device
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.options import DatasetOptions, QuantizeOptions
-from camera.pruning.capture import selection_of
 from camera.pruning.importance import kept_width
+from camera.pruning.propagate import selection_of
 from tasks.recipe import Recipe
 from tasks.sources import Sources
 from tasks.stage import Input, Request, RunReferences, Stage
@@ -41,6 +41,8 @@ class Step:
     options: dict[str, Any]
     inputs: dict[str, "str | Input"]
     """By the stage's own name for an input: the step that makes it, or a source."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How to do it; no part of the result's identity."""
 
     @property
     def needs(self) -> list[str]:
@@ -53,7 +55,7 @@ class Step:
             name: given if isinstance(given, Input) else Input.of(done[given])
             for name, given in self.inputs.items()
         }
-        return Request(self.name, self.stage, self.options, inputs, references)
+        return Request(self.name, self.stage, self.options, inputs, self.settings, references)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,6 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
     """
     checkpoint = sources.checkpoint
     kept_width(checkpoint.ffn_width, recipe.prune.ratio, recipe.prune.multiple_of)
-    device = resolve_device(recipe.capture.device).type
     selection = selection_of(checkpoint, recipe.capture, recipe.prune)
     model = sources.model
     steps = [
@@ -98,11 +99,12 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
             "capture",
             capture.STAGE,
             {
-                **recipe.capture.model_dump(mode="json"),
-                "device": device,
+                **recipe.capture.model_dump(mode="json", exclude={"batch_size", "devices"}),
+                "device": resolve_device(recipe.capture.device).type,
                 "selection": None if selection is None else vars(selection),
             },
             {"model": model, "calibration": "fetch calibration"},
+            recipe.capture.model_dump(mode="json", include={"batch_size", "devices", "device"}),
         ),
         Step(
             "score",
@@ -143,6 +145,7 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
                     "recipe": described,
                     "register": recipe.tracking.enabled,
                     **recipe.publish.model_dump(mode="json", exclude={"enabled"}),
+                    "folder": str(recipe.publish.folder.resolve()),  # a place is what publishing is about
                 },
                 {"model": "save", "converted": "convert", "report": "report", "pruned": "prune"},
             )
@@ -182,7 +185,8 @@ def _quantized(suffix: str, name: str, options: QuantizeOptions, model: "str | I
 
 
 def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
-    options = recipe.evaluate.model_dump(mode="json", exclude={"datasets"})
+    options = recipe.evaluate.model_dump(mode="json", exclude={"datasets", "batch_size"})
+    settings = recipe.evaluate.model_dump(mode="json", include={"batch_size", "device"})
     options["device"] = resolve_device(recipe.evaluate.device).type
     models: dict[str, str | Input] = {
         "original": sources.model,
@@ -199,6 +203,7 @@ def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
                 evaluate.STAGE,
                 {**options, "dataset": label},
                 {"model": model, "text": f"fetch {label}"},
+                settings,
             )
             for name, model in models.items()
         ]
@@ -226,15 +231,15 @@ def dataset_label(dataset: DatasetOptions) -> str:
 
 def _benchmark(recipe: Recipe, model: Input) -> Step:
     device = resolve_device(recipe.benchmark.device)
-    options = recipe.benchmark.model_dump(mode="json")
+    settings = recipe.benchmark.model_dump(mode="json", include={"device", "timeout"})
+    options = recipe.benchmark.model_dump(mode="json", exclude={"timeout"})
     options["device"] = device.type
-    options["device_name"] = describe_device(device)[
-        "name"
-    ]  # a time measured on another card is another result
+    # A time measured on another card is another result.
+    options["device_name"] = describe_device(device)["name"]
     inputs: dict[str, str | Input] = {
         "original": model,
         "baseline": "convert baseline",
         "pruned": "save",
         "pruned+quantized": "convert",
     }
-    return Step("benchmark", benchmark.STAGE, options, inputs)
+    return Step("benchmark", benchmark.STAGE, options, inputs, settings)

@@ -96,7 +96,7 @@ def run_pipeline(
     try:
         artifacts = pipeline.run(step_done, references)
         outcome = _outcome(artifacts, executed, references.mlflow_run)
-        if tracker is not None and executed:
+        if tracker is not None:
             for file in _files_to_look_at(outcome):
                 tracker.log_file(file)
     except BaseException as error:

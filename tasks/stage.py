@@ -41,6 +41,7 @@ class Context:
 
     inputs: dict[str, Path]
     options: dict[str, Any]
+    """Options and settings of the request, together."""
     out: Path
     """The folder to fill."""
     progress: Progress
@@ -74,7 +75,10 @@ class Request:
     """What people call it: `quantize baseline`."""
     stage: Stage
     options: dict[str, Any]
+    """What is asked for."""
     inputs: dict[str, Input]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How to do it: batch size, number of devices. Memory and speed depend on it, the result does not."""
     references: RunReferences = RunReferences()
 
     @property
@@ -123,7 +127,9 @@ def perform(
         def fill(folder: Path) -> dict[str, float]:
             paths = {name: given.path for name, given in request.inputs.items()}
             return request.stage.run(
-                Context(paths, request.options, folder, progress, lineage, request.references)
+                Context(
+                    paths, request.options | request.settings, folder, progress, lineage, request.references
+                )
             )
 
         about = {

@@ -4,12 +4,14 @@ MLflow owns parameters, metrics, the datasets used, and the files that people lo
 the registry's versions point to the published folder, tagged with its digests.
 """
 
+import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from camera.errors import CameraError, NetworkError
 from camera.files import read_json
@@ -18,6 +20,8 @@ from tasks.store import Artifact
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+Arguments = ParamSpec("Arguments")
+_log = logging.getLogger("camera.tracking")
 KEY_TAG = "camera.pipeline_key"
 LINEAGE_TAG = "camera.lineage_digest"
 _PER_LAYER = re.compile(r"(.+)\.layer_(\d+)")
@@ -26,8 +30,29 @@ _DATASET_DIGEST_LENGTH = 36  # MLflow cuts longer ones; the whole sha256 is in a
 _PARAMETER_LENGTH = 6000
 
 
+def _going_on(record: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Make a recording that fails a warning: a night's work does not end because a server is down."""
+
+    @wraps(record)
+    def recording(*arguments: Arguments.args, **named: Arguments.kwargs) -> None:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            record(*arguments, **named)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            _log.warning(
+                "MLflow did not take %s (%s); run the recipe again to deliver it", record.__name__, error
+            )
+
+    return recording
+
+
 class Tracker:
-    """The MLflow run of one pipeline."""
+    """The MLflow run of one pipeline.
+
+    Once the run is there, what cannot be recorded is a warning; the same recipe run again records it.
+    """
 
     def __init__(self, experiment: str, pipeline_key: str, name: str, artifacts: Path) -> None:
         """Find the run of this key, or create it; a run that a kill left open is continued.
@@ -59,6 +84,7 @@ class Tracker:
                 "Mend it, or run with --set tracking.enabled=false"
             ) from error
 
+    @_going_on
     def log_recipe(self, recipe: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Record the recipe as flat parameters, and tags."""
         from mlflow.entities import Param, RunTag
@@ -72,6 +98,7 @@ class Tracker:
             self.run_id, params=new, tags=[RunTag(name, value) for name, value in tags.items()]
         )
 
+    @_going_on
     def log_stage(self, step: str, artifact: Artifact, cached: bool) -> None:
         """Record what a stage measured, how long it took and how big it is; nothing new for a cached one."""
         from mlflow.entities import Metric, RunTag
@@ -90,6 +117,7 @@ class Tracker:
         for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
             self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
+    @_going_on
     def log_dataset(self, artifact: Artifact) -> None:
         """Record tokens that were fetched as a dataset input with its digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -110,10 +138,12 @@ class Tracker:
         ]
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
+    @_going_on
     def log_file(self, path: Path) -> None:
         """Record a file that people look at."""
         self._client.log_artifact(self.run_id, str(path))
 
+    @_going_on
     def finish(self, status: str) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status)

@@ -23,8 +23,9 @@ class Version:
     md5: str
     """DVC's own hash; `.dir` at the end for a folder."""
     pushed_to: str | None
-    """The remote that holds it, or None if the push is still to be done."""
+    """The remote that holds it; None if there is no remote, or the push is still to be done."""
     push_error: str | None = None
+    """Why a push is still to be done."""
 
 
 def repository_root(path: Path) -> Path | None:
@@ -95,12 +96,13 @@ def add_and_push(folder: Path, remote: str | None) -> Version | None:
         except Exception as error:  # dvc raises a type per cause; all mean that the folder is not versioned
             raise CameraError(f"DVC cannot add {folder}: {error}") from error
         file = folder.with_name(folder.name + ".dvc")
-        pushed: str | None = remote or str(repo.config["core"].get("remote", ""))
+        pushed: str | None = remote or repo.config["core"].get("remote")
         problem = None
-        try:
-            repo.push(targets=[str(file)], remote=remote)
-        except Exception as error:  # as above: whatever the remote's library raises, the push is pending
-            pushed, problem = None, f"{type(error).__name__}: {error}"
+        if pushed is not None:
+            try:
+                repo.push(targets=[str(file)], remote=pushed)
+            except Exception as error:  # as above: whatever the remote's library raises, the push is pending
+                pushed, problem = None, f"{type(error).__name__}: {error}"
     return Version(str(file.relative_to(root)), _md5(file), pushed, problem)
 
 

@@ -1,5 +1,7 @@
 """A Hugging Face checkpoint folder, opened lazily and checked before anything is computed from it."""
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -62,7 +64,11 @@ class Checkpoint:
         for file in _weight_files(folder):
             tensors.update(read_header(folder / file))
         _check_index(folder, tensors)
-        return cls(folder, config, family, tensors)
+        checkpoint = cls(folder, config, family, tensors)
+        for name in family.ffn_names(0):
+            if (bias := name.replace(".weight", ".bias")) in tensors:
+                raise CameraError(f"{folder} has {bias}: feed-forward layers with biases are not supported")
+        return checkpoint
 
     @property
     def layer_count(self) -> int:
@@ -97,7 +103,7 @@ class Checkpoint:
             if path.is_file()
             and not path.name.startswith(".")
             and path.name != INDEX_NAME
-            and not path.name.endswith(_WEIGHT_SUFFIXES)
+            and not path.name.endswith((*_WEIGHT_SUFFIXES, ".bin.index.json"))
         )
 
     @property
@@ -148,9 +154,22 @@ class Checkpoint:
             CameraError: naming the tensor that holds them.
         """
         tensor = self.read(name)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        # aminmax passes NaN and infinity on, and unlike isfinite it needs no memory of the tensor's size.
+        if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
             raise CameraError(f"{self.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
         return tensor
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Ask the system to have the bytes of tensors at hand; a hint, and nothing where there is no such call."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for name in names:
+            info = self.tensors[name]
+            descriptor = os.open(self.folder / info.file, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, info.offset, info.size_bytes, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
     def layer_tensors(self, layer: int) -> list[str]:
         """Names of one decoder layer's tensors, in file order, without those the family ignores."""
@@ -231,10 +250,18 @@ class Checkpoint:
                     f"{self.folder}: {name} has shape {list(found)} and config.json asks for "
                     f"{list(expected.shape)}: config and weights do not belong together"
                 )
+        beyond = self.layer_tensors(self.layer_count)
+        if beyond:
+            raise CameraError(
+                f"{self.folder} has {beyond[0]}, and config.json asks for {self.layer_count} layers only: "
+                "config and weights do not belong together"
+            )
 
 
 def _weight_files(folder: Path) -> list[str]:
     """The safetensors files in order, from the index or the single file; paths that leave the folder refused."""
+    if (folder / SINGLE_NAME).is_file():  # transformers looks for it first, index or not
+        return [SINGLE_NAME]
     if (folder / INDEX_NAME).is_file():
         index = read_json(folder / INDEX_NAME)
         try:
@@ -244,9 +271,9 @@ def _weight_files(folder: Path) -> list[str]:
             raise CameraError(f"{folder / INDEX_NAME} has no weight_map: fetch it again") from None
         for file in outside:
             raise CameraError(f"{folder / INDEX_NAME} names {file!r}, which is outside its folder")
+        if not files:
+            raise CameraError(f"{folder / INDEX_NAME} names no tensor: fetch it again")
         return files
-    if (folder / SINGLE_NAME).is_file():
-        return [SINGLE_NAME]
     raise CameraError(
         f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}: only safetensors checkpoints are read "
         "(convert .bin files with transformers' save_pretrained)"
@@ -255,7 +282,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 def _check_index(folder: Path, tensors: dict[str, TensorInfo]) -> None:
     """Refuse an index that promises a tensor which its file does not hold."""
-    if not (folder / INDEX_NAME).is_file():
+    if (folder / SINGLE_NAME).is_file():
         return
     for name, file in read_json(folder / INDEX_NAME)["weight_map"].items():
         if name not in tensors or tensors[name].file != file:

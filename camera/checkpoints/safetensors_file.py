@@ -6,18 +6,19 @@ need no more memory than its largest tensor, so the writer is ours. Reading is t
 """
 
 import json
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from camera.errors import CameraError
+from camera.files import copy_bytes, reserve
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -42,6 +43,8 @@ class TensorInfo:
     file: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    offset: int
+    """First byte in the file."""
 
     @property
     def size_bytes(self) -> int:
@@ -76,7 +79,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             shape = tuple(header[name]["shape"])
             if not all(type(extent) is int and extent >= 0 for extent in shape):
                 raise ValueError(f"{name} has shape {list(shape)}")
-            infos[name] = TensorInfo(path.name, DTYPES[header[name]["dtype"]], shape)
+            infos[name] = TensorInfo(path.name, DTYPES[header[name]["dtype"]], shape, 8 + length + begin)
             if begin != end or stop - begin != infos[name].size_bytes:
                 raise ValueError(f"{name} does not lie where its dtype and shape put it")
             end = stop
@@ -103,61 +106,122 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
         raise CameraError(f"{path} cannot be read: {error}") from None
 
 
-class SafetensorsWriter:
-    """Writes one file, tensor by tensor, in the order announced.
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Dtype and shape of every tensor of a file, in the order of their bytes."""
 
-    Peak memory is one tensor. Use as a context manager; leaving it early is an error, so that a file
-    with a complete header and half its data never passes as finished.
+
+class SafetensorsWriter:
+    """Writes one file whose layout is known, tensor by tensor, in any order.
+
+    The header is written and the room reserved at once, so memory is never more than the tensor at hand and a
+    full disk is noticed at the start. Use as a context manager; leaving it early is an error, so that a file with
+    a complete header and half its data never passes as finished.
     """
 
-    def __init__(self, path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    def __init__(self, path: Path, layout: Layout, *, resume: bool = False) -> None:
         """Args:
         path: the file to write.
-        layout: dtype and shape of every tensor, in the order in which `write` will be given them.
+        layout: what it will hold.
+        resume: go on with a file that an earlier writer of the same layout left; see `already_written`.
+
+        Raises:
+            CameraError: if `resume` is asked for and the file is not of this layout.
         """
         self.path = path
         self._layout = dict(layout)
-        self._waiting: Iterator[str] = iter(self._layout)
-        self._file: BinaryIO | None = None
+        self._missing = set(self._layout)
+        header = _header(self._layout)
+        self._offsets: dict[str, int] = {}
+        end = len(header)
+        for name, (dtype, shape) in self._layout.items():
+            self._offsets[name] = end
+            end += prod(shape) * dtype.itemsize
+        if resume:
+            self._file = path.open("r+b")
+            if self._file.read(len(header)) != header or os.fstat(self._file.fileno()).st_size != end:
+                self._file.close()
+                raise CameraError(
+                    f"{path} is not the unfinished file it should be: remove it and start again"
+                )
+        else:
+            self._file = path.open("w+b")
+            self._file.write(header)
+            self._file.flush()
+            reserve(self._file.fileno(), end)
 
     def __enter__(self) -> "SafetensorsWriter":
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name, (dtype, shape) in self._layout.items():
-            end = offset + prod(shape) * dtype.itemsize
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._file = self.path.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
         return self
 
+    def already_written(self, names: Iterable[str]) -> None:
+        """Count tensors as written that the earlier writer is known to have finished."""
+        self._missing.difference_update(names)
+
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append one tensor.
+        """Put one tensor in its place.
 
         Raises:
-            ValueError: if it is not the next one announced, or not of the dtype and shape announced.
+            ValueError: if it was not announced, or not with this dtype and shape.
         """
-        expected = next(self._waiting, None)
-        if name != expected:
-            raise ValueError(f"{self.path}: {name} written where {expected} was announced")
+        if name not in self._layout:
+            raise ValueError(f"{self.path}: {name} was not announced")
         if (tensor.dtype, tuple(tensor.shape)) != self._layout[name]:
             raise ValueError(
                 f"{self.path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, not {self._layout[name]}"
             )
-        assert self._file is not None
         if tensor.numel():
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            self._file.seek(self._offsets[name])
             self._file.write(raw.numpy().data)
+        self._missing.discard(name)
+
+    def copy(self, name: str, source: Path, info: TensorInfo) -> None:
+        """Put the bytes of another file's tensor in place, without taking them into memory.
+
+        Raises:
+            ValueError: if it was not announced, or not with this dtype and shape.
+        """
+        if self._layout.get(name) != (info.dtype, info.shape):
+            raise ValueError(f"{self.path}: {name} was not announced as {info.dtype} {info.shape}")
+        self._file.flush()
+        copy_bytes(source, info.offset, self._file.fileno(), self._offsets[name], info.size_bytes)
+        self._missing.discard(name)
+
+    def sync(self) -> None:
+        """Make durable what was written so far."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            ValueError: if a tensor that was announced was not written.
+        """
+        self._file.close()
+        for name in self._layout:
+            if name in self._missing:
+                raise ValueError(f"{self.path}: {name} was announced and never written")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._file is not None
-        self._file.close()
-        if kind is None and (missing := next(self._waiting, None)) is not None:
-            raise ValueError(f"{self.path}: {missing} was announced and never written")
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+
+def _header(layout: Layout) -> bytes:
+    """Length and JSON text, padded so that the data is aligned to 8 bytes."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in layout.items():
+        end = offset + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -25,18 +25,37 @@ class Pruned:
 
     folder: Path
     mode: str
+    layers: int
+    hidden_size: int
+    source_width: int
     width: int
     """The kept FFN width (that of the matrices in physical mode)."""
-    layers: int
 
     @classmethod
     def open(cls, folder: Path) -> "Pruned":
         """Raises CameraError if the folder is not one of `prune`."""
         summary: dict[str, Any] = read_json(folder / SUMMARY)
         try:
-            return cls(folder, summary["mode"], summary["kept_width"], summary["layers"])
+            return cls(
+                folder,
+                summary["mode"],
+                summary["layers"],
+                summary["hidden_size"],
+                summary["width"],
+                summary["kept_width"],
+            )
         except (KeyError, TypeError) as error:
             raise CameraError(f"{folder / SUMMARY} is not what prune writes ({error}): prune again") from None
+
+    def check_belongs_to(self, checkpoint: Checkpoint) -> None:
+        """Raise CameraError if this was not pruned from a model of the checkpoint's shape."""
+        ours = (self.layers, self.hidden_size, self.source_width)
+        theirs = (checkpoint.layer_count, checkpoint.hidden_size, checkpoint.ffn_width)
+        if ours != theirs:
+            raise CameraError(
+                f"{self.folder} was pruned from a model of (layers, hidden, FFN) {ours} and {checkpoint.folder} "
+                f"has {theirs}: prune this model"
+            )
 
     def kept(self) -> list[torch.Tensor]:
         """int64 [kept] of every layer, ascending."""
@@ -44,9 +63,12 @@ class Pruned:
         return [tensors[f"layers.{index}.kept"] for index in range(self.layers)]
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
-        """The changed matrices of one layer by Hugging Face name; empty where nothing was removed."""
-        path = self.folder / _layer_file(index)
-        return read_tensors(path) if path.is_file() else {}
+        """The changed matrices of one layer by Hugging Face name; empty where nothing was removed.
+
+        Raises:
+            CameraError: if the layer's file is missing or damaged.
+        """
+        return read_tensors(self.folder / _layer_file(index)) if self.width < self.source_width else {}
 
 
 def prune(
@@ -68,63 +90,89 @@ def prune(
     """
     count, width = checkpoint.layer_count, checkpoint.ffn_width
     keep = kept_width(width, options.ratio, options.multiple_of)
-    kept: dict[str, torch.Tensor] = {}
-    shares = []
-    for index, scores_F in enumerate(read_scores(scored, count)):
+    scores = read_scores(scored, count)
+    for index, scores_F in enumerate(scores):
         if len(scores_F) != width:
             raise CameraError(
                 f"{scored}: layer {index} has {len(scores_F)} scores, the model {width} channels"
             )
-        kept_K = kept_channels(scores_F, keep)
-        kept[f"layers.{index}.kept"] = kept_K
-        shares.append(
-            float(scores_F[kept_K].sum() / scores_F.sum().clamp_min(torch.finfo(scores_F.dtype).tiny))
-        )
+    kept = [kept_channels(scores_F, keep) for scores_F in scores]
+    summary = summarize(
+        checkpoint,
+        options,
+        [share_kept(scores_F, kept_K) for scores_F, kept_K in zip(scores, kept, strict=True)],
+    )
+    _begin(out, kept, summary)
+    for index, kept_K in enumerate(kept):
         path = out / _layer_file(index)
         if keep < width and not path.is_file():
             with whole_file(path) as temporary:
-                write_tensors(temporary, pruned_matrices(checkpoint, index, kept_K, options.mode))
+                names = checkpoint.family.ffn_names(index)
+                matrices = {
+                    name: pruned_matrix(checkpoint, index, name, kept_K, options.mode) for name in names
+                }
+                write_tensors(temporary, matrices)
         progress(index + 1, count)
-    write_tensors(out / KEPT, kept)
-    write_json(
-        out / SUMMARY,
-        {
-            "mode": options.mode,
-            "ratio": options.ratio,
-            "multiple_of": options.multiple_of,
-            "layers": count,
-            "width": width,
-            "kept_width": keep,
-            "removed_share": 1 - keep / width,
-            "importance_kept_share": shares,
-        },
-    )
 
 
-def pruned_matrices(
-    checkpoint: Checkpoint, layer: int, kept_K: torch.Tensor, mode: str
-) -> dict[str, torch.Tensor]:
-    """Gate, up and down of one layer without the other channels: sliced (`physical`) or zeroed (`mask`).
+def _begin(out: Path, kept: list[torch.Tensor], summary: dict[str, Any]) -> None:
+    """Write what was decided, and drop the matrices that an earlier prune left by another decision."""
+    decided = {f"layers.{index}.kept": kept_K for index, kept_K in enumerate(kept)}
+    with whole_file(out / f"{KEPT}.new") as temporary:
+        write_tensors(temporary, decided)
+    new, old = out / f"{KEPT}.new", out / KEPT
+    same = old.is_file() and old.read_bytes() == new.read_bytes()
+    if not (same and (out / SUMMARY).is_file() and read_json(out / SUMMARY)["mode"] == summary["mode"]):
+        for path in out.glob("layer-*.safetensors"):
+            path.unlink()
+    write_json(out / SUMMARY, summary)
+    new.replace(old)
 
-    Returns:
-        by Hugging Face name: gate and up [K, H], down [H, K] (or with F in place of K), dtype unchanged.
-    """
-    gate_name, up_name, down_name = checkpoint.family.ffn_names(layer)
-    gate_FH, up_FH = checkpoint.read_finite(gate_name), checkpoint.read_finite(up_name)
-    down_HF = checkpoint.read_finite(down_name)
-    if mode == "physical":
-        return {
-            gate_name: gate_FH[kept_K],
-            up_name: up_FH[kept_K],
-            down_name: down_HF[:, kept_K].contiguous(),
-        }
-    stays_F = torch.zeros(len(gate_FH), dtype=torch.bool)
-    stays_F[kept_K] = True
+
+def share_kept(scores_F: torch.Tensor, kept_K: torch.Tensor) -> float:
+    """Which share of a layer's importance stays."""
+    return float(scores_F[kept_K].sum() / scores_F.sum().clamp_min(torch.finfo(scores_F.dtype).tiny))
+
+
+def summarize(checkpoint: Checkpoint, options: PruneOptions, shares: list[float]) -> dict[str, Any]:
+    """What `prune.json` says."""
+    width = checkpoint.ffn_width
+    keep = kept_width(width, options.ratio, options.multiple_of)
     return {
-        gate_name: torch.where(stays_F[:, None], gate_FH, torch.zeros((), dtype=gate_FH.dtype)),
-        up_name: torch.where(stays_F[:, None], up_FH, torch.zeros((), dtype=up_FH.dtype)),
-        down_name: torch.where(stays_F, down_HF, torch.zeros((), dtype=down_HF.dtype)),
+        "mode": options.mode,
+        "ratio": options.ratio,
+        "multiple_of": options.multiple_of,
+        "layers": checkpoint.layer_count,
+        "hidden_size": checkpoint.hidden_size,
+        "width": width,
+        "kept_width": keep,
+        "removed_share": 1 - keep / width,
+        "importance_kept_share": shares,
     }
+
+
+def pruned_matrix(
+    checkpoint: Checkpoint, layer: int, name: str, kept_K: torch.Tensor, mode: str
+) -> torch.Tensor:
+    """Gate [F, H], up [F, H] or down [H, F] of a layer without the other channels.
+
+    Args:
+        checkpoint: the model.
+        layer: the decoder layer.
+        name: Hugging Face name of one of its three feed-forward matrices.
+        kept_K: int64 [K], the channels that stay.
+        mode: `physical` slices (K in place of F), `mask` zeroes.
+
+    Raises:
+        CameraError: if the matrix holds NaN or infinity.
+    """
+    matrix = checkpoint.read_finite(name)
+    dim = 1 if name == checkpoint.family.ffn_names(layer)[2] else 0
+    if mode == "physical":
+        return matrix.index_select(dim, kept_K)
+    stays_F = torch.zeros(matrix.shape[dim], dtype=torch.bool)
+    stays_F[kept_K] = True
+    return torch.where(stays_F if dim == 1 else stays_F[:, None], matrix, torch.zeros((), dtype=matrix.dtype))
 
 
 def _layer_file(index: int) -> str:

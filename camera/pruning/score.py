@@ -62,6 +62,8 @@ def read_scores(folder: Path, count: int) -> list[torch.Tensor]:
         CameraError: if a layer is not there.
     """
     tensors = read_tensors(folder / SCORES)
+    if len(tensors) != count:
+        raise CameraError(f"{folder / SCORES} has {len(tensors)} layers, the model {count}: score this model")
     try:
         return [tensors[f"layers.{index}.importance"] for index in range(count)]
     except KeyError as error:

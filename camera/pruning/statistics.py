@@ -28,12 +28,13 @@ class LayerStatistics:
 
     def update(self, act_BTF: torch.Tensor) -> None:
         """Add the activations of a batch of samples [batch, tokens, F], of any floating dtype and device."""
-        act = act_BTF.float()
-        sums_BF = act.square().sum(dim=1).cpu().double()
-        for sample_F in sums_BF:  # one by one, in order: the same sum whatever the batch size
-            self.sum_squares_F += sample_F
-        largest_F = torch.maximum(act.amax(dim=(0, 1)), -act.amin(dim=(0, 1))).cpu()
-        self.max_abs_F = torch.maximum(self.max_abs_F, largest_F)
+        for (
+            act_TF
+        ) in act_BTF:  # one by one, in order: the same sum whatever the batch size, and little memory
+            act_TF = act_TF.float()
+            self.sum_squares_F += act_TF.square().sum(dim=0).cpu().double()
+            low_F, high_F = act_TF.aminmax(dim=0)
+            self.max_abs_F = torch.maximum(self.max_abs_F, torch.maximum(high_F, -low_F).cpu())
 
     def merge(self, other: "LayerStatistics") -> None:
         """Add what another rank saw."""
@@ -42,10 +43,15 @@ class LayerStatistics:
 
     def check_finite(self, layer: int) -> None:
         """Raise CameraError if any activation was NaN or infinite."""
-        if not (torch.isfinite(self.sum_squares_F).all() and torch.isfinite(self.max_abs_F).all()):
+        if not torch.isfinite(self.max_abs_F).all():
             raise CameraError(
                 f"activations of decoder layer {layer} hold NaN or infinity: capture in float32 or bfloat16 "
                 "(capture.dtype) if this was float16; otherwise the checkpoint is damaged"
+            )
+        if not torch.isfinite(self.sum_squares_F).all():
+            raise CameraError(
+                f"activations of decoder layer {layer} are as large as {float(self.max_abs_F.max()):.1e}, and their "
+                "squares exceed float32: the checkpoint is damaged, or its layers are not normalised"
             )
 
 
@@ -82,4 +88,7 @@ def statistics_from(tensors: dict[str, torch.Tensor], count: int, where: Path) -
 
 def read_statistics(path: Path, count: int) -> list[LayerStatistics]:
     """Read what `write_statistics` wrote, for a model of `count` layers."""
-    return statistics_from(read_tensors(path), count, path)
+    tensors = read_tensors(path)
+    if len(tensors) != 2 * count:
+        raise CameraError(f"{path} has {len(tensors) // 2} layers, the model {count}: capture this model")
+    return statistics_from(tensors, count, path)

@@ -5,6 +5,7 @@ again per family; a layer's weights are read from the memory-mapped files just b
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -30,6 +31,8 @@ class LayerWalk:
         self._model = checkpoint.empty_model().model
         rotary = type(self._model.rotary_emb)
         self._rotary = rotary(checkpoint.hf_config).to(device)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
 
     def embed(self, tokens_ST: torch.Tensor) -> torch.Tensor:
         """Hidden states [samples, tokens, hidden] that enter layer 0, on the CPU.
@@ -60,22 +63,41 @@ class LayerWalk:
             CameraError: if a weight is missing, of the wrong shape, or holds NaN or infinity.
         """
         module = self._model.layers[index]
-        prefix = self.checkpoint.family.layer_prefix(index)
-        weights = {
-            name.removeprefix(prefix): self.checkpoint.read_finite(name).to(self.device, self.dtype)
-            for name in self.checkpoint.layer_tensors(index)
-        }
+        weights = self._taken(index)
+        if index + 1 < self.checkpoint.layer_count:
+            self._read_ahead(index + 1)
         try:
             module.load_state_dict(weights, strict=True, assign=True)
         except RuntimeError as error:
             raise CameraError(
                 f"{self.checkpoint.folder}: decoder layer {index} does not load: {error}"
             ) from None
+        weights.clear()
         module.requires_grad_(False)
         try:
             yield module
         finally:
             module.to("meta")
+
+    def _taken(self, index: int) -> dict[str, torch.Tensor]:
+        """The weights of a layer on the device: those read ahead, or read now."""
+        ahead, self._ahead = self._ahead, None
+        return ahead[1].result() if ahead is not None and ahead[0] == index else self._load(index)
+
+    def _read_ahead(self, index: int) -> None:
+        """Read the next layer in a thread: to the accelerator, or on the CPU into the page cache, which is no
+        memory of this process."""
+        if self.device.type == "cpu":
+            self._reader.submit(self.checkpoint.read_ahead, self.checkpoint.layer_tensors(index))
+        else:
+            self._ahead = (index, self._reader.submit(self._load, index))
+
+    def _load(self, index: int) -> dict[str, torch.Tensor]:
+        prefix = self.checkpoint.family.layer_prefix(index)
+        return {
+            name.removeprefix(prefix): self.checkpoint.read_finite(name).to(self.device, self.dtype)
+            for name in self.checkpoint.layer_tensors(index)
+        }
 
     def caller(self, length: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
         """A function that runs a layer on hidden states [batch, length, hidden] with causal attention."""

@@ -80,3 +80,4 @@ Overrides = Annotated[
         "--set", metavar="FIELD=VALUE", help="Replace a field, e.g. prune.ratio=0.3; may be repeated."
     ),
 ]
+NProc = Annotated[int, typer.Option("--nproc", min=1, help="Split the samples over so many processes.")]

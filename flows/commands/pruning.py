@@ -16,6 +16,7 @@ from flows.commands.flags import (
     Mode,
     Model,
     MultipleOf,
+    NProc,
     Out,
     Propagate,
     PropagateOption,
@@ -40,6 +41,7 @@ def capture(
     batch_size: BatchSize = 8,
     dtype: DTypeOption = DType.auto,
     device: Device = "auto",
+    nproc: NProc = 1,
 ) -> None:
     """Measure the activations of every FFN channel.
 
@@ -53,11 +55,13 @@ def capture(
     from camera.files import whole_folder
     from camera.options import CalibrationOptions, CaptureOptions, PruneOptions
     from camera.pruning.capture import capture as run
-    from camera.pruning.capture import selection_of
+    from camera.pruning.propagate import selection_of
 
     checkpoint = Checkpoint.open(model)
     checkpoint.check_shapes()
-    options = checked(CaptureOptions, propagate=propagate, batch_size=batch_size, dtype=dtype, device=device)
+    options = checked(
+        CaptureOptions, propagate=propagate, batch_size=batch_size, dtype=dtype, device=device, devices=nproc
+    )
     prune_options = checked(PruneOptions, ratio=ratio, reduce_ratio=reduce_ratio, multiple_of=multiple_of)
     selection = selection_of(checkpoint, options, prune_options)
     text = checked(CalibrationOptions, **dataset(calibration), samples=samples, length=length, seed=seed)
@@ -111,6 +115,7 @@ def prune(
     batch_size: BatchSize = 8,
     dtype: DTypeOption = DType.auto,
     device: Device = "auto",
+    nproc: NProc = 1,
 ) -> None:
     """Remove the least important FFN channels: capture, score, prune and save in one go.
 
@@ -144,7 +149,14 @@ def prune(
         checkpoint,
         out,
         checked(CalibrationOptions, **dataset(calibration), samples=samples, length=length, seed=seed),
-        checked(CaptureOptions, propagate=propagate, batch_size=batch_size, dtype=dtype, device=device),
+        checked(
+            CaptureOptions,
+            propagate=propagate,
+            batch_size=batch_size,
+            dtype=dtype,
+            device=device,
+            devices=nproc,
+        ),
         options,
     )
 

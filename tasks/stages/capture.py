@@ -3,7 +3,8 @@
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.options import CaptureOptions
-from camera.pruning.capture import Selection, capture
+from camera.pruning.capture import capture
+from camera.pruning.propagate import Selection
 from tasks.stage import Context, Stage
 from tasks.stages.fetch import TOKENS
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from camera.formats.convert import convert_to_gguf, write_twin
-
+from tasks.lineage import portable
 from tasks.stage import Context, Stage
 
 
@@ -16,7 +16,11 @@ def run(context: Context) -> dict[str, float]:
     name, twin = context.options["name"], context.options["twin"]
     main = context.out / f"{name}.gguf"
     convert_to_gguf(
-        context.inputs["quantized"], main, name=name, lineage=context.lineage, progress=context.progress
+        context.inputs["quantized"],
+        main,
+        name=name,
+        lineage=portable(context.lineage),
+        progress=context.progress,
     )
     if twin is not None:
         write_twin(main, context.out / f"{name}-{twin}-twin.gguf")

@@ -70,7 +70,7 @@ def run(context: Context) -> dict[str, float]:
 def still_holds(artifact: Artifact) -> bool:
     """Whether the published folder is there, whole, and pushed."""
     record = read_json(artifact.path / RECORD)
-    pending = record["dvc"] is not None and record["dvc"]["pushed_to"] is None
+    pending = record["dvc"] is not None and record["dvc"]["push_error"] is not None
     return not pending and damage(Path(record["folder"]), record["lineage_digest"]) is None
 
 

@@ -1,10 +1,15 @@
+import errno
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from camera import files
 from camera.errors import CameraError
-from camera.files import link_or_copy, read_json, refuse_occupied, whole_file, whole_folder, write_json
+from camera.files import copy_bytes, read_json, refuse_occupied, sweep, whole_file, whole_folder, write_json
 
 
 class StoppedError(Exception):
@@ -133,32 +138,126 @@ def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_json(tmp_path)
 
 
-def test_a_link_or_copy_holds_the_bytes_of_its_source(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"bytes")
-    link_or_copy(tmp_path / "a", tmp_path / "deep" / "b")
-    assert (tmp_path / "deep" / "b").read_bytes() == b"bytes"
-    assert os.path.samefile(tmp_path / "a", tmp_path / "deep" / "b")
+# Ranges of files
 
 
-def test_a_symbolic_link_is_followed_as_hub_caches_need(tmp_path: Path) -> None:
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "snapshot").mkdir()
-    (tmp_path / "blobs" / "x").write_bytes(b"bytes")
-    (tmp_path / "snapshot" / "file").symlink_to("../blobs/x")
-    target = tmp_path / "far" / "away" / "file"
-    link_or_copy(tmp_path / "snapshot" / "file", target)
-    assert not target.is_symlink()
-    assert target.read_bytes() == b"bytes"
+def refuse_with(number: int) -> Callable[..., int]:
+    def refuse(*arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
 
 
-def test_where_links_are_impossible_the_bytes_are_copied(
+@pytest.fixture(params=["in the kernel", "through a buffer", "a little at a time"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ways in which the system may copy: each gives the same bytes."""
+    if request.param == "through a buffer":
+        monkeypatch.setattr(os, "copy_file_range", refuse_with(errno.EXDEV), raising=False)
+        monkeypatch.setattr(files, "_BUFFER_BYTES", 7)
+    elif request.param == "a little at a time":
+        if not hasattr(os, "copy_file_range"):
+            pytest.skip("this system copies through a buffer")
+        whole = os.copy_file_range
+
+        def little(source: int, target: int, count: int, *offsets: int) -> int:
+            return whole(source, target, min(count, 5), *offsets)
+
+        monkeypatch.setattr(os, "copy_file_range", little)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    ("offset", "target_offset", "count"), [(0, 0, 100), (13, 2, 50), (99, 120, 1), (5, 5, 0)]
+)
+def test_a_range_is_copied_and_the_rest_stays(
+    tmp_path: Path, offset: int, target_offset: int, count: int
+) -> None:
+    source, target = bytes(range(100)), b"x" * 150
+    (tmp_path / "source").write_bytes(source)
+    (tmp_path / "target").write_bytes(target)
+    with (tmp_path / "target").open("r+b") as file:
+        copy_bytes(tmp_path / "source", offset, file.fileno(), target_offset, count)
+    wanted = target[:target_offset] + source[offset : offset + count] + target[target_offset + count :]
+    assert (tmp_path / "target").read_bytes() == wanted
+    assert (tmp_path / "source").read_bytes() == source
+
+
+@pytest.mark.usefixtures("way")
+def test_a_source_that_ends_too_early_is_named(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(bytes(100))
+    with (
+        (tmp_path / "target").open("w+b") as file,
+        pytest.raises(CameraError, match="source ends 10 bytes too early"),
+    ):
+        copy_bytes(tmp_path / "source", 50, file.fileno(), 0, 60)
+
+
+def test_a_full_disk_is_not_taken_for_a_kernel_that_cannot_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(source: Path, target: Path) -> None:
-        raise OSError("cross-device link")
+    monkeypatch.setattr(os, "copy_file_range", refuse_with(errno.ENOSPC), raising=False)
+    (tmp_path / "source").write_bytes(bytes(100))
+    with (tmp_path / "target").open("w+b") as file, pytest.raises(OSError, match="No space left"):
+        copy_bytes(tmp_path / "source", 0, file.fileno(), 0, 100)
 
-    monkeypatch.setattr(os, "link", refuse)
-    (tmp_path / "a").write_bytes(b"bytes")
-    link_or_copy(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() == b"bytes"
-    assert not os.path.samefile(tmp_path / "a", tmp_path / "b")
+
+@pytest.mark.parametrize("size", [0, 1, 1_000_000])
+def test_reserving_gives_the_size_and_keeps_what_is_there(tmp_path: Path, size: int) -> None:
+    with (tmp_path / "x").open("w+b") as file:
+        file.write(b"head")
+        file.flush()
+        files.reserve(file.fileno(), size)
+    data = (tmp_path / "x").read_bytes()
+    assert data == b"head"[:size] + bytes(max(0, size - 4))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
+def test_where_room_cannot_be_promised_the_size_is_given_and_a_full_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "x").open("w+b") as file:
+        monkeypatch.setattr(os, "posix_fallocate", refuse_with(errno.EOPNOTSUPP))
+        files.reserve(file.fileno(), 1000)
+        assert os.fstat(file.fileno()).st_size == 1000
+        monkeypatch.setattr(os, "posix_fallocate", refuse_with(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left"):
+            files.reserve(file.fileno(), 2000)
+
+
+# What killed writers leave
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path: Path, dead: int) -> None:
+    mine = os.getpid()
+    stays = [f".x.{mine}.tmp", "x.tmp", ".x.name.tmp", f".x.{dead}", ".hidden", "x"]
+    for name in [*stays, f".x.{dead}.tmp", f".x.safetensors.{dead}.tmp"]:
+        (tmp_path / name).write_text("")
+    (tmp_path / f".folder.{dead}.tmp" / "deep").mkdir(parents=True)
+    (tmp_path / f".folder.{mine}.tmp").mkdir()
+    sweep(tmp_path)
+    assert names(tmp_path) == sorted([*stays, f".folder.{mine}.tmp"])
+
+
+def test_a_process_of_another_user_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    (tmp_path / ".x.1.tmp").write_text("")
+    sweep(tmp_path)
+    assert names(tmp_path) == [".x.1.tmp"]
+
+
+def test_a_new_folder_sweeps_beside_it(tmp_path: Path, dead: int) -> None:
+    (tmp_path / f".out.{dead}.tmp").mkdir()
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"]

@@ -308,7 +308,11 @@ def test_a_forged_digest_is_not_what_mlflow_recorded(finished: Finished) -> None
     assert any(line.startswith("MLflow run") and "report" in line for line in tampered(finished, change))
 
 
-def test_a_gguf_file_alone_can_be_audited(finished: Finished, tmp_path: Path) -> None:
+def test_a_gguf_file_alone_can_be_audited(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all("is not here" in line for line in unverified(audit(finished.gguf, finished.store)))
+    monkeypatch.chdir(finished.root)  # it names its sources without their folders
     finding = audit(finished.gguf, finished.store)
     assert wrong(finding) == []
     assert unverified(finding) == []

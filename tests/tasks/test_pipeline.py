@@ -101,11 +101,6 @@ def test_every_text_is_fetched_once_and_measured_on_four_models(recipe: MakeReci
     assert len([name for name in found if name.startswith("evaluate")]) == 8
 
 
-def test_without_texts_nothing_is_evaluated(recipe: MakeRecipe) -> None:
-    found = names(build(recipe(evaluate={"datasets": []})))
-    assert not [name for name in found if name.startswith("evaluate")]
-
-
 @pytest.mark.parametrize(
     ("datasets", "label"),
     [
@@ -213,6 +208,39 @@ def test_where_it_is_published_changes_only_publishing(recipe: MakeRecipe) -> No
 def test_the_calibration_changes_all_that_hangs_on_importance(recipe: MakeRecipe) -> None:
     found = changed(recipe, {}, {"calibration": {"seed": 1}})
     assert found == PRUNING | {"fetch calibration", "capture", "score"}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"capture": {"batch_size": 1}},
+        {"capture": {"devices": 2}},
+        {"evaluate": {"batch_size": 1}},
+        {"benchmark": {"timeout": 1}},
+    ],
+)
+def test_how_it_is_computed_changes_only_the_report_that_shows_the_recipe(
+    recipe: MakeRecipe, how: dict[str, Any]
+) -> None:
+    assert changed(recipe, {}, how) == {"report", "publish"}
+    [(section, values)] = how.items()
+    [(field, value)] = values.items()
+    told = [step.settings for step in build(recipe(**how)).steps if step.name.startswith(section)]
+    assert told
+    assert all(settings[field] == value for settings in told)
+
+
+def test_publishing_by_another_path_to_the_same_folder_is_the_same(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = str(tmp_path / "published")
+    first, second = (
+        {step.name: step for step in build(recipe(publish={"folder": given})).steps}["publish"].options
+        for given in (folder, "published")
+    )
+    assert first["folder"] == second["folder"]
+    assert changed(recipe, {}, {"publish": {"folder": "elsewhere"}}) == {"publish"}
 
 
 def test_another_model_changes_all_but_the_texts(recipe: MakeRecipe, model: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_full_disk_is_refused_with_the_numbers(
 def test_a_run_whose_steps_are_all_in_the_store_needs_no_room(
     recipe: MakeRecipe, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = build(recipe, evaluate={"datasets": []}, publish={"enabled": False})
+    pipeline = build(recipe, publish={"enabled": False})
     run(pipeline, store, "report")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 0))
     check_room(pipeline, store)

@@ -155,7 +155,6 @@ def test_what_dvc_tracks_and_is_not_here_is_pulled(repository: Path, model: Path
         "name": "tiny",
         "model": "data/model",
         "calibration": {"name": "file", "path": "data/text/story.txt"},
-        "evaluate": {"datasets": []},
     }
     before = find_sources(check_recipe(plain, "test"))
     track(Path("data"))

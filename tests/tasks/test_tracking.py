@@ -295,3 +295,23 @@ def test_nested_mappings_are_flattened_with_dots() -> None:
         "a.d": [2],
         "e": None,
     }
+
+
+def test_once_the_run_is_there_what_cannot_be_recorded_is_a_warning(
+    track: Track, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    tracker = track()
+    made = artifact(store, {"loss": 1.0})
+    good, tracker._client = tracker._client, MlflowClient(f"sqlite:///{tmp_path}/gone/mlflow.db")
+    tracker.log_recipe({"prune": {"ratio": 0.2}}, {})
+    tracker.log_stage("score", made, cached=False)
+    tracker.log_file(made.path / "data")
+    tracker.finish("FINISHED")
+    for name in ("log_recipe", "log_stage", "log_file", "finish"):
+        assert f"MLflow did not take {name}" in caplog.text
+    tracker._client = good
+    tracker.log_stage("score", made, cached=True)  # the same recipe run again delivers it
+    [run] = runs(tracker)
+    assert run.data.metrics["score/loss"] == 1.0

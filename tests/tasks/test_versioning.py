@@ -98,10 +98,10 @@ def test_outside_a_repository_nothing_is_versioned(tmp_path: Path) -> None:
     versioning.pull_if_tracked(folder / "missing")  # and nothing is asked of DVC
 
 
-@pytest.mark.parametrize("trouble", ["unreachable", "unknown", "none"])
+@pytest.mark.parametrize("trouble", ["unreachable", "unknown"])
 def test_a_push_that_fails_leaves_a_version_that_says_so(tmp_path: Path, trouble: str) -> None:
     (tmp_path / "file").write_text("where the remote's folder should be")
-    url = {"unreachable": str(tmp_path / "file" / "remote"), "unknown": str(tmp_path / "x"), "none": None}
+    url = {"unreachable": str(tmp_path / "file" / "remote"), "unknown": str(tmp_path / "x")}
     root = init(tmp_path / "repository", url[trouble])
     version = versioning.add_and_push(published(root), "nobody" if trouble == "unknown" else None)
     assert version is not None
@@ -109,6 +109,14 @@ def test_a_push_that_fails_leaves_a_version_that_says_so(tmp_path: Path, trouble
     assert version.push_error
     assert (root / version.dvc_file).is_file()
     assert version.md5.endswith(".dir")
+
+
+def test_without_a_remote_there_is_no_push_to_be_done(tmp_path: Path) -> None:
+    root = init(tmp_path / "repository", None)
+    version = versioning.add_and_push(published(root), None)
+    assert version is not None
+    assert (version.pushed_to, version.push_error) == (None, None)
+    assert (root / version.dvc_file).is_file()
 
 
 def test_a_push_can_be_made_up_for(tmp_path: Path) -> None:

@@ -84,19 +84,20 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_tensor_out_of_turn_is_refused(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ValueError, match="a written where b was announced"),
-        SafetensorsWriter(tmp_path / "x", LAYOUT) as writer,
-    ):
-        writer.write("a", TWO["a"])
+def test_the_order_of_writing_does_not_matter(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x", TWO)
+    for names in (["a", "b"], ["b", "a"], ["b", "a", "b"]):
+        with SafetensorsWriter(tmp_path / "y", LAYOUT) as writer:
+            for name in names:
+                writer.write(name, TWO[name])
+        assert (tmp_path / "y").read_bytes() == (tmp_path / "x").read_bytes()
 
 
 def test_a_tensor_that_was_not_announced_is_refused(tmp_path: Path) -> None:
     with SafetensorsWriter(tmp_path / "x", LAYOUT) as writer:
         writer.write("b", TWO["b"])
         writer.write("a", TWO["a"])
-        with pytest.raises(ValueError, match="c written where None was announced"):
+        with pytest.raises(ValueError, match="c was not announced"):
             writer.write("c", TWO["a"])
 
 
@@ -109,15 +110,77 @@ def test_another_shape_or_dtype_than_announced_is_refused(tmp_path: Path, wrong:
         writer.write("b", wrong)
 
 
-def test_leaving_early_is_an_error_and_the_half_file_never_passes_as_whole(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
+@pytest.mark.parametrize("given", ["a", "b"])
+def test_leaving_early_is_an_error_so_that_a_half_file_never_passes_as_whole(
+    tmp_path: Path, given: str
+) -> None:
+    (missing,) = set(TWO) - {given}
     with (
-        pytest.raises(ValueError, match="a was announced and never written"),
-        SafetensorsWriter(path, LAYOUT) as writer,
+        pytest.raises(ValueError, match=f"{missing} was announced and never written"),
+        SafetensorsWriter(tmp_path / "x", LAYOUT) as writer,
     ):
-        writer.write("b", TWO["b"])
-    with pytest.raises(CameraError, match="truncated"):
-        read_header(path)
+        writer.write(given, TWO[given])
+
+
+def test_the_room_is_taken_before_the_first_tensor(tmp_path: Path) -> None:
+    writer = SafetensorsWriter(tmp_path / "x", {"big": (torch.float32, (1000, 1000))})
+    assert read_header(tmp_path / "x")["big"].size_bytes == 4_000_000
+    assert (tmp_path / "x").stat().st_blocks * 512 >= 4_000_000
+    writer.write("big", torch.ones(1000, 1000))
+    writer.close()
+
+
+def test_a_tensor_is_copied_from_another_file_bit_by_bit(tmp_path: Path) -> None:
+    bits = torch.tensor([0x7FC00001, -0x80000000, 0x7F800000, 1], dtype=torch.int32)
+    source = {"x": torch.ones(3), "nan": bits.view(torch.float32), "none": torch.ones(0)}
+    write_tensors(tmp_path / "source", source)
+    infos = read_header(tmp_path / "source")
+    layout = {name: (infos[name].dtype, infos[name].shape) for name in ("nan", "none", "x")}
+    with SafetensorsWriter(tmp_path / "copy", layout) as writer:
+        for name, info in infos.items():
+            writer.copy(name, tmp_path / "source", info)
+    write_tensors(tmp_path / "wanted", {name: source[name] for name in layout})
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "wanted").read_bytes()
+
+
+def test_only_what_was_announced_is_copied(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "source", {**TWO, "c": torch.ones(1), "B": TWO["b"].T})
+    infos = read_header(tmp_path / "source")
+    with SafetensorsWriter(tmp_path / "x", LAYOUT) as writer:
+        with pytest.raises(ValueError, match="c was not announced as"):
+            writer.copy("c", tmp_path / "source", infos["c"])
+        with pytest.raises(ValueError, match="b was not announced as"):
+            writer.copy("b", tmp_path / "source", infos["B"])
+        for name in TWO:
+            writer.copy(name, tmp_path / "source", infos[name])
+    assert torch.equal(read_tensors(tmp_path / "x")["b"], TWO["b"])
+
+
+def test_an_unfinished_file_is_gone_on_with(tmp_path: Path) -> None:
+    first = SafetensorsWriter(tmp_path / "x", LAYOUT)
+    first.write("a", TWO["a"])
+    first.sync()
+    saved = (tmp_path / "x").read_bytes()
+    with SafetensorsWriter(tmp_path / "x", LAYOUT, resume=True) as second:
+        assert (tmp_path / "x").read_bytes() == saved
+        second.already_written(["a", "of another file"])
+        second.write("b", TWO["b"])
+    write_tensors(tmp_path / "whole", TWO)
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
+    with pytest.raises(ValueError, match="b was announced and never written"):  # nothing is taken on trust
+        SafetensorsWriter(tmp_path / "x", LAYOUT, resume=True).close()
+
+
+@pytest.mark.parametrize("damage", ["other layout", "truncated", "longer", "empty"])
+def test_a_file_of_another_layout_is_not_gone_on_with(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x"
+    write_tensors(path, TWO if damage != "other layout" else {"b": TWO["b"].T, "a": TWO["a"]})
+    whole = path.read_bytes()
+    other = {"truncated": whole[:-1], "longer": whole + b"x", "empty": b""}.get(damage, whole)
+    path.write_bytes(other)
+    with pytest.raises(CameraError, match="x is not the unfinished file it should be"):
+        SafetensorsWriter(path, LAYOUT, resume=True)
+    assert path.read_bytes() == other
 
 
 def test_an_error_inside_the_block_is_not_hidden_by_the_writer(tmp_path: Path) -> None:
@@ -139,9 +202,13 @@ def test_a_header_tells_what_the_library_wrote_in_the_order_of_the_bytes(tmp_pat
     save_file(tensors, path, metadata={"made": "here"})
     infos = read_header(path)
     assert infos == {
-        name: TensorInfo("x.safetensors", tensor.dtype, tuple(tensor.shape))
+        name: TensorInfo("x.safetensors", tensor.dtype, tuple(tensor.shape), infos[name].offset)
         for name, tensor in tensors.items()
     }
+    for name, tensor in tensors.items():
+        begin = infos[name].offset
+        data = path.read_bytes()[begin : begin + infos[name].size_bytes]
+        assert data == bytes(tensor.reshape(-1).view(torch.uint8).tolist())
     assert {name: info.size_bytes for name, info in infos.items()} == {"z": 24, "m": 0, "a": 10, "s": 8}
     raw = json.loads(path.read_bytes()[8 : 8 + struct.unpack("<Q", path.read_bytes()[:8])[0]])
     begins = [raw[name]["data_offsets"][0] for name in infos]

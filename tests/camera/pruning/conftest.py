@@ -11,7 +11,8 @@ import torch
 from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.capture import capture, selection_of
+from camera.pruning.capture import capture
+from camera.pruning.propagate import selection_of
 from camera.pruning.prune import prune
 from camera.pruning.save import save
 from camera.pruning.score import score

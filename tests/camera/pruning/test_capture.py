@@ -9,9 +9,10 @@ from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning import capture as capture_module
-from camera.pruning.capture import STATISTICS, capture, selection_of
+from camera.pruning import propagate as walk
+from camera.pruning.capture import STATISTICS, capture
 from camera.pruning.importance import importance, kept_channels, kept_width
+from camera.pruning.propagate import selection_of
 from camera.pruning.statistics import LayerStatistics, read_statistics
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import (
@@ -139,7 +140,7 @@ def test_sequential_capture_needs_no_room_for_activations(
     folder = build(**KINDS[kind])
     with_room = captured(folder, tokens, tmp_path / "room", propagate="sequential")
     batch_bytes = 2 * tokens.shape[1] * Checkpoint.open(folder).ffn_width * 4
-    monkeypatch.setattr(capture_module, "_ACTIVATION_BUDGET_BYTES", held_batches * batch_bytes)
+    monkeypatch.setattr(walk, "ACTIVATION_BUDGET_BYTES", held_batches * batch_bytes)
     without = captured(folder, tokens, tmp_path / "none", propagate="sequential")
     for layer, reference in zip(without, with_room, strict=True):
         close(layer, reference, rtol=1e-5)
@@ -170,7 +171,7 @@ def test_the_walk_goes_on_with_the_very_channels_that_prune_will_keep_though_it_
         chosen.append(kept_K.tolist())
         return kept_K
 
-    monkeypatch.setattr(capture_module, "kept_channels", spy)
+    monkeypatch.setattr(walk, "kept_channels", spy)
     layers = captured(folder, tokens, tmp_path, propagate="sequential", dtype="bfloat16")
     assert chosen == kept_by(folder, layers)
 

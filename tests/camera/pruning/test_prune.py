@@ -77,6 +77,7 @@ def test_the_summary_holds_the_widths_and_the_share_of_importance_that_stays(
         "ratio": 0.3,
         "multiple_of": 4,
         "layers": 3,
+        "hidden_size": 64,
         "width": 192,
         "kept_width": 136,
         "removed_share": pytest.approx(56 / 192),

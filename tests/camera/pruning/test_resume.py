@@ -1,6 +1,7 @@
 """A killed capture or prune goes on where it was, and ends with the bytes of an undisturbed run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,20 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning.capture import STATISTICS, capture, selection_of
+from camera.pruning import propagate as walk
+from camera.pruning.capture import STATISTICS, capture
+from camera.pruning.propagate import selection_of
 from camera.pruning.prune import prune
 from tests.camera.pruning.conftest import PROPAGATIONS, PRUNE, Build, contents, run_steps
 
-RESUME = "resume.safetensors"
+
+def state_after(layers: int) -> str:
+    return f"resume-{layers:04d}-0of1.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _save_after_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "_SAVING_SHARE", 1e9)
 
 
 class KilledError(Exception):
@@ -35,7 +45,7 @@ def run_capture(
     checkpoint = Checkpoint.open(folder)
     options = CaptureOptions(propagate=propagate, device="cpu", batch_size=2)  # type: ignore[arg-type]
     selection = selection_of(checkpoint, options, PRUNE)
-    capture(checkpoint, tokens_ST, out, options, selection, progress, save_every_seconds=0)
+    capture(checkpoint, tokens_ST, out, options, selection, progress)
 
 
 @pytest.fixture
@@ -69,7 +79,7 @@ def test_a_killed_capture_goes_on_at_the_layer_it_was_in(
     assert set(contents(tmp_path / "undisturbed")) == {STATISTICS, "capture.json"}
     with pytest.raises(KilledError):
         run_capture(folder, tokens, tmp_path / "killed", propagate, kill_at(killed_in * len(tokens) + 3))
-    assert set(contents(tmp_path / "killed")) == {RESUME}
+    assert set(contents(tmp_path / "killed")) == {state_after(killed_in)}
 
     read_names.clear()
     told: list[int] = []
@@ -100,7 +110,7 @@ def test_a_damaged_resume_file_is_ignored(
     run_capture(folder, tokens, tmp_path / "undisturbed", "sequential")
     with pytest.raises(KilledError):
         run_capture(folder, tokens, tmp_path / "killed", "sequential", kill_at(8))
-    state = tmp_path / "killed" / RESUME
+    state = tmp_path / "killed" / state_after(1)
     whole = state.read_bytes()
     if damage == "truncated":
         state.write_bytes(whole[: len(whole) // 2])
@@ -117,14 +127,24 @@ def test_a_damaged_resume_file_is_ignored(
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
-def test_the_state_is_not_saved_more_often_than_asked(
-    build: Build, tokens: torch.Tensor, tmp_path: Path
+def test_after_the_first_layer_saving_takes_no_more_than_its_share(
+    build: Build, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(walk, "_SAVING_SHARE", 0.0)
     checkpoint = Checkpoint.open(build(model_type="llama"))
     options = CaptureOptions(propagate="one-shot", device="cpu")
     with pytest.raises(KilledError):
-        capture(checkpoint, tokens, tmp_path, options, progress=kill_at(12), save_every_seconds=3600)
-    assert contents(tmp_path) == {}
+        capture(checkpoint, tokens, tmp_path, options, progress=kill_at(12))
+    assert set(contents(tmp_path)) == {state_after(1)}
+
+
+def test_a_state_of_other_inputs_is_ignored(build: Build, tokens: torch.Tensor, tmp_path: Path) -> None:
+    folder = build(model_type="llama")
+    run_capture(folder, tokens, tmp_path / "undisturbed", "sequential")
+    with pytest.raises(KilledError):
+        run_capture(folder, tokens.flip(0), tmp_path / "killed", "sequential", kill_at(8))
+    run_capture(folder, tokens, tmp_path / "killed", "sequential")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("mode", ["physical", "mask"])
@@ -139,9 +159,36 @@ def test_a_killed_prune_goes_on_at_the_first_layer_that_is_not_there(
     out.mkdir()
     with pytest.raises(KilledError):
         prune(checkpoint, steps.scored, out, options, kill_at(2))
-    assert set(contents(out)) == {"layer-0000.safetensors", "layer-0001.safetensors"}
+    decided = {"kept.safetensors", "prune.json"}
+    assert set(contents(out)) == decided | {"layer-0000.safetensors", "layer-0001.safetensors"}
 
     read_names.clear()
     prune(checkpoint, steps.scored, out, options)
     assert set(read_names) == set(checkpoint.family.ffn_names(2))
     assert contents(out) == contents(steps.pruned)
+
+
+@pytest.mark.parametrize("change", [{"ratio": 0.5}, {"mode": "mask"}])
+def test_matrices_that_another_prune_left_are_dropped(
+    build: Build, tokens: torch.Tensor, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = build(model_type="llama")
+    first = run_steps(folder, tokens, tmp_path / "first", propagate="one-shot")
+    changed = PRUNE.model_copy(update=change)
+    wanted = run_steps(folder, tokens, tmp_path / "wanted", changed, propagate="one-shot")
+    with pytest.raises(KilledError):
+        prune(Checkpoint.open(folder), first.scored, tmp_path / "first" / "pruned", changed, kill_at(1))
+    prune(Checkpoint.open(folder), first.scored, tmp_path / "first" / "pruned", changed)
+    assert contents(tmp_path / "first" / "pruned") == contents(wanted.pruned)
+
+
+def test_matrices_of_an_unfinished_prune_of_other_scores_are_dropped(
+    build: Build, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    folder = build(model_type="llama")
+    first = run_steps(folder, tokens, tmp_path / "first")
+    second = run_steps(folder, tokens.flip(1), tmp_path / "second")
+    with pytest.raises(KilledError):
+        prune(Checkpoint.open(folder), first.scored, tmp_path / "first" / "pruned", PRUNE, kill_at(2))
+    prune(Checkpoint.open(folder), second.scored, tmp_path / "first" / "pruned", PRUNE)
+    assert contents(tmp_path / "first" / "pruned") == contents(second.pruned)

@@ -259,13 +259,14 @@ def test_what_does_not_read_back_is_named(
         save(Checkpoint.open(folder), pruned, tmp_path / "out")
 
 
-def test_a_prune_of_a_model_with_other_layers_is_refused(
-    build: Build, tokens: torch.Tensor, tmp_path: Path
+@pytest.mark.parametrize("sizes", [{"layers": 2}, {"layers": 3, "hidden": 32}, {"layers": 3, "ffn": 172}])
+def test_a_prune_of_a_model_of_other_sizes_is_refused(
+    build: Build, tokens: torch.Tensor, tmp_path: Path, sizes: dict[str, int]
 ) -> None:
     pruned = run_steps(build(model_type="llama"), tokens, tmp_path / "a").pruned
-    other = tiny_checkpoint(tmp_path / "other", layers=2)
+    other = tiny_checkpoint(tmp_path / "other", **sizes)
     (tmp_path / "out").mkdir()
-    with pytest.raises(CameraError, match=r"has 3 layers and .*other 2"):
+    with pytest.raises(CameraError, match=r"pruned from a model of .*\(3, 64, 192\) and .*other has"):
         save(Checkpoint.open(other), pruned, tmp_path / "out")
 
 

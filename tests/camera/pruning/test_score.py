@@ -55,9 +55,12 @@ def test_statistics_of_a_model_of_another_width_are_refused(build: Build, tmp_pa
         score(Checkpoint.open(build(model_type="llama")), tmp_path, tmp_path, 0.5)
 
 
-def test_statistics_of_a_model_with_fewer_layers_are_refused(build: Build, tmp_path: Path) -> None:
-    write_statistics(tmp_path / STATISTICS, statistics(2, 192))
-    with pytest.raises(CameraError, match=r"layers\.2"):
+@pytest.mark.parametrize("layers", [2, 4])
+def test_statistics_of_a_model_with_other_layers_are_refused(
+    build: Build, tmp_path: Path, layers: int
+) -> None:
+    write_statistics(tmp_path / STATISTICS, statistics(layers, 192))
+    with pytest.raises(CameraError, match=rf"has {layers} layers, the model 3: capture this model"):
         score(Checkpoint.open(build(model_type="llama")), tmp_path, tmp_path, 0.5)
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
 from camera.pruning.statistics import LayerStatistics, read_statistics, write_statistics
 
@@ -76,7 +77,14 @@ def test_statistics_read_back_as_they_were_written(tmp_path: Path) -> None:
         assert torch.equal(before.max_abs_F, after.max_abs_F)
 
 
-def test_statistics_of_a_model_with_fewer_layers_are_refused(tmp_path: Path) -> None:
-    write_statistics(tmp_path / "s.safetensors", [gathered(torch.randn(2, 5, 8))] * 2)
-    with pytest.raises(CameraError, match=r"s\.safetensors has no 'layers\.2\.sum_squares'"):
+@pytest.mark.parametrize("layers", [2, 4])
+def test_statistics_of_a_model_with_other_layers_are_refused(tmp_path: Path, layers: int) -> None:
+    write_statistics(tmp_path / "s.safetensors", [gathered(torch.randn(2, 5, 8))] * layers)
+    with pytest.raises(CameraError, match=rf"s\.safetensors has {layers} layers, the model 3"):
         read_statistics(tmp_path / "s.safetensors", 3)
+
+
+def test_a_file_that_is_no_statistics_is_refused(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "s.safetensors", {"a": torch.ones(1), "b": torch.ones(1)})
+    with pytest.raises(CameraError, match=r"s\.safetensors has no 'layers\.0\.sum_squares'"):
+        read_statistics(tmp_path / "s.safetensors", 1)

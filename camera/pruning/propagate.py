@@ -1,0 +1,321 @@
+"""One streamed pass over all decoder layers: hidden states go in, statistics of each layer come out.
+
+In one-shot propagation a layer's output is the original model's. In sequential propagation its channels are selected
+as soon as its statistics are complete, and the next layer sees what the pruned layer puts out. Either way attention,
+gate and up run once per layer: sequential propagation keeps the activations, within a budget of memory, and computes
+only the down projection on the kept channels.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import dtype_name, free_memory_bytes, resolve_device, resolve_dtype
+from camera.digests import digest_json
+from camera.errors import CameraError
+from camera.options import CaptureOptions, PruneOptions
+from camera.progress import Progress, silent
+from camera.pruning.importance import importance, kept_channels, kept_width
+from camera.pruning.ranks import Ranks
+from camera.pruning.state import StateFiles
+from camera.pruning.statistics import LayerStatistics
+from camera.pruning.walk import LayerWalk
+
+ACTIVATION_BUDGET_BYTES = 1 << 30
+"""Most memory that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
+_SHARE_OF_FREE = 0.5
+_SAVING_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What sequential propagation must know to prune a layer while it walks."""
+
+    reduce_ratio: float
+    kept: int
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One decoder layer, seen."""
+
+    layer: int
+    statistics: LayerStatistics
+    """Of all samples of all ranks."""
+    kept_K: torch.Tensor | None
+    """int64 [kept], the channels that the next layer's input was computed with; None in one-shot propagation."""
+    resumed: bool
+    """Whether an earlier, killed walk saw it."""
+
+
+def selection_of(checkpoint: Checkpoint, options: CaptureOptions, prune: PruneOptions) -> Selection | None:
+    """The selection that capture depends on: none in one-shot mode, whose statistics serve every ratio."""
+    if options.propagate == "one-shot":
+        return None
+    return Selection(prune.reduce_ratio, kept_width(checkpoint.ffn_width, prune.ratio, prune.multiple_of))
+
+
+def propagate(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    options: CaptureOptions,
+    selection: Selection | None,
+    work: Path,
+    *,
+    ranks: Ranks | None = None,
+    before_saving: Callable[[], None] = lambda: None,
+    progress: Progress = silent,
+) -> Iterator[Visit]:
+    """Walk the layers and yield each with its statistics.
+
+    The walk's state is saved in `work` after a layer has been yielded and dealt with, as often as costs no more
+    than a tenth of the time; a walk that finds a state of the same inputs there yields the layers it holds as
+    `resumed` and goes on behind them.
+
+    Args:
+        checkpoint: the model.
+        tokens_ST: int64 [samples, tokens], of all ranks.
+        options: batch size, dtype, device.
+        selection: for sequential propagation.
+        work: an existing folder for the state.
+        ranks: the processes that share the samples.
+        before_saving: called before a state is saved, to make durable what was done with the layers so far.
+        progress: told (samples done × layers, all).
+
+    Raises:
+        CameraError: for weights or activations with NaN or infinity, tokens outside the vocabulary, or windows
+            longer than the model's positions.
+    """
+    ranks = ranks or Ranks()
+    device = _device_of(options, ranks)
+    dtype = resolve_dtype(options.dtype, checkpoint.dtype)
+    _check_tokens(checkpoint, tokens_ST, ranks)
+    mine_ST = ranks.share(tokens_ST)
+    states = StateFiles(work, _fingerprint(checkpoint, tokens_ST, dtype, selection), ranks.rank, ranks.count)
+    walk = LayerWalk(checkpoint, device, dtype)
+    call = walk.caller(tokens_ST.shape[1])
+    count, samples = checkpoint.layer_count, len(mine_ST)
+    layers: list[LayerStatistics] = []
+    with torch.inference_mode():
+        state = states.newest()
+        if not ranks.all_equal(0 if state is None else len(state.layers)):
+            state = None
+        if state is not None:
+            layers = state.layers
+        hidden_STH = _settled(walk.embed(mine_ST) if state is None else state.hidden_STH, device, work)
+        for index, statistics in enumerate(layers):
+            yield Visit(index, statistics, _select(checkpoint, index, selection, statistics), resumed=True)
+        clock = _SavingClock()
+        for index in range(len(layers), count):
+            done = index * samples
+
+            def tell(seen: int, done: int = done) -> None:
+                progress(done + seen, samples * count)
+
+            with walk.layer(index) as module:
+                visit = _Visitor(module, call, hidden_STH, options.batch_size, last=index + 1 == count)
+                statistics = visit.look(sequential=selection is not None, tell=tell)
+                ranks.merge(statistics)
+                statistics.check_finite(index)
+                kept_K = _select(checkpoint, index, selection, statistics, visit.down_HF)
+                if kept_K is not None:
+                    visit.narrow(kept_K)
+            layers.append(statistics)
+            yield Visit(index, statistics, kept_K, resumed=False)
+            if index + 1 < count and ranks.agree(clock.due()):
+                with clock.saving():
+                    before_saving()
+                    states.save(layers, hidden_STH)
+                    ranks.wait()
+                    states.drop_before(len(layers))
+    ranks.wait()
+    if ranks.first:
+        states.clear()
+    progress(samples * count, samples * count)
+
+
+class _Visitor:
+    """One layer and the hidden states of all samples, which it replaces in place by what the layer puts out."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        call: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+        hidden_STH: torch.Tensor,
+        batch_size: int,
+        *,
+        last: bool,
+    ) -> None:
+        self._layer = layer
+        self._call = call
+        self._hidden_STH = hidden_STH
+        self._batches = [slice(start, start + batch_size) for start in range(0, len(hidden_STH), batch_size)]
+        self._last = last
+        self._mlp: nn.Module = layer.mlp  # type: ignore[assignment]
+        self._down: nn.Linear = self._mlp.down_proj  # type: ignore[assignment]
+        self._device = self._down.weight.device
+        self._held: dict[int, torch.Tensor] = {}  # activations by batch, as many as the budget allows
+
+    @property
+    def down_HF(self) -> torch.Tensor:
+        """The down projection as the layer computes with it."""
+        return self._down.weight
+
+    def look(self, *, sequential: bool, tell: Callable[[int], None]) -> LayerStatistics:
+        """Run the layer over all samples and gather statistics of what enters `down_proj`."""
+        statistics = LayerStatistics.zeros(self._down.in_features)
+        room = min(ACTIVATION_BUDGET_BYTES, int(_SHARE_OF_FREE * free_memory_bytes(self._device)))
+
+        def see(act_BTF: torch.Tensor) -> bool:
+            nonlocal room
+            statistics.update(act_BTF)
+            if self._last:
+                return False
+            if sequential and act_BTF.nbytes <= room:
+                room -= act_BTF.nbytes
+                self._held[number] = act_BTF
+            return not sequential
+
+        self._mlp.down_proj = _Recorder(self._down, see)
+        for number, batch in enumerate(self._batches):
+            out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
+            if not self._last and (not sequential or number in self._held):  # output, or residual stream
+                self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
+            tell(min(batch.stop, len(self._hidden_STH)))
+        self._mlp.down_proj = self._down
+        return statistics
+
+    def narrow(self, kept_K: torch.Tensor) -> None:
+        """Make the hidden states what the layer puts out with the kept channels alone."""
+        if self._last:
+            return
+        kept_K = kept_K.to(self._device)
+        kept_down_HK = self._down.weight.index_select(1, kept_K)
+        for number, batch in enumerate(self._batches):
+            if (act_BTF := self._held.pop(number, None)) is not None:
+                ffn_BTH = nn.functional.linear(
+                    act_BTF.index_select(-1, kept_K), kept_down_HK, self._down.bias
+                )
+                out_BTH = self._hidden_STH[batch].to(self._device) + ffn_BTH
+            else:
+                _narrow(self._mlp, kept_K)
+                out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
+            self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
+
+
+class _Recorder(nn.Module):
+    """Stands in for `down_proj`: sees the activations that enter it, and lets them through or not."""
+
+    def __init__(self, down: nn.Linear, see: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__()
+        self.down = down
+        self.see = see
+
+    def forward(self, act_BTF: torch.Tensor) -> torch.Tensor:
+        if self.see(act_BTF):
+            return self.down(act_BTF)
+        # Zeros in place of the FFN's output: the layer then returns its residual stream alone.
+        return act_BTF.new_zeros(*act_BTF.shape[:-1], self.down.out_features)
+
+
+def _narrow(mlp: nn.Module, kept_K: torch.Tensor) -> None:
+    """Slice a gated FFN in place to its kept channels, once."""
+    for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+        linear: nn.Linear = getattr(mlp, name)
+        if linear.weight.shape[dim] != len(kept_K):
+            linear.weight = nn.Parameter(linear.weight.index_select(dim, kept_K), requires_grad=False)
+
+
+class _SavingClock:
+    """Says when to save, so that saving takes no more than a tenth of the time."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._cost = 0.0
+
+    def due(self) -> bool:
+        return (time.monotonic() - self._since) * _SAVING_SHARE >= self._cost
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self._since = time.monotonic()
+        self._cost = self._since - begun
+
+
+def _select(
+    checkpoint: Checkpoint,
+    index: int,
+    selection: Selection | None,
+    statistics: LayerStatistics,
+    down_HF: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """The channels of one layer that stay, int64 [kept] on the CPU; None in one-shot propagation.
+
+    Scored with the checkpoint's own matrix: bit for bit the scores that prune will use, though the layer
+    computes in another dtype, or on a device without float64. Where the layer's matrix at hand is that very one it
+    is used; reading it again would map it twice.
+    """
+    if selection is None:
+        return None
+    name = checkpoint.family.ffn_names(index)[2]
+    if down_HF is None or down_HF.device.type != "cpu" or down_HF.dtype != checkpoint.tensors[name].dtype:
+        down_HF = checkpoint.read(name)
+    return kept_channels(importance(statistics, down_HF, selection.reduce_ratio), selection.kept)
+
+
+def _settled(hidden_STH: torch.Tensor, device: torch.device, work: Path) -> torch.Tensor:
+    """Move hidden states to where they fit: the device, else the host's memory, else a mapped file."""
+    if device.type != "cpu" and hidden_STH.nbytes <= _SHARE_OF_FREE * free_memory_bytes(device):
+        return hidden_STH.to(device)
+    if hidden_STH.nbytes <= _SHARE_OF_FREE * free_memory_bytes(torch.device("cpu")):
+        return hidden_STH
+    path = work / f".hidden.{os.getpid()}.tmp"
+    mapped = torch.from_file(str(path), shared=True, size=hidden_STH.numel(), dtype=hidden_STH.dtype)
+    path.unlink()  # the map keeps the file; its name is not needed again, and a kill leaves nothing behind
+    return mapped.view_as(hidden_STH).copy_(hidden_STH)
+
+
+def _device_of(options: CaptureOptions, ranks: Ranks) -> torch.device:
+    """Each rank takes an accelerator of its own; on the CPU they share the cores."""
+    device = resolve_device(options.device)
+    if device.type == "cpu" or ranks.count == 1:
+        return device
+    return resolve_device(f"{device.type}:{ranks.rank}")
+
+
+def _check_tokens(checkpoint: Checkpoint, tokens_ST: torch.Tensor, ranks: Ranks) -> None:
+    length = tokens_ST.shape[1]
+    positions = int(checkpoint.config.get("max_position_embeddings", length))
+    if length > positions:
+        raise CameraError(
+            f"calibration windows of {length} tokens exceed the model's {positions} positions: lower the length"
+        )
+    if len(tokens_ST) < ranks.count:
+        raise CameraError(f"{len(tokens_ST)} samples cannot be split over {ranks.count} devices: use fewer")
+
+
+def _fingerprint(
+    checkpoint: Checkpoint, tokens_ST: torch.Tensor, dtype: torch.dtype, selection: Selection | None
+) -> str:
+    """What a saved state belongs to. The weights stand by name, shape and file time: hashing them takes minutes."""
+    return digest_json(
+        {
+            "config": checkpoint.config,
+            "folder": str(checkpoint.folder.resolve()),
+            "tensors": {name: list(info.shape) for name, info in checkpoint.tensors.items()},
+            "changed": [(checkpoint.folder / file).stat().st_mtime_ns for file in checkpoint.weight_files],
+            "shape": list(tokens_ST.shape),
+            "tokens": digest_json(tokens_ST.flatten().tolist()),
+            "dtype": dtype_name(dtype),
+            "selection": None if selection is None else vars(selection),
+        }
+    )

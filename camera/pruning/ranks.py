@@ -1,0 +1,147 @@
+"""Several processes that walk one model together, each over its share of the samples.
+
+Only statistics cross between processes: a few hundred kilobytes per layer, as CPU tensors over gloo on loopback,
+whatever device the layers compute on. So nccl and hccl are not needed, and float64 sums are at home.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from camera.errors import CameraError
+from camera.pruning.statistics import LayerStatistics
+
+_PATIENCE = timedelta(hours=12)  # a rank may wait for a slower one through a whole layer of a large model
+
+
+class Ranks:
+    """This process among those that share the work; alone by default."""
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank = rank
+        self.count = count
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the results."""
+        return self.rank == 0
+
+    def share(self, samples_ST: torch.Tensor) -> torch.Tensor:
+        """This rank's samples: consecutive, as even as can be; the first ranks have one more."""
+        return samples_ST.tensor_split(self.count)[self.rank]
+
+    def merge(self, statistics: LayerStatistics) -> None:
+        """Make `statistics` those of all ranks together: sums add, maxima are maxima."""
+        if self.count > 1:
+            dist.all_reduce(statistics.sum_squares_F, dist.ReduceOp.SUM)
+            dist.all_reduce(statistics.max_abs_F, dist.ReduceOp.MAX)
+
+    def agree(self, value: int) -> int:
+        """The value of the first rank, on every rank."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor([value])
+        dist.broadcast(shared, 0)
+        return int(shared)
+
+    def all_equal(self, value: int) -> bool:
+        """Whether every rank has the same value."""
+        if self.count == 1:
+            return True
+        bounds = torch.tensor([value, -value])
+        dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        return int(bounds[0]) == -int(bounds[1])
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Ranks]:
+    """Start `count` − 1 more processes that call `work(ranks, *arguments)`; this one is the first rank.
+
+    Threads of the CPU are divided among the ranks.
+
+    Raises:
+        CameraError: if another rank failed, with what it said.
+    """
+    if count == 1:
+        yield Ranks()
+        return
+    threads = torch.get_num_threads()
+    share = max(1, threads // count)
+    with tempfile.TemporaryDirectory(prefix="camera-ranks-") as meeting:
+        context = mp.get_context("spawn")
+        others: list[BaseProcess] = [
+            context.Process(target=_other, args=(rank, count, share, meeting, work, arguments), daemon=True)
+            for rank in range(1, count)
+        ]
+        for process in others:
+            process.start()
+        try:
+            torch.set_num_threads(share)
+            _await(others, Path(meeting))
+            _join(0, count, meeting)
+            yield Ranks(0, count)
+            for process in others:
+                process.join()
+        except RuntimeError as error:  # a peer is gone: say why it went, not that its socket closed
+            raise CameraError(_said(Path(meeting)) or f"a rank was lost: {error}") from error
+        finally:
+            torch.set_num_threads(threads)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            for process in others:
+                process.terminate()
+                process.join()
+        if message := _said(Path(meeting)):
+            raise CameraError(message)
+
+
+def _await(others: list[BaseProcess], meeting: Path) -> None:
+    """Wait until all have started; joining a group whose member died at start would wait for ever."""
+    while sum(1 for _ in meeting.glob("ready-*")) < len(others):
+        for process in others:
+            if process.exitcode is not None:
+                raise CameraError(
+                    _said(meeting) or f"a rank ended at its start (exit code {process.exitcode})"
+                )
+        time.sleep(0.05)
+
+
+def _other(
+    rank: int, count: int, threads: int, meeting: str, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(threads)
+    try:
+        (Path(meeting) / f"ready-{rank}").touch()
+        _join(rank, count, meeting)
+        work(Ranks(rank, count), *arguments)
+    except CameraError as error:
+        (Path(meeting) / f"error-{rank}").write_text(str(error), encoding="utf-8")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(rank: int, count: int, meeting: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: never listen to the network
+    store = dist.FileStore(str(Path(meeting) / "store"), count)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_PATIENCE)
+
+
+def _said(meeting: Path) -> str | None:
+    messages = sorted(path.read_text(encoding="utf-8") for path in meeting.glob("error-*"))
+    return messages[0] if messages else None

@@ -1,0 +1,159 @@
+"""From a checkpoint to a pruned checkpoint in one walk: capture, score, prune and save, a layer at a time.
+
+Memory is about one decoder layer and the hidden states, whatever the model's size, and the source is read once. Each
+layer is written as soon as its channels are selected; a killed run goes on at the layer it was in, in the same
+shards, and ends with the bytes of an undisturbed one.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.safetensors_file import write_tensors
+from camera.digests import digest_json
+from camera.errors import CameraError
+from camera.files import read_json, refuse_occupied, sweep, sync, sync_tree, write_json
+from camera.options import CaptureOptions, PruneOptions
+from camera.progress import Progress, silent
+from camera.pruning.importance import importance, kept_channels, kept_width
+from camera.pruning.propagate import Selection, Visit, propagate, selection_of
+from camera.pruning.prune import KEPT, SUMMARY, pruned_matrix, share_kept, summarize
+from camera.pruning.ranks import Ranks, ranks
+from camera.pruning.target import PrunedTarget
+
+_WORK = ".work"
+_BEGUN = "begun.json"
+
+
+def prune_checkpoint(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    out: Path,
+    capture: CaptureOptions,
+    options: PruneOptions,
+    progress: Progress = silent,
+) -> Path:
+    """Write the pruned model to `out`, which must not exist with content.
+
+    The same channels and bytes as capture, score, prune and save one after the other. The unfinished model lies
+    beside `out` as `.<name>.partial`; the same call on the same inputs goes on there.
+
+    Args:
+        checkpoint: the source model.
+        tokens_ST: int64 [samples, tokens] of calibration text.
+        out: the folder to make.
+        capture: how to walk: propagation, batch size, dtype, device, over how many devices.
+        options: which channels go.
+        progress: told (samples done × layers, all).
+
+    Returns:
+        the folder with `kept.safetensors` and `prune.json`, hidden in `out` until `finish_work` removes it.
+
+    Raises:
+        CameraError: as `propagate`; if nothing would be pruned; or if `out` is occupied.
+    """
+    refuse_occupied(out)
+    keep = kept_width(checkpoint.ffn_width, options.ratio, options.multiple_of)
+    selection = selection_of(checkpoint, capture, options)
+    partial = out.with_name(f".{out.name}.partial")
+    resume = _begin(partial, checkpoint, tokens_ST, capture, options)
+    work = partial / _WORK
+    target = PrunedTarget(checkpoint, partial, keep, options.mode, resume=resume)
+    kept: list[torch.Tensor] = []
+    shares: list[float] = []
+    arguments = (checkpoint.folder, tokens_ST, work, capture, selection)
+    try:
+        with ranks(capture.devices, _help, *arguments) as us:
+            for visit in propagate(
+                checkpoint,
+                tokens_ST,
+                capture,
+                selection,
+                work,
+                ranks=us,
+                before_saving=target.sync,
+                progress=progress,
+            ):
+                scores_F = _scores(checkpoint, visit, options.reduce_ratio)
+                kept_K = kept_channels(scores_F, keep)
+                kept.append(kept_K)
+                shares.append(share_kept(scores_F, kept_K))
+                if visit.resumed:
+                    target.already_written(visit.layer)
+                elif keep < checkpoint.ffn_width:
+
+                    def matrix(
+                        name: str, layer: int = visit.layer, kept_K: torch.Tensor = kept_K
+                    ) -> torch.Tensor:
+                        return pruned_matrix(checkpoint, layer, name, kept_K, options.mode)
+
+                    target.write_layer(visit.layer, matrix)
+        target.write_rest()
+        target.finish()
+    finally:
+        target.abandon()
+    write_tensors(work / KEPT, {f"layers.{index}.kept": kept_K for index, kept_K in enumerate(kept)})
+    write_json(work / SUMMARY, summarize(checkpoint, options, shares))
+    (work / _BEGUN).unlink()
+    sync_tree(partial)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+    sync(out.parent)
+    return out / _WORK
+
+
+def finish_work(work: Path) -> None:
+    """Remove what `prune_checkpoint` returned, once it has been read."""
+    shutil.rmtree(work)
+
+
+def _begin(
+    partial: Path,
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    capture: CaptureOptions,
+    options: PruneOptions,
+) -> bool:
+    """Make the unfinished folder, or find it; whether it was begun with the same inputs and can be resumed."""
+    asked = {
+        "source": str(checkpoint.folder.resolve()),
+        "tokens": digest_json(tokens_ST.flatten().tolist()),
+        "shape": list(tokens_ST.shape),
+        "capture": capture.model_dump(mode="json"),
+        "prune": options.model_dump(mode="json"),
+    }
+    begun = partial / _WORK / _BEGUN
+    if begun.is_file():
+        try:
+            same = read_json(begun) == asked
+        except CameraError:
+            same = False
+        shards = [partial / file for file in checkpoint.weight_files]
+        if same and any(shard.is_file() for shard in shards):
+            sweep(partial / _WORK)
+            return True
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / _WORK).mkdir(parents=True)
+    write_json(begun, asked)
+    return False
+
+
+def _scores(checkpoint: Checkpoint, visit: Visit, reduce_ratio: float) -> torch.Tensor:
+    down_HF = checkpoint.read_finite(checkpoint.family.ffn_names(visit.layer)[2])
+    return importance(visit.statistics, down_HF, reduce_ratio)
+
+
+def _help(
+    us: Ranks,
+    folder: Path,
+    tokens_ST: torch.Tensor,
+    work: Path,
+    capture: CaptureOptions,
+    selection: Selection | None,
+) -> None:
+    """What the other ranks do: the same walk over their samples."""
+    for _ in propagate(Checkpoint.open(folder), tokens_ST, capture, selection, work, ranks=us):
+        pass
