@@ -10,11 +10,13 @@ import torch
 
 from camera.devices import resolve_dtype
 from camera.errors import CameraError
+from camera.pruning.estimate import WalkEstimate, estimate_walk
 from camera.pruning.importance import kept_width
+from camera.pruning.propagate import selection_of
 from camera.units import bytes_text
 from tasks.pipeline import Pipeline, Step
 from tasks.stage import RunReferences, find
-from tasks.stages import publish
+from tasks.stages import capture, publish
 from tasks.store import Artifact, Store
 
 BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_0_64": 4.25}
@@ -31,10 +33,12 @@ class StepPlan:
     """`cached`, `run`, or `after` (runs unless what it waits for comes out as an artifact the store has)."""
     disk_bytes: int
     memory_bytes: int
+    seconds: float | None = None
+    """Only for a capture that is to run, from a trial of one batch in one layer."""
 
 
 def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
-    """Which steps would run. Verifies what is in the store, and runs nothing."""
+    """Which steps would run. Verifies what is in the store, and runs nothing but a trial of the first layer."""
     done: dict[str, Artifact] = {}
     plans = []
     for step in pipeline.steps:
@@ -44,8 +48,20 @@ def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
             state = "run" if artifact is None else "cached"
             if artifact is not None:
                 done[step.name] = artifact
-        plans.append(StepPlan(step, state, *_needs(pipeline, step)))
+        disk, memory = _needs(pipeline, step)
+        seconds = None
+        if step.stage is capture.STAGE and state != "cached":
+            estimate = _estimate(pipeline)
+            memory, seconds = estimate.peak_bytes, estimate.seconds
+        plans.append(StepPlan(step, state, disk, memory, seconds))
     return plans
+
+
+def _estimate(pipeline: Pipeline) -> WalkEstimate:
+    checkpoint, recipe = pipeline.sources.checkpoint, pipeline.recipe
+    tokens = recipe.calibration
+    selection = selection_of(checkpoint, recipe.capture, recipe.prune)
+    return estimate_walk(checkpoint, tokens.samples, tokens.length, recipe.capture, selection)
 
 
 def check_room(pipeline: Pipeline, store: Store) -> None:

@@ -137,6 +137,8 @@ class SafetensorsWriter:
             self._offsets[name] = end
             end += prod(shape) * dtype.itemsize
         if resume:
+            if not path.is_file():
+                raise CameraError(f"{path} is missing: remove its folder and start again")
             self._file = path.open("r+b")
             if self._file.read(len(header)) != header or os.fstat(self._file.fileno()).st_size != end:
                 self._file.close()

@@ -11,6 +11,7 @@ from camera.options import CaptureOptions
 from camera.progress import Progress, silent
 from camera.pruning.propagate import Selection, propagate
 from camera.pruning.ranks import Ranks, ranks
+from camera.pruning.state import clear_states
 from camera.pruning.statistics import write_statistics
 
 STATISTICS = "statistics.safetensors"
@@ -56,6 +57,7 @@ def capture(
             "device": resolve_device(options.device).type,
         },
     )
+    clear_states(out)
 
 
 def _help(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -77,7 +78,7 @@ def propagate(
 
     The walk's state is saved in `work` after a layer has been yielded and dealt with, as often as costs no more
     than a tenth of the time; a walk that finds a state of the same inputs there yields the layers it holds as
-    `resumed` and goes on behind them.
+    `resumed` and goes on behind them. The last state stays: `clear_states` once what the walk was for is safe.
 
     Args:
         checkpoint: the model.
@@ -109,7 +110,15 @@ def propagate(
             state = None
         if state is not None:
             layers = state.layers
-        hidden_STH = _settled(walk.embed(mine_ST) if state is None else state.hidden_STH, device, work)
+        shape = (*mine_ST.shape, checkpoint.hidden_size)
+        hidden_STH = _room(shape, dtype, device, work, ranks)
+        if state is not None:
+            hidden_STH.copy_(state.hidden_STH)
+            del state  # a map of a file that is soon removed
+        else:
+            for start in range(0, samples, options.batch_size):
+                batch = slice(start, start + options.batch_size)
+                hidden_STH[batch] = walk.embed(mine_ST[batch]).to(hidden_STH.device)
         for index, statistics in enumerate(layers):
             yield Visit(index, statistics, _select(checkpoint, index, selection, statistics), resumed=True)
         clock = _SavingClock()
@@ -136,8 +145,6 @@ def propagate(
                     ranks.wait()
                     states.drop_before(len(layers))
     ranks.wait()
-    if ranks.first:
-        states.clear()
     progress(samples * count, samples * count)
 
 
@@ -272,16 +279,19 @@ def _select(
     return kept_channels(importance(statistics, down_HF, selection.reduce_ratio), selection.kept)
 
 
-def _settled(hidden_STH: torch.Tensor, device: torch.device, work: Path) -> torch.Tensor:
-    """Move hidden states to where they fit: the device, else the host's memory, else a mapped file."""
-    if device.type != "cpu" and hidden_STH.nbytes <= _SHARE_OF_FREE * free_memory_bytes(device):
-        return hidden_STH.to(device)
-    if hidden_STH.nbytes <= _SHARE_OF_FREE * free_memory_bytes(torch.device("cpu")):
-        return hidden_STH
+def _room(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, work: Path, ranks: Ranks
+) -> torch.Tensor:
+    """Room for hidden states where they fit: on the device, else in the host's memory, else in a mapped file."""
+    size = prod(shape) * dtype.itemsize
+    if device.type != "cpu" and size <= _SHARE_OF_FREE * free_memory_bytes(device):
+        return torch.empty(shape, dtype=dtype, device=device)
+    if ranks.count * size <= _SHARE_OF_FREE * free_memory_bytes(torch.device("cpu")):  # ranks share the host
+        return torch.empty(shape, dtype=dtype)
     path = work / f".hidden.{os.getpid()}.tmp"
-    mapped = torch.from_file(str(path), shared=True, size=hidden_STH.numel(), dtype=hidden_STH.dtype)
+    mapped = torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype)
     path.unlink()  # the map keeps the file; its name is not needed again, and a kill leaves nothing behind
-    return mapped.view_as(hidden_STH).copy_(hidden_STH)
+    return mapped.view(shape)
 
 
 def _device_of(options: CaptureOptions, ranks: Ranks) -> torch.device:
@@ -319,3 +329,15 @@ def _fingerprint(
             "selection": None if selection is None else vars(selection),
         }
     )
+
+
+def trial(walk: LayerWalk, hidden_BTH: torch.Tensor, batch_size: int, selection: Selection | None) -> float:
+    """Run the first layer on one batch as a walk does; the seconds without loading it. For estimates."""
+    call = walk.caller(hidden_BTH.shape[1])
+    with walk.layer(0) as module:
+        started = time.perf_counter()
+        visit = _Visitor(module, call, hidden_BTH.clone(), batch_size, last=False)
+        visit.look(sequential=selection is not None, tell=lambda seen: None)
+        if selection is not None:
+            visit.narrow(torch.arange(selection.kept))
+        return time.perf_counter() - started

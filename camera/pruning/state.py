@@ -24,7 +24,7 @@ class WalkState:
 
     layers: list[LayerStatistics]
     hidden_STH: torch.Tensor
-    """Hidden states of this rank's samples, as the next layer will read them."""
+    """Hidden states of this rank's samples, as the next layer will read them; mapped, they may exceed memory."""
 
 
 class StateFiles:
@@ -62,11 +62,6 @@ class StateFiles:
                 return state
         return None
 
-    def clear(self) -> None:
-        """Remove every state, also those of other inputs or another number of ranks."""
-        for path in self._folder.glob("resume-*.safetensors"):
-            path.unlink(missing_ok=True)
-
     def _path(self, count: int, rank: int) -> Path:
         return self._folder / f"resume-{count:04d}-{rank}of{self._ranks}.safetensors"
 
@@ -76,10 +71,15 @@ class StateFiles:
             tensors = read_tensors(path)
             if bytes(tensors[_FINGERPRINT].tolist()).hex() != self._fingerprint:
                 return None
-            # A copy: the hidden states are written to, and the file behind the map is soon removed.
-            return WalkState(statistics_from(tensors, count, path), tensors[_HIDDEN].clone())
+            return WalkState(statistics_from(tensors, count, path), tensors[_HIDDEN])
         except (CameraError, KeyError):
             return None
+
+
+def clear_states(folder: Path) -> None:
+    """Remove every state, also those of other inputs or another number of ranks."""
+    for path in folder.glob("resume-*.safetensors"):
+        path.unlink(missing_ok=True)
 
 
 def _layers_of(path: Path) -> int:

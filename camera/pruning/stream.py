@@ -7,6 +7,7 @@ shards, and ends with the bytes of an undisturbed one.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from camera.pruning.importance import importance, kept_channels, kept_width
 from camera.pruning.propagate import Selection, Visit, propagate, selection_of
 from camera.pruning.prune import KEPT, SUMMARY, pruned_matrix, share_kept, summarize
 from camera.pruning.ranks import Ranks, ranks
+from camera.pruning.state import clear_states
 from camera.pruning.target import PrunedTarget
 
 _WORK = ".work"
@@ -58,9 +60,13 @@ def prune_checkpoint(
     keep = kept_width(checkpoint.ffn_width, options.ratio, options.multiple_of)
     selection = selection_of(checkpoint, capture, options)
     partial = out.with_name(f".{out.name}.partial")
-    resume = _begin(partial, checkpoint, tokens_ST, capture, options)
+    asked = _asked(checkpoint, tokens_ST, capture, options)
+    resume = _find(partial, asked)
     work = partial / _WORK
     target = PrunedTarget(checkpoint, partial, keep, options.mode, resume=resume)
+    if not resume:  # only now, so that what can be resumed has all its shards
+        target.sync()
+        write_json(work / _BEGUN, asked)
     kept: list[torch.Tensor] = []
     shares: list[float] = []
     arguments = (checkpoint.folder, tokens_ST, work, capture, selection)
@@ -96,8 +102,9 @@ def prune_checkpoint(
         target.abandon()
     write_tensors(work / KEPT, {f"layers.{index}.kept": kept_K for index, kept_K in enumerate(kept)})
     write_json(work / SUMMARY, summarize(checkpoint, options, shares))
-    (work / _BEGUN).unlink()
     sync_tree(partial)
+    clear_states(work)
+    (work / _BEGUN).unlink()
     if out.exists():
         out.rmdir()
     partial.rename(out)
@@ -110,34 +117,30 @@ def finish_work(work: Path) -> None:
     shutil.rmtree(work)
 
 
-def _begin(
-    partial: Path,
-    checkpoint: Checkpoint,
-    tokens_ST: torch.Tensor,
-    capture: CaptureOptions,
-    options: PruneOptions,
-) -> bool:
-    """Make the unfinished folder, or find it; whether it was begun with the same inputs and can be resumed."""
-    asked = {
+def _asked(
+    checkpoint: Checkpoint, tokens_ST: torch.Tensor, capture: CaptureOptions, options: PruneOptions
+) -> dict[str, Any]:
+    """What an unfinished folder belongs to."""
+    return {
         "source": str(checkpoint.folder.resolve()),
         "tokens": digest_json(tokens_ST.flatten().tolist()),
         "shape": list(tokens_ST.shape),
         "capture": capture.model_dump(mode="json"),
         "prune": options.model_dump(mode="json"),
     }
+
+
+def _find(partial: Path, asked: dict[str, Any]) -> bool:
+    """Whether the unfinished folder was begun with the same inputs and can be resumed; else make it anew."""
     begun = partial / _WORK / _BEGUN
-    if begun.is_file():
-        try:
-            same = read_json(begun) == asked
-        except CameraError:
-            same = False
-        shards = [partial / file for file in checkpoint.weight_files]
-        if same and any(shard.is_file() for shard in shards):
+    try:
+        if begun.is_file() and read_json(begun) == asked:
             sweep(partial / _WORK)
             return True
+    except CameraError:
+        pass  # damaged: begin again
     shutil.rmtree(partial, ignore_errors=True)
     (partial / _WORK).mkdir(parents=True)
-    write_json(begun, asked)
     return False
 
 

@@ -28,14 +28,14 @@ def run(
 
 
 def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Show which stages would run, which are cached, and the memory and disk they need. Runs nothing.
+    """Show which stages would run, which are cached, and the memory, disk and time they need. Runs nothing else.
 
     Example: `camera plan recipes/demo.yaml --set prune.ratio=0.3`
     """
     from rich.console import Console
     from rich.table import Table
 
-    from camera.units import bytes_text
+    from camera.units import bytes_text, seconds_text
     from tasks.pipeline import build_pipeline
     from tasks.preflight import plan as planned
     from tasks.project import Project
@@ -58,15 +58,16 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
                 "state": entry.state,
                 "disk_bytes": entry.disk_bytes,
                 "memory_bytes": entry.memory_bytes,
+                "seconds": entry.seconds,
             }
             for entry in steps
         ]
         print_json({"steps": entries, "disk_bytes": disk, "peak_memory_bytes": memory})
         return
     table = Table(title=f"Plan of {checked.name}", title_justify="left")
-    for column in ("step", "state", "disk", "memory"):
+    for column in ("step", "state", "disk", "memory", "time"):
         table.add_column(column, justify="left" if column in ("step", "state") else "right")
-    words = {"cached": "cached", "run": "runs", "after": "runs (waits for the above)"}
+    words = {"cached": "cached", "run": "runs", "after": "runs, after the above"}
     for entry in steps:
         cached = entry.state == "cached"
         table.add_row(
@@ -74,12 +75,13 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
             words[entry.state],
             "" if cached else bytes_text(entry.disk_bytes),
             "" if cached else bytes_text(entry.memory_bytes),
+            "" if entry.seconds is None else seconds_text(entry.seconds),
             style="dim" if cached else None,
         )
     Console().print(table)
     say(
         f"{len(to_do)} of {len(steps)} steps to run; about {bytes_text(disk)} of disk and "
-        f"{bytes_text(memory)} of memory at the peak (estimates from shapes; times are not estimated)"
+        f"{bytes_text(memory)} of memory at the peak (estimated from shapes; the time of capture from a trial of one layer)"
         if to_do
         else "everything is cached"
     )
