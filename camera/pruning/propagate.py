@@ -99,7 +99,7 @@ def propagate(
     dtype = resolve_dtype(options.dtype, checkpoint.dtype)
     _check_tokens(checkpoint, tokens_ST, ranks)
     mine_ST = ranks.share(tokens_ST)
-    states = StateFiles(work, _fingerprint(checkpoint, tokens_ST, dtype, selection), ranks.rank, ranks.count)
+    states = StateFiles(work, fingerprint(checkpoint, tokens_ST, dtype, selection), ranks.rank, ranks.count)
     walk = LayerWalk(checkpoint, device, dtype)
     call = walk.caller(tokens_ST.shape[1])
     count, samples = checkpoint.layer_count, len(mine_ST)
@@ -313,10 +313,10 @@ def _check_tokens(checkpoint: Checkpoint, tokens_ST: torch.Tensor, ranks: Ranks)
         raise CameraError(f"{len(tokens_ST)} samples cannot be split over {ranks.count} devices: use fewer")
 
 
-def _fingerprint(
+def fingerprint(
     checkpoint: Checkpoint, tokens_ST: torch.Tensor, dtype: torch.dtype, selection: Selection | None
 ) -> str:
-    """What a saved state belongs to. The weights stand by name, shape and file time: hashing them takes minutes."""
+    """What an unfinished walk belongs to. The weights stand by name, shape and file time: hashing them takes minutes."""
     return digest_json(
         {
             "config": checkpoint.config,

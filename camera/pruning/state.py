@@ -71,7 +71,11 @@ class StateFiles:
             tensors = read_tensors(path)
             if bytes(tensors[_FINGERPRINT].tolist()).hex() != self._fingerprint:
                 return None
-            return WalkState(statistics_from(tensors, count, path), tensors[_HIDDEN])
+            hidden_STH = tensors.pop(_HIDDEN)
+            copies = {
+                name: tensor.clone() for name, tensor in tensors.items()
+            }  # nothing long-lived on the map
+            return WalkState(statistics_from(copies, count, path), hidden_STH)
         except (CameraError, KeyError):
             return None
 

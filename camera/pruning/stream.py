@@ -13,13 +13,13 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
-from camera.digests import digest_json
+from camera.devices import resolve_dtype
 from camera.errors import CameraError
 from camera.files import read_json, refuse_occupied, sweep, sync, sync_tree, write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.importance import importance, kept_channels, kept_width
-from camera.pruning.propagate import Selection, Visit, propagate, selection_of
+from camera.pruning.propagate import Selection, Visit, fingerprint, propagate, selection_of
 from camera.pruning.prune import KEPT, SUMMARY, pruned_matrix, share_kept, summarize
 from camera.pruning.ranks import Ranks, ranks
 from camera.pruning.state import clear_states
@@ -121,10 +121,9 @@ def _asked(
     checkpoint: Checkpoint, tokens_ST: torch.Tensor, capture: CaptureOptions, options: PruneOptions
 ) -> dict[str, Any]:
     """What an unfinished folder belongs to."""
+    dtype = resolve_dtype(capture.dtype, checkpoint.dtype)
     return {
-        "source": str(checkpoint.folder.resolve()),
-        "tokens": digest_json(tokens_ST.flatten().tolist()),
-        "shape": list(tokens_ST.shape),
+        "inputs": fingerprint(checkpoint, tokens_ST, dtype, selection_of(checkpoint, capture, options)),
         "capture": capture.model_dump(mode="json"),
         "prune": options.model_dump(mode="json"),
     }
@@ -135,6 +134,7 @@ def _find(partial: Path, asked: dict[str, Any]) -> bool:
     begun = partial / _WORK / _BEGUN
     try:
         if begun.is_file() and read_json(begun) == asked:
+            sweep(partial)  # a kill may also have come while config or index were written
             sweep(partial / _WORK)
             return True
     except CameraError:

@@ -11,6 +11,7 @@ import torch
 from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.options import CaptureOptions, PruneOptions
+from camera.progress import Progress
 from camera.pruning.capture import capture
 from camera.pruning.propagate import selection_of
 from camera.pruning.prune import prune
@@ -89,6 +90,34 @@ def run_steps(
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class KilledError(Exception):
+    """Stands for a signal: raised where the work tells its progress."""
+
+
+def kill_at(limit: int) -> Progress:
+    """A listener that stops the work once so much is done."""
+
+    def progress(done: int, total: int) -> None:
+        if done >= limit:
+            raise KilledError
+
+    return progress
+
+
+@pytest.fixture
+def read_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tensors that were read and checked, in order."""
+    names: list[str] = []
+    read_finite = Checkpoint.read_finite
+
+    def noting(self: Checkpoint, name: str) -> torch.Tensor:
+        names.append(name)
+        return read_finite(self, name)
+
+    monkeypatch.setattr(Checkpoint, "read_finite", noting)
+    return names
 
 
 def change_tensors(folder: Path, change: dict[str, torch.Tensor]) -> Path:

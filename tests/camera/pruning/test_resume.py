@@ -14,7 +14,15 @@ from camera.pruning import propagate as walk
 from camera.pruning.capture import STATISTICS, capture
 from camera.pruning.propagate import selection_of
 from camera.pruning.prune import prune
-from tests.camera.pruning.conftest import PROPAGATIONS, PRUNE, Build, contents, run_steps
+from tests.camera.pruning.conftest import (
+    PROPAGATIONS,
+    PRUNE,
+    Build,
+    KilledError,
+    contents,
+    kill_at,
+    run_steps,
+)
 
 
 def state_after(layers: int) -> str:
@@ -26,18 +34,6 @@ def _save_after_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walk, "_SAVING_SHARE", 1e9)
 
 
-class KilledError(Exception):
-    """Stands for a signal: raised where the work tells its progress."""
-
-
-def kill_at(limit: int) -> Progress:
-    def progress(done: int, total: int) -> None:
-        if done >= limit:
-            raise KilledError
-
-    return progress
-
-
 def run_capture(
     folder: Path, tokens_ST: torch.Tensor, out: Path, propagate: str, progress: Progress = silent
 ) -> None:
@@ -46,20 +42,6 @@ def run_capture(
     options = CaptureOptions(propagate=propagate, device="cpu", batch_size=2)  # type: ignore[arg-type]
     selection = selection_of(checkpoint, options, PRUNE)
     capture(checkpoint, tokens_ST, out, options, selection, progress)
-
-
-@pytest.fixture
-def read_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the tensors that were read and checked, in order."""
-    names: list[str] = []
-    read_finite = Checkpoint.read_finite
-
-    def noting(self: Checkpoint, name: str) -> torch.Tensor:
-        names.append(name)
-        return read_finite(self, name)
-
-    monkeypatch.setattr(Checkpoint, "read_finite", noting)
-    return names
 
 
 @pytest.mark.parametrize("propagate", PROPAGATIONS)
