@@ -4,6 +4,7 @@ A row is stored alone, as whole blocks of consecutive weights. Sources: ggml's `
 Q8_0; docs/formats.md for Q4_0_64, a Q4_0 whose block is 64 weights long.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 
 from camera.errors import CameraError
+from camera.formats.parallel import map_chunks
 from camera.options import BlockType
 
 _CHUNK_WEIGHTS = 1 << 20
-"""Weights worked on at once: enough to hide the cost of a call, few enough for the last cache."""
+"""Weights that a thread works on at once: enough to hide the cost of a call, few enough for the last cache."""
 _FP16_OVERFLOW = 65520
 """The smallest number that fp16 rounds to infinity."""
 
@@ -52,7 +54,7 @@ FORMATS: dict[BlockType, BlockFormat] = {
 
 
 def quantize(weight: torch.Tensor, type: BlockType, *, name: str = "the tensor") -> np.ndarray:
-    """Numbers to bytes. Peak memory beyond the result is one chunk of rows.
+    """Numbers to bytes, on all of torch's threads. Peak memory beyond the result is one chunk of rows for each.
 
     Args:
         weight: [rows, row_length] or [row_length], any floating dtype, on any device.
@@ -79,11 +81,14 @@ def quantize(weight: torch.Tensor, type: BlockType, *, name: str = "the tensor")
     encode = _ENCODERS[type]
     out = np.empty((row_count, form.row_bytes(row_length)), np.uint8)
     step = max(1, _CHUNK_WEIGHTS // max(1, row_length))
-    for start in range(0, row_count, step):
+
+    def encode_chunk(start: int) -> None:
         chunk = rows[start : start + step].cpu().contiguous()
         fits = encode(chunk, out[start : start + step].reshape(-1, form.block_bytes))
         if not fits:
             _explain(chunk, type, name)
+
+    map_chunks(encode_chunk, range(0, row_count, step))
     return out
 
 
@@ -109,11 +114,14 @@ def dequantize(data: np.ndarray, type: BlockType, row_length: int) -> np.ndarray
         )
     out = np.empty((data.shape[0], row_length), np.float32)
     step = max(1, _CHUNK_WEIGHTS // max(1, row_length))
-    for start in range(0, data.shape[0], step):
+
+    def decode_chunk(start: int) -> None:
         chunk = np.ascontiguousarray(data[start : start + step])
         _DECODERS[type](
             chunk.reshape(-1, form.block_bytes), out[start : start + step].reshape(-1, form.block_length)
         )
+
+    map_chunks(decode_chunk, range(0, data.shape[0], step))
     return out
 
 
@@ -153,8 +161,7 @@ def _encode_q8_0(chunk: torch.Tensor, out: np.ndarray) -> bool:
     scale = torch.maximum(blocks.amax(-1), blocks.amin(-1).neg_()).abs_() / 127  # abs: no minus zero
     if not _store_scale(scale, out):
         return False
-    inverse = scale.reciprocal()
-    inverse[inverse.isinf()] = 0  # a scale of zero, or so small that fp16 holds it as zero
+    inverse, _ = _inverse(scale)
     rest = torch.mul(blocks, inverse[:, None]).numpy()
     whole = np.trunc(rest)  # numpy's trunc is fifteen times as fast as torch's
     rest -= whole
@@ -170,16 +177,15 @@ def _encode_q4(chunk: torch.Tensor, out: np.ndarray, length: int) -> bool:
     scale = _signed_extreme(blocks).div_(-8)
     if not _store_scale(scale, out):
         return False
-    inverse = scale.reciprocal()
-    infinite = torch.nonzero(inverse.isinf()).squeeze(1)
-    inverse[infinite] = 0
-    # Two roundings, as the reference: never a fused one. Whatever exceeds 15 becomes 15, so cut before truncating.
-    scaled = torch.mul(blocks, inverse[:, None]).add_(8.5).clamp_(max=15.5)
-    if len(
-        infinite
-    ):  # by a scale too small to invert the reference gets what converts to 0; by zero it gets 8
+    inverse, infinite = _inverse(scale)
+    scaled = torch.mul(blocks, inverse[:, None]).add_(
+        8.5
+    )  # two roundings, as the reference: never a fused one
+    if len(infinite):
+        # By a scale too small to invert the reference gets what converts to 0; by zero it gets 8.
         scaled[infinite[scale[infinite] != 0]] = 0
     codes = torch.from_numpy(scaled.numpy().astype(np.uint8))  # numpy converts six times as fast as torch
+    codes.clamp_(max=15)  # what is opposite to the largest may come to 16
     # Shifting eight codes at a time is safe: none has more than four bits.
     shifted = (codes.view(torch.int64) << 4).view(torch.uint8)
     half = length // 2
@@ -189,17 +195,29 @@ def _encode_q4(chunk: torch.Tensor, out: np.ndarray, length: int) -> bool:
 
 def _store_scale(scale: torch.Tensor, out: np.ndarray) -> bool:
     """Write the scales as fp16; False if one is NaN, infinity or too large."""
-    out[:, :2].view(np.float16)[:, 0] = scale.half().numpy()
-    return bool(scale.abs().amax() < _FP16_OVERFLOW)
+    torch.from_numpy(out)[:, :2].view(torch.float16)[:, 0].copy_(scale)
+    lowest, highest = scale.aminmax()
+    return float(lowest) > -_FP16_OVERFLOW and float(highest) < _FP16_OVERFLOW
+
+
+def _inverse(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / scale, and where that is infinite: of a scale of zero, or one so small that fp16 holds it as zero. 0 there."""
+    inverse = scale.reciprocal()
+    lowest, highest = inverse.aminmax()
+    if -math.inf < float(lowest) and float(highest) < math.inf:
+        return inverse, torch.empty(0, dtype=torch.int64)
+    infinite = torch.nonzero(inverse.isinf()).squeeze(1)
+    inverse[infinite] = 0
+    return inverse, infinite
 
 
 def _signed_extreme(blocks: torch.Tensor) -> torch.Tensor:
     """Of each block the value of largest magnitude, with its sign; of equals the first. NaN if there is one."""
     highest, lowest = blocks.amax(-1), blocks.amin(-1)
-    opposite = lowest.neg()
-    extreme = torch.where(highest > opposite, highest, lowest)
-    ties = torch.nonzero(highest == opposite).squeeze(1)
-    if len(ties):  # the sign of the first decides, and a search for it is slow: only where it matters
+    larger = highest + lowest  # its sign says which has the larger magnitude; zero if neither
+    extreme = torch.maximum(highest, lowest.neg_()).copysign_(larger)
+    if not larger.all():  # the sign of the first decides, and a search for it is slow: only where it matters
+        ties = torch.nonzero(larger == 0).squeeze(1)
         tied = blocks[ties].numpy()
         first = np.abs(tied).argmax(-1)
         extreme[ties] = torch.from_numpy(np.take_along_axis(tied, first[:, None], -1).squeeze(1))

@@ -124,7 +124,8 @@ def _tensors(model: QuantizedModel) -> list[OutputTensor]:
         record = model.tensors[hf_name]
         permuted = rotary_heads(model.family, hf_name, heads, kv_heads)
         read = partial(_rows, model, hf_name, permuted)
-        tensors.append(OutputTensor(names[hf_name], record.type, record.shape, read))
+        stored = model.stored(hf_name) if permuted is None else None
+        tensors.append(OutputTensor(names[hf_name], record.type, record.shape, read, stored))
     return tensors
 
 
@@ -150,7 +151,7 @@ def _as_twins(tensors: list[OutputTensor], source: Path) -> list[OutputTensor]:
     if not any(tensor.type == "q4_0_64" for tensor in tensors):
         raise CameraError(f"{source} holds no Q4_0_64 tensor: only such have a Q4_0 twin")
     return [
-        replace(tensor, type="q4_0", read=partial(_read_twin, tensor.read))
+        replace(tensor, type="q4_0", read=partial(_read_twin, tensor.read), stored=None)
         if tensor.type == "q4_0_64"
         else tensor
         for tensor in tensors

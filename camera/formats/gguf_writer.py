@@ -1,5 +1,6 @@
 """A GGUF file written as a stream: keys, then the tensor list, then one tensor after the other."""
 
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from camera.files import whole_file
+from camera.files import copy_bytes, whole_file
 from camera.formats import blocks
 from camera.options import BlockType
 
@@ -25,6 +26,8 @@ class OutputTensor:
     """In torch's order."""
     read: Callable[[], np.ndarray]
     """Gives uint8 [rows, bytes per row]."""
+    stored: tuple[Path, int] | None = None
+    """A file, and the offset in it at which these very bytes lie: they are then copied without being read."""
 
     @property
     def size(self) -> int:
@@ -100,6 +103,15 @@ def write_tensors(writer: gguf.GGUFWriter, tensors: list[OutputTensor]) -> Itera
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    assert writer.fout is not None
+    (file,) = writer.fout
     for tensor in tensors:
-        writer.write_tensor_data(tensor.read())
+        writer.write_padding(file, file.tell())
+        if tensor.stored is None:
+            tensor.read().tofile(file)
+        else:
+            file.flush()
+            copy_bytes(*tensor.stored, file.fileno(), file.tell(), tensor.size)
+            file.seek(tensor.size, os.SEEK_CUR)
+        writer.write_padding(file, tensor.size)
         yield tensor

@@ -17,6 +17,7 @@ from camera.errors import CameraError
 from camera.files import refuse_occupied, whole_file, write_json
 from camera.formats import blocks
 from camera.formats.names import EMBEDDING, OUTPUT
+from camera.formats.parallel import map_chunks
 from camera.formats.quantized_model import (
     SUMMARY_NAME,
     QuantizeReport,
@@ -179,12 +180,14 @@ def _errors(weight: torch.Tensor, packed: np.ndarray, type: BlockType) -> tuple[
     """RMS of a tensor, and RMS of (stored − original) over it; six digits, which any summation order gives."""
     rows = weight.reshape(packed.shape[0], -1)
     step = max(1, (1 << 20) // rows.shape[1])
-    power = noise = 0.0
-    for start in range(0, len(rows), step):
+
+    def squares(start: int) -> tuple[float, float]:
         original = rows[start : start + step].float()
         stored = torch.from_numpy(blocks.dequantize(packed[start : start + step], type, rows.shape[1]))
-        power += float(torch.linalg.vector_norm(original, dtype=torch.float64)) ** 2
-        noise += float(torch.linalg.vector_norm(stored.sub_(original), dtype=torch.float64)) ** 2
+        power = float(torch.linalg.vector_norm(original, dtype=torch.float64)) ** 2
+        return power, float(torch.linalg.vector_norm(stored.sub_(original), dtype=torch.float64)) ** 2
+
+    power, noise = map(sum, zip(*map_chunks(squares, range(0, len(rows), step)), strict=True))
     rms = (power / weight.numel()) ** 0.5
     return _six_digits(rms), _six_digits((noise / power) ** 0.5 if power else 0.0)
 

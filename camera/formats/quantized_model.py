@@ -135,6 +135,15 @@ class QuantizedModel:
         except (SafetensorError, OSError) as error:
             raise CameraError(f"{path} cannot be read ({name}): {error}; quantize again") from None
 
+    def stored(self, name: str) -> tuple[Path, int]:
+        """The file that holds the bytes of `packed(name)`, and where in it they start.
+
+        Raises:
+            CameraError: if there is no such tensor or its shard is damaged.
+        """
+        path = self.folder / self._record(name).file
+        return path, read_header(path)[name].offset
+
     def dequantize(self, name: str) -> torch.Tensor:
         """A tensor's numbers as stored: float32, of its shape.
 

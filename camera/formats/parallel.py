@@ -1,0 +1,47 @@
+"""Chunks of a tensor worked on side by side."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_MOST_THREADS = 4
+"""So many pack faster than disks read, and each holds a chunk in several forms."""
+
+
+def map_chunks(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
+    """Call `work` with every start, on as many threads as torch uses (4 at most); the results in order.
+
+    Each call computes on one core. torch's own threads wait for each other at the end of every operation, and operations
+    here take a millisecond: if another program holds a core, nearly all the time is waiting.
+
+    Raises:
+        what `work` raises; of several, the first in order.
+    """
+    starts = list(starts)
+    threads = min(torch.get_num_threads(), _MOST_THREADS, len(starts))
+    if threads < 2:
+        return [work(start) for start in starts]
+    with ThreadPoolExecutor(threads) as pool:
+        _compute_alone(pool, threads)
+        return list(pool.map(work, starts))
+
+
+def _compute_alone(pool: ThreadPoolExecutor, threads: int) -> None:
+    """Make torch use one core for each operation in the threads of a pool, and as many as before elsewhere."""
+    before = torch.get_num_threads()
+    all_here = Barrier(threads)
+
+    def alone() -> None:
+        all_here.wait()
+        torch.get_num_threads()  # a thread's first question takes the process's number, and would undo the next line
+        # Holds in this thread, but is also what threads new to torch start with, until it is set again below.
+        torch.set_num_threads(1)
+
+    for future in [pool.submit(alone) for _ in range(threads)]:
+        future.result()
+    torch.set_num_threads(before)
