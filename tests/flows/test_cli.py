@@ -169,7 +169,9 @@ def test_nan_in_a_weight_is_named_and_nothing_is_left_behind(workplace: Workplac
     model = Checkpoint.open(workplace.folder / "model")
     name = model.family.ffn_names(1)[2]
     path = Path(model.folder) / model.tensors[name].file
-    tensors = {each: tensor.clone() for each, tensor in read_tensors(path).items()}  # the file is written over
+    tensors = {
+        each: tensor.clone() for each, tensor in read_tensors(path).items()
+    }  # the file is written over
     tensors[name][0, 0] = float("nan")
     write_tensors(path, tensors)
     arguments = ("--samples", "2", "--length", "32")
