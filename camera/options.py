@@ -5,7 +5,7 @@ place where a default or a limit is written.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -116,6 +116,26 @@ class QuantizeOptions(Options):
     """Types by tensor: shell patterns on Hugging Face names (`*.down_proj.weight`), last match wins."""
     twin: Literal["q4_0"] | None = None
     """Also write the lossless Q4_0 twin of a Q4_0_64 GGUF, which any stock llama.cpp runs."""
+    method: Literal["rtn", "search", "gptq"] = "rtn"
+    """How 4-bit blocks are rounded: `rtn` to the nearest, `search` with the best scales for the calibration tokens,
+    `gptq` so that later columns make good the errors of earlier ones. All give the same formats at the same size."""
+    damping: float = Field(default=0.01, gt=0, le=1)
+    """`gptq`: share of the mean second moment added to each input's own; more trusts the calibration less."""
+    batch_size: PositiveInt = 8
+    """`search`, `gptq`: samples that go through a layer at once. Changes memory and speed, not the result."""
+    dtype: DTypeName = "float32"
+    """`search`, `gptq`: what the layers compute in while calibrating; `auto` is the checkpoint's own."""
+    device: str = "auto"
+    """`search`, `gptq`: as in capture."""
+
+    def identity(self) -> dict[str, Any]:
+        """The options that decide the packed bytes: none of calibration where the method has none."""
+        left_out = {"twin", "batch_size", "device"}
+        if self.method == "rtn":
+            left_out |= {"method", "dtype"}
+        if self.method != "gptq":
+            left_out |= {"damping"}
+        return self.model_dump(mode="json", exclude=left_out)
 
     @model_validator(mode="after")
     def _a_twin_is_of_q4_0_64(self) -> "QuantizeOptions":

@@ -172,9 +172,14 @@ def _fetch(name: str, purpose: str, dataset: DatasetOptions, sources: Sources) -
 
 
 def _quantized(suffix: str, name: str, options: QuantizeOptions, model: "str | Input") -> list[Step]:
-    packed = options.model_dump(mode="json", exclude={"twin"})
+    packed, settings = options.identity(), {}
+    inputs: dict[str, str | Input] = {"model": model}
+    if options.method != "rtn":
+        packed["device"] = resolve_device(options.device).type
+        settings = options.model_dump(mode="json", include={"batch_size", "device"})
+        inputs["calibration"] = "fetch calibration"
     return [
-        Step(f"quantize{suffix}", quantize.STAGE, packed, {"model": model}),
+        Step(f"quantize{suffix}", quantize.STAGE, packed, inputs, settings),
         Step(
             f"convert{suffix}",
             convert.STAGE,

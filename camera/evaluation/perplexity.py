@@ -74,7 +74,7 @@ def perplexity(
             or infinity.
     """
     loaded = load_model(model, dtype, device) if isinstance(model, (str, Path)) else model
-    windows_WT = _cut(tokens, min(window, int(loaded.config.max_position_embeddings)), max_windows)
+    windows_WT = cut_windows(tokens, min(window, int(loaded.config.max_position_embeddings)), max_windows)
     vocabulary = loaded.get_input_embeddings().get_parameter("weight").shape[0]
     if int(windows_WT.min()) < 0 or int(windows_WT.max()) >= vocabulary:
         raise CameraError(
@@ -103,7 +103,7 @@ def perplexity(
     )
 
 
-def _cut(tokens: torch.Tensor, window: int, max_windows: int | None) -> torch.Tensor:
+def cut_windows(tokens: torch.Tensor, window: int, max_windows: int | None) -> torch.Tensor:
     """Windows [W, T] of the tokens [N]."""
     if tokens.dim() != 1 or tokens.dtype != torch.int64:
         raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}, not int64 [N]")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -47,6 +48,45 @@ class PlannedTensor:
     """Why it is not of the type asked for; None if it is."""
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A tensor's bytes."""
+
+    data: np.ndarray
+    """uint8 [rows, bytes per row]."""
+    weighted_error: float | None = None
+    """See `TensorRecord.weighted_error`."""
+
+
+class Packer(Protocol):
+    """Where the bytes of planned tensors come from."""
+
+    @property
+    def source(self) -> str | None:
+        """Digest of what decides the bytes beside the checkpoint and the options; None if nothing does."""
+
+    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
+        """The bytes of one tensor.
+
+        Tensors are asked for shard by shard: decoder layers in order, then the rest; those of shards that an
+        earlier run has finished are left out.
+
+        Args:
+            tensor: what it is to be stored as.
+            weight: its numbers.
+            name: what to call it in messages.
+        """
+
+
+class RoundToNearest:
+    """Each tensor alone, as llama.cpp's own quantisation without an importance matrix."""
+
+    source = None
+
+    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
+        return Packed(blocks.quantize(weight, tensor.type, name=name))
+
+
 def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[PlannedTensor]:
     """What every tensor will be stored as, in the checkpoint's order.
 
@@ -81,7 +121,11 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
 
 
 def quantize_checkpoint(
-    checkpoint: Checkpoint, out: Path, options: QuantizeOptions, progress: Progress = silent
+    checkpoint: Checkpoint,
+    out: Path,
+    options: QuantizeOptions,
+    progress: Progress = silent,
+    packer: Packer | None = None,
 ) -> QuantizeReport:
     """Write a folder with every tensor packed, from which `convert_to_gguf` needs nothing else.
 
@@ -94,18 +138,26 @@ def quantize_checkpoint(
         out: the folder to write.
         options: types; see `plan_types` for the rules.
         progress: told the tensors done and in all.
+        packer: makes the bytes; the default rounds to the nearest. `camera.quantization` has the calibrated ones.
 
     Raises:
-        CameraError: if a tensor holds NaN, infinity or a value too large for its type; if `out` holds
+        CameraError: if the options ask for a method that needs calibration and no packer is given; if a tensor
+            holds NaN, infinity or a value too large for its type; if `out` holds
             anything but an equal run's work.
     """
+    if packer is None:
+        if options.method != "rtn":
+            raise CameraError(
+                f"quantize.method: {options.method} needs calibration: give tokens or an imatrix"
+            )
+        packer = RoundToNearest()
     plan = plan_types(checkpoint, options)
-    source = _source_digest(checkpoint, options)
+    source = _source_digest(checkpoint, options, packer)
     finished = _resume(out, options, source)
     done = 0
     for file, planned in _shards(checkpoint, plan).items():
         if file not in finished:
-            records = _write_shard(checkpoint, out / file, planned, progress, done, len(plan))
+            records = _write_shard(checkpoint, out / file, planned, packer, progress, done, len(plan))
             shard = ShardRecord(file=file, size=(out / file).stat().st_size, sha256=digest_file(out / file))
             finished[file] = shard, records
             _write_report(out / _PARTIAL_NAME, options, source, finished)
@@ -117,6 +169,11 @@ def quantize_checkpoint(
     report = _write_report(out / SUMMARY_NAME, options, source, finished)
     (out / _PARTIAL_NAME).unlink()
     return report
+
+
+def layer_file(layer: int) -> str:
+    """Name of the shard that holds a decoder layer's tensors."""
+    return f"layer-{layer:05d}.safetensors"
 
 
 def _fit(name: str, shape: tuple[int, ...], wanted: BlockType) -> PlannedTensor:
@@ -134,13 +191,12 @@ def _fit(name: str, shape: tuple[int, ...], wanted: BlockType) -> PlannedTensor:
 def _shards(checkpoint: Checkpoint, plan: Iterable[PlannedTensor]) -> dict[str, list[PlannedTensor]]:
     """The planned tensors by the file that they go into, decoder layers first."""
     by_prefix = {
-        checkpoint.family.layer_prefix(layer): f"layer-{layer:05d}.safetensors"
-        for layer in range(checkpoint.layer_count)
+        checkpoint.family.layer_prefix(layer): layer_file(layer) for layer in range(checkpoint.layer_count)
     }
     shards: dict[str, list[PlannedTensor]] = {file: [] for file in (*by_prefix.values(), _REST)}
     for planned in plan:
-        layer_file = (file for prefix, file in by_prefix.items() if planned.name.startswith(prefix))
-        shards[next(layer_file, _REST)].append(planned)
+        files = (file for prefix, file in by_prefix.items() if planned.name.startswith(prefix))
+        shards[next(files, _REST)].append(planned)
     return shards
 
 
@@ -148,6 +204,7 @@ def _write_shard(
     checkpoint: Checkpoint,
     path: Path,
     planned: list[PlannedTensor],
+    packer: Packer,
     progress: Progress,
     done: int,
     total: int,
@@ -157,9 +214,9 @@ def _write_shard(
     with whole_file(path) as temporary, SafetensorsWriter(temporary, layout) as writer:
         for tensor in planned:
             weight = checkpoint.read(tensor.name)
-            packed = blocks.quantize(weight, tensor.type, name=f"{checkpoint.folder}: {tensor.name}")
-            writer.write(tensor.name, torch.from_numpy(packed))
-            rms, relative_error = _errors(weight, packed, tensor.type)
+            packed = packer.pack(tensor, weight, f"{checkpoint.folder}: {tensor.name}")
+            writer.write(tensor.name, torch.from_numpy(packed.data))
+            rms, relative_error = _errors(weight, packed.data, tensor.type)
             records.append(
                 TensorRecord(
                     name=tensor.name,
@@ -169,6 +226,9 @@ def _write_shard(
                     bits_per_weight=blocks.FORMATS[tensor.type].bits_per_weight,
                     rms=rms,
                     relative_error=relative_error,
+                    weighted_error=None
+                    if packed.weighted_error is None
+                    else _six_digits(packed.weighted_error),
                     fallback=tensor.fallback,
                 )
             )
@@ -218,19 +278,14 @@ def _write_report(path: Path, options: QuantizeOptions, source: str, finished: _
     return report
 
 
-def _source_digest(checkpoint: Checkpoint, options: QuantizeOptions) -> str:
+def _source_digest(checkpoint: Checkpoint, options: QuantizeOptions, packer: Packer) -> str:
     """What tells two sources apart without reading them whole: their plan, and the start of every tensor."""
     samples = {}
     for name, info in checkpoint.needed.items():
         start = checkpoint.read(name).reshape(-1)[:_SAMPLE].contiguous()
         samples[name] = [str(info.dtype), list(info.shape), start.view(torch.uint8).numpy().tobytes().hex()]
-    return digest_json(
-        {
-            "config": checkpoint.config,
-            "samples": samples,
-            "options": options.model_dump(mode="json", exclude={"twin"}),
-        }
-    )
+    described = {"config": checkpoint.config, "samples": samples, "options": options.identity()}
+    return digest_json(described if packer.source is None else {**described, "calibration": packer.source})
 
 
 def _side_files(checkpoint: Checkpoint) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from camera.checkpoints.safetensors_file import read_header
@@ -37,6 +37,9 @@ class TensorRecord(BaseModel):
     """Of the original."""
     relative_error: float
     """RMS of (stored − original) over RMS of the original; 0 for a tensor of zeros."""
+    weighted_error: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The same of the layer's output on the calibration tokens, as far as the method knows it: by the second moment
+    of each input (`search`), or of all pairs of inputs (`gptq`). None if nothing was measured."""
     fallback: str | None = None
     """Why it is not of the type asked for; None if it is."""
 

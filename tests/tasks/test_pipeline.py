@@ -178,6 +178,36 @@ def test_a_twin_does_not_quantise_again(recipe: MakeRecipe) -> None:
     assert found == {"convert", "benchmark", "report", "publish"}
 
 
+QUANTIZING = {"quantize", "convert", "evaluate pruned+quantized story", "benchmark", "report", "publish"}
+
+
+@pytest.mark.parametrize("method", ["search", "gptq"])
+def test_a_method_that_calibrates_reads_the_calibration_and_leaves_the_baseline(
+    recipe: MakeRecipe, method: str
+) -> None:
+    assert changed(recipe, {}, {"quantize": {"method": method}}) == QUANTIZING
+    pipeline = build(recipe(quantize={"method": method, "device": "cpu"}))
+    steps = {step.name: step for step in pipeline.steps}
+    assert steps["quantize"].inputs == {"model": "save", "calibration": "fetch calibration"}
+    assert steps["quantize baseline"].inputs == {"model": pipeline.sources.model}
+    assert "method" not in steps["quantize baseline"].options
+
+
+def test_rounding_to_nearest_has_no_options_of_calibration_in_its_key(recipe: MakeRecipe) -> None:
+    (step,) = (step for step in build(recipe()).steps if step.name == "quantize")
+    assert step.options.keys() == {"type", "output_type", "embedding_type", "overrides"}
+    assert step.inputs == {"model": "save"}
+    found = changed(recipe, {}, {"quantize": {"damping": 0.1, "dtype": "auto", "batch_size": 1}})
+    assert found == {"report", "publish"}
+
+
+def test_how_gptq_calibrates_changes_what_is_quantised(recipe: MakeRecipe) -> None:
+    gptq = {"method": "gptq"}
+    assert changed(recipe, {"quantize": gptq}, {"quantize": {**gptq, "damping": 0.1}}) == QUANTIZING
+    batches = {"quantize": {**gptq, "batch_size": 1}}
+    assert changed(recipe, {"quantize": gptq}, batches) == {"report", "publish"}
+
+
 def test_how_quality_is_measured_changes_nothing_that_is_made(recipe: MakeRecipe) -> None:
     found = changed(recipe, {}, {"evaluate": {"max_windows": 3}})
     evaluations = {
@@ -311,6 +341,14 @@ def run_until(
         if step.name == last:
             break
     return done
+
+
+def test_gptq_rounds_a_pruned_checkpoint_for_the_calibration(recipe: MakeRecipe, store: Store) -> None:
+    pipeline = build(recipe(quantize={"type": "q4_0", "method": "gptq", "device": "cpu"}))
+    summary = read_json(run_until("quantize", pipeline, store)["quantize"].path / "quantized.json")
+    losses = [tensor["weighted_error"] for tensor in summary["tensors"] if "_proj.weight" in tensor["name"]]
+    assert losses
+    assert all(0 < loss < 0.2 for loss in losses)
 
 
 @pytest.mark.parametrize("propagate", ["one-shot", "sequential"])

@@ -1,0 +1,113 @@
+"""Second moments of the inputs of linear layers, gathered while hidden states go through one decoder layer."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from camera.checkpoints.checkpoint import Checkpoint
+
+SHARED_INPUTS: tuple[tuple[str, ...], ...] = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""The linear layers of a decoder layer, those that read the same input together, in the order in which they compute."""
+
+Layer = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+"""Runs a module on hidden states [batch, tokens, hidden]; see `LayerWalk.caller`."""
+
+
+class _Seen(BaseException):
+    """Ends a forward pass from which nothing more is wanted; no error, so nothing on its way may catch it."""
+
+
+def input_products(
+    module: nn.Module, call: Layer, batches_BTH: Sequence[torch.Tensor], linear: str, device: torch.device
+) -> torch.Tensor:
+    """Σ x·xᵀ over all tokens, for the input x of one linear layer.
+
+    The pass of a batch ends where that layer is reached. A batch's sum is float32, their total float64.
+
+    Args:
+        module: a decoder layer.
+        call: runs it.
+        batches_BTH: its inputs.
+        linear: name of the linear layer in the module.
+        device: where the module computes.
+
+    Returns:
+        float64 [I, I] on the CPU.
+    """
+    width = module.get_submodule(linear).get_parameter("weight").shape[1]
+    total_II = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows_NI = inputs[0].reshape(-1, width).float()
+        total_II.add_((rows_NI.T @ rows_NI).cpu())
+        raise _Seen
+
+    hook = module.get_submodule(linear).register_forward_pre_hook(add)
+    try:
+        for batch_BTH in batches_BTH:
+            try:
+                call(module, batch_BTH.to(device))
+            except _Seen:
+                continue
+    finally:
+        hook.remove()
+    return total_II
+
+
+def input_squares(
+    module: nn.Module, call: Layer, batches_BTH: Sequence[torch.Tensor], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Σ x² over all tokens for the inputs of all linear layers of a decoder layer; `batches_BTH` becomes its outputs.
+
+    Args:
+        module: a decoder layer.
+        call: runs it.
+        batches_BTH: its inputs; a list is changed in place.
+        device: where the module computes.
+
+    Returns:
+        float64 [I] on the CPU by the name of each linear layer in the module.
+    """
+    totals: dict[str, torch.Tensor] = {}
+    hooks = []
+    for group in SHARED_INPUTS:
+
+        def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], group: tuple[str, ...] = group) -> None:
+            squares_I = squares(inputs[0])
+            for linear in group:
+                totals[linear] = totals[linear] + squares_I if linear in totals else squares_I
+
+        hooks.append(module.get_submodule(group[0]).register_forward_pre_hook(add))
+    try:
+        advance(module, call, batches_BTH, device)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return totals
+
+
+def squares(hidden_BTI: torch.Tensor) -> torch.Tensor:
+    """Σ x² over all but the last dimension: float32 sums of a sample, float64 over samples; on the CPU."""
+    return hidden_BTI.float().square().sum(-2).cpu().double().reshape(-1, hidden_BTI.shape[-1]).sum(0)
+
+
+def advance(
+    module: nn.Module, call: Layer, batches_BTH: Sequence[torch.Tensor], device: torch.device
+) -> None:
+    """Replace hidden states in place by what a decoder layer makes of them."""
+    for batch_BTH in batches_BTH:
+        batch_BTH.copy_(call(module, batch_BTH.to(device)))
+
+
+def final_norm(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The norm between the last decoder layer and the output head, with its weights."""
+    norm: nn.Module = checkpoint.empty_model().model.norm
+    weight = checkpoint.read_finite("model.norm.weight").to(device, dtype)
+    norm.load_state_dict({"weight": weight}, strict=True, assign=True)
+    return norm.requires_grad_(False)

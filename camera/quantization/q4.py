@@ -1,0 +1,56 @@
+"""Codes and scales of Q4_0 and Q4_0_64, and the bytes that hold them.
+
+A block is weights w_j ≈ d·q_j: one fp16 scale d of either sign, and codes q_j from −8 to 7 (docs/formats.md).
+"""
+
+import numpy as np
+import torch
+
+from camera.formats import blocks
+from camera.options import BlockType
+
+LOWEST, HIGHEST = -8, 7
+_FP16_MAX = 65504.0
+
+
+def is_q4(type: BlockType) -> bool:
+    """Whether a type is made of such blocks."""
+    return type in ("q4_0", "q4_0_64")
+
+
+def to_fp16(scale: torch.Tensor) -> torch.Tensor:
+    """The scales that fp16 can hold nearest to these: float32, finite."""
+    return scale.clamp(-_FP16_MAX, _FP16_MAX).half().float()
+
+
+def nearest_codes(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The code of each weight whose value d·q is nearest, as float32; 0 where the scale is 0.
+
+    Args:
+        weight: float32 [..., L].
+        scale: float32 [...], one for each block.
+    """
+    inverse = torch.where(scale == 0, 0.0, 1 / scale)  # finite: fp16 has no number below 6e-8
+    return (weight * inverse[..., None]).round_().clamp_(LOWEST, HIGHEST)
+
+
+def pack(codes: torch.Tensor, scales: torch.Tensor, type: BlockType) -> np.ndarray:
+    """The bytes of a matrix.
+
+    Args:
+        codes: [rows, row_length], whole numbers from −8 to 7.
+        scales: float32 [rows, blocks in a row], each a number that fp16 holds.
+        type: `q4_0` or `q4_0_64`.
+
+    Returns:
+        uint8 [rows, bytes per row].
+    """
+    form = blocks.FORMATS[type]
+    rows, row_length = codes.shape
+    half = form.block_length // 2
+    nibbles = (codes - LOWEST).to(torch.uint8).reshape(-1, form.block_length)
+    out = np.empty((rows, form.row_bytes(row_length)), np.uint8)
+    packed = torch.from_numpy(out).view(-1, form.block_bytes)
+    packed[:, :2].view(torch.float16)[:, 0].copy_(scales.reshape(-1))
+    torch.bitwise_or(nibbles[:, :half], nibbles[:, half:] << 4, out=packed[:, 2:])
+    return out
