@@ -5,6 +5,7 @@ whatever device the layers compute on. So nccl and hccl are not needed, and floa
 """
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,15 +22,21 @@ import torch.multiprocessing as mp
 from camera.errors import CameraError
 from camera.pruning.statistics import LayerStatistics
 
+_TO_MEET = timedelta(minutes=5)
 _PATIENCE = timedelta(hours=12)  # a rank may wait for a slower one through a whole layer of a large model
 
 
 class Ranks:
-    """This process among those that share the work; alone by default."""
+    """This process among those that share the work; alone by default.
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
+    The group is an object of ours, not torch's global one: a group that failed to form leaves nothing behind that
+    the next one would wait for, and a program that has a global group of its own keeps it.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, group: Any = None) -> None:
         self.rank = rank
         self.count = count
+        self._group = group  # a ProcessGroupGloo; the stubs of torch leave its collectives out
 
     @property
     def first(self) -> bool:
@@ -42,30 +49,34 @@ class Ranks:
 
     def merge(self, statistics: LayerStatistics) -> None:
         """Make `statistics` those of all ranks together: sums add, maxima are maxima."""
-        if self.count > 1:
-            dist.all_reduce(statistics.sum_squares_F, dist.ReduceOp.SUM)
-            dist.all_reduce(statistics.max_abs_F, dist.ReduceOp.MAX)
+        if self._group is not None:
+            self._group.allreduce(statistics.sum_squares_F, dist.ReduceOp.SUM).wait()
+            self._group.allreduce(statistics.max_abs_F, dist.ReduceOp.MAX).wait()
 
     def agree(self, value: int) -> int:
         """The value of the first rank, on every rank."""
-        if self.count == 1:
+        if self._group is None:
             return value
         shared = torch.tensor([value])
-        dist.broadcast(shared, 0)
+        self._group.broadcast(shared, 0).wait()
         return int(shared)
 
     def all_equal(self, value: int) -> bool:
         """Whether every rank has the same value."""
-        if self.count == 1:
+        if self._group is None:
             return True
         bounds = torch.tensor([value, -value])
-        dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        self._group.allreduce(bounds, dist.ReduceOp.MAX).wait()
         return int(bounds[0]) == -int(bounds[1])
 
     def wait(self) -> None:
         """Wait until every rank is here."""
-        if self.count > 1:
-            dist.barrier()
+        if self._group is not None:
+            self._group.barrier().wait()
+
+    def leave(self) -> None:
+        """Close the connections to the others."""
+        self._group = None
 
 
 @contextmanager
@@ -82,6 +93,7 @@ def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Ra
         return
     threads = torch.get_num_threads()
     share = max(1, threads // count)
+    us = Ranks()
     with tempfile.TemporaryDirectory(prefix="camera-ranks-") as meeting:
         context = mp.get_context("spawn")
         others: list[BaseProcess] = [
@@ -93,16 +105,17 @@ def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Ra
         try:
             torch.set_num_threads(share)
             _await(others, Path(meeting))
-            _join(0, count, meeting)
-            yield Ranks(0, count)
+            us = _join(0, count, meeting)
+            yield us
             for process in others:
                 process.join()
+            if any(process.exitcode for process in others) and not _said(Path(meeting)):
+                raise RuntimeError("one of them ended too early")
         except RuntimeError as error:  # a peer is gone: say why it went, not that its socket closed
             raise CameraError(_said(Path(meeting)) or f"a rank was lost: {error}") from error
         finally:
             torch.set_num_threads(threads)
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            us.leave()
             for process in others:
                 process.terminate()
                 process.join()
@@ -127,19 +140,19 @@ def _other(
     torch.set_num_threads(threads)
     try:
         (Path(meeting) / f"ready-{rank}").touch()
-        _join(rank, count, meeting)
-        work(Ranks(rank, count), *arguments)
+        work(_join(rank, count, meeting), *arguments)
     except CameraError as error:
         (Path(meeting) / f"error-{rank}").write_text(str(error), encoding="utf-8")
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
-def _join(rank: int, count: int, meeting: str) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: never listen to the network
+def _join(rank: int, count: int, meeting: str) -> Ranks:
+    # One machine: never listen to the network.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     store = dist.FileStore(str(Path(meeting) / "store"), count)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_PATIENCE)
+    store.set_timeout(_TO_MEET)
+    group = dist.ProcessGroupGloo(store, rank, count, _TO_MEET)
+    group.set_timeout(_PATIENCE)
+    return Ranks(rank, count, group)
 
 
 def _said(meeting: Path) -> str | None:

@@ -103,6 +103,7 @@ def test_side_files_are_all_but_weights_index_and_hidden_files(tmp_path: Path) -
         "LICENSE",
         "modeling.py",
         "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
         "x.gguf",
         "extra.safetensors",
         ".gitattributes",
@@ -352,3 +353,32 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         (folder / name).unlink()
     with pytest.raises(CameraError, match=f"{folder}: the tokenizer cannot be loaded"):
         Checkpoint.open(folder).load_tokenizer()
+
+
+def test_a_single_file_wins_over_an_index_as_transformers_has_it(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", shards=2)
+    tiny_checkpoint(tmp_path / "other", seed=1)
+    (tmp_path / "other" / SINGLE_NAME).rename(folder / SINGLE_NAME)
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.weight_files == [SINGLE_NAME]
+    state = checkpoint.load_model().state_dict()
+    assert all(torch.equal(checkpoint.read(name), state[name]) for name in checkpoint.needed)
+
+
+@pytest.mark.parametrize("projection", ["gate", "up", "down"])
+def test_biases_of_the_feed_forward_layers_are_refused_when_it_is_opened(
+    tmp_path: Path, projection: str
+) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    name = f"model.layers.0.mlp.{projection}_proj.bias"
+    tensors = {key: value.clone() for key, value in read_tensors(folder / SINGLE_NAME).items()}
+    write_tensors(folder / SINGLE_NAME, {**tensors, name: torch.ones(192)})
+    with pytest.raises(CameraError, match=f"has {name}: feed-forward layers with biases are not supported"):
+        Checkpoint.open(folder)
+
+
+def test_layers_beyond_those_of_the_config_are_refused(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, layers=3)
+    edit(folder / "config.json", num_hidden_layers=2, layer_types=None)
+    with pytest.raises(CameraError, match=r"has model\.layers\.2\..*asks for 2 layers only"):
+        Checkpoint.open(folder).check_shapes()
