@@ -27,6 +27,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         pruning.score,
         pruning.prune,
         pruning.save,
+        packing.imatrix,
         packing.quantize,
         packing.convert,
         measuring.evaluate,

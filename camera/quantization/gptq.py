@@ -142,12 +142,7 @@ def _scales_to_try(
         [
             best_scales(block_RL, by_loss_L),
             best_scales(block_RL, importance_L),
-            *(
-                scale
-                for outermost in (LOWEST, HIGHEST)
-                for shrink in _SHRINK
-                for scale in scales_around(block_RL, by_loss_L, outermost, shrink)
-            ),
+            *scales_around(block_RL, by_loss_L, _SHRINK),
         ]
     )
 

@@ -6,7 +6,7 @@ largest weight is positive may want it at 7 or at −8. Every point is followed 
 All scales are numbers that fp16 holds before they are judged.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -80,17 +80,20 @@ def best_scales(weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
 
 def candidate_scales(weight: torch.Tensor, importance: torch.Tensor) -> Iterator[torch.Tensor]:
     """The scales that are tried, [...] each; the first is the one that `blocks.quantize` takes."""
-    for outermost in (LOWEST, HIGHEST):
-        for shrink in _SHRINK:
-            yield from scales_around(weight, importance, outermost, shrink)
+    return scales_around(weight, importance, _SHRINK)
 
 
 def scales_around(
-    weight: torch.Tensor, importance: torch.Tensor, outermost: int, shrink: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`shrink` times the scale that makes the largest weight the code `outermost`, and the best for the codes it gives."""
-    scale = to_fp16(signed_extreme(weight) / outermost * shrink)
-    return scale, least_squares_scale(weight, nearest_codes(weight, scale), scale, importance)
+    weight: torch.Tensor, importance: torch.Tensor, shrink: Sequence[float]
+) -> Iterator[torch.Tensor]:
+    """The scale that makes the largest weight an outermost code, times each of `shrink`, for either end of the codes;
+    and after each the best for the codes that it gives."""
+    extreme = signed_extreme(weight)
+    for outermost in (LOWEST, HIGHEST):
+        for factor in shrink:
+            scale = to_fp16(extreme / outermost * factor)
+            yield scale
+            yield least_squares_scale(weight, nearest_codes(weight, scale), scale, importance)
 
 
 def least_squares_scale(

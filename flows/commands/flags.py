@@ -26,6 +26,12 @@ class Block(StrEnum):
     q4_0_64 = "q4_0_64"
 
 
+class Method(StrEnum):
+    rtn = "rtn"
+    search = "search"
+    gptq = "gptq"
+
+
 class DType(StrEnum):
     auto = "auto"
     float32 = "float32"

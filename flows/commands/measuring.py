@@ -20,6 +20,9 @@ def evaluate(
         Path, typer.Argument(help="A checkpoint, a quantised folder or a GGUF.", show_default=False)
     ],
     text: Annotated[str, typer.Option(help="As --calibration of capture.")] = "stdlib",
+    reference: Annotated[
+        Path | None, typer.Option(help="Also measure how far the model is from this one: KL divergence.")
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder with the tokenizer, for a GGUF.")] = None,
     window: Annotated[int, typer.Option(help="Tokens per window, at most the model's positions.")] = 2048,
     max_windows: Annotated[int | None, typer.Option(help="Read only so many windows.")] = None,
@@ -28,7 +31,7 @@ def evaluate(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity on a held-out text.
+    """Measure perplexity on a held-out text, and with --reference the divergence from the model it was made of.
 
     Example: `camera evaluate MODEL --text wikitext2_test.txt --window 2048`
     """
@@ -37,7 +40,9 @@ def evaluate(
     from camera.checkpoints.tokenizer import load_tokenizer
     from camera.data import evaluation_tokens
     from camera.errors import CameraError
+    from camera.evaluation.divergence import divergence
     from camera.evaluation.perplexity import perplexity
+    from camera.loading import load_model
     from camera.options import DatasetOptions, EvaluateOptions
 
     options = checked(
@@ -49,23 +54,27 @@ def evaluate(
     tokens_N = evaluation_tokens(
         checked(DatasetOptions, **dataset(text), split="test"), load_tokenizer(folder)
     )
+    how = options.model_dump(include={"window", "max_windows", "batch_size"})
+    loaded = load_model(model, options.dtype, device)
     with progress_bar("evaluate") as progress:
-        result = perplexity(
-            model,
-            tokens_N,
-            window=options.window,
-            max_windows=options.max_windows,
-            batch_size=options.batch_size,
-            dtype=options.dtype,
-            device=device,
-            progress=progress,
-        )
+        result = perplexity(loaded, tokens_N, **how, progress=progress)
+    compared = None
+    if reference is not None:
+        with progress_bar("compare") as progress:
+            compared = divergence(
+                load_model(reference, options.dtype, device), loaded, tokens_N, **how, progress=progress
+            )
     if as_json:
-        print_json(asdict(result))
-    else:
+        print_json(asdict(result) | ({} if compared is None else {"divergence": asdict(compared)}))
+        return
+    say(
+        f"perplexity {result.perplexity:.4f} over {result.tokens} tokens "
+        f"({result.windows} windows of {result.window}, {result.dtype} on {result.device})"
+    )
+    if compared is not None:
         say(
-            f"perplexity {result.perplexity:.4f} over {result.tokens} tokens "
-            f"({result.windows} windows of {result.window}, {result.dtype} on {result.device})"
+            f"KL divergence {compared.divergence:.5f} nats per token from {reference}, "
+            f"the same likeliest token {compared.top_1_agreement:.2%} of the time"
         )
 
 

@@ -5,12 +5,21 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.common import checked, print_json, progress_bar, say
+from flows.commands.common import checked, dataset, print_json, progress_bar, say
 from flows.commands.flags import (
+    BatchSize,
     Block,
+    Calibration,
+    Device,
+    DType,
+    DTypeOption,
     Json,
+    Length,
+    Method,
     Model,
     Out,
+    Samples,
+    Seed,
 )
 
 
@@ -25,17 +34,36 @@ def quantize(
     override: Annotated[
         list[str] | None, typer.Option(help="PATTERN=TYPE on Hugging Face names; may be repeated.")
     ] = None,
+    method: Annotated[
+        Method, typer.Option(help="rtn: to the nearest. search and gptq: for the calibration tokens.")
+    ] = Method.rtn,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="For search and gptq: as --calibration of capture; the default is stdlib."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="For search: a file of `camera imatrix` or llama-imatrix.")
+    ] = None,
+    samples: Samples = 128,
+    length: Length = 2048,
+    seed: Seed = 0,
+    damping: Annotated[float, typer.Option(help="For gptq: more trusts the calibration less.")] = 0.01,
+    batch_size: BatchSize = 8,
+    dtype: DTypeOption = DType.float32,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Pack a model's matrices into blocks.
 
-    Example: `camera quantize MODEL packed --type q4_0_64 --override '*.down_proj.weight=q8_0'`
+    Example: `camera quantize MODEL packed --type q4_0_64 --method gptq --calibration text.txt`
     """
     from camera.checkpoints.checkpoint import Checkpoint
+    from camera.data import calibration_tokens
     from camera.errors import CameraError
     from camera.files import whole_folder
-    from camera.formats.quantize import quantize_checkpoint
-    from camera.options import QuantizeOptions
+    from camera.options import CalibrationOptions, QuantizeOptions
+    from camera.quantization.imatrix import read_imatrix
+    from camera.quantization.quantize_calibrated import quantize_calibrated
 
     overrides = {}
     for entry in override or ():
@@ -51,11 +79,27 @@ def quantize(
         output_type=output_type,
         embedding_type=embedding_type,
         overrides=overrides,
+        method=method,
+        damping=damping,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
     )
+    if imatrix is not None and (method is not Method.search or calibration is not None):
+        raise CameraError("--imatrix goes with --method search, in place of --calibration")
+    if calibration is not None and method is Method.rtn:
+        raise CameraError("--calibration goes with --method search or gptq; rtn looks at the weights alone")
     checkpoint = Checkpoint.open(model)
     checkpoint.check_shapes()
+    matrix = None if imatrix is None else read_imatrix(imatrix, checkpoint)
+    tokens_ST = None
+    if method is not Method.rtn and matrix is None:
+        text = checked(
+            CalibrationOptions, **dataset(calibration or "stdlib"), samples=samples, length=length, seed=seed
+        )
+        tokens_ST = calibration_tokens(text, checkpoint.load_tokenizer())
     with whole_folder(out) as folder, progress_bar("quantize") as progress:
-        report = quantize_checkpoint(checkpoint, folder, options, progress)
+        report = quantize_calibrated(checkpoint, folder, options, tokens_ST, matrix, progress)
     if as_json:
         print_json(report.model_dump(mode="json"))
         return
@@ -63,6 +107,39 @@ def quantize(
     for tensor in report.tensors:
         if tensor.fallback:
             say(f"  {tensor.name}: {tensor.type}, because {tensor.fallback}")
+
+
+def imatrix(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="The .gguf file to write.", show_default=False)],
+    calibration: Calibration = "stdlib",
+    samples: Samples = 128,
+    length: Length = 2048,
+    seed: Seed = 0,
+    batch_size: BatchSize = 8,
+    dtype: DTypeOption = DType.float32,
+    device: Device = "auto",
+) -> None:
+    """Measure how much each input of a model's matrices matters, for `quantize` and for llama-quantize.
+
+    Example: `camera imatrix MODEL imatrix.gguf --calibration text.txt`
+    """
+    from camera.checkpoints.checkpoint import Checkpoint
+    from camera.data import calibration_tokens
+    from camera.files import refuse_occupied
+    from camera.options import CalibrationOptions, QuantizeOptions
+    from camera.quantization.imatrix import collect_imatrix, write_imatrix
+
+    refuse_occupied(out)
+    options = checked(QuantizeOptions, method="search", batch_size=batch_size, dtype=dtype, device=device)
+    text = checked(CalibrationOptions, **dataset(calibration), samples=samples, length=length, seed=seed)
+    checkpoint = Checkpoint.open(model)
+    checkpoint.check_shapes()
+    tokens_ST = calibration_tokens(text, checkpoint.load_tokenizer())
+    with progress_bar("imatrix") as progress:
+        found = collect_imatrix(checkpoint, tokens_ST, options, progress, datasets=(Path(calibration).name,))
+    write_imatrix(out, found, checkpoint.family, checkpoint.layer_count)
+    say(f"importance matrix of {tokens_ST.numel()} tokens: {out}")
 
 
 def convert(

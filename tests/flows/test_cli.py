@@ -15,7 +15,7 @@ from tests.flows.conftest import Workplace
 
 COMMANDS = (
     *("run", "plan", "capture", "score", "prune", "save"),
-    *("quantize", "convert", "evaluate", "bench", "audit", "doctor"),
+    *("imatrix", "quantize", "convert", "evaluate", "bench", "audit", "doctor"),
 )
 
 
