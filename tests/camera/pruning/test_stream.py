@@ -21,6 +21,7 @@ from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning import propagate as walk
 from camera.pruning.prune import KEPT, SUMMARY, Pruned
+from camera.pruning.state import StateFiles
 from camera.pruning.stream import finish_work, prune_checkpoint
 from camera.pruning.target import PrunedTarget
 from tests.camera.pruning.conftest import (
@@ -223,8 +224,9 @@ def test_a_killed_walk_goes_on_at_the_layer_it_was_in(
     finished = min(
         (killed_after - 1) // 3, 2
     )  # three batches make a layer; behind the last there is no state
-    computed = [layer for layer in range(3) if f"model.layers.{layer}.self_attn.q_proj.weight" in read_names]
-    assert computed == list(range(finished, 3))
+    for touched in ("self_attn.q_proj", "mlp.up_proj"):  # neither computed nor written again
+        layers = [layer for layer in range(3) if f"model.layers.{layer}.{touched}.weight" in read_names]
+        assert layers == list(range(finished, 3))
     assert left_beside(out) == set()
 
 
@@ -343,6 +345,41 @@ def test_an_unfinished_walk_that_lost_a_shard_says_what_to_remove(
     (partial / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(CameraError, match=r"model-00002-of-00003\.safetensors is missing: remove its folder"):
         stream(folder, tokens, tmp_path / "out")
+
+
+def test_what_a_kill_left_half_written_does_not_reach_the_output(
+    build: Build, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    folder = build(**PANGU)
+    undisturbed = stream(folder, tokens, tmp_path / "undisturbed")
+    partial = leave_unfinished(folder, tokens, tmp_path / "out")
+    ended = multiprocessing.get_context("fork").Process(target=int)
+    ended.start()
+    ended.join()
+    (partial / f".config.json.{ended.pid}.tmp").write_text("{")
+    (partial / ".work" / f".prune.json.{ended.pid}.tmp").write_text("{")
+    work = prune_checkpoint(
+        Checkpoint.open(folder), tokens, tmp_path / "out", CaptureOptions(device="cpu", batch_size=2), PRUNE
+    )
+    assert sorted(contents(work)) == sorted([KEPT, SUMMARY])
+    finish_work(work)
+    assert contents(tmp_path / "out").keys() == undisturbed.keys() - {KEPT, SUMMARY}
+
+
+def test_a_layer_is_durable_before_a_state_says_that_it_is_done(
+    build: Build, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for owner, name in ((PrunedTarget, "write_layer"), (PrunedTarget, "sync"), (StateFiles, "save")):
+        original = getattr(owner, name)
+
+        def noting(self: object, *given: object, name: str = name, original: Any = original) -> None:
+            done.append(name)
+            original(self, *given)
+
+        monkeypatch.setattr(owner, name, noting)
+    stream(build(**PANGU), tokens, tmp_path / "out")
+    assert done == ["sync", *["write_layer", "sync", "save"] * 2, "write_layer"]
 
 
 def test_a_kill_while_the_shards_are_laid_out_leaves_nothing_that_is_gone_on_with(
