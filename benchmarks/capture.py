@@ -26,7 +26,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import describe_device
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.stream import finish_work, prune_checkpoint
+from camera.pruning.stream import prune_checkpoint
 
 SHAPE: dict[str, Any] = {
     "layers": 8,
@@ -106,7 +106,7 @@ def measure(folder: Path, dtype: str, arguments: argparse.Namespace) -> list[dic
         out = folder / f"{dtype}-{propagate}"
 
         def walk(capture: CaptureOptions = capture, out: Path = out) -> None:
-            finish_work(prune_checkpoint(checkpoint, tokens, out, capture, PruneOptions(ratio=0.2)))
+            prune_checkpoint(checkpoint, tokens, out, capture, PruneOptions(ratio=0.2))
             shutil.rmtree(out)
 
         plain()

@@ -23,7 +23,7 @@ from synthetic import write_checkpoint
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.stream import finish_work, prune_checkpoint
+from camera.pruning.stream import prune_checkpoint
 from camera.units import bytes_text, seconds_text
 
 TO_REACH = 1.5
@@ -124,14 +124,12 @@ def work(source: Path, propagate: str, samples: int, length: int, vocab: int, re
     tokens = torch.randint(vocab, (samples, length), generator=torch.Generator().manual_seed(0))
     out = source.with_name(f"pruned-{propagate}")
     started = perf_counter()
-    finish_work(
-        prune_checkpoint(
-            checkpoint,
-            tokens,
-            out,
-            CaptureOptions(propagate=propagate, batch_size=2, device="cpu"),  # type: ignore[arg-type]
-            PruneOptions(ratio=0.2),
-        )
+    prune_checkpoint(
+        checkpoint,
+        tokens,
+        out,
+        CaptureOptions(propagate=propagate, batch_size=2, device="cpu"),  # type: ignore[arg-type]
+        PruneOptions(ratio=0.2),
     )
     seconds = perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

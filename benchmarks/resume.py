@@ -27,7 +27,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.digests import digest_folder
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.stream import finish_work, prune_checkpoint
+from camera.pruning.stream import prune_checkpoint
 
 LAYERS = 8
 TO_REACH = 2.0
@@ -120,9 +120,7 @@ def walk(source: Path, out: Path) -> None:
 
     tokens = torch.randint(1024, (16, 256), generator=torch.Generator().manual_seed(0))
     capture = CaptureOptions(batch_size=2, device="cpu")
-    finish_work(
-        prune_checkpoint(Checkpoint.open(source), tokens, out, capture, PruneOptions(ratio=0.2), tell)
-    )
+    prune_checkpoint(Checkpoint.open(source), tokens, out, capture, PruneOptions(ratio=0.2), tell)
 
 
 if __name__ == "__main__":

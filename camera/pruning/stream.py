@@ -6,6 +6,7 @@ shards, and ends with the bytes of an undisturbed one.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ _WORK = ".work"
 _BEGUN = "begun.json"
 
 
+def _nothing_more(model: Path, pruned: Path) -> None:
+    """The model is finished as it is."""
+
+
 def prune_checkpoint(
     checkpoint: Checkpoint,
     tokens_ST: torch.Tensor,
@@ -36,7 +41,8 @@ def prune_checkpoint(
     capture: CaptureOptions,
     options: PruneOptions,
     progress: Progress = silent,
-) -> Path:
+    finish: Callable[[Path, Path], None] = _nothing_more,
+) -> None:
     """Write the pruned model to `out`, which must not exist with content.
 
     The same channels and bytes as capture, score, prune and save one after the other. The unfinished model lies
@@ -49,9 +55,8 @@ def prune_checkpoint(
         capture: how to walk: propagation, batch size, dtype, device, over how many devices.
         options: which channels go.
         progress: told (samples done × layers, all).
-
-    Returns:
-        the folder with `kept.safetensors` and `prune.json`, hidden in `out` until `finish_work` removes it.
+        finish: called with the finished model, which is not in its place yet, and the folder with
+            `kept.safetensors` and `prune.json`, which is removed after: the moment to add a card.
 
     Raises:
         CameraError: as `propagate`; if nothing would be pruned; or if `out` is occupied.
@@ -102,19 +107,14 @@ def prune_checkpoint(
         target.abandon()
     write_tensors(work / KEPT, {f"layers.{index}.kept": kept_K for index, kept_K in enumerate(kept)})
     write_json(work / SUMMARY, summarize(checkpoint, options, shares))
-    sync_tree(partial)
+    finish(partial, work)
     clear_states(work)
-    (work / _BEGUN).unlink()
+    shutil.rmtree(work)
+    sync_tree(partial)
     if out.exists():
         out.rmdir()
     partial.rename(out)
     sync(out.parent)
-    return out / _WORK
-
-
-def finish_work(work: Path) -> None:
-    """Remove what `prune_checkpoint` returned, once it has been read."""
-    shutil.rmtree(work)
 
 
 def _asked(
@@ -124,7 +124,7 @@ def _asked(
     dtype = resolve_dtype(capture.dtype, checkpoint.dtype)
     return {
         "inputs": fingerprint(checkpoint, tokens_ST, dtype, selection_of(checkpoint, capture, options)),
-        "capture": capture.model_dump(mode="json"),
+        "capture": capture.model_dump(mode="json", exclude={"batch_size", "devices"}),
         "prune": options.model_dump(mode="json"),
     }
 

@@ -66,7 +66,7 @@ def test_a_ratio_from_zero_to_below_one_is_taken(ratio: float) -> None:
 
 @pytest.mark.parametrize("ratio", [1.0, 1.2, 20, float("inf")])
 def test_a_ratio_of_one_or_more_is_refused_in_words(ratio: float) -> None:
-    assert f"ratio {float(ratio)} is not below 1" in refused(PruneOptions, ratio=ratio)["msg"]
+    assert f"{float(ratio)} is not below 1" in refused(PruneOptions, ratio=ratio)["msg"]
 
 
 @pytest.mark.parametrize("ratio", [-0.1, float("nan"), -float("inf"), "a fifth", None])

@@ -25,7 +25,7 @@ from camera.pruning.importance import importance, kept_channels, kept_width
 from camera.pruning.propagate import selection_of
 from camera.pruning.ranks import Ranks, ranks
 from camera.pruning.statistics import LayerStatistics, read_statistics
-from camera.pruning.stream import finish_work, prune_checkpoint
+from camera.pruning.stream import prune_checkpoint
 from tests.camera.pruning.conftest import PRUNE, Build, KilledError, contents, kill_at
 from tests.tiny import TOKENS
 
@@ -106,7 +106,7 @@ def test_two_ranks_that_prune_in_one_walk_write_the_bytes_of_one(
     for devices in (1, 2):
         capturing = CaptureOptions(device="cpu", batch_size=1, devices=devices)
         out = tmp_path / str(devices)
-        finish_work(prune_checkpoint(Checkpoint.open(folder), seven, out, capturing, PRUNE))
+        prune_checkpoint(Checkpoint.open(folder), seven, out, capturing, PRUNE)
     assert contents(tmp_path / "2") == contents(tmp_path / "1")
 
 

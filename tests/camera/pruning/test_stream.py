@@ -22,7 +22,7 @@ from camera.progress import Progress, silent
 from camera.pruning import propagate as walk
 from camera.pruning.prune import KEPT, SUMMARY, Pruned
 from camera.pruning.state import StateFiles
-from camera.pruning.stream import finish_work, prune_checkpoint
+from camera.pruning.stream import prune_checkpoint
 from camera.pruning.target import PrunedTarget
 from tests.camera.pruning.conftest import (
     KINDS,
@@ -55,10 +55,14 @@ def stream(
 ) -> dict[str, bytes]:
     """Prune in one walk; every file of the output by name, and what was decided."""
     capturing = CaptureOptions(**{"device": "cpu", "batch_size": 2, **capture})
-    work = prune_checkpoint(Checkpoint.open(folder), tokens_ST, out, capturing, options, progress)
-    decided = {name: (work / name).read_bytes() for name in (KEPT, SUMMARY)}
-    assert Pruned.open(work).kept()
-    finish_work(work)
+    decided: dict[str, bytes] = {}
+
+    def look(model: Path, pruned: Path) -> None:
+        assert not out.exists() or not any(out.iterdir()), "in its place before it was finished"
+        assert Pruned.open(pruned).kept()
+        decided.update({name: (pruned / name).read_bytes() for name in (KEPT, SUMMARY)})
+
+    prune_checkpoint(Checkpoint.open(folder), tokens_ST, out, capturing, options, progress, look)
     return {**contents(out), **decided}
 
 
@@ -284,7 +288,8 @@ def test_a_process_killed_at_any_moment_is_gone_on_with_and_ends_with_the_same_b
 ) -> None:
     folder, out = build(**PANGU), tmp_path / "killed" / "out"
     begun = time.monotonic()
-    undisturbed = stream(folder, tokens, tmp_path / "undisturbed", propagate=propagate)
+    stream(folder, tokens, tmp_path / "undisturbed", propagate=propagate)
+    model = contents(tmp_path / "undisturbed")
     whole = time.monotonic() - begun
     capture = CaptureOptions(propagate=propagate, device="cpu", batch_size=2)  # type: ignore[arg-type]
     given = (Checkpoint.open(folder), tokens, out, capture, PRUNE)
@@ -292,19 +297,13 @@ def test_a_process_killed_at_any_moment_is_gone_on_with_and_ends_with_the_same_b
     for _ in range(12):
         if run_for(chance.uniform(0, whole), prune_checkpoint, *given):
             break
-        assert not out.exists() or contents_of_work(out), "the output appeared before it was whole"
+        assert not out.exists() or contents(out) == model, "the output appeared before it was whole"
+        if out.exists():
+            break
     else:
         prune_checkpoint(*given)
-    work = out / ".work"
-    decided = {name: (work / name).read_bytes() for name in (KEPT, SUMMARY)}
-    assert sorted(path.name for path in work.iterdir()) == sorted(decided)
-    finish_work(work)
-    assert {**contents(out), **decided} == undisturbed
+    assert contents(out) == model
     assert left_beside(out) == set()
-
-
-def contents_of_work(out: Path) -> bool:
-    return sorted(path.name for path in (out / ".work").iterdir()) == sorted((KEPT, SUMMARY))
 
 
 def leave_unfinished(folder: Path, tokens_ST: torch.Tensor, out: Path) -> Path:
@@ -358,11 +357,9 @@ def test_what_a_kill_left_half_written_does_not_reach_the_output(
     ended.join()
     (partial / f".config.json.{ended.pid}.tmp").write_text("{")
     (partial / ".work" / f".prune.json.{ended.pid}.tmp").write_text("{")
-    work = prune_checkpoint(
+    prune_checkpoint(
         Checkpoint.open(folder), tokens, tmp_path / "out", CaptureOptions(device="cpu", batch_size=2), PRUNE
     )
-    assert sorted(contents(work)) == sorted([KEPT, SUMMARY])
-    finish_work(work)
     assert contents(tmp_path / "out").keys() == undisturbed.keys() - {KEPT, SUMMARY}
 
 
