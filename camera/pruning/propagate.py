@@ -207,9 +207,7 @@ class _Visitor:
         kept_down_HK = self._down.weight.index_select(1, kept_K)
         for number, batch in enumerate(self._batches):
             if (act_BTF := self._held.pop(number, None)) is not None:
-                ffn_BTH = nn.functional.linear(
-                    act_BTF.index_select(-1, kept_K), kept_down_HK, self._down.bias
-                )
+                ffn_BTH = nn.functional.linear(act_BTF[..., kept_K], kept_down_HK, self._down.bias)
                 out_BTH = self._hidden_STH[batch].to(self._device) + ffn_BTH
             else:
                 _narrow(self._mlp, kept_K)
