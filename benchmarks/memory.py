@@ -9,7 +9,6 @@ it smaller; a temporary folder of 32 GB is needed otherwise and removed at the e
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +20,7 @@ from rich.table import Table
 from synthetic import write_checkpoint
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import peak_memory_bytes
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.stream import prune_checkpoint
@@ -120,7 +120,7 @@ def work(source: Path, propagate: str, samples: int, length: int, vocab: int, re
     """What is measured: one call, as `camera prune` makes it."""
     checkpoint = Checkpoint.open(source)
     checkpoint.check_shapes()
-    idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    idle = peak_memory_bytes(torch.device("cpu"))
     tokens = torch.randint(vocab, (samples, length), generator=torch.Generator().manual_seed(0))
     out = source.with_name(f"pruned-{propagate}")
     started = perf_counter()
@@ -132,7 +132,7 @@ def work(source: Path, propagate: str, samples: int, length: int, vocab: int, re
         PruneOptions(ratio=0.2),
     )
     seconds = perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory_bytes(torch.device("cpu"))
     for path in out.iterdir():
         path.unlink()
     out.rmdir()

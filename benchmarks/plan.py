@@ -7,7 +7,6 @@ Prediction and capture run in processes of their own. To reach: both within 25 %
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.table import Table
 from synthetic import write_checkpoint
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import peak_memory_bytes
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.capture import capture
@@ -103,7 +103,7 @@ def run(source: Path, propagate: str, samples: int, length: int, results: Any) -
         started = perf_counter()
         capture(checkpoint, tokens, Path(out), options, selection)
         seconds = perf_counter() - started
-    results.put({"seconds": seconds, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+    results.put({"seconds": seconds, "peak_bytes": peak_memory_bytes(torch.device("cpu"))})
 
 
 def _given(source: Path, propagate: str) -> tuple[Checkpoint, CaptureOptions, Any]:

@@ -1,9 +1,8 @@
 """HF save as a stage."""
 
-from camera.report.card import write_card
-
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.pruning.save import save
+from camera.report.card import write_card
 from tasks.stage import Context, Stage
 
 
