@@ -147,6 +147,32 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise CameraError(f"{path} cannot be read ({name}): {error}") from None
 
+    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Some rows of a matrix, read one by one and not through a map.
+
+        A map of a file in large pages takes megabytes of memory for every row that is touched, in the worst case the
+        whole matrix.
+
+        Args:
+            name: a matrix [R, C].
+            rows: int64 [N], each in [0, R).
+
+        Returns:
+            [N, C] in the matrix's dtype.
+
+        Raises:
+            CameraError: if the file ends before a row does.
+        """
+        info = self.tensors[name]
+        width = info.size_bytes // info.shape[0]
+        data = bytearray(len(rows) * width)
+        with (self.folder / info.file).open("rb", buffering=0) as file:
+            for number, row in enumerate(rows.tolist()):
+                file.seek(info.offset + row * width)
+                if file.readinto(memoryview(data)[number * width : (number + 1) * width]) != width:
+                    raise CameraError(f"{self.folder / info.file} ends within {name}: it was truncated")
+        return torch.frombuffer(data, dtype=info.dtype).view(len(rows), info.shape[1])
+
     def read_finite(self, name: str) -> torch.Tensor:
         """`read`, and refuse NaN and infinity.
 

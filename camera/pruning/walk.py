@@ -37,22 +37,25 @@ class LayerWalk:
     def embed(self, tokens_ST: torch.Tensor) -> torch.Tensor:
         """Hidden states [samples, tokens, hidden] that enter layer 0, on the CPU.
 
-        Only the embedding rows in use are converted; the matrix itself stays memory-mapped.
+        Only the embedding rows in use are read.
 
         Raises:
             CameraError: for a token that has no row, and for rows with NaN or infinity.
         """
-        weight_VH = self.checkpoint.read("model.embed_tokens.weight")
+        name = "model.embed_tokens.weight"
+        if name not in self.checkpoint.tensors:
+            raise CameraError(f"{self.checkpoint.folder} has no tensor {name}")
+        count = self.checkpoint.tensors[name].shape[0]
         rows, inverse = torch.unique(tokens_ST, return_inverse=True)
-        outside = rows[(rows < 0) | (rows >= weight_VH.shape[0])]
+        outside = rows[(rows < 0) | (rows >= count)]
         if len(outside):
             raise CameraError(
-                f"token {int(outside[-1])} is outside the embedding's {weight_VH.shape[0]} rows: "
+                f"token {int(outside[-1])} is outside the embedding's {count} rows: "
                 "the calibration tokens were made with another tokenizer"
             )
-        used = weight_VH[rows]
+        used = self.checkpoint.read_rows(name, rows)
         if not torch.isfinite(used).all():
-            raise CameraError(f"{self.checkpoint.folder}: model.embed_tokens.weight holds NaN or infinity")
+            raise CameraError(f"{self.checkpoint.folder}: {name} holds NaN or infinity")
         return used.to(self.dtype)[inverse]
 
     @contextmanager
