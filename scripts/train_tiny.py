@@ -8,11 +8,8 @@ the `train` part of the built-in dataset and measured on its `test` part. Beside
 """
 
 import argparse
-import csv
-import math
 import platform
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,8 @@ import numpy as np
 import sentencepiece
 import torch
 import train_tiny_tokenizer as tiny_tokenizer
+import training
 import transformers
-from torch.nn.functional import cross_entropy
 
 from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
@@ -40,7 +37,6 @@ SHAPE: dict[str, Any] = {
 SHARD_BYTES = 3_000_000
 TOKENS_PER_STEP = 2048
 SHORT, LONG = 512, 2048
-EVALUATE_EVERY = 100
 BOS = 1
 
 
@@ -70,119 +66,6 @@ def config_json(vocab_size: int, eos: int) -> dict[str, Any]:
         "use_cache": True,
         "vocab_size": vocab_size,
     }
-
-
-def windows(
-    texts: list[str],
-    processor: sentencepiece.SentencePieceProcessor,
-    length: int,
-    random: np.random.Generator,
-) -> Iterator[np.ndarray]:
-    """Endless windows int64 [length]: each epoch shuffles the documents, joins them and cuts at a random phase.
-
-    Half of the windows begin with `<s>`, because evaluation protocols differ in whether theirs do.
-    """
-    while True:
-        order = random.permutation(len(texts))
-        tokens = np.array(processor.encode("\n\n".join(texts[i] for i in order)), dtype=np.int64)
-        for start in range(int(random.integers(length)), len(tokens) - length + 1, length):
-            window = tokens[start : start + length].copy()
-            if random.random() < 0.5:
-                window[0] = BOS
-            yield window
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first 5 %, then a cosine down to 5 % of the peak."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-@torch.inference_mode()
-def perplexity(model: PanguEmbeddedForCausalLM, tokens: torch.Tensor, window: int) -> float:
-    """exp of the mean loss in fp32 over whole windows of `tokens`, each without its first token."""
-    loss, count = 0.0, 0
-    for ids in tokens[: len(tokens) // window * window].view(-1, 1, window):
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        loss += cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-        count += window - 1
-    return math.exp(loss / count)
-
-
-def unigram_perplexity(train: np.ndarray, test: np.ndarray, vocab_size: int) -> float:
-    """Perplexity of the train part's token frequencies, one count added to each."""
-    counts = np.bincount(train, minlength=vocab_size) + 1.0
-    return float(np.exp(-np.log(counts / counts.sum())[test].mean()))
-
-
-def bigram_perplexity(train: np.ndarray, test: np.ndarray, vocab_size: int) -> float:
-    """Perplexity of the train part's bigrams with absolute discounting (0.75) towards the unigram."""
-    discount = 0.75
-    unigram = np.bincount(train, minlength=vocab_size) + 1.0
-    unigram /= unigram.sum()
-    pairs = np.zeros((vocab_size, vocab_size), dtype=np.float32)
-    np.add.at(pairs, (train[:-1], train[1:]), 1)
-    total, kinds = pairs.sum(1), (pairs > 0).sum(1)
-    before, after = test[:-1], test[1:]
-    seen = total[before] > 0
-    direct = np.maximum(pairs[before, after] - discount, 0) / np.maximum(total[before], 1)
-    backoff = np.where(seen, discount * kinds[before] / np.maximum(total[before], 1), 1.0)
-    return float(np.exp(-np.log(direct + backoff * unigram[after]).mean()))
-
-
-def optimizer_of(model: torch.nn.Module, decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
-
-
-def train(
-    model: PanguEmbeddedForCausalLM,
-    texts: list[str],
-    processor: sentencepiece.SentencePieceProcessor,
-    held_out: torch.Tensor,
-    arguments: argparse.Namespace,
-) -> list[dict[str, float]]:
-    """Train in fp32: 85 % of the steps on short windows, the rest on long ones. Returns the log's rows."""
-    random = np.random.default_rng(arguments.seed)
-    sources = {length: windows(texts, processor, length, random) for length in (SHORT, LONG)}
-    optimizer = optimizer_of(model, arguments.weight_decay)
-    long_from = int(arguments.steps * 0.85)
-    rows: list[dict[str, float]] = []
-    began = time.monotonic()
-    for step in range(arguments.steps):
-        length = LONG if step >= long_from else SHORT
-        batch = torch.from_numpy(np.stack([next(sources[length]) for _ in range(TOKENS_PER_STEP // length)]))
-        rate = learning_rate(step, arguments.steps, arguments.lr)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        logits = model(input_ids=batch, use_cache=False).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        row = {
-            "step": step + 1,
-            "tokens": (step + 1) * TOKENS_PER_STEP,
-            "length": length,
-            "loss": round(loss.item(), 5),
-            "lr": round(rate, 8),
-            "seconds": round(time.monotonic() - began, 2),
-        }
-        rows.append(row)
-        if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == arguments.steps:
-            model.eval()
-            row["held_out_perplexity"] = round(perplexity(model, held_out[: 16 * SHORT], SHORT), 3)
-            model.train()
-        if (step + 1) % 10 == 0 or step + 1 == arguments.steps:
-            print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
-    return rows
 
 
 def tensors_of(model: PanguEmbeddedForCausalLM) -> dict[str, torch.Tensor]:
@@ -248,10 +131,10 @@ def measure(folder: Path, train_ids: np.ndarray, test_ids: np.ndarray) -> dict[s
     tokens = torch.from_numpy(test_ids)
     vocab_size = checkpoint.config["vocab_size"]
     return {
-        f"model_window_{LONG}": perplexity(model, tokens, LONG),
-        f"model_window_{SHORT}": perplexity(model, tokens, SHORT),
-        "unigram": unigram_perplexity(train_ids, test_ids, vocab_size),
-        "bigram": bigram_perplexity(train_ids, test_ids, vocab_size),
+        f"model_window_{LONG}": training.perplexity(model, tokens, LONG),
+        f"model_window_{SHORT}": training.perplexity(model, tokens, SHORT),
+        "unigram": training.unigram_perplexity(train_ids, test_ids, vocab_size),
+        "bigram": training.bigram_perplexity(train_ids, test_ids, vocab_size),
     }
 
 
@@ -271,13 +154,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         test_ids = np.array(processor.encode(test_text), dtype=np.int64)
         model = PanguEmbeddedForCausalLM(PanguEmbeddedConfig.from_pretrained(folder)).float().train()
         began = time.monotonic()
-        rows = train(model, train_texts, processor, torch.from_numpy(test_ids), arguments)
+        random = np.random.default_rng(arguments.seed)
+        rows = training.fit(
+            model,
+            lambda length: training.windows(train_texts, processor.encode, length, random, BOS),
+            torch.from_numpy(test_ids),
+            training.Schedule(
+                arguments.steps, TOKENS_PER_STEP, SHORT, LONG, arguments.lr, arguments.weight_decay
+            ),
+        )
         seconds = time.monotonic() - began
         write_weights(folder, tensors_of(model))
-        with (folder / "training_log.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], "held_out_perplexity"], restval="")
-            writer.writeheader()
-            writer.writerows(rows)
+        training.write_log(folder / "training_log.csv", rows)
         record = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "seed": arguments.seed,
