@@ -1,6 +1,6 @@
 """How far a model's predictions are from a reference's: the Kullback-Leibler divergence on a held-out text.
 
-Windows are those of `camera.evaluation.perplexity`; every token but the first of each is a prediction to compare.
+Windows are those of perplexity; every token but the first of each is a prediction to compare.
 Log-probabilities are float32, sums float64, the mean is over predictions.
 """
 
@@ -13,15 +13,11 @@ import torch
 
 from camera.devices import dtype_name
 from camera.errors import CameraError
-from camera.evaluation.perplexity import cut_windows
-from camera.loading import load_model
+from camera.evaluation.windows import check_vocabulary, cut_windows, hidden_states, opened, pieces
 from camera.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CHUNK_ELEMENTS = 1 << 24
-"""Logits of each model that exist at once: 64 MiB in float32, a few times that with their exponentials."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +67,7 @@ def divergence(
         CameraError: if the vocabularies differ, there are fewer than two tokens, a token is not in the vocabulary, or
             a model computes NaN or infinity.
     """
-    first, second = (
-        load_model(given, dtype, device) if isinstance(given, (str, Path)) else given
-        for given in (reference, model)
-    )
+    first, second = opened(reference, dtype, device), opened(model, dtype, device)
     vocabulary = int(first.config.vocab_size)
     if second.config.vocab_size != vocabulary:
         raise CameraError(
@@ -83,11 +76,7 @@ def divergence(
         )
     positions = min(int(each.config.max_position_embeddings) for each in (first, second))
     windows_WT = cut_windows(tokens, min(window, positions), max_windows)
-    if int(windows_WT.min()) < 0 or int(windows_WT.max()) >= vocabulary:
-        raise CameraError(
-            f"the tokens reach from {int(windows_WT.min())} to {int(windows_WT.max())} and the models have {vocabulary}: "
-            "the text was tokenised for another model"
-        )
+    check_vocabulary(windows_WT, vocabulary)
     count, length = windows_WT.shape
     total, agreed = 0.0, 0
     with torch.inference_mode():
@@ -119,22 +108,15 @@ def _compare(
     first: "PreTrainedModel", second: "PreTrainedModel", batch_BT: torch.Tensor
 ) -> tuple[float, int]:
     """Sum of the divergences of a batch, and how many likeliest tokens agree."""
-    hidden_NH = [_hidden(model, batch_BT) for model in (first, second)]
+    hidden_NH = [hidden_states(model, batch_BT)[:, :-1].flatten(0, 1) for model in (first, second)]
     heads = [model.get_output_embeddings() for model in (first, second)]
-    step = max(1, _CHUNK_ELEMENTS // int(first.config.vocab_size))
     total, agreed = 0.0, 0
-    for start in range(0, len(hidden_NH[0]), step):
+    for piece in pieces(len(hidden_NH[0]), int(first.config.vocab_size), models=2):
         log_p_CV, log_q_CV = (
-            head(hidden[start : start + step]).float().log_softmax(-1).to(first.device)
+            head(hidden[piece]).float().log_softmax(-1).to(first.device)
             for head, hidden in zip(heads, hidden_NH, strict=True)
         )
         agreed += int((log_p_CV.argmax(-1) == log_q_CV.argmax(-1)).sum())
         # Summed over predictions on the CPU: an NPU has no float64 sum.
         total += float((log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(-1).cpu().double().sum())
     return total, agreed
-
-
-def _hidden(model: "PreTrainedModel", batch_BT: torch.Tensor) -> torch.Tensor:
-    """Hidden states [B · (T − 1), H] from which the tokens after the first are predicted."""
-    hidden_BTH = model.get_decoder()(input_ids=batch_BT.to(model.device), use_cache=False).last_hidden_state
-    return hidden_BTH[:, :-1].flatten(0, 1)

@@ -17,14 +17,11 @@ from torch import nn
 
 from camera.devices import dtype_name
 from camera.errors import CameraError
-from camera.loading import load_model
+from camera.evaluation.windows import check_vocabulary, cut_windows, hidden_states, opened, pieces
 from camera.progress import Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CHUNK_ELEMENTS = 1 << 25
-"""Logits that exist at once (128 MiB in float32): a vocabulary of 153,376 times a window of 2048 would be 1.2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,9 @@ def perplexity(
         CameraError: if there are fewer than two tokens, a token is not in the vocabulary, or the model computes NaN
             or infinity.
     """
-    loaded = load_model(model, dtype, device) if isinstance(model, (str, Path)) else model
+    loaded = opened(model, dtype, device)
     windows_WT = cut_windows(tokens, min(window, int(loaded.config.max_position_embeddings)), max_windows)
-    vocabulary = loaded.get_input_embeddings().get_parameter("weight").shape[0]
-    if int(windows_WT.min()) < 0 or int(windows_WT.max()) >= vocabulary:
-        raise CameraError(
-            f"the tokens reach from {int(windows_WT.min())} to {int(windows_WT.max())} and the model has {vocabulary}: "
-            "the text was tokenised for another model"
-        )
+    check_vocabulary(windows_WT, loaded.get_input_embeddings().get_parameter("weight").shape[0])
     count, length = windows_WT.shape
     nll_sum = 0.0
     with torch.inference_mode():
@@ -103,30 +95,13 @@ def perplexity(
     )
 
 
-def cut_windows(tokens: torch.Tensor, window: int, max_windows: int | None) -> torch.Tensor:
-    """Windows [W, T] of the tokens [N]."""
-    if tokens.dim() != 1 or tokens.dtype != torch.int64:
-        raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}, not int64 [N]")
-    if window < 2 or len(tokens) < 2:
-        raise CameraError(
-            f"perplexity needs a window and a text of at least 2 tokens; the window is {window} and the text {len(tokens)}"
-        )
-    length = min(window, len(tokens))
-    count = len(tokens) // length
-    if max_windows is not None:
-        count = min(count, max_windows)
-    return tokens[: count * length].view(count, length)
-
-
 def _score(model: "PreTrainedModel", batch_BT: torch.Tensor) -> list[float]:
     """Negative log-likelihood of each window; NaN for a window whose logits are not all finite."""
-    hidden_BTH = model.get_decoder()(input_ids=batch_BT, use_cache=False).last_hidden_state
-    head = model.get_output_embeddings()
-    rows = max(1, _CHUNK_ELEMENTS // int(model.config.vocab_size))
+    hidden_BTH = hidden_states(model, batch_BT)
+    head, vocabulary = model.get_output_embeddings(), int(model.config.vocab_size)
     return [
         math.fsum(
-            _nll(head, hidden_TH[start : start + rows], targets_T[start : start + rows])
-            for start in range(0, len(targets_T), rows)
+            _nll(head, hidden_TH[piece], targets_T[piece]) for piece in pieces(len(targets_T), vocabulary)
         )
         for hidden_TH, targets_T in zip(hidden_BTH[:, :-1], batch_BT[:, 1:], strict=True)
     ]

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.evaluation import divergence as module
+from camera.evaluation import windows
 from camera.evaluation.divergence import divergence
 from camera.formats.quantize import quantize_checkpoint
 from camera.options import QuantizeOptions
@@ -88,7 +88,7 @@ def test_batches_and_pieces_of_logits_do_not_change_it(
     reference: PreTrainedModel, other: PreTrainedModel, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = divergence(reference, other, tokens, window=32, batch_size=100)
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 7 * TOKENS)
+    monkeypatch.setattr(windows, "LOGITS_AT_ONCE", 7 * TOKENS)
     pieces = divergence(reference, other, tokens, window=32, batch_size=3)
     assert pieces.divergence == pytest.approx(whole.divergence, rel=1e-5)
     assert pieces.top_1_agreement == whole.top_1_agreement
@@ -113,7 +113,7 @@ def test_models_of_other_vocabularies_are_refused(
 
 
 def test_tokens_of_another_vocabulary_are_refused(reference: PreTrainedModel) -> None:
-    with pytest.raises(CameraError, match=f"reach from 0 to {TOKENS} and the models have {TOKENS}"):
+    with pytest.raises(CameraError, match=f"reach from 0 to {TOKENS} and the model has {TOKENS}"):
         divergence(reference, reference, torch.arange(TOKENS + 1))
 
 

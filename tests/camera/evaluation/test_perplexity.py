@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
-from camera.evaluation import perplexity as module
+from camera.evaluation import windows
 from camera.evaluation.perplexity import perplexity
 from camera.formats.convert import convert_to_gguf
 from camera.formats.quantize import quantize_checkpoint
@@ -67,7 +67,7 @@ def test_a_vocabulary_too_large_for_one_piece_of_logits_does_not_change_it(
     model: PreTrainedModel, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = perplexity(model, tokens, window=100)
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 7 * TOKENS)
+    monkeypatch.setattr(windows, "LOGITS_AT_ONCE", 7 * TOKENS)
     assert perplexity(model, tokens, window=100).nll_sum == pytest.approx(whole.nll_sum, rel=1e-6)
 
 
@@ -171,10 +171,10 @@ def test_a_real_model_has_about_the_perplexity_that_is_known_of_it(
 
 def test_a_real_model_agrees_with_transformers_loss(shared_data: Path, stories: PreTrainedModel) -> None:
     text = (shared_data / "text" / "wikitext2_test_raw.txt").read_text(encoding="utf-8")[:6000]
-    windows = ids_of(shared_data, text)[: 4 * 256].view(4, 256)
+    windows_WT = ids_of(shared_data, text)[: 4 * 256].view(4, 256)
     with torch.no_grad():
-        losses = [float(stories(input_ids=window[None], labels=window[None]).loss) for window in windows]
-    measured = perplexity(stories, windows.reshape(-1), window=256)
+        losses = [float(stories(input_ids=window[None], labels=window[None]).loss) for window in windows_WT]
+    measured = perplexity(stories, windows_WT.reshape(-1), window=256)
     assert math.log(measured.perplexity) == pytest.approx(sum(losses) / 4, rel=1e-5)
 
 
