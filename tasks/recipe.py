@@ -1,10 +1,11 @@
 """The recipe: one YAML file that says all of a run."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from camera.errors import CameraError
 from camera.options import (
@@ -28,6 +29,31 @@ class TrackingOptions(Options):
     """The MLflow experiment."""
 
 
+EVERY_TEXT = "*"
+_Limit = Annotated[float, Field(gt=-1, allow_inf_nan=False)]
+
+
+class RequireOptions(Options):
+    """The quality gate: how much worse than the original a model may be and still be published."""
+
+    perplexity_increase: dict[str, _Limit] = Field(default_factory=dict)
+    """Largest relative increase of perplexity, pruned and quantised against the original: 0.3 is 30 %. A number
+    holds for every text of `evaluate`; a mapping names texts (`{wikitext2-test: 0.3}`), and `*` stands for the others."""
+    task_drop: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Largest drop of the average accuracy over the tasks, in points: 2.5 lets 60 % become 57.5 %."""
+
+    @field_validator("perplexity_increase", mode="before")
+    @classmethod
+    def _a_number_is_for_every_text(cls, value: Any) -> Any:
+        return {EVERY_TEXT: value} if isinstance(value, int | float | str) else value
+
+    @model_validator(mode="after")
+    def _something_is_required(self) -> "RequireOptions":
+        if not self.perplexity_increase and self.task_drop is None:
+            raise ValueError("requires nothing: give perplexity_increase or task_drop, or leave require out")
+        return self
+
+
 class PublishOptions(Options):
     """Where the result goes."""
 
@@ -41,6 +67,8 @@ class PublishOptions(Options):
     """Version the published folder with DVC, where the folder is inside a DVC repository."""
     remote: str | None = None
     """DVC remote to push to; the default is the repository's default remote."""
+    require: RequireOptions | None = None
+    """The quality gate: a model that fails it is kept and marked, and not published."""
 
 
 class Recipe(Options):
@@ -149,6 +177,8 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
         else:
             section = getattr(section, "model_fields", {}).get(part)
             section = section.annotation if section is not None else None
+            if isinstance(section, UnionType):  # an optional section
+                section = next(iter(get_args(section)), None)
     return list(getattr(section, "model_fields", {}))
 
 

@@ -99,6 +99,13 @@ class Tracker:
         )
 
     @_going_on
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    @_going_on
     def log_stage(self, step: str, artifact: Artifact, cached: bool) -> None:
         """Record what a stage measured, how long it took and how big it is; nothing new for a cached one."""
         from mlflow.entities import Metric, RunTag

@@ -93,6 +93,8 @@ def flat_rows(results: Results) -> Iterator[tuple[str, str, str, float | int | s
             yield row.title, "perplexity", dataset, score.value
             if score.change is not None:
                 yield row.title, "perplexity_change", dataset, score.change
+    if results.gate is not None and results.product is not None:
+        yield results.product.title, "gate", "", results.gate.verdict
     for timed in results.benchmark:
         of = f"{timed.engine} prompt={timed.prompt} decode={timed.decode}"
         for quantity in ("prefill_ms", "decode_ms"):

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from camera.benchmark.report import BenchmarkRow
 from camera.options import Options
+from camera.report.gate import Gate
 
 ModelId = Literal["original", "baseline", "pruned", "pruned+quantized"]
 MODEL_IDS: tuple[ModelId, ...] = ("original", "baseline", "pruned", "pruned+quantized")
@@ -139,6 +140,8 @@ class Results(Options):
     benchmark_baseline: str | None = None
     """The title that speed is compared with."""
     device: Device | None = None
+    gate: Gate | None = None
+    """What the recipe required of the product, and whether it was met; None if nothing was required."""
     missing: tuple[str, ...] = ()
     """The parts that the run did not have, in words."""
     schema_version: Literal[1] = 1

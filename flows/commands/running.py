@@ -1,8 +1,10 @@
 """Running a recipe from the command line: the display, the table at the end, and where things are."""
 
 import os
+import sys
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from camera.report.results import read_results
@@ -11,11 +13,14 @@ from flows.commands.common import print_json
 from flows.listeners import LiveListener, LogListener
 from tasks.project import Project
 from tasks.recipe import load_recipe
-from tasks.run import Listener, Outcome
+from tasks.run import GateFailed, Listener, Outcome
+
+GATE_FAILED = 3
+"""Exit code of a run that is complete, and whose model is not good enough to be published."""
 
 
 def run_recipe(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) -> None:
-    """Run, showing one line per step; then the results and the paths."""
+    """Run, showing one line per step; then the results and the paths; exit with 3 if the quality gate failed."""
     # What fails is told once, by the command line; Prefect would print a traceback of its own for every layer.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     project = Project.here()
@@ -23,16 +28,22 @@ def run_recipe(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json:
     load_recipe(recipe, overrides)  # a wrong recipe is told before anything starts
     console = Console(stderr=as_json)
     with LiveListener(console) if console.is_terminal else LogListener(console) as listener:
-        outcome = _run(recipe, overrides, listener, console, no_prefect)
+        try:
+            outcome, failure = _run(recipe, overrides, listener, console, no_prefect), None
+        except GateFailed as error:
+            outcome, failure = error.outcome, str(error)
     results = read_results(outcome.report.with_name("results.json"))
     places = _places(outcome, project)
     if as_json:
         print_json({"results": results.model_dump(mode="json"), "executed": outcome.executed, **places})
-        return
-    console.print()
-    console.print(results_table(results))
-    for name, place in places.items():
-        console.print(f"{name + ':':<13}{place}", soft_wrap=True, highlight=False)
+    else:
+        console.print()
+        console.print(results_table(results))
+        for name, place in places.items():
+            console.print(f"{name + ':':<13}{place or 'nothing'}", soft_wrap=True, highlight=False)
+    if failure is not None:
+        sys.stderr.write(f"camera: {failure}\n")
+        raise typer.Exit(GATE_FAILED)
 
 
 def _run(

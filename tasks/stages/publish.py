@@ -2,6 +2,8 @@
 
 The folder is made beside its place and renamed into it. The stage holds only as long as the folder does: a
 published file that is damaged or gone makes the next run publish again.
+
+A model that fails the quality gate is not published: the artifact then holds the card, marked, and the reasons.
 """
 
 import shutil
@@ -13,6 +15,7 @@ from camera.digests import digest_files, digest_json, files_below
 from camera.errors import CameraError
 from camera.files import read_json, sync, sync_tree, write_json
 from camera.report.card import write_card
+from camera.report.gate import Gate
 from camera.report.results import read_results
 from tasks import tracking, versioning
 from tasks.lineage import environment
@@ -41,9 +44,15 @@ def refuse_foreign(target: Path, name: str) -> None:
 
 
 def run(context: Context) -> dict[str, float]:
-    """Write the published folder, version and register it, and record all that in `published.json`."""
+    """Write the published folder, version and register it, and record all that in `published.json`.
+
+    Where the gate failed, `published.json` names no folder but the reasons.
+    """
     options = context.options
     name = options["name"]
+    gate = read_results(context.inputs["report"] / "results.json").gate
+    if gate is not None and not gate.passed:
+        return _withhold(context, gate)
     target = destination(options["folder"], name)
     refuse_foreign(target, name)
     if not _is_published(target, context):
@@ -68,8 +77,10 @@ def run(context: Context) -> dict[str, float]:
 
 
 def still_holds(artifact: Artifact) -> bool:
-    """Whether the published folder is there, whole, and pushed."""
+    """Whether the published folder is there, whole, and pushed; where none was to be made, there is nothing to hold."""
     record = read_json(artifact.path / RECORD)
+    if record["folder"] is None:
+        return True
     pending = record["dvc"] is not None and record["dvc"]["push_error"] is not None
     return not pending and damage(Path(record["folder"]), record["lineage_digest"]) is None
 
@@ -96,6 +107,32 @@ def damage(folder: Path, lineage_digest: str | None = None) -> str | None:
     return None
 
 
+def _withhold(context: Context, gate: Gate) -> dict[str, float]:
+    """Keep what a model that may not be published would have said of itself, and why it may not."""
+    _write_card(context.out, context.inputs["model"], context)
+    reasons = list(gate.reasons)
+    record = {
+        "name": context.options["name"],
+        "folder": None,
+        "withheld": reasons,
+        "dvc": None,
+        "registry": None,
+    }
+    write_json(context.out / RECORD, record)
+    return {"withheld": 1}
+
+
+def _write_card(folder: Path, source: Path, context: Context) -> None:
+    write_card(
+        folder,
+        Checkpoint.open(source),
+        context.inputs["pruned"],
+        base_model=context.options["base_model"],
+        results=read_results(context.inputs["report"] / "results.json"),
+        name=context.options["name"],
+    )
+
+
 def _is_published(target: Path, context: Context) -> bool:
     """Whether the folder already is this publication, as when only the push was still to be done."""
     if damage(target) is not None:
@@ -114,14 +151,7 @@ def _place(target: Path, context: Context) -> None:
                 shutil.copyfile(folder / file, making / file)
     for file in ("report.html", "results.json"):
         shutil.copyfile(inputs["report"] / file, making / file)
-    write_card(
-        making,
-        Checkpoint.open(making),
-        inputs["pruned"],
-        base_model=context.options["base_model"],
-        results=read_results(inputs["report"] / "results.json"),
-        name=name,
-    )
+    _write_card(making, making, context)
     hashes = digest_files(making, files_below(making))
     lineage: dict[str, Any] = {
         **context.lineage,

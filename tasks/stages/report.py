@@ -3,13 +3,15 @@
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.report.html import write_report
 from camera.report.results import collect_results
+from tasks.gate import judge
+from tasks.recipe import RequireOptions
 from tasks.stage import Context, Stage
 
 HTML = "report.html"
 
 
 def run(context: Context) -> dict[str, float]:
-    """Write `report.html`, `results.json` and `results.csv`."""
+    """Write `report.html`, `results.json` and `results.csv`, with the gate's verdict if the recipe has one."""
     folders = dict(context.inputs)
     source = Checkpoint.open(folders.pop("model"))
     results = collect_results(
@@ -18,6 +20,8 @@ def run(context: Context) -> dict[str, float]:
         folders=folders,
         source_config=source.config,
     )
+    if (require := context.options.get("require")) is not None:
+        results = results.model_copy(update={"gate": judge(results, RequireOptions(**require))})
     write_report(results, context.out, lineage=context.lineage)
     return {}
 

@@ -83,7 +83,7 @@ def test_the_baseline_is_the_unpruned_model_in_steps_of_its_own(recipe: MakeReci
     assert steps["quantize baseline"].inputs == {"model": pipeline.sources.model}
     assert steps["quantize baseline"].options["type"] == "q8_0"
     assert steps["convert baseline"].inputs == {"quantized": "quantize baseline"}
-    assert steps["convert baseline"].options["name"] == "tiny-unpruned-q8_0"
+    assert steps["convert baseline"].options["name"] == "model-unpruned-q8_0"
 
 
 def test_publishing_can_be_left_out(recipe: MakeRecipe) -> None:
