@@ -24,7 +24,7 @@ from tasks.pipeline import build_pipeline
 from tasks.preflight import check_room
 from tasks.project import Project
 from tasks.recipe import load_recipe
-from tasks.run import Listener, Outcome, run_pipeline
+from tasks.run import Listener, Outcome, hold_to_the_gate, run_pipeline
 from tasks.sources import Sources, find_sources
 from tasks.stage import Request, find, perform
 from tasks.store import Artifact, Store
@@ -105,6 +105,9 @@ def compress(recipe: str, overrides: list[str] | None = None) -> Outcome:
     Args:
         recipe: path of the recipe, relative to the working directory.
         overrides: `section.key=value`, as on the command line.
+
+    Raises:
+        GateFailed: once all is done, if the recipe has a quality gate and the model fails it.
     """
     project = Project.here()
     project.configure()
@@ -127,4 +130,4 @@ def compress(recipe: str, overrides: list[str] | None = None) -> Outcome:
     create_markdown_artifact(
         results_markdown(results), key="results", description=f"Results of {checked.name}"
     )
-    return outcome
+    return hold_to_the_gate(outcome)  # a flow run that failed is what schedules and automations notice

@@ -51,7 +51,9 @@ class LogListener:
 
     def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
         size = bytes_text(artifact.size_bytes)
-        if cached:
+        if artifact.metrics.get("withheld"):
+            self._write(f"withheld {step}: the quality gate failed")
+        elif cached:
             self._write(f"cached   {step} ({size})")
         else:
             self._write(f"done     {step} in {seconds_text(artifact.seconds)} ({size})")
@@ -104,6 +106,15 @@ class LiveListener:
 
     def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
         how = "cached" if cached else seconds_text(artifact.seconds)
+        if artifact.metrics.get("withheld"):
+            self._progress.update(
+                self._tasks[step],
+                total=1,
+                completed=1,
+                state="failed",
+                note="withheld: the quality gate failed",
+            )
+            return
         note = f"{how:>8}  {bytes_text(artifact.size_bytes):>9}"
         self._progress.update(
             self._tasks[step], total=1, completed=1, state="cached" if cached else "done", note=note

@@ -6,14 +6,18 @@ from tasks.pipeline import build_pipeline
 from tasks.preflight import check_room
 from tasks.project import Project
 from tasks.recipe import load_recipe
-from tasks.run import Listener, Outcome, run_pipeline
+from tasks.run import Listener, Outcome, hold_to_the_gate, run_pipeline
 from tasks.sources import find_sources
 from tasks.stage import Request, perform
 from tasks.store import Artifact, Store
 
 
 def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
-    """Run a recipe; resumes what a flow left, and leaves what a flow resumes."""
+    """Run a recipe; resumes what a flow left, and leaves what a flow resumes.
+
+    Raises:
+        GateFailed: once all is done, if the recipe has a quality gate and the model fails it.
+    """
     project = Project.here()
     checked = load_recipe(recipe, overrides)
     pipeline = build_pipeline(checked, find_sources(checked))
@@ -36,4 +40,4 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
         )
         return artifact, not ran
 
-    return run_pipeline(pipeline, directly, project, listener)
+    return hold_to_the_gate(run_pipeline(pipeline, directly, project, listener))

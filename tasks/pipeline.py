@@ -13,6 +13,7 @@ from camera.errors import CameraError
 from camera.options import DatasetOptions, QuantizeOptions
 from camera.pruning.importance import kept_width
 from camera.pruning.propagate import selection_of
+from tasks.gate import check_texts
 from tasks.recipe import Recipe
 from tasks.sources import Sources
 from tasks.stage import Input, Request, RunReferences, Stage
@@ -115,7 +116,9 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
         Step("prune", prune.STAGE, recipe.prune.model_dump(mode="json"), {"model": model, "scores": "score"}),
         Step("save", save.STAGE, {"base_model": _base_model(recipe)}, {"model": model, "pruned": "prune"}),
         *_quantized("", recipe.name, recipe.quantize, "save"),
-        *_quantized(" baseline", f"{recipe.name}-unpruned", QuantizeOptions(type=recipe.baseline), model),
+        *_quantized(
+            " baseline", f"{_base_name(recipe)}-unpruned", QuantizeOptions(type=recipe.baseline), model
+        ),
     ]
     evaluations = _evaluations(recipe, sources)
     steps += evaluations
@@ -131,9 +134,11 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
         **{step.name.replace(" ", "/"): step.name for step in evaluations if step.stage is evaluate.STAGE},
     }
     described = recipe.model_dump(mode="json", exclude={"tracking", "publish"})
-    steps.append(
-        Step("report", report.STAGE, {"name": recipe.name, "recipe": described}, {"model": model, **parts})
-    )
+    reported: dict[str, Any] = {"name": recipe.name, "recipe": described}
+    if (require := recipe.publish.require) is not None:
+        check_texts(require, _labelled(recipe.evaluate.datasets))
+        reported["require"] = require.model_dump(mode="json", exclude_none=True)
+    steps.append(Step("report", report.STAGE, reported, {"model": model, **parts}))
     if recipe.publish.enabled:
         steps.append(
             Step(
@@ -144,7 +149,8 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
                     "base_model": _base_model(recipe),
                     "recipe": described,
                     "register": recipe.tracking.enabled,
-                    **recipe.publish.model_dump(mode="json", exclude={"enabled"}),
+                    # The gate's verdict is in the report, which is an input.
+                    **recipe.publish.model_dump(mode="json", exclude={"enabled", "require"}),
                     "folder": str(recipe.publish.folder.resolve()),  # a place is what publishing is about
                 },
                 {"model": "save", "converted": "convert", "report": "report", "pruned": "prune"},
@@ -157,6 +163,11 @@ def _base_model(recipe: Recipe) -> str:
     """A hub id as it is; of a folder the name alone, for where it lies is no part of the result."""
     folder = Path(recipe.model)
     return folder.resolve().name if folder.is_dir() else recipe.model
+
+
+def _base_name(recipe: Recipe) -> str:
+    """The source model's own name: what is made of it alone is the same for every recipe."""
+    return _base_model(recipe).rpartition("/")[2]
 
 
 def _fetch(name: str, purpose: str, dataset: DatasetOptions, sources: Sources) -> Step:

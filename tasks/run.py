@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from camera.errors import CameraError
 from camera.files import read_json
+from camera.report.gate import Gate
+from camera.report.results import read_results
 from tasks.pipeline import Pipeline, Step
 from tasks.project import Project
 from tasks.stage import Request, RunReferences
@@ -48,6 +51,21 @@ class Outcome:
     report: Path
     gguf: Path
     published: dict[str, Any] | None
+    """The record of the publication; None if there is none."""
+    gate: Gate | None = None
+    """What the quality gate says; None if the recipe has none."""
+
+
+class GateFailed(CameraError):
+    """A run is complete, and its model is not good enough to be published. The command line exits with 3."""
+
+    def __init__(self, outcome: Outcome, gate: Gate) -> None:
+        self.outcome = outcome
+        super().__init__(
+            "the model fails the quality gate and is not published:\n"
+            + "".join(f"  {reason}\n" for reason in gate.reasons)
+            + "It is kept in the store. Prune less; or, if it is good enough, loosen publish.require and run again"
+        )
 
 
 Perform = Callable[[Request], tuple[Artifact, bool]]
@@ -99,6 +117,8 @@ def run_pipeline(
         if tracker is not None:
             for file in _files_to_look_at(outcome):
                 tracker.log_file(file)
+            if outcome.gate is not None:
+                tracker.tag({"gate": outcome.gate.verdict, "gate.reasons": "; ".join(outcome.gate.reasons)})
     except BaseException as error:
         if tracker is not None:
             tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
@@ -110,16 +130,30 @@ def run_pipeline(
 
 def _outcome(artifacts: dict[str, Artifact], executed: list[str], mlflow_run: str | None) -> Outcome:
     published = None
+    made_report = artifacts["report"].path / report.HTML
     if "publish" in artifacts:
-        published = read_json(artifacts["publish"].path / publish.RECORD)
+        record = read_json(artifacts["publish"].path / publish.RECORD)
+        published = record if record["folder"] is not None else None
     return Outcome(
         artifacts,
         executed,
         mlflow_run,
-        artifacts["report"].path / report.HTML,
+        made_report,
         gguf_of(artifacts["convert"].path),
         published,
+        read_results(made_report.with_name("results.json")).gate,
     )
+
+
+def hold_to_the_gate(outcome: Outcome) -> Outcome:
+    """The outcome of a run, unless its model failed the quality gate.
+
+    Raises:
+        GateFailed: with the reasons; the run itself is complete.
+    """
+    if outcome.gate is not None and not outcome.gate.passed:
+        raise GateFailed(outcome, outcome.gate)
+    return outcome
 
 
 def _files_to_look_at(outcome: Outcome) -> list[Path]:

@@ -20,6 +20,9 @@ def run(
 
     With PREFECT_API_URL set the run is recorded there; without it Prefect's own API runs in this process.
 
+    Exit code 0: all is done; 2: something must be mended first; 3: all is done, and the model fails the recipe's
+    quality gate (`publish.require`) and is not published.
+
     Examples: `camera run recipes/demo.yaml`  `camera run recipes/demo.yaml --set prune.ratio=0.3 --no-prefect`
     """
     from flows.commands.running import run_recipe
