@@ -18,7 +18,6 @@ from camera.errors import CameraError
 from camera.files import refuse_occupied, whole_file, write_json
 from camera.formats import blocks
 from camera.formats.names import EMBEDDING, OUTPUT
-from camera.formats.parallel import map_chunks
 from camera.formats.quantized_model import (
     SUMMARY_NAME,
     QuantizeReport,
@@ -56,6 +55,8 @@ class Packed:
     """uint8 [rows, bytes per row]."""
     weighted_error: float | None = None
     """See `TensorRecord.weighted_error`."""
+    squares: blocks.Squares | None = None
+    """What storing lost, where packing has measured it on its way."""
 
 
 class Packer(Protocol):
@@ -84,7 +85,8 @@ class RoundToNearest:
     source = None
 
     def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
-        return Packed(blocks.quantize(weight, tensor.type, name=name))
+        data, squares = blocks.quantize_measured(weight, tensor.type, name=name)
+        return Packed(data, squares=squares)
 
 
 def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[PlannedTensor]:
@@ -216,7 +218,7 @@ def _write_shard(
             weight = checkpoint.read(tensor.name)
             packed = packer.pack(tensor, weight, f"{checkpoint.folder}: {tensor.name}")
             writer.write(tensor.name, torch.from_numpy(packed.data))
-            rms, relative_error = _errors(weight, packed.data, tensor.type)
+            rms, relative_error = _errors(weight, packed, tensor.type)
             records.append(
                 TensorRecord(
                     name=tensor.name,
@@ -236,20 +238,11 @@ def _write_shard(
     return records
 
 
-def _errors(weight: torch.Tensor, packed: np.ndarray, type: BlockType) -> tuple[float, float]:
+def _errors(weight: torch.Tensor, packed: Packed, type: BlockType) -> tuple[float, float]:
     """RMS of a tensor, and RMS of (stored − original) over it; six digits, which any summation order gives."""
-    rows = weight.reshape(packed.shape[0], -1)
-    step = max(1, (1 << 20) // rows.shape[1])
-
-    def squares(start: int) -> tuple[float, float]:
-        original = rows[start : start + step].float()
-        stored = torch.from_numpy(blocks.dequantize(packed[start : start + step], type, rows.shape[1]))
-        power = float(torch.linalg.vector_norm(original, dtype=torch.float64)) ** 2
-        return power, float(torch.linalg.vector_norm(stored.sub_(original), dtype=torch.float64)) ** 2
-
-    power, noise = map(sum, zip(*map_chunks(squares, range(0, len(rows), step)), strict=True))
-    rms = (power / weight.numel()) ** 0.5
-    return _six_digits(rms), _six_digits((noise / power) ** 0.5 if power else 0.0)
+    squares = packed.squares or blocks.measure(weight, packed.data, type)
+    rms = (squares.power / weight.numel()) ** 0.5
+    return _six_digits(rms), _six_digits((squares.noise / squares.power) ** 0.5 if squares.power else 0.0)
 
 
 def _six_digits(number: float) -> float:

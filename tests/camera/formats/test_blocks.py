@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from camera.errors import CameraError
 from camera.formats import blocks
-from camera.formats.blocks import FORMATS, dequantize, quantize, twin
+from camera.formats.blocks import FORMATS, dequantize, measure, quantize, quantize_measured, twin
 from camera.options import BlockType
 
 LIBRARY = {"q4_0": gguf.GGMLQuantizationType.Q4_0, "q8_0": gguf.GGMLQuantizationType.Q8_0}
@@ -124,6 +124,30 @@ def test_a_tensor_of_zeros_stays_one(type: BlockType) -> None:
 def test_a_constant_that_fp16_can_scale_is_exact(type: BlockType, value: float) -> None:
     stored = dequantize(quantize(torch.full((2, 64), value), type), type, 64)
     assert (stored == value).all()
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e22])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("type", FORMATS)
+def test_what_packing_measures_is_the_float64_sum_of_squares(
+    type: BlockType, dtype: torch.dtype, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if size > 1 and type not in ("f32", "bf16"):
+        size = 1e4 if type != "f16" else 1e3
+    weight = (torch.randn(11, 192, generator=torch.Generator().manual_seed(0)) * size).to(dtype)
+    monkeypatch.setattr(blocks, "_CHUNK_WEIGHTS", 600)
+    packed, squares = quantize_measured(weight, type)
+    np.testing.assert_array_equal(packed, quantize(weight, type))
+    assert squares == measure(weight, packed, type)
+    exact = weight.double()
+    noise = torch.from_numpy(dequantize(packed, type, 192)).double() - exact
+    assert squares.power == pytest.approx(float(exact.square().sum()), rel=1e-7)
+    assert squares.noise == pytest.approx(float(noise.square().sum()), rel=1e-7)
+
+
+def test_equal_magnitudes_of_either_sign_are_scaled_by_the_first() -> None:
+    weight = torch.randint(-3, 4, (512, 64), generator=torch.Generator().manual_seed(0)).bfloat16()
+    np.testing.assert_array_equal(quantize(weight, "q4_0"), by_the_library(weight.float().numpy(), "q4_0"))
 
 
 def test_a_vector_is_one_row() -> None:
