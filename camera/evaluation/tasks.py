@@ -1,0 +1,217 @@
+"""Accuracy of a model on tasks, by lm-eval: its prompts, its metrics, its standard errors; our engines."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from camera.checkpoints.tokenizer import load_tokenizer
+from camera.devices import dtype_name, resolve_device
+from camera.digests import digest_file, digest_folder, digest_json
+from camera.errors import CameraError
+from camera.evaluation.lm_eval_tasks import lm_eval_version, open_task, task_files
+from camera.evaluation.windows import opened
+from camera.files import read_json, write_json
+from camera.options import Options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TaskProgress = Callable[[str, int, int], None]
+"""Called with (task, requests done, requests in all)."""
+
+
+class Metric(Options):
+    """One metric of one task."""
+
+    value: float
+    """Mean over documents."""
+    standard_error: float | None
+    """Of the mean; None if there is one document only."""
+    of_documents: tuple[float, ...] = Field(repr=False)
+    """Of each document, in order: 1 if it was answered rightly, else 0."""
+
+
+class TaskResult(Options):
+    """What was measured, on what, and with what."""
+
+    task: str
+    metrics: dict[str, Metric]
+    """`acc`: the likeliest answer is the right one. `acc_norm`: the likeliest per character is."""
+    documents: int
+    few_shot: int
+    """Examples before each question."""
+    limit: int | None
+    """Only so many documents were asked for; None: all."""
+    prompts: str
+    """Digest of all prompts, answers and targets: results with the same one answer the same questions."""
+    task_version: str
+    """Of the definition in lm-eval."""
+    lm_eval: str
+    """Version."""
+    dtype: str
+    """What the layers computed in."""
+    device: str
+
+    def headline(self, normalised: bool = False) -> Metric:
+        """`acc`; if normalised `acc_norm` where the task has it."""
+        return self.metrics["acc_norm"] if normalised and "acc_norm" in self.metrics else self.metrics["acc"]
+
+
+def evaluate_tasks(
+    model: "PreTrainedModel | Path | str",
+    tasks: Sequence[str],
+    *,
+    tokenizer: "PreTrainedTokenizerBase | Path | None" = None,
+    few_shot: int = 0,
+    limit: int | None = None,
+    task_folder: Path | None = None,
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str = "auto",
+    out: Path | None = None,
+    progress: TaskProgress = lambda task, done, total: None,
+) -> dict[str, TaskResult]:
+    """Measure a model on tasks, one after the other.
+
+    Args:
+        model: what `camera.loading.load_model` opens (a checkpoint, a quantised folder, a GGUF), or a transformers
+            model on its device, in eval mode.
+        tasks: as lm-eval calls them; see `NINE_TASKS`.
+        tokenizer: the model's, or a folder that has it. May be left out where `model` is a folder.
+        few_shot: examples before each question.
+        limit: only the first so many documents of each task.
+        task_folder: where `<task>.<split>.jsonl` lie; None: documents come from the hub.
+        batch_size: sequences computed at once; changes memory and speed, and results only by rounding.
+        dtype, device: as for `load_model`; a loaded model keeps its own.
+        out: folder for `<task>.json`, each written when its task is done. Tasks that are there already are not
+            measured again, so that what was killed goes on. For models given by their place only.
+        progress: told (task, requests done, requests in all).
+
+    Returns:
+        By task, in the order asked for.
+
+    Raises:
+        CameraError: if lm-eval, a task or its files are missing, `out` holds results of something else, or the model
+            computes NaN. Its kind NetworkError if the hub is needed and does not answer.
+    """
+    tasks = tuple(dict.fromkeys(tasks))
+    files = {name: None if task_folder is None else task_files(name, task_folder) for name in tasks}
+    asked: dict[str, str] = {}
+    found: dict[str, TaskResult] = {}
+    if out is not None:
+        if not isinstance(model, (str, Path)):
+            raise CameraError(
+                "a model in memory cannot be told from another: leave `out` away, or give its folder"
+            )
+        how = {
+            "model": _digest(Path(model)),
+            "few_shot": few_shot,
+            "limit": limit,
+            "dtype": dtype,
+            "device": resolve_device(device).type,
+            "lm_eval": lm_eval_version(),
+        }
+        for name in tasks:
+            data = {split: digest_file(path) for split, path in (files[name] or {}).items()}
+            asked[name] = digest_json({**how, "task": name, "data": data})
+            if (path := out / f"{name}.json").is_file():
+                found[name] = _resumed(path, asked[name])
+    missing = [name for name in tasks if name not in found]
+    if missing:
+        reader = _tokenizer(model, tokenizer)
+        loaded = opened(model, dtype, device)
+        for name in missing:
+            found[name] = _measure(loaded, reader, name, task_folder, few_shot, limit, batch_size, progress)
+            if out is not None:
+                write_json(
+                    out / f"{name}.json", {"asked": asked[name], **found[name].model_dump(mode="json")}
+                )
+    return {name: found[name] for name in tasks}
+
+
+def read_task_result(path: Path) -> TaskResult:
+    """Read one task's JSON.
+
+    Raises:
+        CameraError: if it is missing, or is not one.
+    """
+    content = read_json(path)
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key != "asked"}
+    try:
+        return TaskResult.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise CameraError(f"{path} is no result of a task ({where}): remove it and measure again") from None
+
+
+def _measure(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    name: str,
+    folder: Path | None,
+    few_shot: int,
+    limit: int | None,
+    batch_size: int,
+    progress: TaskProgress,
+) -> TaskResult:
+    with open_task(name, folder, few_shot) as task:
+        # After open_task, which says what is wrong if lm-eval is not installed; and these imports take seconds.
+        from lm_eval.evaluator import evaluate
+
+        from camera.evaluation.language_model import CameraLM
+
+        language_model = CameraLM(
+            model, tokenizer, batch_size, lambda done, total: progress(name, done, total)
+        )
+        measured: Any = evaluate(language_model, {"tasks": {name: task}}, limit=limit)
+    values, documents = measured["results"][name], measured["samples"][name]
+    metrics = {
+        metric: Metric(
+            value=values[f"{metric},none"],
+            standard_error=error if isinstance(error := values.get(f"{metric}_stderr,none"), float) else None,
+            of_documents=tuple(float(document[metric]) for document in documents),
+        )
+        for metric in ("acc", "acc_norm")
+        if f"{metric},none" in values
+    }
+    if "acc" not in metrics:
+        raise CameraError(f"task {name} does not measure accuracy (acc): choose another")
+    return TaskResult(
+        task=name,
+        metrics=metrics,
+        documents=len(documents),
+        few_shot=few_shot,
+        limit=limit,
+        prompts=digest_json([[document["arguments"], str(document["target"])] for document in documents]),
+        task_version=str(measured["versions"].get(name)),
+        lm_eval=lm_eval_version(),
+        dtype=dtype_name(model.dtype),
+        device=str(model.device),
+    )
+
+
+def _tokenizer(
+    model: "PreTrainedModel | Path | str", given: "PreTrainedTokenizerBase | Path | None"
+) -> "PreTrainedTokenizerBase":
+    if given is not None and not isinstance(given, (str, Path)):
+        return given
+    folder = given if given is not None else model
+    if not isinstance(folder, (str, Path)) or Path(folder).is_file():
+        raise CameraError("tasks are text: name the folder with the model's tokenizer")
+    return load_tokenizer(Path(folder))
+
+
+def _digest(model: Path) -> str:
+    return digest_file(model) if model.is_file() else digest_folder(model)
+
+
+def _resumed(path: Path, asked: str) -> TaskResult:
+    result = read_task_result(path)
+    if read_json(path).get("asked") != asked:
+        raise CameraError(
+            f"{path} holds the result of another model or other options: choose another folder, or remove it"
+        )
+    return result
