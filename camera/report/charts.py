@@ -1,13 +1,13 @@
 """The drawings of the report."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from markupsafe import Markup
 
+from camera.report.heat_map import LEFT, RIGHT, row_height, shaded_rows
 from camera.report.schema import LayerImportance, PruneSummary
 from camera.report.svg import (
     WIDTH,
@@ -22,9 +22,8 @@ from camera.report.svg import (
 )
 from camera.report.words import percent
 
-_LEFT, _RIGHT = 46, WIDTH - 12
 _SHADES = 8
-"""Steps of the scale of the map of kept channels; neighbours of one shade are one rectangle."""
+"""Steps of the scale of the map of kept channels."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def scatter(label: str, points: Sequence[Point], unit: str) -> Markup:
     low, high = min(point.y for point in points), max(point.y for point in points)
     margin = (high - low) * 0.15 or abs(high) * 0.1 or 1.0
     low, high = max(0.0, low - margin), high + margin
-    across = [_LEFT + (_RIGHT - _LEFT) * point.x / right for point in points]
+    across = [LEFT + (RIGHT - LEFT) * point.x / right for point in points]
     down = [bottom - (bottom - top) * (point.y - low) / (high - low) for point in points]
     parts = [*_grid_y(round_ticks(low, high), low, high, top, bottom), *_ticks_x(right, unit, bottom)]
     names = _apart([at + 4 for at in down], 15)
@@ -141,12 +140,12 @@ def importance_curves(layers: Sequence[LayerImportance], prune: PruneSummary | N
         part
         for power in powers
         for part in (
-            line(_LEFT, down(10.0**power), _RIGHT, down(10.0**power), "grid"),
+            line(LEFT, down(10.0**power), RIGHT, down(10.0**power), "grid"),
             element(
                 "text",
                 "10",
                 element("tspan", str(power).replace("-", "−"), dy=-4, class_="raised"),
-                x=_LEFT - 6,
+                x=LEFT - 6,
                 y=down(10.0**power) + 4,
                 text_anchor="end",
                 class_="muted",
@@ -156,22 +155,20 @@ def importance_curves(layers: Sequence[LayerImportance], prune: PruneSummary | N
     for layer in reversed(layers):
         last = max(1, len(layer.curve) - 1)
         points = [
-            (_LEFT + (_RIGHT - _LEFT) * index / last, down(value)) for index, value in enumerate(layer.curve)
+            (LEFT + (RIGHT - LEFT) * index / last, down(value)) for index, value in enumerate(layer.curve)
         ]
         parts.append(polyline(points, "curve", f"--at:{_depth(layer.layer, layers):.0f}%"))
     for share in (0, 0.25, 0.5, 0.75, 1):
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
-        parts.append(
-            text(_LEFT + (_RIGHT - _LEFT) * share, bottom + 17, f"{100 * share:g} %", "muted", anchor)
-        )
+        parts.append(text(LEFT + (RIGHT - LEFT) * share, bottom + 17, f"{100 * share:g} %", "muted", anchor))
     if prune is not None and prune.kept_width < prune.width:
-        at = _LEFT + (_RIGHT - _LEFT) * prune.kept_width / prune.width
+        at = LEFT + (RIGHT - LEFT) * prune.kept_width / prune.width
         parts += [
             line(at, top - 8, at, bottom, "reference"),
             text(at - 6, top + 2, f"{prune.kept_width} kept", "muted", "end"),
         ]
     parts.append(
-        text((_LEFT + _RIGHT) / 2, bottom + 34, "micro-experts, most important first", "muted", "middle")
+        text((LEFT + RIGHT) / 2, bottom + 34, "micro-experts, most important first", "muted", "middle")
     )
     return drawing("Importance of micro-experts by layer", bottom + 42, *parts)
 
@@ -192,14 +189,14 @@ def kept_importance(layers: Sequence[LayerImportance], prune: PruneSummary | Non
         part
         for tick in round_ticks(100 * low, 100 * high, 5)
         for part in (
-            line(_LEFT, down(tick / 100), _RIGHT, down(tick / 100), "grid"),
-            text(_LEFT - 6, down(tick / 100) + 4, f"{tick:g} %", "muted", "end"),
+            line(LEFT, down(tick / 100), RIGHT, down(tick / 100), "grid"),
+            text(LEFT - 6, down(tick / 100) + 4, f"{tick:g} %", "muted", "end"),
         )
     ]
-    step = (_RIGHT - _LEFT) / len(shares)
+    step = (RIGHT - LEFT) / len(shares)
     named = max(1, math.ceil(len(shares) / 12))
     for index, (layer, share) in enumerate(shares):
-        x = _LEFT + step * (index + 0.5)
+        x = LEFT + step * (index + 0.5)
         parts += [
             line(x, bottom, x, down(share), "stem"),
             element(
@@ -215,41 +212,21 @@ def kept_importance(layers: Sequence[LayerImportance], prune: PruneSummary | Non
             parts.append(text(x, bottom + 17, str(layer.layer), "muted", "middle"))
     if chance is not None and chance < 1:
         parts += [
-            line(_LEFT, down(chance), _RIGHT, down(chance), "reference"),
-            text(_RIGHT, down(chance) - 6, f"share of channels kept, {percent(chance)}", "muted halo", "end"),
+            line(LEFT, down(chance), RIGHT, down(chance), "reference"),
+            text(RIGHT, down(chance) - 6, f"share of channels kept, {percent(chance)}", "muted halo", "end"),
         ]
-    parts.append(text((_LEFT + _RIGHT) / 2, bottom + 34, "decoder layer", "muted", "middle"))
+    parts.append(text((LEFT + RIGHT) / 2, bottom + 34, "decoder layer", "muted", "middle"))
     return drawing("Share of importance kept, by layer", bottom + 42, *parts)
 
 
 def kept_map(layers: Sequence[LayerImportance], width: int) -> Markup:
     """Which channels stay: a row for each layer, channel numbers from left to right, dark where all stay."""
-    row = min(26.0, max(6.0, 210 / len(layers)))
-    named = max(1, math.ceil(12 / row))
-    boxes: dict[int, list[str]] = defaultdict(list)
-    parts: list[str] = []
-    for index, layer in enumerate(layers):
-        y = index * row
-        size = (_RIGHT - _LEFT) / max(1, len(layer.kept_bins))
-        shades = [round(share * _SHADES) for share in layer.kept_bins]
-        start = 0
-        for end in range(1, len(shades) + 1):
-            if end == len(shades) or shades[end] != shades[start]:
-                x, long = _LEFT + start * size, (end - start) * size
-                boxes[shades[start]].append(f"M{x:.1f} {y:.1f}h{long:.1f}v{row - 1:.1f}h-{long:.1f}z")
-                start = end
-        if index % named == 0:
-            parts.append(text(_LEFT - 6, y + row / 2 + 3.5, str(layer.layer), "muted", "end"))
-    for shade in sorted(boxes):
-        parts.append(
-            element(
-                "path", d="".join(boxes[shade]), class_="cell", style=f"--at:{100 * shade / _SHADES:.0f}%"
-            )
-        )
-    bottom = len(layers) * row
+    rows = [[round(share * _SHADES) for share in layer.kept_bins] for layer in layers]
+    parts: list[str] = [*shaded_rows(rows, [layer.layer for layer in layers], _SHADES)]
+    bottom = len(layers) * row_height(len(layers))
     parts += [
-        text(_LEFT, bottom + 15, "channel 0", "muted"),
-        text(_RIGHT, bottom + 15, f"channel {width - 1}", "muted", "end"),
+        text(LEFT, bottom + 15, "channel 0", "muted"),
+        text(RIGHT, bottom + 15, f"channel {width - 1}", "muted", "end"),
     ]
     return drawing("Channels kept, by layer", bottom + 24, *parts)
 
@@ -262,16 +239,16 @@ def _grid_y(ticks: Sequence[float], low: float, high: float, top: float, bottom:
     parts: list[str] = []
     for tick in ticks:
         y = bottom - (bottom - top) * (tick - low) / (high - low)
-        parts += [line(_LEFT, y, _RIGHT, y, "grid"), text(_LEFT - 6, y + 4, f"{tick:g}", "muted", "end")]
+        parts += [line(LEFT, y, RIGHT, y, "grid"), text(LEFT - 6, y + 4, f"{tick:g}", "muted", "end")]
     return parts
 
 
 def _ticks_x(right: float, unit: str, bottom: float) -> list[str]:
-    parts: list[str] = [line(_LEFT, bottom, _RIGHT, bottom, "axis")]
+    parts: list[str] = [line(LEFT, bottom, RIGHT, bottom, "axis")]
     for tick in round_ticks(0, right):
-        x = _LEFT + (_RIGHT - _LEFT) * tick / right
+        x = LEFT + (RIGHT - LEFT) * tick / right
         parts.append(text(x, bottom + 17, f"{tick:g}", "muted", "middle" if tick else "start"))
-    parts.append(text((_LEFT + _RIGHT) / 2, bottom + 33, f"size, {unit}", "muted", "middle"))
+    parts.append(text((LEFT + RIGHT) / 2, bottom + 33, f"size, {unit}", "muted", "middle"))
     return parts
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from camera.benchmark.report import BenchmarkRow
 from camera.files import whole_file, write_json
 from camera.report import charts
+from camera.report.heat_map import importance_map
 from camera.report.lineage_rows import lineage_rows, made_with
 from camera.report.schema import Results
 from camera.report.table import grids
@@ -223,6 +224,13 @@ def _importance_figures(results: Results) -> list[Figure]:
             f"one line per decoder layer, faint for layer 0 to strong for layer {len(layers) - 1}; log scale",
         )
     ]
+    figures.append(
+        Figure(
+            "Importance by layer and rank",
+            importance_map(layers, prune),
+            "a row is a decoder layer, its micro-experts sorted; one log scale for all layers, strong is important",
+        )
+    )
     if all(layer.kept_importance is not None for layer in layers):
         figures.append(
             Figure(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from camera.report.gate import Gate, Requirement
 from camera.report.html import flat_rows, render_html, write_report
 from camera.report.lineage_rows import lineage_rows
 from camera.report.svg import decades, element, round_ticks
@@ -108,6 +109,7 @@ def test_the_page_draws_every_figure(run: Run) -> None:
         "torch: decode of 4 tokens",
         "torch: decode of 8 tokens",
         "Importance of micro-experts by layer",
+        "Importance by layer and rank",
         "Share of importance kept, by layer",
         "Channels kept, by layer",
     }
@@ -233,3 +235,16 @@ def test_decades_are_few_and_inside() -> None:
     assert decades(0.8, 2.7) == [1, 2]
     assert decades(0.2, 0.9) == []
     assert len(decades(-30, 30)) <= 7
+
+
+def test_a_failed_gate_is_a_banner_at_the_head_and_a_passed_one_is_told_with_quality(run: Run) -> None:
+    results = run.results()
+    requirement = Requirement(name="perplexity_increase", of=TEXT, limit=0.1, found=0.5)
+    failed = render_html(results.model_copy(update={"gate": Gate(requirements=(requirement,))}))
+    assert failed.index("fails the quality gate") < failed.index("<h2>Results</h2>")
+    assert "".join(Page(failed).words).count(requirement.words) == 1
+    met = requirement.model_copy(update={"limit": 0.6})
+    passed = "".join(Page(render_html(results.model_copy(update={"gate": Gate(requirements=(met,))}))).words)
+    assert "fails the quality gate" not in passed
+    assert met.words in passed
+    assert "gate" not in render_html(results)
