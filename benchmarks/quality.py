@@ -1,0 +1,245 @@
+"""What pruning loses, by method, at one and the same size: perplexity, divergence from the dense model, and tasks.
+
+    python benchmarks/quality.py --json quality.json --plot quality.png
+    python benchmarks/quality.py --quick
+    python benchmarks/quality.py --models stories260k --methods "camera 0.95" refit --ratios 0.4
+
+Three trained models of different family, shape, corpus and tokenizer; each is calibrated on one text, and measured on
+held-out text of the same domain (own) and of another (other). `±` is the standard deviation over calibration seeds, for tasks
+the standard error over items, and Δ is the paired difference from CAMERA-P on the same items. `recovered` is the share of
+CAMERA-P's loss in ln perplexity (alpha 0.95, the published method) that a method does not lose.
+
+No calibration window shares a run of 13 words with any text that is measured on; this is checked before a window is used.
+
+Every cell is kept in a file as soon as it is measured: a killed run goes on where it was. Models and texts that are not in
+the repository are found by CAMERA_SHARED_DATA, else in ../shared/data; what is absent is skipped by name. The third model is
+trained where it is absent, in about ten minutes. Exit status 1 says that a goal was missed.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality_cells import DENSE, Cell, Laboratory, Settings, Store, code_digest
+from quality_goals import Goal, best_method, goals_of
+from quality_leaks import RUN
+from quality_methods import BASELINE, METHODS
+from quality_plot import draw
+from quality_subjects import ROOT, SUBJECTS, Subject
+from quality_table import Row, rows_of, share_text, table_of
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from camera.devices import describe_device
+from camera.errors import CameraError
+from camera.files import write_json
+
+STATE = ROOT / ".camera" / "quality"
+_WIDTH = 190
+
+
+def main() -> int:
+    """Run the command; 2 is a mistake of the user's, 1 says that a goal was missed."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    _quiet_transformers()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    try:
+        laboratories = _laboratories(arguments)
+        dense, cells = measure(laboratories, arguments)
+    except CameraError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from {arguments.cells}", file=sys.stderr)
+        return 130
+    rows = [row for name, found in cells.items() for row in rows_of(name, dense[name], found)]
+    console.print(table_of(dense, rows, arguments.markdown))
+    subjects = [laboratory.subject for laboratory in laboratories]
+    method = best_method(rows)
+    goals = goals_of(subjects, rows, method) if method else []
+    for line in [*_about(laboratories, cells, arguments), *map(_line, goals)]:
+        console.print(line, highlight=False, soft_wrap=True)
+    if arguments.json:
+        write_json(arguments.json, _content(laboratories, dense, rows, goals, arguments))
+    if arguments.plot and rows:
+        draw(rows, {subject.name: subject.sources for subject in subjects}, arguments.plot)
+    return 0 if all(goal.met is not False for goal in goals) else 1
+
+
+def measure(
+    laboratories: list[Laboratory], arguments: argparse.Namespace
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Every model's dense result, and its cells; those that the store holds are not measured again."""
+    store = Store(arguments.cells)
+    dense: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    todo = {laboratory: _cells(laboratory.subject, arguments) for laboratory in laboratories}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=sum(map(len, todo.values())))
+        for laboratory, cells in todo.items():
+            for cell in cells:
+                ratio = f" {cell.ratio:g} seed {cell.seed}" if cell.ratio else ""
+                progress.update(bar, description=f"{cell.model}: {cell.method}{ratio}")
+                kept = None if arguments.fresh else store.find(cell, laboratory)
+                kept = kept or store.add(cell, laboratory, laboratory.measure(cell))
+                if cell.method == DENSE:
+                    dense[cell.model] = kept
+                else:
+                    found.setdefault(cell.model, []).append(kept)
+                progress.advance(bar)
+    return dense, found
+
+
+def _cells(subject: Subject, arguments: argparse.Namespace) -> list[Cell]:
+    """Seed by seed, so that a run that is stopped has a whole table of fewer seeds."""
+    cells = [Cell(subject.name, DENSE, 0.0, 0)]
+    for seed in arguments.seeds:
+        for ratio in arguments.ratios:
+            for name in METHODS:
+                wanted = name in arguments.methods or name == BASELINE
+                if wanted and (METHODS[name].seeded or seed == arguments.seeds[0]):
+                    cells.append(Cell(subject.name, name, ratio, seed))
+    return cells
+
+
+def _laboratories(arguments: argparse.Namespace) -> list[Laboratory]:
+    settings = Settings(
+        arguments.samples, arguments.length, arguments.windows, arguments.items, arguments.propagate
+    )
+    found = []
+    for name in arguments.models:
+        try:
+            found.append(Laboratory(SUBJECTS[name](arguments.third), settings))
+        except CameraError as error:
+            print(f"{name} is skipped: {error}", file=sys.stderr)
+    if not found:
+        raise CameraError("no model is left to measure")
+    return found
+
+
+def _about(
+    laboratories: list[Laboratory], cells: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
+) -> list[str]:
+    """What the numbers are of."""
+    lines = []
+    for laboratory in laboratories:
+        subject = laboratory.subject
+        texts = "; ".join(f"{corpus}: {source}" for corpus, source in subject.sources.items())
+        left_out = [laboratory.calibration(seed)[1] for seed in arguments.seeds]
+        lines.append(
+            f"{subject.name}: {texts}. No calibration window shares {RUN} words with text that is measured on "
+            f"(checked; left out before: {', '.join(map(str, left_out))} windows)."
+        )
+    codes = {cell["code"] for found in cells.values() for cell in found}
+    if codes != {code_digest()}:
+        lines.append(
+            f"Cells were measured by {len(codes)} version(s) of the pruning code, not all by the present one: "
+            f"--fresh, or remove {arguments.cells}, to measure all again."
+        )
+    return lines
+
+
+def _line(goal: Goal) -> str:
+    reach = (
+        "" if goal.to_reach is None else f", to reach {goal.to_reach:.0%}: {'met' if goal.met else 'missed'}"
+    )
+    worse = f"; worse on {', '.join(goal.tasks_worse)}" if goal.tasks_worse else ""
+    return (
+        f"{goal.model}, {goal.ratio:.0%}, {goal.corpus}: {goal.method} recovers {share_text(goal.recovered)} % of "
+        f"CAMERA-P's loss{reach}{worse}"
+    )
+
+
+def _content(
+    laboratories: list[Laboratory],
+    dense: dict[str, dict[str, Any]],
+    rows: list[Row],
+    goals: list[Goal],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """What --json writes."""
+    return {
+        "device": describe_device(torch.device("cpu")),
+        "code": code_digest(),
+        "settings": asdict(laboratories[0].settings),
+        "seeds": arguments.seeds,
+        "texts": {laboratory.subject.name: laboratory.subject.sources for laboratory in laboratories},
+        "dense": {name: {"texts": cell["texts"], "width": cell["width"]} for name, cell in dense.items()},
+        "rows": [asdict(row) for row in rows],
+        "goals": [{**asdict(goal), "met": goal.met} for goal in goals],
+    }
+
+
+def _quiet_transformers() -> None:
+    """Every cell loads a model; a bar for each would hide our own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="which (default: all)")
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        help="which (default: all); CAMERA-P always is",
+    )
+    add(
+        "--ratios",
+        nargs="+",
+        type=float,
+        default=[0.2, 0.4, 0.5],
+        help="shares removed (default: %(default)s)",
+    )
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the calibration (default: %(default)s)")
+    add("--samples", type=int, default=64, help="calibration windows (default: %(default)s)")
+    add(
+        "--length",
+        type=int,
+        default=256,
+        help="tokens in a window, also a measured one (default: %(default)s)",
+    )
+    add("--windows", type=int, default=32, help="held-out windows of each corpus (default: %(default)s)")
+    add("--items", type=int, default=100, help="items of each task (default: %(default)s)")
+    add(
+        "--propagate", choices=("sequential", "one-shot"), default="sequential", help="(default: %(default)s)"
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help="one seed, one ratio, few tokens; not the third model if it is absent",
+    )
+    add("--third", type=Path, default=STATE / "third", help="folder of the third model (default: in .camera)")
+    add(
+        "--cells",
+        type=Path,
+        default=STATE / "cells.jsonl",
+        help="file of measured cells (default: in .camera)",
+    )
+    add("--fresh", action="store_true", help="measure every cell again")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
+    add("--json", type=Path, help="write all numbers here")
+    add("--plot", type=Path, help="write a PNG here")
+    add("--markdown", action="store_true", help="print the table as Markdown")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seeds, arguments.ratios = arguments.seeds[:1], [0.4]
+        arguments.samples, arguments.windows, arguments.items = 16, 8, 24
+        if not arguments.third.exists():
+            arguments.models = [name for name in arguments.models if name != "third"]
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""One cell of the table: a model, a method, a ratio and a calibration seed. Measured once, and kept in a file of lines."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from quality_leaks import Runs, all_runs
+from quality_measure import Reference
+from quality_methods import METHODS, pruned
+from quality_subjects import Subject, shared_folder
+from quality_tasks import TASKS, Task, read_items
+
+from camera.digests import digest_file, digest_json
+from camera.errors import CameraError
+from camera.options import PruneOptions
+from camera.pruning import stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DENSE = "dense"
+_VERSION = 1
+"""Raised when what a cell means changes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every cell is made and measured."""
+
+    samples: int
+    length: int
+    """Tokens in a calibration window and in a held-out window."""
+    windows: int
+    items: int
+    propagate: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The coordinates of one measurement."""
+
+    model: str
+    method: str
+    ratio: float
+    seed: int
+
+
+class Laboratory:
+    """One model with all that measuring it needs; nothing is loaded before it is needed."""
+
+    def __init__(self, subject: Subject, settings: Settings) -> None:
+        self.subject = subject
+        self.settings = settings
+        self._calibrations: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """Make and measure a cell: by corpus loss and divergence, by task one 0 or 1 an item, the FFN width kept.
+
+        Raises:
+            CameraError: if calibration text holds held-out text, or a method fails.
+        """
+        began = perf_counter()
+        if cell.method == DENSE:
+            model = self._dense
+        else:
+            prune = PruneOptions(ratio=cell.ratio, multiple_of=self.subject.multiple_of)
+            method, mode = METHODS[cell.method], self.settings.propagate
+            tokens_ST = self.calibration(cell.seed)[0]
+            model = pruned(self.subject.checkpoint, tokens_ST, method, prune, cell.seed, mode)
+        made = perf_counter()
+        texts = {corpus: vars(reference.measure(model)) for corpus, reference in self._references.items()}
+        answers = {
+            name: "".join("01"[right] for right in task.answers(model)) for name, task in self._tasks.items()
+        }
+        return {
+            "texts": texts,
+            "tasks": answers,
+            "width": int(model.get_decoder().layers[0].mlp.down_proj.weight.shape[1]),
+            "seconds": [round(made - began, 2), round(perf_counter() - made, 2)],
+        }
+
+    def calibration(self, seed: int) -> tuple[torch.Tensor, int]:
+        """Calibration tokens of a seed, and how many windows were left out as they held held-out text."""
+        if seed not in self._calibrations:
+            self._calibrations[seed] = self.subject.calibrate(
+                self.settings.samples, self.settings.length, seed, self._forbidden
+            )
+        return self._calibrations[seed]
+
+    @cached_property
+    def weights(self) -> str:
+        """Digest of the model's files."""
+        checkpoint = self.subject.checkpoint
+        files = [*checkpoint.weight_files, *checkpoint.tokenizer_files, "config.json"]
+        return digest_json([digest_file(checkpoint.folder / name) for name in files])
+
+    @cached_property
+    def _forbidden(self) -> Runs:
+        questions = [
+            f"{item.context} {choice}"
+            for items in self._items.values()
+            for item in items
+            for choice in item.choices
+        ]
+        return all_runs([*self.subject.held_out.values(), *questions])
+
+    @cached_property
+    def _items(self) -> dict[str, Any]:
+        folder = shared_folder() / "tasks"
+        return (
+            {task: read_items(folder, task, self.settings.items) for task in TASKS} if folder.is_dir() else {}
+        )
+
+    @cached_property
+    def _tasks(self) -> dict[str, Task]:
+        positions = int(self.subject.checkpoint.config["max_position_embeddings"])
+        return {name: Task(items, self.subject.tokenizer, positions) for name, items in self._items.items()}
+
+    @cached_property
+    def _dense(self) -> "PreTrainedModel":
+        return self.subject.checkpoint.load_model(torch.float32)
+
+    @cached_property
+    def _references(self) -> dict[str, Reference]:
+        return {
+            corpus: Reference(
+                self._dense, self.subject.windows(corpus, self.settings.windows, self.settings.length)
+            )
+            for corpus in self.subject.held_out
+        }
+
+
+class Store:
+    """Cells that were measured, one JSON object a line; a run that is killed loses the cell it was in."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cells = dict(_read(path))
+
+    def find(self, cell: Cell, laboratory: Laboratory) -> dict[str, Any] | None:
+        """What was measured for a cell with the same weights, settings and options, by whatever code."""
+        return self._cells.get(_key(cell, laboratory))
+
+    def add(self, cell: Cell, laboratory: Laboratory, result: dict[str, Any]) -> dict[str, Any]:
+        """Keep a cell. Returns what is kept."""
+        key = _key(cell, laboratory)
+        kept = {"key": key, "code": code_digest(), **vars(cell), **result}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_cut_line(self._path)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(kept) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._cells[key] = kept
+        return kept
+
+
+def code_digest() -> str:
+    """Digest of the code that prunes, so that a table can say when its cells are of different code."""
+    folder = Path(stream.__file__).parent
+    return digest_json({path.name: digest_file(path) for path in sorted(folder.glob("*.py"))})[:16]
+
+
+def _key(cell: Cell, laboratory: Laboratory) -> str:
+    method = METHODS.get(cell.method)
+    identity = {
+        "version": _VERSION,
+        "weights": laboratory.weights,
+        "settings": vars(laboratory.settings),
+        "options": method.options if method else {},
+        "corpora": sorted(laboratory.subject.held_out),
+        **vars(cell),
+    }
+    return digest_json(identity)
+
+
+def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            kept = json.loads(line)
+            yield kept["key"], kept
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):  # the last line of a killed run may be cut short
+                raise CameraError(
+                    f"{path}, line {number} is not a cell of this benchmark: remove the file"
+                ) from None
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Remove what a killed run wrote of its last line, so that the next does not continue it."""
+    data = path.read_bytes() if path.is_file() else b""
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)

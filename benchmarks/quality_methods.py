@@ -1,0 +1,132 @@
+"""The methods that are compared. Ours go through `prune_checkpoint`, as a user's pruning does; the others are scored here.
+
+All keep the same number of channels in every layer, see the same calibration tokens, and propagate alike.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from quality_scores import Layer, Score, flap, random_scores, wanda_sp, weight_norm
+from torch import nn
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.options import CaptureOptions, PruneOptions
+from camera.pruning.importance import kept_channels, kept_width
+from camera.pruning.stream import prune_checkpoint
+from camera.pruning.walk import LayerWalk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BASELINE = "camera 0.95"
+"""CAMERA-P as it is published: what the others are measured by."""
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to choose channels and weights: by a score of its own, or by the tool with some options."""
+
+    score: Score | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    seeded: bool = True
+    """Whether another calibration seed gives another result."""
+
+    @property
+    def refits(self) -> bool:
+        """Whether it changes the weights that stay."""
+        return bool(self.options.get("refit"))
+
+
+METHODS: dict[str, Method] = {
+    "random": Method(random_scores),
+    "weight norm": Method(weight_norm, seeded=False),
+    "wanda-sp": Method(wanda_sp),
+    "flap": Method(flap),
+    "camera 0": Method(options={"reduce_ratio": 0.0}),
+    BASELINE: Method(options={"reduce_ratio": 0.95}),
+    "camera 1": Method(options={"reduce_ratio": 1.0}),
+    "obs": Method(options={"score": "obs"}),
+    "refit": Method(options={"refit": True}),
+    "obs + refit": Method(options={"score": "obs", "refit": True}),
+    "refit, 4 steps": Method(options={"refit": True, "steps": 4}),
+    "obs + refit, 4 steps": Method(options={"score": "obs", "refit": True, "steps": 4}),
+}
+
+
+def pruned(
+    checkpoint: Checkpoint, tokens_ST: torch.Tensor, method: Method, prune: PruneOptions, seed: int, mode: str
+) -> "PreTrainedModel":
+    """The pruned model in memory, in float32.
+
+    Args:
+        checkpoint: the dense model.
+        tokens_ST: int64 [samples, tokens] of calibration text.
+        method: how to choose.
+        prune: ratio and rounding; the method's own options go over it.
+        seed: of the random method.
+        mode: `one-shot` or `sequential`.
+    """
+    if method.score is not None:
+        keep = kept_width(checkpoint.ffn_width, prune.ratio, prune.multiple_of)
+        score = method.score
+        return prune_by(checkpoint, tokens_ST, lambda layer: score(layer, seed), keep, mode == "sequential")
+    options = PruneOptions.model_validate({**prune.model_dump(), **method.options})
+    capture = CaptureOptions.model_validate(
+        {"propagate": mode, "batch_size": _BATCH, "dtype": "float32", "device": "cpu"}
+    )
+    with tempfile.TemporaryDirectory(prefix="camera-quality-") as scratch:
+        out = Path(scratch) / "pruned"
+        prune_checkpoint(checkpoint, tokens_ST, out, capture, options)
+        return Checkpoint.open(out).load_model(torch.float32)
+
+
+def prune_by(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    score: Callable[[Layer], torch.Tensor],
+    keep: int,
+    sequential: bool,
+) -> "PreTrainedModel":
+    """Slice every layer to its `keep` channels of highest score, in memory.
+
+    Args:
+        checkpoint: the dense model.
+        tokens_ST: int64 [samples, tokens].
+        score: from a layer to [F].
+        keep: channels that stay.
+        sequential: whether a layer sees what the pruned layers below it put out.
+    """
+    model = checkpoint.load_model(torch.float32)
+    walk = LayerWalk(checkpoint, torch.device("cpu"), torch.float32)
+    call = walk.caller(tokens_ST.shape[1])
+    with torch.no_grad():  # no inference mode: its tensors would be the model's weights
+        hidden_STH = walk.embed(tokens_ST)
+        for index in range(checkpoint.layer_count):
+            with walk.layer(index) as module:
+                mlp: Any = module.mlp
+                acts: list[torch.Tensor] = []
+                hook = mlp.down_proj.register_forward_pre_hook(
+                    lambda _, given, acts=acts: acts.append(given[0])
+                )
+                hidden_STH = torch.cat([call(module, batch) for batch in hidden_STH.split(_BATCH)])
+                hook.remove()
+                act_STF = torch.cat(acts)
+                down_HF = mlp.down_proj.weight
+                layer = Layer(index, mlp.gate_proj.weight, mlp.up_proj.weight, down_HF, act_STF.flatten(0, 1))
+                kept_K = kept_channels(score(layer), keep)
+                if sequential:
+                    gone_F = torch.ones(down_HF.shape[1], dtype=torch.bool)
+                    gone_F[kept_K] = False
+                    hidden_STH -= act_STF[..., gone_F] @ down_HF[:, gone_F].T
+            _narrow(model.get_decoder().layers[index].mlp, kept_K)
+    return model
+
+
+def _narrow(mlp: Any, kept_K: torch.Tensor) -> None:
+    for linear, dim in ((mlp.gate_proj, 0), (mlp.up_proj, 0), (mlp.down_proj, 1)):
+        linear.weight = nn.Parameter(linear.weight.detach().index_select(dim, kept_K), requires_grad=False)
