@@ -124,7 +124,7 @@ def compress(recipe: str, overrides: list[str] | None = None) -> Outcome:
         return store.open(made["stage"], made["key"]), cached
 
     outcome = run_pipeline(
-        pipeline, through_prefect, project, LISTENER.get() or LogListener(), str(flow_run.id)
+        pipeline, through_prefect, project, LISTENER.get() or LogListener(), str(flow_run.id), store
     )
     results = read_results(outcome.report.with_name("results.json"))
     create_markdown_artifact(

@@ -53,6 +53,8 @@ class LogListener:
         size = bytes_text(artifact.size_bytes)
         if artifact.metrics.get("withheld"):
             self._write(f"withheld {step}: the quality gate failed")
+        elif artifact.evicted:
+            self._write(f"evicted  {step} ({size}, not needed)")
         elif cached:
             self._write(f"cached   {step} ({size})")
         else:
@@ -105,7 +107,7 @@ class LiveListener:
         )
 
     def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
-        how = "cached" if cached else seconds_text(artifact.seconds)
+        how = "evicted" if artifact.evicted else "cached" if cached else seconds_text(artifact.seconds)
         if artifact.metrics.get("withheld"):
             self._progress.update(
                 self._tasks[step],

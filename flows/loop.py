@@ -40,4 +40,4 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
         )
         return artifact, not ran
 
-    return hold_to_the_gate(run_pipeline(pipeline, directly, project, listener))
+    return hold_to_the_gate(run_pipeline(pipeline, directly, project, listener, store=store))

@@ -16,7 +16,7 @@ from camera.pruning.propagate import selection_of
 from tasks.gate import check_texts
 from tasks.recipe import Recipe
 from tasks.sources import Sources
-from tasks.stage import Input, Request, RunReferences, Stage
+from tasks.stage import Input, Request, RunReferences, Stage, find
 from tasks.stages import (
     benchmark,
     capture,
@@ -30,7 +30,7 @@ from tasks.stages import (
     save,
     score,
 )
-from tasks.store import Artifact
+from tasks.store import Artifact, Store
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,72 @@ class Pipeline:
         given = [self.sources.model.digest, *(file.digest for file in self.sources.files.values())]
         return digest_json({"name": self.recipe.name, "steps": asked, "sources": given})
 
+    @property
+    def results(self) -> list[str]:
+        """The steps whose files a run is for; of the others only what these still need is ever made."""
+        names = [step.name for step in self.steps]
+        return [name for name in ("report", "publish" if "publish" in names else "convert") if name in names]
+
     def run(
-        self, perform: Callable[[Step, Request], Artifact], references: RunReferences | None = None
+        self,
+        perform: Callable[[Step, Request], Artifact],
+        references: RunReferences | None = None,
+        store: Store | None = None,
+        in_use: Callable[[str], None] = lambda key: None,
     ) -> dict[str, Artifact]:
-        """Perform every step in order; the artifacts by step name."""
+        """Perform every step in order; the artifacts by step name.
+
+        Args:
+            perform: gives the artifact of a request.
+            references: where else the run is recorded.
+            store: where evicted artifacts are known; one whose files no step needs is not made again, and comes
+                back as it is. Without a store every step is performed.
+            in_use: told the key of every step before it is looked up.
+        """
+        walk = _Walk(self, perform, references or RunReferences(), store, in_use)
+        while True:
+            try:
+                return walk.all_steps()
+            except _AnotherContentError:
+                continue  # what was evicted came out differently, and is whole now: all that follows has new keys
+
+
+class _AnotherContentError(Exception):
+    """An evicted artifact was made again, and its content is not what its manifest said."""
+
+
+@dataclass(frozen=True)
+class _Walk:
+    pipeline: Pipeline
+    perform: Callable[[Step, Request], Artifact]
+    references: RunReferences
+    store: Store | None
+    in_use: Callable[[str], None]
+
+    def all_steps(self) -> dict[str, Artifact]:
         done: dict[str, Artifact] = {}
-        for step in self.steps:
-            done[step.name] = perform(step, step.request(done, references or RunReferences()))
+        for step in self.pipeline.steps:
+            request = step.request(done, self.references)
+            self.in_use(request.key)
+            done[step.name] = self._evicted(step, request) or self._made(step, done)
         return done
+
+    def _evicted(self, step: Step, request: Request) -> Artifact | None:
+        if self.store is None or step.name in self.pipeline.results:
+            return None
+        return self.store.evicted(step.stage.name, request.key)
+
+    def _made(self, step: Step, done: dict[str, Artifact]) -> Artifact:
+        """The artifact of a step, after those of its inputs that were evicted if it must run."""
+        lacking = [name for name in step.needs if done[name].evicted]
+        if lacking and self.store and find(self.store, step.request(done, self.references)) is None:
+            for earlier in self.pipeline.steps:
+                if earlier.name in lacking:
+                    known = done[earlier.name].digest
+                    done[earlier.name] = self._made(earlier, done)
+                    if done[earlier.name].digest != known:
+                        raise _AnotherContentError
+        return self.perform(step, step.request(done, self.references))
 
 
 def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:

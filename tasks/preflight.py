@@ -1,7 +1,7 @@
 """Before a run: what would run, how much memory and disk it needs, and whether there is room."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from camera.pruning.importance import kept_width
 from camera.pruning.propagate import selection_of
 from camera.units import bytes_text
 from tasks.pipeline import Pipeline, Step
-from tasks.stage import RunReferences, find
+from tasks.stage import Request, RunReferences, find
 from tasks.stages import capture, publish
 from tasks.store import Artifact, Store
 
@@ -30,7 +30,8 @@ class StepPlan:
 
     step: Step
     state: str
-    """`cached`, `run`, or `after` (runs unless what it waits for comes out as an artifact the store has)."""
+    """`cached`, `evicted` (and no step needs its files), `run`, or `after` (runs unless what it waits for comes out
+    as an artifact that the store has)."""
     disk_bytes: int
     memory_bytes: int
     seconds: float | None = None
@@ -39,22 +40,46 @@ class StepPlan:
 
 def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
     """Which steps would run. Verifies what is in the store, and runs nothing but a trial of the first layer."""
-    done: dict[str, Artifact] = {}
+    states, _ = _states(pipeline, lambda request: find(store, request), store)
     plans = []
     for step in pipeline.steps:
-        state = "after"
-        if all(name in done for name in step.needs):
-            artifact = find(store, step.request(done, RunReferences()))
-            state = "run" if artifact is None else "cached"
-            if artifact is not None:
-                done[step.name] = artifact
+        state = states[step.name]
         disk, memory = _needs(pipeline, step)
         seconds = None
-        if step.stage is capture.STAGE and state != "cached":
+        if step.stage is capture.STAGE and state in ("run", "after"):
             estimate = _estimate(pipeline)
             memory, seconds = estimate.peak_bytes, estimate.seconds
         plans.append(StepPlan(step, state, disk, memory, seconds))
     return plans
+
+
+def _states(
+    pipeline: Pipeline, look: Callable[[Request], Artifact | None], store: Store
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What would become of every step, and the keys as far as they are known; as in `Pipeline.run`."""
+    done: dict[str, Artifact] = {}
+    states: dict[str, str] = {}
+    keys: dict[str, str] = {}
+
+    def runs(step: Step, state: str) -> None:
+        states[step.name] = state
+        for earlier in pipeline.steps:
+            if earlier.name in step.needs and states[earlier.name] == "evicted":
+                runs(earlier, state)
+
+    for step in pipeline.steps:
+        if not all(name in done for name in step.needs):
+            runs(step, "after")
+            continue
+        request = step.request(done, RunReferences())
+        keys[step.name] = request.key
+        if (artifact := look(request)) is not None:
+            states[step.name], done[step.name] = "cached", artifact
+        elif step.name not in pipeline.results and (gone := store.evicted(step.stage.name, request.key)):
+            states[step.name], done[step.name] = "evicted", gone
+        else:
+            runs(step, "run")
+    return states, keys
 
 
 def _estimate(pipeline: Pipeline) -> WalkEstimate:
@@ -85,15 +110,13 @@ def check_room(pipeline: Pipeline, store: Store) -> None:
 
 def _disk_to_come(pipeline: Pipeline, store: Store) -> Iterator[int]:
     """Bytes that each step will still write to the store. Believes the manifests: the run itself verifies."""
-    done: dict[str, Artifact] = {}
+    states, keys = _states(pipeline, lambda request: store.glance(request.stage.name, request.key), store)
     for step in pipeline.steps:
+        if states[step.name] in ("cached", "evicted"):
+            continue
         disk = 0 if step.stage.name == "publish" else _needs(pipeline, step)[0]
-        if all(name in done for name in step.needs):
-            key = step.request(done, RunReferences()).key
-            if (artifact := store.glance(step.stage.name, key)) is not None:
-                done[step.name] = artifact
-                continue
-            disk -= _size(store.working(step.stage.name, key))
+        if step.name in keys:
+            disk -= _size(store.working(step.stage.name, keys[step.name]))
         yield max(disk, 0)
 
 

@@ -1,6 +1,7 @@
 """One run of a pipeline: every step in order, told to whoever listens, recorded in MLflow, stopped cleanly."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,12 +10,13 @@ from camera.errors import CameraError
 from camera.files import read_json
 from camera.report.gate import Gate
 from camera.report.results import read_results
+from tasks.lease import lease
 from tasks.pipeline import Pipeline, Step
 from tasks.project import Project
 from tasks.stage import Request, RunReferences
 from tasks.stages import fetch, publish, report
-from tasks.stages.convert import gguf_of
-from tasks.store import Artifact
+from tasks.stages.convert import main_gguf
+from tasks.store import Artifact, Store
 from tasks.tracking import Tracker
 
 
@@ -73,9 +75,14 @@ Perform = Callable[[Request], tuple[Artifact, bool]]
 
 
 def run_pipeline(
-    pipeline: Pipeline, perform: Perform, project: Project, listener: Listener, prefect_run: str | None = None
+    pipeline: Pipeline,
+    perform: Perform,
+    project: Project,
+    listener: Listener,
+    prefect_run: str | None = None,
+    store: Store | None = None,
 ) -> Outcome:
-    """Run every step; track it if the recipe says so.
+    """Run every step that the results need; track it if the recipe says so.
 
     Args:
         pipeline: what to run.
@@ -83,6 +90,8 @@ def run_pipeline(
         project: where MLflow's files go by default.
         listener: told of every step.
         prefect_run: id of the Prefect flow run, for the lineage.
+        store: the store that `perform` works in. With it, evicted artifacts that no step needs are not made again,
+            and what the run refers to is not evicted meanwhile.
     """
     recipe = pipeline.recipe
     tracker = None
@@ -112,7 +121,14 @@ def run_pipeline(
 
     listener.begin(pipeline)
     try:
-        artifacts = pipeline.run(step_done, references)
+        with ExitStack() as held:
+            in_use = [] if store is None else [held.enter_context(lease(store))]
+            artifacts = pipeline.run(step_done, references, store, *in_use)
+        for step in pipeline.steps:
+            if artifacts[step.name].evicted:
+                if tracker is not None:
+                    tracker.log_stage(step.name, artifacts[step.name], cached=True)
+                listener.finished(step.name, artifacts[step.name], cached=True)
         outcome = _outcome(artifacts, executed, references.mlflow_run)
         if tracker is not None:
             for file in _files_to_look_at(outcome):
@@ -139,10 +155,16 @@ def _outcome(artifacts: dict[str, Artifact], executed: list[str], mlflow_run: st
         executed,
         mlflow_run,
         made_report,
-        gguf_of(artifacts["convert"].path),
+        _gguf(artifacts["convert"], published),
         published,
         read_results(made_report.with_name("results.json")).gate,
     )
+
+
+def _gguf(converted: Artifact, published: dict[str, Any] | None) -> Path:
+    """The main GGUF: in the store, or where it was published if `camera gc` evicted it from there."""
+    folder = Path(published["folder"]) if converted.evicted and published else converted.path
+    return main_gguf(folder / name for name in converted.manifest["files"])
 
 
 def hold_to_the_gate(outcome: Outcome) -> Outcome:

@@ -3,6 +3,8 @@
 <store>/<stage>/<key>/            an artifact, with manifest.json and lineage.json beside its files
 <store>/<stage>/.<key>.working/   the same being made; a killed stage resumes in it
 <store>/.locks/<key>              held (flock) by the process that makes it
+<store>/.evicted/<stage>/<key>/   manifest.json and lineage.json of an artifact whose files `camera gc` removed
+<store>/.running/                 what runs at work refer to, see tasks/lease.py
 """
 
 import fcntl
@@ -10,15 +12,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from camera.digests import digest_file, digest_files, digest_json, files_below
 from camera.errors import CameraError
-from camera.files import read_json, sync, sync_tree, write_json
+from camera.files import read_json, sync, sync_tree, whole_folder, write_json
 
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
@@ -32,6 +34,8 @@ class Artifact:
 
     path: Path
     manifest: dict[str, Any]
+    evicted: bool = False
+    """Whether only manifest and lineage are left: enough to name it, not to read it."""
 
     @property
     def stage(self) -> str:
@@ -82,13 +86,28 @@ class Store:
     def find(self, stage: str, key: str) -> Artifact | None:
         """The artifact if it is there and every byte of it is what its manifest says, else None."""
         path = self.path(stage, key)
-        if not (path / MANIFEST).is_file():
+        if not (path / MANIFEST).is_file() or self.damage(stage, key) is not None:
             return None
-        return None if self.damage(stage, key) else self.open(stage, key)
+        with suppress(OSError):  # a store that is mounted read-only is read all the same
+            os.utime(path / MANIFEST)  # the time of the last use, for whoever must make room
+        return self.open(stage, key)
 
     def glance(self, stage: str, key: str) -> Artifact | None:
         """The artifact if its manifest is whole, else None. Its bytes are not looked at: for estimates only."""
-        return None if self._manifest_damage(stage, key) else self.open(stage, key)
+        return None if _manifest_damage(self.path(stage, key), stage, key) else self.open(stage, key)
+
+    def evicted(self, stage: str, key: str) -> Artifact | None:
+        """An artifact of which only manifest and lineage are left, both intact; None if it is whole or unknown."""
+        path = self.tombstone(stage, key)
+        if self.path(stage, key).exists() or not (path / MANIFEST).is_file():
+            return None
+        if _manifest_damage(path, stage, key) or _lineage_damage(path, read_json(path / MANIFEST)):
+            return None
+        return Artifact(path, read_json(path / MANIFEST), evicted=True)
+
+    def tombstone(self, stage: str, key: str) -> Path:
+        """Where manifest and lineage of an evicted artifact are."""
+        return self.root / ".evicted" / stage / key
 
     def open(self, stage: str, key: str) -> Artifact:
         """An artifact that was verified a moment ago."""
@@ -100,13 +119,11 @@ class Store:
         path = self.path(stage, key)
         if not path.exists():
             return None
-        if (damage := self._manifest_damage(stage, key)) is not None:
+        if (damage := _manifest_damage(path, stage, key)) is not None:
             return damage
         manifest = read_json(path / MANIFEST)
-        if not (path / LINEAGE).is_file():
-            return f"{path / LINEAGE} is missing"
-        if digest_file(path / LINEAGE) != manifest["lineage_sha256"]:
-            return f"{path / LINEAGE} does not have the sha256 in its manifest"
+        if (damage := _lineage_damage(path, manifest)) is not None:
+            return damage
         expected = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         present = [name for name in files_below(path) if name not in _NOT_CONTENT]
         for name in sorted(set(expected) ^ set(present)):
@@ -118,32 +135,56 @@ class Store:
             return f"{path / MANIFEST} does not have the digest of its files"
         return None
 
-    def _manifest_damage(self, stage: str, key: str) -> str | None:
-        path = self.path(stage, key)
-        try:
-            manifest = read_json(path / MANIFEST)
-        except CameraError as error:
-            return str(error)
-        if not isinstance(manifest, dict):
-            return f"{path / MANIFEST} does not hold a JSON object"
-        if manifest.get("format") != _FORMAT or manifest.get("key") != key or manifest.get("stage") != stage:
-            return f"{path / MANIFEST} is of another format or key"
-        if manifest.get("checksum") != _checksum(manifest):
-            return f"{path / MANIFEST} does not have its own checksum: it was changed after it was written"
-        return None
-
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold a key alone, across threads and processes; the kernel frees it when the holder dies."""
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / key).open("w") as file:
+        while True:
+            with (folder / key).open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if _is_still(file, folder / key):  # else the file was cleaned away, and others lock a new one
+                    yield
+                    return
+
+    @contextmanager
+    def lock_if_free(self, key: str) -> Iterator[bool]:
+        """Hold a key alone if nobody holds it, and remove its lock file afterwards; else give False at once."""
+        path = self.root / ".locks" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+                yield False
+                return
+            if not _is_still(file, path):
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)  # while it is held, so that whoever waits for it notices
+
+    def evict(self, stage: str, key: str) -> Path:
+        """Take an artifact out, leaving manifest and lineage. Call with the key's lock held.
+
+        Whenever this is killed, the artifact is either whole or evicted.
+
+        Returns:
+            The folder with its files, out of sight; the caller deletes it.
+        """
+        path, tombstone = self.path(stage, key), self.tombstone(stage, key)
+        if _manifest_damage(path, stage, key) is None:
+            shutil.rmtree(tombstone, ignore_errors=True)
+            with whole_folder(tombstone) as folder:
+                for name in _NOT_CONTENT:
+                    shutil.copyfile(path / name, folder / name)
+        return _doom(path)
 
     def make(
         self,
@@ -199,6 +240,7 @@ class Store:
         sync_tree(working)
         os.rename(working, final)
         sync(final.parent)
+        shutil.rmtree(self.tombstone(stage, key), ignore_errors=True)
         return self.open(stage, key)
 
 
@@ -214,9 +256,43 @@ def _sweep(folder: Path) -> None:
             path.unlink()
 
 
-def _remove(folder: Path) -> None:
-    """Take a folder out of sight in one step, then delete it: a kill in between leaves no half under its name."""
+def _manifest_damage(path: Path, stage: str, key: str) -> str | None:
+    try:
+        manifest = read_json(path / MANIFEST)
+    except CameraError as error:
+        return str(error)
+    if not isinstance(manifest, dict):
+        return f"{path / MANIFEST} does not hold a JSON object"
+    if manifest.get("format") != _FORMAT or manifest.get("key") != key or manifest.get("stage") != stage:
+        return f"{path / MANIFEST} is of another format or key"
+    if manifest.get("checksum") != _checksum(manifest):
+        return f"{path / MANIFEST} does not have its own checksum: it was changed after it was written"
+    return None
+
+
+def _lineage_damage(path: Path, manifest: dict[str, Any]) -> str | None:
+    if not (path / LINEAGE).is_file():
+        return f"{path / LINEAGE} is missing"
+    if digest_file(path / LINEAGE) != manifest["lineage_sha256"]:
+        return f"{path / LINEAGE} does not have the sha256 in its manifest"
+    return None
+
+
+def _is_still(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _doom(folder: Path) -> Path:
+    """Take a folder out of sight in one step: a kill while it is deleted leaves no half under its name."""
     doomed = folder.with_name(f".{folder.name.lstrip('.')}.{os.getpid()}.doomed")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    return doomed
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(_doom(folder), ignore_errors=True)  # `camera gc` may be deleting it too

@@ -50,7 +50,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
     project.configure()
     checked = load_recipe(recipe, overrides or [])
     steps = planned(build_pipeline(checked, find_sources(checked)), Store(project.store))
-    to_do = [step for step in steps if step.state != "cached"]
+    to_do = [step for step in steps if step.state in ("run", "after")]
     disk = sum(step.disk_bytes for step in to_do)
     memory = max((step.memory_bytes for step in to_do), default=0)
     if as_json:
@@ -70,9 +70,14 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
     table = Table(title=f"Plan of {checked.name}", title_justify="left")
     for column in ("step", "state", "disk", "memory", "time"):
         table.add_column(column, justify="left" if column in ("step", "state") else "right")
-    words = {"cached": "cached", "run": "runs", "after": "runs, after the above"}
+    words = {
+        "cached": "cached",
+        "evicted": "evicted, not needed",
+        "run": "runs",
+        "after": "runs, after the above",
+    }
     for entry in steps:
-        cached = entry.state == "cached"
+        cached = entry.state in ("cached", "evicted")
         table.add_row(
             entry.step.name,
             words[entry.state],

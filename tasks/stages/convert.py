@@ -1,5 +1,6 @@
 """GGUF convert as a stage."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from camera.formats.convert import convert_to_gguf, write_twin
@@ -9,7 +10,16 @@ from tasks.stage import Context, Stage
 
 def gguf_of(folder: Path) -> Path:
     """The main GGUF file of a converted artifact (its twin, if there is one, lies beside it)."""
-    return next(path for path in sorted(folder.glob("*.gguf")) if not path.name.endswith("-twin.gguf"))
+    return main_gguf(folder.iterdir())
+
+
+def main_gguf(paths: Iterable[Path]) -> Path:
+    """Of the files of a converted artifact, the main GGUF."""
+    return next(
+        path
+        for path in sorted(paths)
+        if path.suffix == ".gguf" and not path.name.endswith("-twin.gguf") and not path.name.startswith(".")
+    )
 
 
 def run(context: Context) -> dict[str, float]:
