@@ -56,7 +56,9 @@ def _run(
     if "PREFECT_API_URL" not in os.environ:
         console.print("starting Prefect's API in this process …", style="dim")
     from flows import compress  # two seconds of imports, which --no-prefect does not pay
+    from flows.local_api import start_local_api
 
+    start_local_api()
     token = compress.LISTENER.set(listener)
     try:
         return compress.compress(str(recipe), overrides)

@@ -1,0 +1,54 @@
+"""Prefect's API where none is configured: a process on loopback that ends when this one does, however it ends.
+
+Prefect starts it by itself, and stops it when Python exits. After kill -9 it would run for ever, with the dead run's
+output still open, and every killed nightly run would leave another.
+"""
+
+import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import get_current_settings
+
+_GUARD = 'while read -r line; do pid=$line; done; [ -z "$pid" ] || kill "$pid"'
+"""Remembers the last process it is told of, and ends it when whoever tells is gone."""
+_POLL_SECONDS = 0.02
+_guards: list[subprocess.Popen[str]] = []
+
+
+def start_local_api() -> None:
+    """Start the API that Prefect's client would start, under guard; nothing where an API is configured or it runs."""
+    if get_current_settings().api.url is not None:
+        return
+    server = SubprocessASGIServer()  # one per process: the client takes this very one
+    if server.running:
+        return
+    guard = subprocess.Popen(
+        ["sh", "-c", _GUARD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # a Ctrl-C is for the run, and the guard outlives it
+    )
+    _guards.append(guard)  # its pipe is open as long as this process lives
+    with ThreadPoolExecutor(1, thread_name_prefix="prefect-api") as pool:
+        started = pool.submit(server.start)
+        _tell(guard, server, started)
+        started.result()
+
+
+def _tell(guard: subprocess.Popen[str], server: SubprocessASGIServer, started: "Future[None]") -> None:
+    """Tell the guard of the process as soon as there is one, and of the next if its port was taken."""
+    told = None
+    while True:
+        over = bool(wait_for([started], timeout=_POLL_SECONDS).done)
+        process = server.server_process
+        if process is not None and process.pid != told:
+            told = process.pid
+            assert guard.stdin is not None
+            guard.stdin.write(f"{told}\n")
+            guard.stdin.flush()
+        if over:
+            return
