@@ -1,10 +1,12 @@
 """The devices that can compute: which one a name means, what it is, and how to time and weigh work on it."""
 
+import ctypes
 import importlib
 import importlib.util
 import os
 import platform
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,9 +109,25 @@ def synchronize(device: torch.device) -> None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give memory that the allocator caches back to the device."""
+    """Give memory that the allocator caches back to the device; on the CPU, to the system.
+
+    glibc keeps blocks of up to 32 MB in its heap, where a few small ones that live on fence them in: without this
+    a walk over 34 layers of a 7B model holds half a gigabyte of nothing.
+    """
     if device.type != "cpu":
         torch.get_device_module(device.type).empty_cache()
+    elif (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's `malloc_trim`; None where the C library has none."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # musl, macOS, Windows
+        return None
+    return trim
 
 
 def memory_bytes(device: torch.device) -> int:

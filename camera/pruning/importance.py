@@ -11,7 +11,7 @@ import torch
 from camera.errors import CameraError
 from camera.pruning.statistics import LayerStatistics
 
-_ROWS_AT_ONCE = 256  # of a down projection in float64: 26 MB for 12,800 channels
+_ROWS_AT_ONCE = 32  # of a down projection in float64: 3 MB for 12,800 channels, which stays in the cache
 
 
 def importance(statistics: LayerStatistics, down_HF: torch.Tensor, reduce_ratio: float) -> torch.Tensor:

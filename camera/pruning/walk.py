@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import release_memory
 from camera.errors import CameraError
 
 
@@ -81,6 +82,8 @@ class LayerWalk:
             yield module
         finally:
             module.to("meta")
+            if self.device.type == "cpu":  # an accelerator's allocator uses its blocks again as they are
+                release_memory(self.device)
 
     def _taken(self, index: int) -> dict[str, torch.Tensor]:
         """The weights of a layer on the device: those read ahead, or read now."""
