@@ -1,5 +1,6 @@
 import importlib.machinery
 import json
+import platform
 import sys
 import types
 from pathlib import Path
@@ -108,3 +109,20 @@ def test_peak_memory_sees_what_came_and_went() -> None:
     assert devices.memory_bytes(cpu) - before < 0.5 * size
     devices.reset_peak_memory(cpu)
     assert devices.peak_memory_bytes(cpu) - before < 0.5 * size
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps a heap that can be trimmed")
+def test_released_memory_goes_back_to_the_system() -> None:
+    cpu = torch.device("cpu")
+    del_me = torch.ones(
+        5_000_000
+    )  # 20 MB, once freed: from now on glibc takes blocks of this size from its heap
+    del del_me
+    large, small = [], []
+    for _ in range(40):
+        large.append(torch.ones(2_000_000))  # 8 MB
+        small.append(torch.ones(1_000))  # lives on, and fences the freed block in
+    large.clear()
+    before = devices.memory_bytes(cpu)
+    devices.release_memory(cpu)
+    assert before - devices.memory_bytes(cpu) > 100e6
