@@ -1,6 +1,6 @@
 """Datasets: where text comes from, and how it becomes the tokens that are calibrated and measured on."""
 
 from camera.data.documents import Documents
-from camera.data.load import calibration_tokens, evaluation_tokens, read_documents
+from camera.data.load import calibration_tokens, evaluation_tokens, read_documents, sampled_windows
 
-__all__ = ["Documents", "calibration_tokens", "evaluation_tokens", "read_documents"]
+__all__ = ["Documents", "calibration_tokens", "evaluation_tokens", "read_documents", "sampled_windows"]

@@ -14,6 +14,9 @@ from camera.options import CalibrationOptions, DatasetOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TEST_SEED = 0
+"""Of the choice of windows that stand for a test part, whatever seed the calibration has."""
+
 
 def read_documents(options: DatasetOptions) -> Documents:
     """The texts of one part of a dataset.
@@ -63,18 +66,44 @@ def calibration_tokens(options: CalibrationOptions, tokenizer: "PreTrainedTokeni
         raise CameraError(f"{documents.source}: {error}; choose a shorter `length` or more text") from None
 
 
-def evaluation_tokens(options: DatasetOptions, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
-    """The whole text, joined and tokenised once, with what the tokenizer puts before and after a text.
+def evaluation_tokens(
+    options: DatasetOptions, tokenizer: "PreTrainedTokenizerBase", window: int = 2048
+) -> torch.Tensor:
+    """The tokens that perplexity is measured on.
+
+    That is the whole text, joined and tokenised once, with what the tokenizer puts before and after a text. C4 is too
+    large for that: of its test part come 256 windows, chosen with seed 0, as in the GPTQ line of work and in CAMERA.
+
+    Args:
+        options: which text.
+        tokenizer: the model's.
+        window: tokens in each window of C4; other texts are not cut here.
 
     Returns:
         int64 [tokens].
 
     Raises:
-        CameraError: as `read_documents`.
+        CameraError: as `read_documents`; or if no document of C4 is longer than a window.
     """
     if _holds_tokens(options):
         return local.read_input_ids(_path(options), len(tokenizer)).flatten()
-    return _encode(read_documents(options).joined, tokenizer)
+    documents = read_documents(options)
+    count = sampled_windows(options)
+    if count is None:
+        return _encode(documents.joined, tokenizer)
+    texts = documents.texts
+    try:
+        return document_windows(
+            lambda i: _encode(texts[i], tokenizer), len(texts), count, window, TEST_SEED
+        ).flatten()
+    except CameraError as error:
+        raise CameraError(f"{documents.source}: {error}; choose a shorter `window`") from None
+
+
+def sampled_windows(options: DatasetOptions) -> int | None:
+    """How many random windows stand for a text where it is measured on; None if it is read as a whole."""
+    known = hub.DATASETS.get(options.name)
+    return known.test_windows if known is not None and options.split == "test" else None
 
 
 def _holds_tokens(options: DatasetOptions) -> bool:

@@ -12,14 +12,17 @@ TOKENS = "tokens.safetensors"
 
 def run(context: Context) -> dict[str, float]:
     """Write `tokens.safetensors` with `input_ids`: int64 [samples, length] to calibrate, [1, tokens] to measure."""
-    options = {name: value for name, value in context.options.items() if name not in ("purpose", "python")}
+    options = {
+        name: value for name, value in context.options.items() if name not in ("purpose", "python", "window")
+    }
     if "file" in context.inputs:
         options["path"] = context.inputs["file"]
     tokenizer = Checkpoint.open(context.inputs["tokenizer"]).load_tokenizer()
     if context.options["purpose"] == "calibration":
         tokens = calibration_tokens(CalibrationOptions(**options), tokenizer)
     else:
-        tokens = evaluation_tokens(DatasetOptions(**options), tokenizer)[None]
+        window = {"window": context.options["window"]} if "window" in context.options else {}
+        tokens = evaluation_tokens(DatasetOptions(**options), tokenizer, **window)[None]
     write_tensors(context.out / TOKENS, {"input_ids": tokens})
     described = {**context.options, "sequences": tokens.shape[0], "tokens": tokens.numel()}
     write_json(context.out / "dataset.json", described)

@@ -1,7 +1,11 @@
 """Documents and tokens from dataset options."""
 
+import gzip
+import json
 import logging
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import sentencepiece
@@ -10,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.data import calibration_tokens, evaluation_tokens, read_documents
+from camera.data import calibration_tokens, evaluation_tokens, hub, read_documents
 from camera.errors import CameraError
 from camera.options import CalibrationOptions, DatasetOptions
 from tests.tiny import MODEL_TYPES, tiny_checkpoint
@@ -113,3 +117,30 @@ def test_ids_of_another_tokenizer_are_refused(tokenizer: PreTrainedTokenizerBase
 def test_tokens_are_not_documents(tmp_path: Path) -> None:
     with pytest.raises(CameraError, match="holds tokens, not text"):
         read_documents(DatasetOptions(name="file", path=tmp_path / "ids.safetensors"))
+
+
+def test_c4_is_measured_on_the_256_windows_that_the_published_figures_use(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("lighthouse", "storm", "sea", "night", "wind", "boat")
+    texts = [" ".join(words[(i * i + j) % 6] for j in range(3 + i * 7 % 50)) for i in range(90)]
+    file = tmp_path / "c4" / hub.C4.files["validation"]
+    file.parent.mkdir(parents=True)
+    with gzip.open(file, "wt", encoding="utf-8") as out:
+        out.write("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setitem(hub.DATASETS, "c4", replace(hub.C4, repository=str(tmp_path / "c4")))
+    length = 40
+    random = Random(0)
+    expected: list[int] = []
+    for _ in range(256):
+        while len(ids := tokenizer(texts[random.randint(0, len(texts) - 1)])["input_ids"]) <= length:
+            pass
+        start = random.randint(0, len(ids) - length - 1)
+        expected += ids[start : start + length]
+    options = DatasetOptions(name="c4", split="test")
+    assert evaluation_tokens(options, tokenizer, window=length).tolist() == expected
+    with pytest.raises(
+        CameraError, match=r"c4.*no.* longer than a window of 4000 .*; choose a shorter `window`"
+    ):
+        evaluation_tokens(options, tokenizer, window=4000)
