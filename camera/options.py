@@ -4,6 +4,7 @@ A recipe is made of these sections, and the command line fills them from its fla
 place where a default or a limit is written.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -145,7 +146,7 @@ class QuantizeOptions(Options):
 
 
 class EvaluateOptions(Options):
-    """How perplexity is measured: joined text, fixed windows, float32 loss, token-weighted mean."""
+    """How quality is measured: perplexity on texts, and accuracy on tasks."""
 
     datasets: NotEmpty[DatasetOptions] = (DatasetOptions(split="test"),)
     """The held-out texts."""
@@ -154,11 +155,35 @@ class EvaluateOptions(Options):
     max_windows: PositiveInt | None = None
     """Read only so many windows of each text; the default is all."""
     batch_size: PositiveInt = 4
-    """Windows computed at once."""
+    """Windows, or answers of tasks, computed at once."""
     dtype: DTypeName = "auto"
     """What the layers compute in; `auto` is the checkpoint's own."""
     device: str = "auto"
     """As in capture."""
+    tasks: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Tasks of lm-eval, such as boolq, openbookqa, rte, arc_easy, winogrande, hellaswag, arc_challenge, piqa, mathqa."""
+    few_shot: int = Field(default=0, ge=0, exclude_if=lambda value: value == 0)
+    """`tasks`: examples before each question."""
+    limit: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
+    """`tasks`: ask only the first so many questions of each; the default is all."""
+    task_folder: Path | None = Field(default=None, exclude_if=lambda value: value is None)
+    """`tasks`: folder of `<task>.<split>.jsonl` files to read instead of the hub."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_task_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in value if value.count(name) > 1}):
+            raise ValueError(f"names {', '.join(twice)} more than once")
+        if wrong := [name for name in value if not re.fullmatch(r"[\w.-]+", name)]:
+            raise ValueError(f"{wrong[0]!r} is no name of a task")
+        return value
+
+    @model_validator(mode="after")
+    def _settings_of_tasks_need_tasks(self) -> "EvaluateOptions":
+        for name in ("few_shot", "limit", "task_folder"):
+            if not self.tasks and getattr(self, name) not in (0, None):
+                raise ValueError(f"{name} goes with tasks, and none is named")
+        return self
 
 
 class BenchmarkOptions(Options):

@@ -130,3 +130,22 @@ def test_the_defaults_are_those_of_the_method() -> None:
     assert CalibrationOptions().split == "train"
     assert EvaluateOptions().datasets[0].split == "test"
     assert (BenchmarkOptions().prompt, BenchmarkOptions().decode) == (4, (256, 512, 1024))
+
+
+def test_a_task_is_named_once() -> None:
+    assert "names boolq more than once" in refused(EvaluateOptions, tasks=("boolq", "rte", "boolq"))["msg"]
+
+
+@pytest.mark.parametrize("name", ["few_shot", "limit", "task_folder"])
+def test_settings_of_tasks_go_with_tasks(name: str) -> None:
+    assert (
+        f"{name} goes with tasks"
+        in refused(EvaluateOptions, **{name: 3 if name != "task_folder" else "a"})["msg"]
+    )
+    EvaluateOptions(tasks=("boolq",), **{name: 3 if name != "task_folder" else "a"})
+
+
+def test_an_evaluation_without_tasks_is_written_down_as_before_there_were_tasks() -> None:
+    assert set(EvaluateOptions().model_dump()) == {
+        "datasets", "window", "max_windows", "batch_size", "dtype", "device",
+    }  # fmt: skip
