@@ -18,6 +18,7 @@ from camera.options import (
     PruneOptions,
     QuantizeOptions,
 )
+from tasks.sweep_options import SweepOptions
 
 
 class TrackingOptions(Options):
@@ -27,6 +28,8 @@ class TrackingOptions(Options):
     """Off: no MLflow run, and nothing is registered."""
     experiment: str = "camera"
     """The MLflow experiment."""
+    parent: str | None = None
+    """The MLflow run below which this one is shown; `camera sweep` sets it."""
 
 
 EVERY_TEXT = "*"
@@ -98,6 +101,8 @@ class Recipe(Options):
     """What MLflow records."""
     publish: PublishOptions = PublishOptions()
     """Where the result goes."""
+    sweep: SweepOptions | None = None
+    """Lists of values to try; such a recipe is run by `camera sweep`."""
     schema_version: Literal[1] = 1
     """Version of this format."""
 
@@ -115,6 +120,15 @@ def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Reci
     Raises:
         CameraError: naming the file and the field that is wrong.
     """
+    return check_recipe(read_recipe(path, overrides), str(path))
+
+
+def read_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:
+    """What a recipe's file says with overrides applied, as plain values that nobody has checked yet.
+
+    Raises:
+        CameraError: if the file is not there or not YAML, or an override names no field.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
@@ -128,7 +142,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Reci
         raise CameraError(f"recipe {path} does not hold a mapping of fields")
     for override in overrides:
         _apply(content, override)
-    return check_recipe(content, str(path))
+    return content
 
 
 def _parse(text: str, complaint: str) -> Any:
@@ -152,6 +166,15 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
         lines = [f"{where}: {len(error.errors())} field(s) are wrong:"]
         lines += [f"  {_field(entry)}: {_reason(entry)}" for entry in error.errors()]
         raise CameraError("\n".join(lines)) from None
+
+
+def wrong_fields(content: dict[str, Any]) -> dict[str, str]:
+    """What is wrong with a recipe of plain values: reasons by dotted field; empty if nothing is."""
+    try:
+        Recipe.model_validate(content)
+    except ValidationError as error:
+        return {_field(entry): _reason(entry) for entry in error.errors()}
+    return {}
 
 
 def _field(entry: Any) -> str:
@@ -187,12 +210,24 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not found or not key:
         raise CameraError(f"--set {override}: write section.key=value, for example --set prune.ratio=0.3")
     value = _parse(text, f"--set {override}: the value is not valid YAML")
+    try:
+        put(content, key, value)
+    except ValueError as error:
+        raise CameraError(f"--set {override}: {error}") from None
+
+
+def put(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set `section.key` of plain values in place; a mapping that another section may share is copied first.
+
+    Raises:
+        ValueError: if the section is no mapping.
+    """
     *sections, last = key.split(".")
     place = content
     for section in sections:
         inner = place.get(section) or {}
         if not isinstance(inner, dict):
-            raise CameraError(f"--set {override}: {section} is not a section")
+            raise ValueError(f"{section} is not a section")
         place[section] = dict(inner)  # a copy: a YAML alias may share it with another section
         place = place[section]
     place[last] = value

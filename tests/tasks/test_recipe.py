@@ -148,6 +148,16 @@ OPTIONS = {
     "tracking",
     "tracking.enabled",
     "tracking.experiment",
+    "tracking.parent",
+    "sweep",
+    "sweep[].deployment",
+    "sweep[].grid",
+    "sweep[].methods",
+    "sweep[].publish",
+    "sweep[].ratios",
+    "sweep[].reduce_ratios",
+    "sweep[].types",
+    "sweep[].workers",
 }
 """What people's recipes may say. Whoever removes or renames one raises schema_version and says so in the changelog."""
 

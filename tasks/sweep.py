@@ -1,0 +1,232 @@
+"""A sweep: one recipe, every combination of the values it gives, and what the combinations share. A plan."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from camera.digests import digest_json
+from camera.errors import CameraError
+from tasks.pipeline import Pipeline, build_pipeline
+from tasks.recipe import Recipe, check_recipe, put, read_recipe, wrong_fields
+from tasks.sources import Sources, find_sources
+from tasks.stage import RunReferences
+from tasks.store import Artifact, Store
+from tasks.sweep_options import SweepOptions
+
+_PLAIN = ("quantize.type", "quantize.method", "capture.propagate", "prune.mode", "prune.score")
+"""Fields whose values say by themselves what they are."""
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._]+")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One combination: a whole recipe of its own."""
+
+    name: str
+    """Of the sweep, and what varies: `tiny-p20-q4_0`."""
+    label: str
+    """What varies alone: `p20 q4_0`."""
+    varied: dict[str, Any]
+    """Values by the field that varies."""
+    recipe: Recipe
+
+    def overrides(self, **tracking_and_publish: Any) -> list[str]:
+        """What makes this member of the sweep's file, as `--set` takes it.
+
+        Args:
+            tracking_and_publish: `publish_enabled` for `publish.enabled`, and so on.
+        """
+        told = {key.replace("_", ".", 1): value for key, value in tracking_and_publish.items()}
+        changes = {"sweep": None, "name": self.name, **self.varied, **told}
+        return [f"{key}={_yaml(value)}" for key, value in changes.items()]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A recipe with a section `sweep`, and its members in the order of its lists."""
+
+    path: Path
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    members: tuple[Member, ...]
+
+    @property
+    def options(self) -> SweepOptions:
+        """The section `sweep`."""
+        assert self.recipe.sweep is not None
+        return self.recipe.sweep
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The fields that vary."""
+        return tuple(self.options.axes)
+
+
+def load_sweep(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Sweep:
+    """Read a recipe with a section `sweep`, and check it and every member.
+
+    Raises:
+        CameraError: naming the field that is wrong, down to the value in its list.
+    """
+    content = read_recipe(path, overrides)
+    recipe = check_recipe(content, str(path))
+    if recipe.sweep is None:
+        raise CameraError(f"{path} has no section `sweep`: give one, or run the recipe with `camera run`")
+    if recipe.sweep.publish == "best" and recipe.publish.require is None:
+        raise CameraError(
+            f"{path}: sweep.publish: best is the smallest member that meets publish.require: give that too"
+        )
+    plain = {key: value for key, value in content.items() if key != "sweep"}
+    _check_values(plain, recipe.sweep, str(path))
+    return Sweep(path, tuple(overrides), recipe, tuple(_members(plain, recipe, str(path))))
+
+
+def _check_values(content: dict[str, Any], sweep: SweepOptions, where: str) -> None:
+    """Refuse values that no combination could mend, by their place in the lists."""
+    wrong = []
+    for key, (list_name, values) in sweep.axes.items():
+        for index, value in enumerate(values):
+            found = wrong_fields(_with(content, {key: value}))
+            wrong += [
+                f"  sweep.{list_name}.{index}: {reason}"
+                for field_name, reason in found.items()
+                if field_name == key or field_name.startswith(f"{key}.")
+            ]
+    if wrong:
+        raise CameraError("\n".join([f"{where}: {len(wrong)} value(s) of the sweep are wrong:", *wrong]))
+
+
+def _members(content: dict[str, Any], recipe: Recipe, where: str) -> list[Member]:
+    assert recipe.sweep is not None
+    axes = {key: values for key, (_, values) in recipe.sweep.axes.items()}
+    words = {key: _words(key, values) for key, values in axes.items()}
+    members = []
+    for choice in product(*(range(len(values)) for values in axes.values())):
+        varied = {key: axes[key][index] for key, index in zip(axes, choice, strict=True)}
+        parts = [words[key][index] for key, index in zip(axes, choice, strict=True)]
+        name = "-".join([recipe.name, *parts])
+        one = check_recipe(_with(content, {"name": name, **varied}), f"{where}, member {name}")
+        members.append(Member(name, " ".join(parts), varied, one))
+    return members
+
+
+def _with(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    changed = deepcopy(content)
+    for key, value in changes.items():
+        put(changed, key, value)
+    return changed
+
+
+def _words(key: str, values: tuple[Any, ...]) -> list[str]:
+    """Each value in a word that a name can hold, and no two the same."""
+    field_name = key.rpartition(".")[2]
+
+    def word(value: Any) -> str:
+        if key == "prune.ratio":
+            return f"p{100 * value:g}"
+        if key == "prune.reduce_ratio":
+            return f"a{value:g}"
+        text = _NOT_IN_NAMES.sub("-", str(value)).strip("-")
+        return text if key in _PLAIN else f"{field_name}-{text}"
+
+    found = [word(value) for value in values]
+    if len(set(found)) < len(found) or any(isinstance(value, dict | list | tuple) for value in values):
+        return [f"{field_name}-{index + 1}" for index in range(len(values))]
+    return found
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line, which YAML reads back as the same."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+@dataclass
+class MemberPlan:
+    """What is known of a member before it runs."""
+
+    member: Member
+    pipeline: Pipeline | None
+    problem: str | None = None
+    """Why it cannot run; the others do."""
+    steps: dict[str, str] = field(default_factory=dict)
+    """By step: `cached`, `run`, or `shared` with a member before it that runs it."""
+
+
+def plan_sweep(sweep: Sweep, store: Store) -> list[MemberPlan]:
+    """The pipelines of all members, and which of their steps are in the store, shared, or still to run.
+
+    Raises:
+        CameraError: if the model or a text is missing.
+    """
+    plans = []
+    sources: dict[tuple[str, ...], Sources] = {}
+    seen: set[str] = set()
+    for member in sweep.members:
+        given = _sources_key(member.recipe)
+        if given not in sources:
+            sources[given] = find_sources(member.recipe)
+        try:
+            pipeline = build_pipeline(member.recipe, sources[given])
+        except CameraError as error:
+            plans.append(MemberPlan(member, None, str(error)))
+            continue
+        keys = expected_keys(pipeline)
+        held = stored(pipeline, store)
+        steps = {
+            name: "cached" if name in held else "shared" if key in seen else "run"
+            for name, key in keys.items()
+        }
+        seen |= set(keys.values())
+        plans.append(MemberPlan(member, pipeline, steps=steps))
+    return plans
+
+
+def _sources_key(recipe: Recipe) -> tuple[str, ...]:
+    paths = [recipe.calibration.path, *(text.path for text in recipe.evaluate.datasets)]
+    return (recipe.model, str(recipe.revision), *map(str, paths))
+
+
+def expected_keys(pipeline: Pipeline) -> dict[str, str]:
+    """Keys by step if every artifact's content were its key: two steps with one of these do the same work."""
+    done: dict[str, Artifact] = {}
+    for step in pipeline.steps:
+        key = step.request(done, RunReferences()).key
+        manifest = {"stage": step.stage.name, "key": key, "digest": key}
+        done[step.name] = Artifact(Path("not-made"), manifest)
+    return {name: artifact.key for name, artifact in done.items()}
+
+
+def stored(pipeline: Pipeline, store: Store) -> dict[str, Artifact]:
+    """The artifacts that the store has, by step, as far as their inputs are known. Believes their manifests."""
+    found: dict[str, Artifact] = {}
+    for step in pipeline.steps:
+        if not all(name in found for name in step.needs):
+            continue
+        key = step.request(found, RunReferences()).key
+        artifact = store.glance(step.stage.name, key) or store.evicted(step.stage.name, key)
+        if artifact is not None:
+            found[step.name] = artifact
+    return found
+
+
+def sweep_key(sweep: Sweep, plans: list[MemberPlan]) -> str:
+    """Identity of a sweep: what its members ask for, and of which sources. Same key, same MLflow run."""
+    members = {plan.member.name: None if plan.pipeline is None else plan.pipeline.key for plan in plans}
+    return digest_json({"sweep": sweep.recipe.name, "members": members, "publish": sweep.options.publish})
+
+
+def executions(plans: list[MemberPlan]) -> dict[str, Counter[str]]:
+    """By step's name: how often it is cached, shared and run over all members."""
+    counts: dict[str, Counter[str]] = {}
+    for plan in plans:
+        for name, state in plan.steps.items():
+            counts.setdefault(name, Counter())[state] += 1
+    return counts
