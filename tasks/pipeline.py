@@ -148,6 +148,10 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
     Raises:
         CameraError: if the device is not there, or the prune section would remove nothing.
     """
+    if recipe.sweep is not None:
+        raise CameraError(
+            "this recipe has a section `sweep`: run it with `camera sweep`, or with --set sweep=null"
+        )
     checkpoint = sources.checkpoint
     kept_width(checkpoint.ffn_width, recipe.prune.ratio, recipe.prune.multiple_of)
     selection = selection_of(checkpoint, recipe.capture, recipe.prune)
@@ -191,7 +195,7 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
         "benchmark": "benchmark",
         **{step.name.replace(" ", "/"): step.name for step in evaluations if step.stage is evaluate.STAGE},
     }
-    described = recipe.model_dump(mode="json", exclude={"tracking", "publish"})
+    described = recipe.model_dump(mode="json", exclude={"tracking", "publish", "sweep"})
     reported: dict[str, Any] = {"name": recipe.name, "recipe": described}
     if (require := recipe.publish.require) is not None:
         check_texts(require, _labelled(recipe.evaluate.datasets))
