@@ -38,7 +38,7 @@ from camera.errors import CameraError
 from camera.files import write_json
 
 STATE = ROOT / ".camera" / "quality"
-_WIDTH = 190
+_WIDTH = 210
 
 
 def main() -> int:
@@ -135,6 +135,11 @@ def _about(
             f"{subject.name}: {texts}. No calibration window shares {RUN} words with text that is measured on "
             f"(checked; left out before: {', '.join(map(str, left_out))} windows)."
         )
+    refused = [cell for found in cells.values() for cell in found if cell["refused"]]
+    lines += [
+        f"{cell['model']}, {cell['ratio']:.0%}, seed {cell['seed']}: {cell['method']} was refused in {cell['refused']} cuts of a layer"
+        for cell in refused
+    ]
     codes = {cell["code"] for found in cells.values() for cell in found}
     if codes != {code_digest()}:
         lines.append(
@@ -211,7 +216,7 @@ def _arguments() -> argparse.Namespace:
         help="tokens in a window, also a measured one (default: %(default)s)",
     )
     add("--windows", type=int, default=32, help="held-out windows of each corpus (default: %(default)s)")
-    add("--items", type=int, default=100, help="items of each task (default: %(default)s)")
+    add("--items", type=int, default=100, help="items of each task, 0 for none (default: %(default)s)")
     add(
         "--propagate", choices=("sequential", "one-shot"), default="sequential", help="(default: %(default)s)"
     )

@@ -14,10 +14,11 @@ from quality_leaks import Runs, all_runs
 from quality_measure import Reference
 from quality_methods import METHODS, pruned
 from quality_subjects import Subject, shared_folder
-from quality_tasks import TASKS, Task, read_items
 
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
+from camera.evaluation.lm_eval_tasks import task_files
+from camera.evaluation.tasks import evaluate_tasks
 from camera.options import PruneOptions
 from camera.pruning import stream
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DENSE = "dense"
+TASKS = ("arc_easy", "piqa")
+_BATCH = 16
 _VERSION = 1
 """Raised when what a cell means changes."""
 
@@ -38,6 +41,7 @@ class Settings:
     """Tokens in a calibration window and in a held-out window."""
     windows: int
     items: int
+    """Of each task; 0 leaves tasks out."""
     propagate: str
 
 
@@ -60,27 +64,27 @@ class Laboratory:
         self._calibrations: dict[int, tuple[torch.Tensor, int]] = {}
 
     def measure(self, cell: Cell) -> dict[str, Any]:
-        """Make and measure a cell: by corpus loss and divergence, by task one 0 or 1 an item, the FFN width kept.
+        """Make and measure a cell: by corpus loss and divergence, by task one 0 or 1 an item, the FFN width
+        kept, and how often the tool refused to cut a layer as asked for.
 
         Raises:
             CameraError: if calibration text holds held-out text, or a method fails.
         """
         began = perf_counter()
+        refused = 0
         if cell.method == DENSE:
             model = self._dense
         else:
             prune = PruneOptions(ratio=cell.ratio, multiple_of=self.subject.multiple_of)
             method, mode = METHODS[cell.method], self.settings.propagate
             tokens_ST = self.calibration(cell.seed)[0]
-            model = pruned(self.subject.checkpoint, tokens_ST, method, prune, cell.seed, mode)
+            model, refused = pruned(self.subject.checkpoint, tokens_ST, method, prune, cell.seed, mode)
         made = perf_counter()
         texts = {corpus: vars(reference.measure(model)) for corpus, reference in self._references.items()}
-        answers = {
-            name: "".join("01"[right] for right in task.answers(model)) for name, task in self._tasks.items()
-        }
         return {
             "texts": texts,
-            "tasks": answers,
+            "tasks": self._answers(model),
+            "refused": refused,
             "width": int(model.get_decoder().layers[0].mlp.down_proj.weight.shape[1]),
             "seconds": [round(made - began, 2), round(perf_counter() - made, 2)],
         }
@@ -100,27 +104,35 @@ class Laboratory:
         files = [*checkpoint.weight_files, *checkpoint.tokenizer_files, "config.json"]
         return digest_json([digest_file(checkpoint.folder / name) for name in files])
 
+    def _answers(self, model: "PreTrainedModel") -> dict[str, str]:
+        """By task, 1 or 0 for each item: whether the likeliest choice per character is the right one."""
+        if not self._task_files:
+            return {}
+        results = evaluate_tasks(
+            model,
+            TASKS,
+            tokenizer=self.subject.tokenizer,
+            limit=self.settings.items,
+            task_folder=shared_folder() / "tasks",
+            batch_size=_BATCH,
+        )
+        return {
+            name: "".join("01"[int(right)] for right in result.headline(normalised=True).of_documents)
+            for name, result in results.items()
+        }
+
+    @cached_property
+    def _task_files(self) -> list[Path]:
+        folder = shared_folder() / "tasks"
+        if not self.settings.items or not folder.is_dir():
+            return []
+        return [path for task in TASKS for path in task_files(task, folder).values()]
+
     @cached_property
     def _forbidden(self) -> Runs:
-        questions = [
-            f"{item.context} {choice}"
-            for items in self._items.values()
-            for item in items
-            for choice in item.choices
-        ]
-        return all_runs([*self.subject.held_out.values(), *questions])
-
-    @cached_property
-    def _items(self) -> dict[str, Any]:
-        folder = shared_folder() / "tasks"
-        return (
-            {task: read_items(folder, task, self.settings.items) for task in TASKS} if folder.is_dir() else {}
-        )
-
-    @cached_property
-    def _tasks(self) -> dict[str, Task]:
-        positions = int(self.subject.checkpoint.config["max_position_embeddings"])
-        return {name: Task(items, self.subject.tokenizer, positions) for name, items in self._items.items()}
+        """Runs of words of the held-out texts and of every row of the tasks."""
+        rows = [line for path in self._task_files for line in path.read_text(encoding="utf-8").splitlines()]
+        return all_runs([*self.subject.held_out.values(), *rows])
 
     @cached_property
     def _dense(self) -> "PreTrainedModel":

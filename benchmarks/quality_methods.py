@@ -14,8 +14,10 @@ from quality_scores import Layer, Score, flap, random_scores, wanda_sp, weight_n
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.files import read_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.importance import kept_channels, kept_width
+from camera.pruning.prune import SUMMARY
 from camera.pruning.stream import prune_checkpoint
 from camera.pruning.walk import LayerWalk
 
@@ -60,8 +62,8 @@ METHODS: dict[str, Method] = {
 
 def pruned(
     checkpoint: Checkpoint, tokens_ST: torch.Tensor, method: Method, prune: PruneOptions, seed: int, mode: str
-) -> "PreTrainedModel":
-    """The pruned model in memory, in float32.
+) -> tuple["PreTrainedModel", int]:
+    """The pruned model in memory, in float32, and how often the tool refused to cut a layer as asked for.
 
     Args:
         checkpoint: the dense model.
@@ -74,15 +76,23 @@ def pruned(
     if method.score is not None:
         keep = kept_width(checkpoint.ffn_width, prune.ratio, prune.multiple_of)
         score = method.score
-        return prune_by(checkpoint, tokens_ST, lambda layer: score(layer, seed), keep, mode == "sequential")
+        return prune_by(
+            checkpoint, tokens_ST, lambda layer: score(layer, seed), keep, mode == "sequential"
+        ), 0
     options = PruneOptions.model_validate({**prune.model_dump(), **method.options})
     capture = CaptureOptions.model_validate(
         {"propagate": mode, "batch_size": _BATCH, "dtype": "float32", "device": "cpu"}
     )
+    refused: list[dict[str, Any]] = []
+
+    def note(_: Path, decided: Path) -> None:
+        cuts = read_json(decided / SUMMARY).get("cuts", [])
+        refused.extend(cut for cut in cuts if cut["refused"])
+
     with tempfile.TemporaryDirectory(prefix="camera-quality-") as scratch:
         out = Path(scratch) / "pruned"
-        prune_checkpoint(checkpoint, tokens_ST, out, capture, options)
-        return Checkpoint.open(out).load_model(torch.float32)
+        prune_checkpoint(checkpoint, tokens_ST, out, capture, options, finish=note)
+        return Checkpoint.open(out).load_model(torch.float32), len(refused)
 
 
 def prune_by(

@@ -29,7 +29,7 @@ def camera_score(layer: Layer) -> torch.Tensor:
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 def test_with_cameras_score_it_makes_the_model_that_the_tool_makes(mode: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "dense", "qwen2", layers=3))
-    tool = pruned(checkpoint, tokens(), METHODS[BASELINE], PRUNE, 0, mode)
+    tool, _ = pruned(checkpoint, tokens(), METHODS[BASELINE], PRUNE, 0, mode)
     ours = prune_by(checkpoint, tokens(), camera_score, 120, mode == "sequential")
     weights, expected = ours.state_dict(), tool.state_dict()
     assert weights.keys() == expected.keys()
@@ -40,7 +40,14 @@ def test_with_cameras_score_it_makes_the_model_that_the_tool_makes(mode: str, tm
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_the_same_width(name: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "dense"))
-    model = pruned(checkpoint, tokens(), METHODS[name], PRUNE, 0, "sequential")
+    model, _ = pruned(checkpoint, tokens(), METHODS[name], PRUNE, 0, "sequential")
     shapes = {tuple(layer.mlp.down_proj.weight.shape) for layer in model.get_decoder().layers}
     assert shapes == {(64, 120)}
     assert torch.isfinite(model(torch.arange(32)[None]).logits).all()
+
+
+def test_refits_that_the_tool_refuses_are_counted(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "dense"))
+    too_few = tokens()[:4]
+    assert pruned(checkpoint, too_few, METHODS["refit"], PRUNE, 0, "sequential")[1] == 2
+    assert pruned(checkpoint, too_few, METHODS[BASELINE], PRUNE, 0, "sequential")[1] == 0
