@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from camera.data import hub
+from camera.data import hub, sampled_windows
 from camera.devices import describe_device, resolve_device
 from camera.digests import digest_json
 from camera.errors import CameraError
+from camera.evaluation.lm_eval_tasks import lm_eval_version
 from camera.options import DatasetOptions, QuantizeOptions
 from camera.pruning.importance import kept_width
 from camera.pruning.propagate import selection_of
@@ -22,6 +23,7 @@ from tasks.stages import (
     capture,
     convert,
     evaluate,
+    evaluate_task,
     fetch,
     prune,
     publish,
@@ -71,7 +73,8 @@ class Pipeline:
     def key(self) -> str:
         """Identity of the run: digest of what is asked for and of the sources. Same key, same result."""
         asked = [[step.name, step.stage.name, step.stage.version, step.options] for step in self.steps]
-        given = [self.sources.model.digest, *(file.digest for file in self.sources.files.values())]
+        sources = (self.sources.model, *self.sources.files.values(), *self.sources.tasks.values())
+        given = [source.digest for source in sources]
         return digest_json({"name": self.recipe.name, "steps": asked, "sources": given})
 
     @property
@@ -193,7 +196,7 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
         "quantized": "quantize",
         "quantized_baseline": "quantize baseline",
         "benchmark": "benchmark",
-        **{step.name.replace(" ", "/"): step.name for step in evaluations if step.stage is evaluate.STAGE},
+        **{step.name.replace(" ", "/"): step.name for step in evaluations if step.stage is not fetch.STAGE},
     }
     described = recipe.model_dump(mode="json", exclude={"tracking", "publish", "sweep"})
     reported: dict[str, Any] = {"name": recipe.name, "recipe": described}
@@ -232,7 +235,9 @@ def _base_name(recipe: Recipe) -> str:
     return _base_model(recipe).rpartition("/")[2]
 
 
-def _fetch(name: str, purpose: str, dataset: DatasetOptions, sources: Sources) -> Step:
+def _fetch(
+    name: str, purpose: str, dataset: DatasetOptions, sources: Sources, window: int | None = None
+) -> Step:
     options = {**dataset.model_dump(mode="json", exclude={"path"}), "purpose": purpose}
     inputs: dict[str, str | Input] = {"tokenizer": sources.tokenizer}
     if dataset.path is not None:
@@ -241,6 +246,8 @@ def _fetch(name: str, purpose: str, dataset: DatasetOptions, sources: Sources) -
         options["python"] = platform.python_version()  # another interpreter is another text
     elif dataset.revision is None:
         options["revision"] = hub.DATASETS[dataset.name].revision
+    if window is not None and sampled_windows(dataset) is not None:
+        options["window"] = window
     return Step(name, fetch.STAGE, options, inputs)
 
 
@@ -262,10 +269,14 @@ def _quantized(suffix: str, name: str, options: QuantizeOptions, model: "str | I
     ]
 
 
+_TASKS = {"tasks", "few_shot", "limit", "task_folder"}
+"""Fields of `evaluate` that are not about texts."""
+
+
 def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
-    options = recipe.evaluate.model_dump(mode="json", exclude={"datasets", "batch_size"})
-    settings = recipe.evaluate.model_dump(mode="json", include={"batch_size", "device"})
-    options["device"] = resolve_device(recipe.evaluate.device).type
+    asked = recipe.evaluate
+    settings = asked.model_dump(mode="json", include={"batch_size", "device"})
+    device = resolve_device(asked.device).type
     models: dict[str, str | Input] = {
         "original": sources.model,
         "baseline": "quantize baseline",
@@ -273,16 +284,31 @@ def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
         "pruned+quantized": "quantize",
     }
     steps = []
-    for label, dataset in _labelled(recipe.evaluate.datasets).items():
-        steps.append(_fetch(f"fetch {label}", "evaluation", dataset, sources))
+    on_text = asked.model_dump(mode="json", exclude={"datasets", "batch_size"} | _TASKS) | {"device": device}
+    for label, dataset in _labelled(asked.datasets).items():
+        steps.append(_fetch(f"fetch {label}", "evaluation", dataset, sources, asked.window))
         steps += [
             Step(
                 f"evaluate {name} {label}",
                 evaluate.STAGE,
-                {**options, "dataset": label},
+                {**on_text, "dataset": label},
                 {"model": model, "text": f"fetch {label}"},
                 settings,
             )
+            for name, model in models.items()
+        ]
+    for task in asked.tasks:
+        on_task = {
+            "task": task,
+            "few_shot": asked.few_shot,
+            "limit": asked.limit,
+            "dtype": asked.dtype,
+            "device": device,
+            "lm_eval": lm_eval_version(),  # prompts are its own
+        }
+        documents = {"documents": sources.tasks[task]} if asked.task_folder is not None else {}
+        steps += [
+            Step(f"task {name} {task}", evaluate_task.STAGE, on_task, {"model": model, **documents}, settings)
             for name, model in models.items()
         ]
     return steps

@@ -174,6 +174,7 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
         "quantize": 4 * largest,
         "convert": 2 * largest,
         "evaluate": elements * evaluate.itemsize + 2 * largest,
+        "task": elements * evaluate.itemsize + 2 * largest,
         "benchmark": 2 * whole + elements * torch.float32.itemsize,
     }
     return disk.get(stage, 0), _PROCESS_BYTES + memory.get(stage, 0)

@@ -1,6 +1,6 @@
 """What a run starts from: the model and the local datasets, found, fetched from DVC if need be, and hashed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.hub import local_checkpoint
 from camera.digests import digest_file, digest_files, digest_json, files_below
 from camera.errors import CameraError
-from camera.options import DatasetOptions
+from camera.evaluation.lm_eval_tasks import task_files
+from camera.options import DatasetOptions, EvaluateOptions
 from tasks import versioning
 from tasks.recipe import Recipe
 from tasks.stage import Input
@@ -24,6 +25,8 @@ class Sources:
     """The same folder, identified by its tokenizer files alone: datasets do not change with the weights."""
     files: dict[str, Input]
     """Local datasets, by path as written in the recipe."""
+    tasks: dict[str, Input] = field(default_factory=dict)
+    """Local documents, by task: the folder of all of them, identified by the files of this one alone."""
 
 
 def find_sources(recipe: Recipe) -> Sources:
@@ -54,7 +57,7 @@ def find_sources(recipe: Recipe) -> Sources:
     )
     datasets: list[DatasetOptions] = [recipe.calibration, *recipe.evaluate.datasets]
     files = {str(dataset.path): _file_input(dataset.path) for dataset in datasets if dataset.path is not None}
-    return Sources(checkpoint, model, tokenizer, files)
+    return Sources(checkpoint, model, tokenizer, files, _task_inputs(recipe.evaluate))
 
 
 def _file_input(path: Path) -> Input:
@@ -70,3 +73,18 @@ def _file_input(path: Path) -> Input:
     if (tracked := versioning.tracked_version(path)) is not None:
         about["dvc"] = tracked
     return Input(path, digest_json(hashes), about=about)
+
+
+def _task_inputs(options: EvaluateOptions) -> dict[str, Input]:
+    folder = options.task_folder
+    if folder is None:
+        return {}
+    if not folder.exists():
+        versioning.pull_if_tracked(folder)
+    found: dict[str, Input] = {}
+    tracked = versioning.tracked_version(folder)
+    for task in options.tasks:
+        hashes = digest_files(folder, [path.name for path in task_files(task, folder).values()])
+        about: dict[str, Any] = {"path": str(folder), "files": hashes}
+        found[task] = Input(folder, digest_json(hashes), about=about | ({"dvc": tracked} if tracked else {}))
+    return found

@@ -191,7 +191,8 @@ def plan_sweep(sweep: Sweep, store: Store) -> list[MemberPlan]:
 
 def _sources_key(recipe: Recipe) -> tuple[str, ...]:
     paths = [recipe.calibration.path, *(text.path for text in recipe.evaluate.datasets)]
-    return (recipe.model, str(recipe.revision), *map(str, paths))
+    tasks = (recipe.evaluate.task_folder, *recipe.evaluate.tasks)
+    return (recipe.model, str(recipe.revision), *map(str, (*paths, *tasks)))
 
 
 def expected_keys(pipeline: Pipeline) -> dict[str, str]:
