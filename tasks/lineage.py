@@ -3,7 +3,8 @@
     {"schema": 1, "sources": {digest: {...}}, "stages": {key: {...}}}
 
 Entries are found by content digest or key, so that documents of several inputs merge without conflict. It holds
-no time and no run id: the same inputs, code and machine give the same document, and so the same GGUF.
+no time and no run id: the same inputs, code and machine give the same document, and so the same GGUF. Its whole form
+is in tasks/lineage_form.py.
 """
 
 import platform
@@ -14,17 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
-
 import camera
-from camera.errors import CameraError
 from camera.files import read_json
+from tasks.lineage_form import SCHEMA
 from tasks.store import LINEAGE, MANIFEST
 
 if TYPE_CHECKING:
     from tasks.stage import Input
 
-SCHEMA = 1
 _PACKAGES = (
     "torch",
     "torch-npu",
@@ -37,57 +35,6 @@ _PACKAGES = (
     "numpy",
 )
 _ENTRY_FIELDS = ("step", "stage", "version", "key", "digest", "options", "inputs", "environment")
-
-
-class _Input(BaseModel):
-    digest: str
-    key: str | None
-
-
-class _Stage(BaseModel):
-    step: str
-    stage: str
-    version: int
-    key: str
-    digest: str
-    options: dict[str, Any]
-    inputs: dict[str, _Input]
-
-
-class _Source(BaseModel):
-    name: str
-    path: str
-    digest: str
-    files: dict[str, str]
-
-
-class _Lineage(BaseModel):
-    sources: dict[str, _Source]
-    stages: dict[str, _Stage]
-
-
-class _Publication(_Lineage):
-    name: str
-    digest: str
-    files: dict[str, str]
-    references: dict[str, str]
-
-
-def check_lineage(value: Any, where: str) -> dict[str, Any]:
-    """A lineage that came from elsewhere, once its form is what this module and publishing write.
-
-    Raises:
-        CameraError: naming the first field that is not.
-    """
-    form = _Publication if isinstance(value, dict) and "files" in value else _Lineage
-    try:
-        form.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "its content"
-        raise CameraError(f"{where} is no lineage of this pipeline: {field}: {first['msg']}") from None
-    lineage: dict[str, Any] = value
-    return lineage
 
 
 def ancestry(inputs: Mapping[str, "Input"]) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from camera.digests import canonical_json
 from camera.errors import CameraError, NetworkError
 from camera.files import read_json
+from tasks.runs import KEY_TAG, connect
 from tasks.store import Artifact
 
 if TYPE_CHECKING:
@@ -22,8 +24,16 @@ if TYPE_CHECKING:
 
 Arguments = ParamSpec("Arguments")
 _log = logging.getLogger("camera.tracking")
-KEY_TAG = "camera.pipeline_key"
 LINEAGE_TAG = "camera.lineage_digest"
+DOCUMENT_TAG = "camera.lineage"
+"""On a registry version: the whole lineage.json, as canonical JSON; left out if it is longer than MLflow takes."""
+FOLDER_TAG = "camera.folder"
+DVC_TAG = "dvc.md5"
+SHA256_TAG = "sha256."
+"""Before the name of a GGUF file."""
+PRODUCTION = "production"
+"""The alias that only `camera promote` gives."""
+_TAG_LENGTH = 100_000
 _PER_LAYER = re.compile(r"(.+)\.layer_(\d+)")
 _NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
 _DATASET_DIGEST_LENGTH = 36  # MLflow cuts longer ones; the whole sha256 is in a tag
@@ -64,7 +74,7 @@ class Tracker:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            self._client = _client()
+            self._client = connect()
             self.experiment_id = _experiment(self._client, experiment, artifacts)
             found = self._client.search_runs(
                 [self.experiment_id], f"tags.`{KEY_TAG}` = '{pipeline_key}'", max_results=1
@@ -89,10 +99,7 @@ class Tracker:
         """Record the recipe as flat parameters, and tags."""
         from mlflow.entities import Param, RunTag
 
-        flat = {
-            _NOT_ALLOWED.sub("_", name): str(value)[:_PARAMETER_LENGTH]
-            for name, value in flatten(recipe).items()  # overrides of quantize have patterns as names
-        }
+        flat = dict(parameter(name, value) for name, value in flatten(recipe).items())
         new = [Param(name, value) for name, value in flat.items() if name not in self._logged]
         self._client.log_batch(
             self.run_id, params=new, tags=[RunTag(name, value) for name, value in tags.items()]
@@ -104,6 +111,16 @@ class Tracker:
         from mlflow.entities import RunTag
 
         self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    @_going_on
+    def measure(self, metrics: Mapping[str, float]) -> None:
+        """Record numbers of the run as a whole."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(
+            self.run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()]
+        )
 
     @_going_on
     def log_stage(self, step: str, artifact: Artifact, cached: bool) -> None:
@@ -173,10 +190,17 @@ def register(
 
     Returns:
         name, version and alias.
+
+    Raises:
+        CameraError: if the alias is `production`, which only `camera promote` gives, or MLflow refuses the name.
     """
     from mlflow.exceptions import MlflowException
 
-    client = _client()
+    if alias == PRODUCTION:
+        raise CameraError(
+            f"publish.alias: {PRODUCTION} is given by `camera promote {name}`, after an audit; choose another"
+        )
+    client = connect()
     digest = lineage["digest"]
     try:
         client.create_registered_model(name)
@@ -188,36 +212,17 @@ def register(
         for version in client.search_model_versions(f"name = '{name}'")
         if version.tags.get(LINEAGE_TAG) == digest
     ]
-    tags = {LINEAGE_TAG: digest, "camera.folder": str(folder)}
+    tags = {LINEAGE_TAG: digest, FOLDER_TAG: str(folder)}
+    if len(document := canonical_json(lineage)) <= _TAG_LENGTH:
+        tags[DOCUMENT_TAG] = document
     if dvc is not None:
-        tags |= {"dvc.file": dvc["dvc_file"], "dvc.md5": dvc["md5"]}
+        tags |= {"dvc.file": dvc["dvc_file"], DVC_TAG: dvc["md5"]}
     for file, sha256 in lineage["files"].items():
         if file.endswith(".gguf"):
-            tags[f"sha256.{file}"] = sha256
+            tags[SHA256_TAG + file] = sha256
     version = found[0] if found else client.create_model_version(name, folder.as_uri(), run_id, tags=tags)
     client.set_registered_model_alias(name, alias, version.version)
     return {"name": name, "version": str(version.version), "alias": alias}
-
-
-def find_run(run_id: str) -> dict[str, str] | None:
-    """The tags of a run, or None if the tracking database has no such run."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return dict(_client().get_run(run_id).data.tags)
-    except MlflowException:
-        return None
-
-
-def find_version(name: str, lineage_digest: str) -> str | None:
-    """The registry version of a publication, or None."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        versions = _client().search_model_versions(f"name = '{name}'")
-    except MlflowException:
-        return None
-    return next((str(v.version) for v in versions if v.tags.get(LINEAGE_TAG) == lineage_digest), None)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -231,10 +236,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _client() -> "MlflowClient":
-    from mlflow.tracking import MlflowClient  # 2.5 s; only runs that track pay it
-
-    return MlflowClient()
+def parameter(name: str, value: Any) -> tuple[str, str]:
+    """A field of a recipe as MLflow holds it; overrides of quantize have patterns as names."""
+    return _NOT_ALLOWED.sub("_", name), str(value)[:_PARAMETER_LENGTH]
 
 
 def _experiment(client: "MlflowClient", name: str, artifacts: Path) -> str:

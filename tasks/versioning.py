@@ -1,10 +1,13 @@
 """DVC: the versions of bytes that must outlive a machine. Used in process, and only where there is a DVC repository."""
 
-from collections.abc import Iterator
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -12,6 +15,8 @@ from camera.errors import CameraError, NetworkError
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
+_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,120 @@ def verify(dvc_file: Path) -> str | None:
     except Exception as error:  # dvc raises a type per cause; all mean that nothing can be compared
         raise CameraError(f"DVC cannot compare {dvc_file} with the workspace: {error}") from error
     return None if not changes else f"{dvc_file.name}: {changes}"
+
+
+def current_md5(dvc_file: Path) -> str:
+    """The hash that a .dvc file names now."""
+    return _md5(dvc_file)
+
+
+def revision_of(root: Path, dvc_file: str, md5: str) -> str | None:
+    """The oldest git commit at which a .dvc file named a hash; None outside git, or if there is none."""
+    command = ["git", "-C", str(root), "log", "--format=%H", "--reverse", "-S", md5, "--", dvc_file]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found[0] if found else None
+
+
+def stored_digests(
+    root: Path, md5: str, inside: PurePosixPath, from_remote: bool = False
+) -> tuple[dict[str, str], str]:
+    """Hex sha256 of every file of a DVC version, read from where DVC keeps its bytes, whatever the workspace holds.
+
+    Args:
+        root: the DVC repository.
+        md5: DVC's hash of the version; of any time, for the bytes are found by it alone.
+        inside: only the files below this folder of the version, or this one file; `.` is all.
+        from_remote: do not look in the cache on this machine.
+
+    Returns:
+        The digests by name relative to `inside`, and where the bytes were: `the cache` or `the remote box`.
+
+    Raises:
+        NetworkError: if the remote does not answer.
+        CameraError: if no place has the version; the message says which were asked.
+    """
+    with _stored(root, md5, from_remote) as (files, read, where):
+        found: dict[str, str] = {}
+        for name, oid in files.items():
+            if not name.is_relative_to(inside):
+                continue
+            digest = hashlib.sha256()
+            with read(oid) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+            relative = name.relative_to(inside)
+            found[relative.as_posix() if relative.parts else name.name] = digest.hexdigest()
+        return found, where
+
+
+def restore(place: Path, md5: str, out: Path) -> str:
+    """Write the files of a DVC version of a folder into a new folder; where the bytes were.
+
+    Raises:
+        NetworkError: if the remote does not answer.
+        CameraError: if the place is in no DVC repository, or no place has the version.
+    """
+    root = repository_root(place.parent)
+    if root is None:
+        raise CameraError(f"{place} is in no DVC repository")
+    with _stored(root, md5, False) as (files, read, where):
+        for name, oid in files.items():
+            target = out / name
+            if not target.resolve().is_relative_to(out.resolve()):
+                raise CameraError(f"DVC version {md5} names a file outside its folder: {name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with read(oid) as file, target.open("wb") as copy:
+                shutil.copyfileobj(file, copy, _CHUNK_BYTES)
+        return where
+
+
+@contextmanager
+def _stored(
+    root: Path, md5: str, from_remote: bool
+) -> Iterator[tuple[dict[PurePosixPath, str], Callable[[str], Any], str]]:
+    """The files of a version by name, a function that opens one, and the place that has them all."""
+    from dvc.config import NoRemoteError
+
+    with _open(root) as repo:
+        problems: list[str] = []
+        if not from_remote:
+            files = _files(repo.cache.local, md5)
+            if files is not None:
+                yield files, _reader(repo.cache.local), "the cache"
+                return
+            problems.append("the cache lacks it")
+        try:
+            name = repo.config["core"].get("remote")
+            remote = repo.cloud.get_remote_odb(name)
+            files = _files(remote, md5)
+        except NoRemoteError:
+            raise CameraError("; ".join([*problems, "there is no DVC remote"])) from None
+        except Exception as error:  # dvc's remotes raise types of their own, each from another library
+            raise NetworkError("; ".join([*problems, f"the remote did not answer: {error}"])) from error
+        if files is None:
+            raise CameraError("; ".join([*problems, f"the remote {name} lacks it"]))
+        yield files, _reader(remote), f"the remote {name}"
+
+
+def _files(odb: Any, md5: str) -> dict[PurePosixPath, str] | None:
+    """The object of every file of a version, by name; None if any is not there."""
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+
+    if not odb.exists(md5):
+        return None
+    if not md5.endswith(".dir"):
+        return {PurePosixPath(): md5}
+    tree = Tree.load(odb, HashInfo("md5", md5))
+    files = {PurePosixPath(*key): str(found.value) for key, (_, found) in tree.iteritems()}
+    return files if all(odb.exists(oid) for oid in files.values()) else None
+
+
+def _reader(odb: Any) -> Callable[[str], Any]:
+    return lambda oid: odb.fs.open(odb.oid_to_path(oid), "rb")
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """MLflow holds one run per pipeline, with parameters, metrics and datasets, and a registry of what was published."""
 
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from camera.digests import digest_json
+from camera.digests import canonical_json, digest_json
 from camera.errors import CameraError, NetworkError
 from camera.files import write_json
 from tasks import tracking
@@ -221,10 +222,8 @@ def test_a_publication_becomes_a_version_with_digests_and_an_alias(
         "dvc.file": "published/tiny.dvc",
         "dvc.md5": "abc.dir",
         "sha256.tiny.gguf": "sha256 of one",
+        "camera.lineage": canonical_json(lineage("one")),
     }
-    assert tracking.find_version(name, lineage("one")["digest"]) == "1"
-    assert tracking.find_version(name, "another digest") is None
-    assert tracking.find_version("no such model", lineage("one")["digest"]) is None
 
 
 def test_registering_the_same_publication_twice_is_one_version(
@@ -246,14 +245,10 @@ def test_the_alias_moves_to_the_newest_publication(track: Track, name: str, tmp_
     assert len(client().search_model_versions(f"name = '{name}'")) == 2
 
 
-def test_what_a_run_recorded_can_be_read_back(track: Track, store: Store) -> None:
-    tracker = track()
-    made = artifact(store, {})
-    tracker.log_stage("save", made, cached=False)
-    tags = tracking.find_run(tracker.run_id)
-    assert tags is not None
-    assert tags["camera.digest.save"] == made.digest
-    assert tracking.find_run("0" * 32) is None
+def test_no_run_gives_a_model_the_alias_production(track: Track, name: str, tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match="camera promote"):
+        tracking.register(name, tmp_path, lineage("one"), None, "production", track().run_id)
+    assert client().search_registered_models(f"name = '{name}'") == []
 
 
 @pytest.mark.parametrize("kind", ["server", "folder", "unknown"])
@@ -282,6 +277,16 @@ def test_a_file_that_is_no_database_is_a_message(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_CREATE_RETRIES", "0")
     with pytest.raises(NetworkError, match="cannot be used"):
         Tracker("experiment", "key", "tiny", tmp_path)
+
+
+def test_a_database_in_a_folder_that_is_not_there_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'gone' / 'mlflow.db'}")
+    started = time.monotonic()
+    with pytest.raises(NetworkError, match="gone does not exist"):
+        Tracker("experiment", "key", "tiny", tmp_path)
+    assert time.monotonic() - started < 10  # MLflow itself tries for 100 s
 
 
 def test_a_model_name_that_mlflow_refuses_is_a_message(track: Track, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Who else recorded a publication: MLflow's run, its registry, DVC; and who signed it."""
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from camera.digests import canonical_json, digest_files, files_below
+from camera.errors import CameraError, NetworkError
+from tasks import registry, runs, signing, versioning
+from tasks.audit.finding import Finding, ok, unverified, wrong
+from tasks.store import LINEAGE
+from tasks.tracking import flatten, parameter
+
+
+def dvc(folder: Path, from_remote: bool) -> Finding:
+    """The .dvc file beside a published folder, held to the folder, and if asked to the remote."""
+    file = folder.with_name(folder.name + ".dvc")
+    if not file.is_file():
+        return unverified("DVC version", f"there is no {file.name}", "untracked")
+    try:
+        difference = versioning.verify(file)
+    except CameraError as error:
+        return unverified("DVC version", str(error), "absent")
+    if difference is not None:
+        return wrong("DVC version", difference)
+    finding = ok("DVC version", f"{file.name} {versioning.current_md5(file)}")
+    if from_remote:
+        finding.parts.append(_remote(folder, file))
+    return finding
+
+
+def _remote(folder: Path, file: Path) -> Finding:
+    root = versioning.repository_root(folder)
+    assert root is not None  # `verify` went through
+    try:
+        found, where = versioning.stored_digests(root, versioning.current_md5(file), PurePosixPath(), True)
+    except NetworkError as error:
+        return unverified("DVC remote", str(error), "offline")
+    except CameraError as error:
+        return unverified("DVC remote", str(error), "absent")
+    expected = digest_files(folder, files_below(folder))
+    differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if differ:
+        return wrong("DVC remote", f"{', '.join(differ)} in {where} is not what is published")
+    return ok("DVC remote", f"{len(found)} files read again from {where}")
+
+
+def mlflow_run(lineage: dict[str, Any]) -> Finding:
+    """The run: the digests of its artifacts, its source model, and its recipe."""
+    run_id = lineage["references"].get("mlflow_run")
+    if run_id is None:
+        return unverified("MLflow run", "the run was not tracked", "untracked")
+    try:
+        run = runs.find_run(run_id)
+    except NetworkError as error:
+        return unverified("MLflow run", str(error), "offline")
+    if run is None:
+        return unverified("MLflow run", f"{run_id} is not in the tracking database in use", "absent")
+    recorded = set(run.digests.values())
+    strangers = [entry["step"] for entry in lineage["stages"].values() if entry["digest"] not in recorded]
+    if strangers:
+        return wrong("MLflow run", f"{run_id} recorded other digests for {', '.join(strangers)}")
+    source = run.tags.get("camera.source_digest")
+    if source is not None and source not in lineage["sources"]:
+        return wrong("MLflow run", f"{run_id} recorded another source model")
+    asked = dict(parameter(name, value) for name, value in flatten(lineage["recipe"]).items())
+    differ = [name for name, value in asked.items() if run.parameters.get(name, value) != value]
+    if differ:
+        return wrong("MLflow run", f"{run_id} recorded another recipe: {', '.join(sorted(differ))}")
+    return ok("MLflow run", run_id)
+
+
+def mlflow_registry(lineage: dict[str, Any], dvc_file: Path) -> Finding:
+    """The registry's version of this lineage: its tags."""
+    name = "MLflow registry"
+    try:
+        known = registry.versions(lineage["name"])
+    except NetworkError as error:
+        return unverified(name, str(error), "offline")
+    version = next((entry for entry in known if entry.lineage_digest == lineage["digest"]), None)
+    if version is None:
+        return unverified(name, "no version has this lineage digest", "untracked")
+    aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
+    ggufs = {file: digest for file, digest in lineage["files"].items() if file.endswith(".gguf")}
+    if version.gguf_digests != ggufs:
+        return wrong(name, f"version {version.number}{aliases} names other GGUF digests")
+    if version.lineage is not None and canonical_json(version.lineage) != canonical_json(lineage):
+        return wrong(name, f"version {version.number}{aliases} holds another lineage")
+    if version.dvc_md5 and dvc_file.is_file() and versioning.current_md5(dvc_file) != version.dvc_md5:
+        return wrong(
+            name, f"version {version.number}{aliases} names another DVC version than {dvc_file.name}"
+        )
+    return ok(name, f"version {version.number}{aliases}")
+
+
+def signature(folder: Path, signers: Path | None, required: bool) -> Finding | None:
+    """Who signed lineage.json; None where there is no signature and none is required."""
+    file = signing.signature_of(folder)
+    if not file.is_file():
+        return wrong("signature", f"required, and there is no {file.name}") if required else None
+    if signers is None:
+        return unverified("signature", f"{file.name}: give --signers to say whose is believed", "absent")
+    try:
+        return ok("signature", f"by {signing.verify(folder / LINEAGE, file, signers)}")
+    except signing.NoToolError as error:
+        return unverified("signature", str(error), "absent")
+    except CameraError as error:
+        return wrong("signature", str(error))

@@ -1,0 +1,195 @@
+"""The runs that MLflow holds, read: for tables, for the audit, and for what must stay in the store."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from camera.errors import CameraError, NetworkError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
+    from mlflow.tracking import MlflowClient
+
+KEY_TAG = "camera.pipeline_key"
+KEEP_TAG = "camera.keep"
+DIGEST_TAG = "camera.digest."
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a pipeline, as MLflow has it."""
+
+    run_id: str
+    name: str
+    experiment: str
+    status: str
+    started: datetime
+    ended: datetime | None
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Content digest of every artifact, by step as MLflow spells it."""
+        found = self.tags.items()
+        return {tag.removeprefix(DIGEST_TAG): value for tag, value in found if tag.startswith(DIGEST_TAG)}
+
+    @property
+    def seconds(self) -> float | None:
+        """From start to end; a run that was continued counts from its first start."""
+        return None if self.ended is None else (self.ended - self.started).total_seconds()
+
+
+def list_runs(limit: int | None = None, name: str | None = None) -> list[Run]:
+    """The pipeline's runs, newest first; those that were deleted in MLflow are left out.
+
+    Raises:
+        NetworkError: if MLflow cannot be reached.
+    """
+    with reading() as client:
+        return [] if client is None else list(_runs(client, limit, name))
+
+
+def find_run(run_id: str) -> Run | None:
+    """A run by its id, or None if the tracking database in use has no such run.
+
+    Raises:
+        NetworkError: if MLflow cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with reading() as client:
+        if client is None:
+            return None
+        try:
+            found = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return _run(found, client.get_experiment(found.info.experiment_id).name)
+
+
+def kept_runs(seconds: float) -> Iterator[Run]:
+    """The runs that were at work in the last so many seconds, and those tagged `camera.keep`.
+
+    Raises:
+        NetworkError: if MLflow cannot be reached.
+    """
+    now = datetime.now(UTC)
+    for run in list_runs():
+        recent = (now - (run.ended or run.started)).total_seconds() < seconds
+        if recent or run.tags.get(KEEP_TAG, "").lower() in ("true", "1", "yes"):
+            yield run
+
+
+@contextmanager
+def reading() -> "Iterator[MlflowClient | None]":
+    """A client to read with; None where the database in use was never made. What fails says how MLflow was asked.
+
+    Raises:
+        NetworkError: if MLflow cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    database = _sqlite_path(uri)
+    if database is not None and not database.exists():
+        yield None
+        return
+    try:
+        yield connect()
+    except CameraError:
+        raise
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise NetworkError(f"MLflow at {uri} cannot be asked: {error}") from error
+
+
+def connect() -> "MlflowClient":
+    """A client of the tracking server or database in use.
+
+    Raises:
+        OSError: if it is an SQLite database that cannot be opened. MLflow itself would try for 100 s.
+    """
+    from mlflow.tracking import MlflowClient  # 2.5 s; only who tracks or asks pays it
+
+    database = _sqlite_path(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if database is not None:
+        _check_database(database)
+    return MlflowClient()
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _check_database(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist")
+    if not path.exists():
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"the folder {path.parent} cannot be written to")
+        return
+    try:
+        database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            database.execute("PRAGMA schema_version").fetchone()
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from None
+
+
+def _runs(client: "MlflowClient", limit: int | None, name: str | None) -> Iterator[Run]:
+    experiments = {entry.experiment_id: entry.name for entry in _pages(client.search_experiments)}
+    condition = f"tags.`{KEY_TAG}` != ''"
+    if name is not None:
+        condition += " AND attributes.run_name = '{}'".format(name.replace("'", ""))
+    found = _pages(
+        client.search_runs,
+        limit,
+        experiment_ids=list(experiments),
+        filter_string=condition,
+        order_by=["attributes.start_time DESC"],
+    )
+    for entry in found:
+        yield _run(entry, experiments[entry.info.experiment_id])
+
+
+def _pages(search: Any, limit: int | None = None, **asked: Any) -> Iterator[Any]:
+    token, given = None, 0
+    while limit is None or given < limit:
+        size = _PAGE if limit is None else min(_PAGE, limit - given)
+        page = search(max_results=size, page_token=token, **asked)
+        yield from page
+        given += len(page)
+        token = page.token
+        if not token:
+            return
+
+
+def _run(found: "MlflowRun", experiment: str) -> Run:
+    info, data = found.info, found.data
+    return Run(
+        run_id=str(info.run_id),
+        name=str(info.run_name),
+        experiment=experiment,
+        status=str(info.status),
+        started=_time(info.start_time),
+        ended=None if not info.end_time else _time(info.end_time),
+        parameters=dict(data.params),
+        metrics=dict(data.metrics),
+        tags=dict(data.tags),
+    )
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
