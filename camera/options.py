@@ -93,6 +93,35 @@ class PruneOptions(Options):
     """`physical` slices the matrices; `mask` writes zeros and keeps the shapes."""
     multiple_of: PositiveInt = 64
     """The kept width is rounded up to a multiple of this (int4 on the NPU wants 64)."""
+    score: Literal["energy", "obs"] = "energy"
+    """What chooses the channels: `energy` is CAMERA's importance; `obs` counts what the others can take over, from the
+    Gram matrix of the activations."""
+    refit: bool = False
+    """Refit each down projection to the channels that stay, by least squares on the calibration tokens."""
+    damping: float = Field(default=1e-3, gt=0, le=10)
+    """`refit`, `obs`: share of the mean second moment added to each channel's own; more trusts the calibration less."""
+    round: PositiveInt | None = None
+    """`obs`: channels removed before weights and costs are updated; the default is a 64th of the width."""
+    steps: PositiveInt = 1
+    """Prune in so many steps, each measuring the model that the one before left. Time and disk grow with them."""
+
+    @property
+    def walks(self) -> bool:
+        """Whether pruning walks through the model itself, because statistics made beforehand are not enough."""
+        return self.score != "energy" or self.refit or self.steps > 1
+
+    def identity(self) -> dict[str, Any]:
+        """The options that decide the result: those of the original method, and of the others what is in use."""
+        left_out = {
+            name
+            for name in ("score", "refit", "steps")
+            if getattr(self, name) == type(self).model_fields[name].default
+        }
+        if self.score != "obs":
+            left_out.add("round")
+        if self.score != "obs" and not self.refit:
+            left_out.add("damping")
+        return self.model_dump(mode="json", exclude=left_out)
 
     @field_validator("ratio")
     @classmethod
@@ -122,21 +151,44 @@ class QuantizeOptions(Options):
     `gptq` so that later columns make good the errors of earlier ones. All give the same formats at the same size."""
     damping: float = Field(default=0.01, gt=0, le=1)
     """`gptq`: share of the mean second moment added to each input's own; more trusts the calibration less."""
+    sort_channels: bool = False
+    """Store the FFN channels in another order, which is the same model: the large ones dealt out over the blocks of the
+    down projection."""
+    target_bpw: float | None = Field(default=None, gt=0)
+    """Bits per weight of the whole model: matrices whose rounding costs the most on the calibration tokens get finer
+    types than `type`, as many as fit. Overrides, `output_type` and `embedding_type` stay as given."""
     batch_size: PositiveInt = 8
-    """`search`, `gptq`: samples that go through a layer at once. Changes memory and speed, not the result."""
+    """Calibration: samples that go through a layer at once. Changes memory and speed, not the result."""
     dtype: DTypeName = "float32"
-    """`search`, `gptq`: what the layers compute in while calibrating; `auto` is the checkpoint's own."""
+    """Calibration: what the layers compute in; `auto` is the checkpoint's own."""
     device: str = "auto"
-    """`search`, `gptq`: as in capture."""
+    """Calibration: as in capture."""
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether calibration tokens decide anything."""
+        return self.method != "rtn" or self.target_bpw is not None
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide the packed bytes: none of calibration where the method has none."""
+        """The options that decide the packed bytes: none of calibration where there is none."""
         left_out = {"twin", "batch_size", "device"}
         if self.method == "rtn":
-            left_out |= {"method", "dtype"}
+            left_out |= {"method"}
+        if not self.calibrates:
+            left_out |= {"dtype"}
         if self.method != "gptq":
             left_out |= {"damping"}
+        if not self.sort_channels:
+            left_out |= {"sort_channels"}
+        if self.target_bpw is None:
+            left_out |= {"target_bpw"}
         return self.model_dump(mode="json", exclude=left_out)
+
+    @model_validator(mode="after")
+    def _a_target_needs_finer_types(self) -> "QuantizeOptions":
+        if self.target_bpw is not None and self.type not in ("q4_0_64", "q4_0", "q8_0"):
+            raise ValueError(f"target_bpw goes with type q4_0_64, q4_0 or q8_0: {self.type} has no finer one")
+        return self
 
     @model_validator(mode="after")
     def _a_twin_is_of_q4_0_64(self) -> "QuantizeOptions":
@@ -207,3 +259,19 @@ class BenchmarkOptions(Options):
     """State that this llama.cpp build defines Q4_0_64. A stock build reads type 40 as NVFP4 and prints garbage."""
     timeout: PositiveInt = 3600
     """Seconds before a llama-bench process is ended."""
+    deployment: str | None = None
+    """Measure on the host of this deployment (`benchmark/benchmark-910b1`), which shares the store; else here."""
+    device_name: str | None = None
+    """With `deployment`: what that host calls its `device`, as `camera doctor` prints it there; the host checks it."""
+    start_within: PositiveInt = 3600
+    """With `deployment`: seconds that a worker there has to begin."""
+    finish_within: PositiveInt = 14400
+    """With `deployment`: seconds until it must be done."""
+
+    @model_validator(mode="after")
+    def _a_device_elsewhere_is_named(self) -> "BenchmarkOptions":
+        if self.deployment is not None and (self.device_name is None or self.device == "auto"):
+            raise ValueError("a deployment needs device (such as npu) and device_name: the result is filed under them")
+        if self.deployment is None and self.device_name is not None:
+            raise ValueError("device_name goes with deployment: a device that is here says its name itself")
+        return self

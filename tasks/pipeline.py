@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from camera.benchmark.llama_cpp import build_digest
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.data import hub, sampled_windows
 from camera.devices import describe_device, resolve_device
 from camera.digests import digest_json
@@ -157,28 +159,10 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
         )
     checkpoint = sources.checkpoint
     kept_width(checkpoint.ffn_width, recipe.prune.ratio, recipe.prune.multiple_of)
-    selection = selection_of(checkpoint, recipe.capture, recipe.prune)
     model = sources.model
     steps = [
         _fetch("fetch calibration", "calibration", recipe.calibration, sources),
-        Step(
-            "capture",
-            capture.STAGE,
-            {
-                **recipe.capture.model_dump(mode="json", exclude={"batch_size", "devices"}),
-                "device": resolve_device(recipe.capture.device).type,
-                "selection": None if selection is None else vars(selection),
-            },
-            {"model": model, "calibration": "fetch calibration"},
-            recipe.capture.model_dump(mode="json", include={"batch_size", "devices", "device"}),
-        ),
-        Step(
-            "score",
-            score.STAGE,
-            {"reduce_ratio": recipe.prune.reduce_ratio},
-            {"model": model, "statistics": "capture"},
-        ),
-        Step("prune", prune.STAGE, recipe.prune.model_dump(mode="json"), {"model": model, "scores": "score"}),
+        *_pruned(recipe, checkpoint, model),
         Step("save", save.STAGE, {"base_model": _base_model(recipe)}, {"model": model, "pruned": "prune"}),
         *_quantized("", recipe.name, recipe.quantize, "save"),
         *_quantized(
@@ -189,8 +173,8 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
     steps += evaluations
     steps.append(_benchmark(recipe, model))
     parts = {
-        "capture": "capture",
-        "scores": "score",
+        "capture": "prune" if recipe.prune.walks else "capture",
+        "scores": "prune" if recipe.prune.walks else "score",
         "pruned": "prune",
         "saved": "save",
         "quantized": "quantize",
@@ -251,10 +235,40 @@ def _fetch(
     return Step(name, fetch.STAGE, options, inputs)
 
 
+def _pruned(recipe: Recipe, checkpoint: Checkpoint, model: Input) -> list[Step]:
+    """From calibration tokens to pruned matrices: in three steps, or in one that walks through the model itself."""
+    options = {
+        **recipe.capture.model_dump(mode="json", exclude={"batch_size", "devices"}),
+        "device": resolve_device(recipe.capture.device).type,
+    }
+    settings = recipe.capture.model_dump(mode="json", include={"batch_size", "devices", "device"})
+    chosen = recipe.prune.identity()
+    if recipe.prune.walks:
+        inputs: dict[str, str | Input] = {"model": model, "calibration": "fetch calibration"}
+        return [Step("prune", prune.STAGE, {**options, **chosen}, inputs, settings)]
+    selection = selection_of(checkpoint, recipe.capture, recipe.prune)
+    return [
+        Step(
+            "capture",
+            capture.STAGE,
+            {**options, "selection": None if selection is None else vars(selection)},
+            {"model": model, "calibration": "fetch calibration"},
+            settings,
+        ),
+        Step(
+            "score",
+            score.STAGE,
+            {"reduce_ratio": recipe.prune.reduce_ratio},
+            {"model": model, "statistics": "capture"},
+        ),
+        Step("prune", prune.STAGE, chosen, {"model": model, "scores": "score"}),
+    ]
+
+
 def _quantized(suffix: str, name: str, options: QuantizeOptions, model: "str | Input") -> list[Step]:
     packed, settings = options.identity(), {}
     inputs: dict[str, str | Input] = {"model": model}
-    if options.method != "rtn":
+    if options.calibrates:
         packed["device"] = resolve_device(options.device).type
         settings = options.model_dump(mode="json", include={"batch_size", "device"})
         inputs["calibration"] = "fetch calibration"
@@ -334,12 +348,19 @@ def dataset_label(dataset: DatasetOptions) -> str:
 
 
 def _benchmark(recipe: Recipe, model: Input) -> Step:
-    device = resolve_device(recipe.benchmark.device)
-    settings = recipe.benchmark.model_dump(mode="json", include={"device", "timeout"})
-    options = recipe.benchmark.model_dump(mode="json", exclude={"timeout"})
-    options["device"] = device.type
+    asked = recipe.benchmark
+    settings = asked.model_dump(mode="json", include={"device", "timeout"})
+    options = asked.model_dump(
+        mode="json", exclude={"timeout", "deployment", "device_name", "start_within", "finish_within"}
+    )
     # A time measured on another card is another result.
-    options["device_name"] = describe_device(device)["name"]
+    if asked.deployment is None:
+        device = resolve_device(asked.device)
+        options |= {"device": device.type, "device_name": describe_device(device)["name"]}
+        if "llama.cpp" in asked.engines:  # nor one of another build
+            options["llama_cpp_build"] = build_digest(asked.llama_cpp)
+    else:  # the same key as there, so that what was measured there before is found
+        options |= {"device": asked.device.partition(":")[0], "device_name": asked.device_name}
     inputs: dict[str, str | Input] = {
         "original": model,
         "baseline": "convert baseline",

@@ -13,10 +13,11 @@ from camera.errors import CameraError
 from camera.pruning.estimate import WalkEstimate, estimate_walk
 from camera.pruning.importance import kept_width
 from camera.pruning.propagate import selection_of
+from camera.pruning.surgery import surgery_of
 from camera.units import bytes_text
 from tasks.pipeline import Pipeline, Step
 from tasks.stage import Request, RunReferences, find
-from tasks.stages import capture, publish
+from tasks.stages import capture, prune, publish
 from tasks.store import Artifact, Store
 
 BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_0_64": 4.25}
@@ -35,7 +36,7 @@ class StepPlan:
     disk_bytes: int
     memory_bytes: int
     seconds: float | None = None
-    """Only for a capture that is to run, from a trial of one batch in one layer."""
+    """Only for the step that walks through the model, if it is to run; from a trial of one batch in one layer."""
 
 
 def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
@@ -46,7 +47,7 @@ def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
         state = states[step.name]
         disk, memory = _needs(pipeline, step)
         seconds = None
-        if step.stage is capture.STAGE and state in ("run", "after"):
+        if _walks(pipeline, step) and state in ("run", "after"):
             estimate = _estimate(pipeline)
             memory, seconds = estimate.peak_bytes, estimate.seconds
         plans.append(StepPlan(step, state, disk, memory, seconds))
@@ -86,7 +87,20 @@ def _estimate(pipeline: Pipeline) -> WalkEstimate:
     checkpoint, recipe = pipeline.sources.checkpoint, pipeline.recipe
     tokens = recipe.calibration
     selection = selection_of(checkpoint, recipe.capture, recipe.prune)
-    return estimate_walk(checkpoint, tokens.samples, tokens.length, recipe.capture, selection)
+    surgery = surgery_of(checkpoint.ffn_width, _kept(pipeline), recipe.prune)
+    return estimate_walk(
+        checkpoint, tokens.samples, tokens.length, recipe.capture, selection, surgery, recipe.prune.steps
+    )
+
+
+def _kept(pipeline: Pipeline) -> int:
+    asked = pipeline.recipe.prune
+    return kept_width(pipeline.sources.checkpoint.ffn_width, asked.ratio, asked.multiple_of)
+
+
+def _walks(pipeline: Pipeline, step: Step) -> bool:
+    """Whether it is this step that runs the calibration tokens through the model."""
+    return step.stage is (prune.STAGE if pipeline.recipe.prune.walks else capture.STAGE)
 
 
 def check_room(pipeline: Pipeline, store: Store) -> None:
@@ -132,7 +146,7 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
     """Estimated disk and peak memory of a step, in bytes, from the config and the sizes of the tensors alone."""
     checkpoint, recipe = pipeline.sources.checkpoint, pipeline.recipe
     width = checkpoint.ffn_width
-    kept = kept_width(width, recipe.prune.ratio, recipe.prune.multiple_of)
+    kept = _kept(pipeline)
     ffn_names = {
         name for layer in range(checkpoint.layer_count) for name in checkpoint.family.ffn_names(layer)
     }
@@ -151,10 +165,14 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
     widened = compute.itemsize / checkpoint.dtype.itemsize
     activations = min(_ACTIVATION_BYTES, calibration * width * compute.itemsize)
     stage = step.stage.name
+    state = hidden + 12 * width * checkpoint.layer_count
+    matrices = 0 if kept == width else round(ffn * share)
+    if recipe.prune.walks:  # the models of two earlier steps lie there at once
+        matrices += state + min(recipe.prune.steps - 1, 2) * whole
     disk = {
         "fetch": 8 * calibration,
-        "capture": hidden + 12 * width * checkpoint.layer_count,
-        "prune": 0 if kept == width else round(ffn * share),
+        "capture": state,
+        "prune": matrices,
         "save": pruned,
         "quantize": _packed(
             step.options.get("type", "f16"), elements if step.name.endswith("baseline") else pruned_elements

@@ -12,7 +12,7 @@ from camera.progress import Progress, silent
 from camera.pruning.propagate import Selection, propagate
 from camera.pruning.ranks import Ranks, ranks
 from camera.pruning.state import clear_states
-from camera.pruning.statistics import write_statistics
+from camera.pruning.statistics import LayerStatistics, write_statistics
 
 STATISTICS = "statistics.safetensors"
 
@@ -42,6 +42,20 @@ def capture(
     with ranks(options.devices, _help, *arguments) as us:
         visits = propagate(checkpoint, tokens_ST, options, selection, out, ranks=us, progress=progress)
         layers = [visit.statistics for visit in visits]
+    write_captured(checkpoint, tokens_ST, out, options, layers, sequential=selection is not None)
+    clear_states(out)
+
+
+def write_captured(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    out: Path,
+    options: CaptureOptions,
+    layers: list[LayerStatistics],
+    *,
+    sequential: bool,
+) -> None:
+    """Write what `capture` writes, of statistics that were gathered."""
     write_statistics(out / STATISTICS, layers)
     samples, length = tokens_ST.shape
     write_json(
@@ -52,12 +66,11 @@ def capture(
             "tokens": samples * length,
             "layers": len(layers),
             "ffn_width": checkpoint.ffn_width,
-            "propagate": "one-shot" if selection is None else "sequential",
+            "propagate": "sequential" if sequential else "one-shot",
             "dtype": dtype_name(resolve_dtype(options.dtype, checkpoint.dtype)),
             "device": resolve_device(options.device).type,
         },
     )
-    clear_states(out)
 
 
 def _help(

@@ -1,4 +1,8 @@
-"""What a walk will take, from the config and a short trial on this device: one batch through one layer."""
+"""What a walk will take, from the config and a short trial on this device: one batch through one layer.
+
+A surgery adds its Gram matrices to the trial. Its decision is not tried, which would take as long as in one layer of the
+walk: its multiplications are counted, and the device is timed on a small product.
+"""
 
 import time
 from dataclasses import dataclass
@@ -9,8 +13,14 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import memory_bytes, resolve_device, resolve_dtype, synchronize
 from camera.options import CaptureOptions
+from camera.pruning.gram import LayerGram
 from camera.pruning.propagate import ACTIVATION_BUDGET_BYTES, Selection, trial
+from camera.pruning.surgery import Surgery, exact_device
 from camera.pruning.walk import LayerWalk
+
+_PROBE = 512
+_FACTOR_SLOWNESS = 3
+"""A factorisation makes about a third of the multiplications a second that a matrix product makes."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,13 @@ class WalkEstimate:
 
 
 def estimate_walk(
-    checkpoint: Checkpoint, samples: int, length: int, options: CaptureOptions, selection: Selection | None
+    checkpoint: Checkpoint,
+    samples: int,
+    length: int,
+    options: CaptureOptions,
+    selection: Selection | None,
+    surgery: Surgery | None = None,
+    steps: int = 1,
 ) -> WalkEstimate:
     """Try one batch in the first layer, twice, and count layers and batches.
 
@@ -32,6 +48,8 @@ def estimate_walk(
         samples, length: of the calibration tokens.
         options: batch size, dtype, device, number of devices.
         selection: for sequential propagation.
+        surgery: what is decided from the Gram matrix of each layer.
+        steps: walks through the model, taken to be alike.
 
     Raises:
         CameraError: if the device is not there or the layer does not load.
@@ -44,21 +62,42 @@ def estimate_walk(
     tokens_BT = (
         torch.arange(batch * length).remainder(int(checkpoint.config["vocab_size"])).view(batch, length)
     )
+    gram = None if surgery is None else LayerGram(checkpoint.ffn_width, device)
     with torch.inference_mode():
         hidden_BTH = walk.embed(tokens_BT)
         starting = time.perf_counter() - begun
         trial(
-            walk, hidden_BTH, batch, selection
+            walk, hidden_BTH, batch, selection, gram
         )  # the first use of kernels and pages is slower than the rest
         synchronize(device)
         started = time.perf_counter()
-        computing = trial(walk, hidden_BTH, batch, selection)
+        computing = trial(walk, hidden_BTH, batch, selection, gram)
         synchronize(device)
         whole = time.perf_counter() - started
     mine = -(-samples // options.devices)
     batches = mine / batch
-    seconds = starting + checkpoint.layer_count * (whole - computing + computing * batches)
-    return WalkEstimate(seconds, _peak(checkpoint, dtype, device, mine, length, batch, selection))
+    deciding = 0.0 if surgery is None else _deciding_seconds(checkpoint, surgery, exact_device(device))
+    seconds = starting + checkpoint.layer_count * (whole - computing + computing * batches + deciding)
+    peak = _peak(checkpoint, dtype, device, mine, length, batch, selection, surgery)
+    return WalkEstimate(steps * seconds, peak)
+
+
+def _deciding_seconds(checkpoint: Checkpoint, surgery: Surgery, device: torch.device) -> float:
+    """How long one layer's choice and refit take, in float64."""
+    width, hidden, kept = checkpoint.ffn_width, checkpoint.hidden_size, surgery.kept
+    removed = width - kept
+    products = 3 * hidden * width**2  # errors on held-back tokens, and the way of the matrices to float64
+    if surgery.score == "obs":
+        products += _FACTOR_SLOWNESS * width**3 + removed * width * (width + hidden)
+    if surgery.refit:
+        products += 2 * (_FACTOR_SLOWNESS * kept**3 // 3 + kept**2 * hidden + kept * removed * hidden)
+    probe = torch.rand(_PROBE, _PROBE, dtype=torch.float64, device=device)
+    probe @ probe
+    synchronize(device)
+    started = time.perf_counter()
+    probe @ probe
+    synchronize(device)
+    return products * (time.perf_counter() - started) / _PROBE**3
 
 
 def _peak(
@@ -69,6 +108,7 @@ def _peak(
     length: int,
     batch: int,
     selection: Selection | None,
+    surgery: Surgery | None,
 ) -> int:
     """Weights of a layer, hidden states, activations that are kept, and what one batch needs while it is computed."""
     width, hidden = checkpoint.ffn_width, checkpoint.hidden_size
@@ -88,4 +128,10 @@ def _peak(
         held = min(ACTIVATION_BUDGET_BYTES, samples * length * width * dtype.itemsize)
         kept_down = 2 * hidden * selection.kept * dtype.itemsize
     base = memory_bytes(device) if device.type != "cpu" else psutil.Process().memory_info().rss
-    return base + weights + states + max(computing + held, held + kept_down + act)
+    grams = deciding = 0
+    if surgery is not None:
+        grams = 2 * 4 * width**2
+        deciding = held
+        if exact_device(device) == device:  # the matrix in float64, its inverse, and what either is made from
+            deciding += 3 * 8 * width**2 + 3 * 8 * hidden * width
+    return base + weights + states + max(grams + computing + held, held + kept_down + act, grams + deciding)

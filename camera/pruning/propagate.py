@@ -8,9 +8,9 @@ only the down projection on the kept channels.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
+from camera.pruning.gram import LayerGram, held_back
 from camera.pruning.importance import importance, kept_channels, kept_width
 from camera.pruning.ranks import Ranks
 from camera.pruning.state import StateFiles
 from camera.pruning.statistics import LayerStatistics
+from camera.pruning.surgery import Cut, CutRecord, Surgery, cut_layer
 from camera.pruning.walk import LayerWalk
 
 ACTIVATION_BUDGET_BYTES = 1 << 30
@@ -54,6 +56,8 @@ class Visit:
     """int64 [kept], the channels that the next layer's input was computed with; None in one-shot propagation."""
     resumed: bool
     """Whether an earlier, killed walk saw it."""
+    cut: Cut | None = None
+    """What a surgery decided, on the first rank; None without one, and where the visit is `resumed`."""
 
 
 def selection_of(checkpoint: Checkpoint, options: CaptureOptions, prune: PruneOptions) -> Selection | None:
@@ -70,6 +74,7 @@ def propagate(
     selection: Selection | None,
     work: Path,
     *,
+    surgery: Surgery | None = None,
     ranks: Ranks | None = None,
     before_saving: Callable[[], None] = lambda: None,
     progress: Progress = silent,
@@ -86,6 +91,8 @@ def propagate(
         options: batch size, dtype, device.
         selection: for sequential propagation.
         work: an existing folder for the state.
+        surgery: cut every layer from its Gram matrix; in sequential propagation the next layer sees the cut one.
+            What was decided for a layer is not in the walk's state: whoever asks for it keeps it.
         ranks: the processes that share the samples.
         before_saving: called before a state is saved, to make durable what was done with the layers so far.
         progress: told (samples done × layers, all).
@@ -99,7 +106,10 @@ def propagate(
     dtype = resolve_dtype(options.dtype, checkpoint.dtype)
     _check_tokens(checkpoint, tokens_ST, ranks)
     mine_ST = ranks.share(tokens_ST)
-    states = StateFiles(work, fingerprint(checkpoint, tokens_ST, dtype, selection), ranks.rank, ranks.count)
+    states = StateFiles(
+        work, fingerprint(checkpoint, tokens_ST, dtype, selection, surgery), ranks.rank, ranks.count
+    )
+    held_S = ranks.share(torch.tensor(held_back(len(tokens_ST)))).tolist()
     walk = LayerWalk(checkpoint, device, dtype)
     call = walk.caller(tokens_ST.shape[1])
     count, samples = checkpoint.layer_count, len(mine_ST)
@@ -120,7 +130,8 @@ def propagate(
                 batch = slice(start, start + options.batch_size)
                 hidden_STH[batch] = walk.embed(mine_ST[batch]).to(hidden_STH.device)
         for index, statistics in enumerate(layers):
-            yield Visit(index, statistics, _select(checkpoint, index, selection, statistics), resumed=True)
+            kept_K = None if surgery is not None else _select(checkpoint, index, selection, statistics)
+            yield Visit(index, statistics, kept_K, resumed=True)
         clock = _SavingClock()
         for index in range(len(layers), count):
             done = index * samples
@@ -130,14 +141,24 @@ def propagate(
 
             with walk.layer(index) as module:
                 visit = _Visitor(module, call, hidden_STH, options.batch_size, last=index + 1 == count)
-                statistics = visit.look(sequential=selection is not None, tell=tell)
+                gram = None if surgery is None else LayerGram(checkpoint.ffn_width, device)
+                statistics = visit.look(sequential=selection is not None, tell=tell, gram=gram, held_S=held_S)
                 ranks.merge(statistics)
                 statistics.check_finite(index)
-                kept_K = _select(checkpoint, index, selection, statistics, visit.down_HF)
+                cut = None
+                if surgery is None:
+                    kept_K = _select(checkpoint, index, selection, statistics, visit.down_HF)
+                    down_HK = None
+                else:
+                    assert gram is not None
+                    gram.merge(ranks)
+                    cut = _cut(checkpoint, index, statistics, gram, surgery, ranks)
+                    kept_K, down_HK = (None, None) if selection is None else (cut.kept_K, cut.down_HK)
+                gram = None  # as large as a layer or more: not kept while the caller writes
                 if kept_K is not None:
-                    visit.narrow(kept_K)
+                    visit.narrow(kept_K, down_HK)
             layers.append(statistics)
-            yield Visit(index, statistics, kept_K, resumed=False)
+            yield Visit(index, statistics, kept_K, resumed=False, cut=cut)
             if index + 1 < count and ranks.agree(clock.due()):
                 with clock.saving():
                     before_saving()
@@ -175,14 +196,23 @@ class _Visitor:
         """The down projection as the layer computes with it."""
         return self._down.weight
 
-    def look(self, *, sequential: bool, tell: Callable[[int], None]) -> LayerStatistics:
-        """Run the layer over all samples and gather statistics of what enters `down_proj`."""
+    def look(
+        self,
+        *,
+        sequential: bool,
+        tell: Callable[[int], None],
+        gram: LayerGram | None = None,
+        held_S: Sequence[bool] = (),
+    ) -> LayerStatistics:
+        """Run the layer over all samples and gather statistics of what enters `down_proj`, and its Gram matrix."""
         statistics = LayerStatistics.zeros(self._down.in_features)
         room = min(ACTIVATION_BUDGET_BYTES, int(_SHARE_OF_FREE * free_memory_bytes(self._device)))
 
         def see(act_BTF: torch.Tensor) -> bool:
             nonlocal room
             statistics.update(act_BTF)
+            if gram is not None:
+                gram.update(act_BTF, held_S[batch])
             if self._last:
                 return False
             if sequential and act_BTF.nbytes <= room:
@@ -199,18 +229,26 @@ class _Visitor:
         self._mlp.down_proj = self._down
         return statistics
 
-    def narrow(self, kept_K: torch.Tensor) -> None:
-        """Make the hidden states what the layer puts out with the kept channels alone."""
+    def narrow(self, kept_K: torch.Tensor, down_HK: torch.Tensor | None = None) -> None:
+        """Make the hidden states what the layer puts out with the kept channels alone.
+
+        Args:
+            kept_K: int64 [K].
+            down_HK: the down projection of these channels, where it is not a slice of the layer's own.
+        """
         if self._last:
             return
         kept_K = kept_K.to(self._device)
-        kept_down_HK = self._down.weight.index_select(1, kept_K)
+        if down_HK is None:
+            kept_down_HK = self._down.weight.index_select(1, kept_K)
+        else:
+            kept_down_HK = down_HK.to(self._down.weight)
         for number, batch in enumerate(self._batches):
             if (act_BTF := self._held.pop(number, None)) is not None:
                 ffn_BTH = nn.functional.linear(act_BTF[..., kept_K], kept_down_HK, self._down.bias)
                 out_BTH = self._hidden_STH[batch].to(self._device) + ffn_BTH
             else:
-                _narrow(self._mlp, kept_K)
+                _narrow(self._mlp, kept_K, kept_down_HK)
                 out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
             self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
 
@@ -230,12 +268,15 @@ class _Recorder(nn.Module):
         return act_BTF.new_zeros(*act_BTF.shape[:-1], self.down.out_features)
 
 
-def _narrow(mlp: nn.Module, kept_K: torch.Tensor) -> None:
+def _narrow(mlp: nn.Module, kept_K: torch.Tensor, down_HK: torch.Tensor) -> None:
     """Slice a gated FFN in place to its kept channels, once."""
-    for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+    for name in ("gate_proj", "up_proj"):
         linear: nn.Linear = getattr(mlp, name)
-        if linear.weight.shape[dim] != len(kept_K):
-            linear.weight = nn.Parameter(linear.weight.index_select(dim, kept_K), requires_grad=False)
+        if len(linear.weight) != len(kept_K):
+            linear.weight = nn.Parameter(linear.weight.index_select(0, kept_K), requires_grad=False)
+    down: nn.Linear = mlp.down_proj  # type: ignore[assignment]
+    if down.weight.shape[1] != len(kept_K):
+        down.weight = nn.Parameter(down_HK, requires_grad=False)
 
 
 class _SavingClock:
@@ -277,6 +318,31 @@ def _select(
     return kept_channels(importance(statistics, down_HF, selection.reduce_ratio), selection.kept)
 
 
+def _cut(
+    checkpoint: Checkpoint,
+    index: int,
+    statistics: LayerStatistics,
+    gram: LayerGram,
+    surgery: Surgery,
+    ranks: Ranks,
+) -> Cut:
+    """Decide on the first rank, and hand out what the others need to go on."""
+    down_HF = checkpoint.read(checkpoint.family.ffn_names(index)[2])
+    if ranks.first:
+        cut = cut_layer(index, statistics, gram, down_HF, surgery)
+    else:
+        nothing = CutRecord("energy", False, None, gram.fit_tokens, gram.held_tokens, None, None)
+        cut = Cut(torch.empty(surgery.kept, dtype=torch.int64), None, nothing)
+    ranks.hand_out(cut.kept_K)
+    if not ranks.agree(int(cut.down_HK is not None)):
+        return cut
+    down_HK = cut.down_HK
+    if down_HK is None:
+        down_HK = torch.empty(len(down_HF), surgery.kept, dtype=down_HF.dtype)
+    ranks.hand_out(down_HK)
+    return replace(cut, down_HK=down_HK)
+
+
 def _room(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, work: Path, ranks: Ranks
 ) -> torch.Tensor:
@@ -312,7 +378,11 @@ def _check_tokens(checkpoint: Checkpoint, tokens_ST: torch.Tensor, ranks: Ranks)
 
 
 def fingerprint(
-    checkpoint: Checkpoint, tokens_ST: torch.Tensor, dtype: torch.dtype, selection: Selection | None
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    dtype: torch.dtype,
+    selection: Selection | None,
+    surgery: Surgery | None = None,
 ) -> str:
     """What an unfinished walk belongs to. The weights stand by name, shape and file time: hashing them takes minutes."""
     return digest_json(
@@ -325,17 +395,25 @@ def fingerprint(
             "tokens": digest_json(tokens_ST.flatten().tolist()),
             "dtype": dtype_name(dtype),
             "selection": None if selection is None else vars(selection),
+            **({} if surgery is None else {"surgery": asdict(surgery)}),
         }
     )
 
 
-def trial(walk: LayerWalk, hidden_BTH: torch.Tensor, batch_size: int, selection: Selection | None) -> float:
+def trial(
+    walk: LayerWalk,
+    hidden_BTH: torch.Tensor,
+    batch_size: int,
+    selection: Selection | None,
+    gram: LayerGram | None = None,
+) -> float:
     """Run the first layer on one batch as a walk does; the seconds without loading it. For estimates."""
     call = walk.caller(hidden_BTH.shape[1])
     with walk.layer(0) as module:
         started = time.perf_counter()
         visit = _Visitor(module, call, hidden_BTH.clone(), batch_size, last=False)
-        visit.look(sequential=selection is not None, tell=lambda seen: None)
+        held_S = [False] * len(hidden_BTH)
+        visit.look(sequential=selection is not None, tell=lambda seen: None, gram=gram, held_S=held_S)
         if selection is not None:
             visit.narrow(torch.arange(selection.kept))
         return time.perf_counter() - started

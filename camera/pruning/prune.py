@@ -15,6 +15,8 @@ from camera.progress import Progress, silent
 from camera.pruning.importance import kept_channels, kept_width
 from camera.pruning.score import read_scores
 
+_BEYOND = {"score", "refit", "damping", "round", "steps"}
+"""Options beyond CAMERA's method that the summary names where they are in use."""
 KEPT = "kept.safetensors"
 SUMMARY = "prune.json"
 
@@ -68,7 +70,7 @@ class Pruned:
         Raises:
             CameraError: if the layer's file is missing or damaged.
         """
-        return read_tensors(self.folder / _layer_file(index)) if self.width < self.source_width else {}
+        return read_tensors(self.folder / layer_file(index)) if self.width < self.source_width else {}
 
 
 def prune(
@@ -101,10 +103,11 @@ def prune(
         checkpoint,
         options,
         [share_kept(scores_F, kept_K) for scores_F, kept_K in zip(scores, kept, strict=True)],
+        keep,
     )
     _begin(out, kept, summary)
     for index, kept_K in enumerate(kept):
-        path = out / _layer_file(index)
+        path = out / layer_file(index)
         if keep < width and not path.is_file():
             with whole_file(path) as temporary:
                 names = checkpoint.family.ffn_names(index)
@@ -134,10 +137,11 @@ def share_kept(scores_F: torch.Tensor, kept_K: torch.Tensor) -> float:
     return float(scores_F[kept_K].sum() / scores_F.sum().clamp_min(torch.finfo(scores_F.dtype).tiny))
 
 
-def summarize(checkpoint: Checkpoint, options: PruneOptions, shares: list[float]) -> dict[str, Any]:
-    """What `prune.json` says."""
+def summarize(
+    checkpoint: Checkpoint, options: PruneOptions, shares: list[float], keep: int
+) -> dict[str, Any]:
+    """What `prune.json` says of a model in which `keep` channels of every layer stay."""
     width = checkpoint.ffn_width
-    keep = kept_width(width, options.ratio, options.multiple_of)
     return {
         "mode": options.mode,
         "ratio": options.ratio,
@@ -148,11 +152,17 @@ def summarize(checkpoint: Checkpoint, options: PruneOptions, shares: list[float]
         "kept_width": keep,
         "removed_share": 1 - keep / width,
         "importance_kept_share": shares,
+        **(options.model_dump(include=set(options.identity()) & _BEYOND) if options.walks else {}),
     }
 
 
 def pruned_matrix(
-    checkpoint: Checkpoint, layer: int, name: str, kept_K: torch.Tensor, mode: str
+    checkpoint: Checkpoint,
+    layer: int,
+    name: str,
+    kept_K: torch.Tensor,
+    mode: str,
+    down_HK: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Gate [F, H], up [F, H] or down [H, F] of a layer without the other channels.
 
@@ -162,12 +172,19 @@ def pruned_matrix(
         name: Hugging Face name of one of its three feed-forward matrices.
         kept_K: int64 [K], the channels that stay.
         mode: `physical` slices (K in place of F), `mask` zeroes.
+        down_HK: what stands in place of the kept columns of the down projection, in its dtype; None for themselves.
 
     Raises:
         CameraError: if the matrix holds NaN or infinity.
     """
-    matrix = checkpoint.read_finite(name)
     dim = 1 if name == checkpoint.family.ffn_names(layer)[2] else 0
+    if dim == 1 and down_HK is not None:
+        if mode == "physical":
+            return down_HK
+        whole_HF = down_HK.new_zeros(checkpoint.tensors[name].shape)
+        whole_HF[:, kept_K] = down_HK
+        return whole_HF
+    matrix = checkpoint.read_finite(name)
     if mode == "physical":
         return matrix.index_select(dim, kept_K)
     stays_F = torch.zeros(matrix.shape[dim], dtype=torch.bool)
@@ -175,5 +192,5 @@ def pruned_matrix(
     return torch.where(stays_F if dim == 1 else stays_F[:, None], matrix, torch.zeros((), dtype=matrix.dtype))
 
 
-def _layer_file(index: int) -> str:
+def layer_file(index: int) -> str:
     return f"layer-{index:04d}.safetensors"

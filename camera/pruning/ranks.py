@@ -53,6 +53,18 @@ class Ranks:
             self._group.allreduce(statistics.sum_squares_F, dist.ReduceOp.SUM).wait()
             self._group.allreduce(statistics.max_abs_F, dist.ReduceOp.MAX).wait()
 
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Make a tensor, on any device, the sum of all ranks' tensors."""
+        if self._group is not None:
+            shared = tensor.cpu()
+            self._group.allreduce(shared, dist.ReduceOp.SUM).wait()
+            tensor.copy_(shared)
+
+    def hand_out(self, tensor: torch.Tensor) -> None:
+        """Make a contiguous CPU tensor that of the first rank, bit for bit."""
+        if self._group is not None:
+            self._group.broadcast(tensor.view(-1).view(torch.uint8), 0).wait()
+
     def agree(self, value: int) -> int:
         """The value of the first rank, on every rank."""
         if self._group is None:

@@ -32,8 +32,7 @@ def score(
         CameraError: if the statistics are those of another model, or a score is not finite.
     """
     count = checkpoint.layer_count
-    tensors: dict[str, torch.Tensor] = {}
-    summary = []
+    scores: list[torch.Tensor] = []
     for index, statistics in enumerate(read_statistics(captured / STATISTICS, count)):
         down_name = checkpoint.family.ffn_names(index)[2]
         down_HF = checkpoint.read_finite(down_name)
@@ -47,11 +46,21 @@ def score(
             raise CameraError(
                 f"layer {index}: an importance is not finite; look at {down_name} for huge values"
             )
-        tensors[f"layers.{index}.importance"] = scores_F
-        quantiles = torch.quantile(scores_F, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64))
-        summary.append({"layer": index, "sum": float(scores_F.sum()), "quartiles": quantiles.tolist()})
+        scores.append(scores_F)
         progress(index + 1, count)
-    write_tensors(out / SCORES, tensors)
+    write_scores(out, scores, reduce_ratio)
+
+
+def write_scores(out: Path, scores: list[torch.Tensor], reduce_ratio: float) -> None:
+    """Write the importance of every layer's channels, float64 [F], as `score` does."""
+    points = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    summary = [
+        {"layer": index, "sum": float(scores_F.sum()), "quartiles": torch.quantile(scores_F, points).tolist()}
+        for index, scores_F in enumerate(scores)
+    ]
+    write_tensors(
+        out / SCORES, {f"layers.{index}.importance": scores_F for index, scores_F in enumerate(scores)}
+    )
     write_json(out / "scores.json", {"reduce_ratio": reduce_ratio, "layers": summary})
 
 

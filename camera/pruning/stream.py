@@ -2,7 +2,8 @@
 
 Memory is about one decoder layer and the hidden states, whatever the model's size, and the source is read once. Each
 layer is written as soon as its channels are selected; a killed run goes on at the layer it was in, in the same
-shards, and ends with the bytes of an undisturbed one.
+shards, and ends with the bytes of an undisturbed one. Pruning in several steps is so many walks, each through the
+model that the one before wrote.
 """
 
 import shutil
@@ -13,20 +14,20 @@ from typing import Any
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.checkpoints.safetensors_file import write_tensors
 from camera.devices import resolve_dtype
 from camera.errors import CameraError
 from camera.files import read_json, refuse_occupied, sweep, sync, sync_tree, write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning.importance import importance, kept_channels, kept_width
-from camera.pruning.propagate import Selection, Visit, fingerprint, propagate, selection_of
-from camera.pruning.prune import KEPT, SUMMARY, pruned_matrix, share_kept, summarize
-from camera.pruning.ranks import Ranks, ranks
+from camera.pruning.decisions import Decision, decide
+from camera.pruning.importance import kept_width
+from camera.pruning.outcome import FILES, Outcome
+from camera.pruning.propagate import fingerprint
+from camera.pruning.prune import pruned_matrix
 from camera.pruning.state import clear_states
 from camera.pruning.target import PrunedTarget
 
-_WORK = ".work"
+WORK = ".work"
 _BEGUN = "begun.json"
 
 
@@ -53,60 +54,61 @@ def prune_checkpoint(
         tokens_ST: int64 [samples, tokens] of calibration text.
         out: the folder to make.
         capture: how to walk: propagation, batch size, dtype, device, over how many devices.
-        options: which channels go.
-        progress: told (samples done × layers, all).
+        options: which channels go, and what becomes of the weights of those that stay.
+        progress: told (samples done × layers, all), all steps together.
         finish: called with the finished model, which is not in its place yet, and the folder with
             `kept.safetensors` and `prune.json`, which is removed after: the moment to add a card.
 
     Raises:
         CameraError: as `propagate`; if nothing would be pruned; or if `out` is occupied.
     """
-    refuse_occupied(out)
     keep = kept_width(checkpoint.ffn_width, options.ratio, options.multiple_of)
-    selection = selection_of(checkpoint, capture, options)
+    _prune_checkpoint(checkpoint, tokens_ST, out, capture, options, keep, progress, finish)
+
+
+def _prune_checkpoint(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    out: Path,
+    capture: CaptureOptions,
+    options: PruneOptions,
+    keep: int,
+    progress: Progress,
+    finish: Callable[[Path, Path], None],
+) -> None:
+    refuse_occupied(out)
     partial = out.with_name(f".{out.name}.partial")
-    asked = _asked(checkpoint, tokens_ST, capture, options)
-    resume = _find(partial, asked)
-    work = partial / _WORK
+    work = partial / WORK
+    asked = asked_for(checkpoint, tokens_ST, capture, options)
+    resume = resumable(work, asked)
+    if not resume:
+        shutil.rmtree(partial, ignore_errors=True)
+        work.mkdir(parents=True)
+    sweep(partial)  # a kill may also have come while config or index were written
     target = PrunedTarget(checkpoint, partial, keep, options.mode, resume=resume)
     if not resume:  # only now, so that what can be resumed has all its shards
         target.sync()
-        write_json(work / _BEGUN, asked)
-    kept: list[torch.Tensor] = []
-    shares: list[float] = []
-    arguments = (checkpoint.folder, tokens_ST, work, capture, selection)
+        begin(work, asked)
+
+    def write(decision: Decision, kept_K: torch.Tensor) -> None:
+        if decision.resumed:
+            target.already_written(decision.layer)
+        elif keep < checkpoint.ffn_width:
+
+            def matrix(name: str) -> torch.Tensor:
+                return pruned_matrix(checkpoint, decision.layer, name, kept_K, options.mode, decision.down_HK)
+
+            target.write_layer(decision.layer, matrix)
+
     try:
-        with ranks(capture.devices, _help, *arguments) as us:
-            for visit in propagate(
-                checkpoint,
-                tokens_ST,
-                capture,
-                selection,
-                work,
-                ranks=us,
-                before_saving=target.sync,
-                progress=progress,
-            ):
-                scores_F = _scores(checkpoint, visit, options.reduce_ratio)
-                kept_K = kept_channels(scores_F, keep)
-                kept.append(kept_K)
-                shares.append(share_kept(scores_F, kept_K))
-                if visit.resumed:
-                    target.already_written(visit.layer)
-                elif keep < checkpoint.ffn_width:
-
-                    def matrix(
-                        name: str, layer: int = visit.layer, kept_K: torch.Tensor = kept_K
-                    ) -> torch.Tensor:
-                        return pruned_matrix(checkpoint, layer, name, kept_K, options.mode)
-
-                    target.write_layer(visit.layer, matrix)
+        outcome = prune_layers(
+            checkpoint, tokens_ST, work, capture, options, keep, write, target.sync, progress
+        )
         target.write_rest()
         target.finish()
     finally:
         target.abandon()
-    write_tensors(work / KEPT, {f"layers.{index}.kept": kept_K for index, kept_K in enumerate(kept)})
-    write_json(work / SUMMARY, summarize(checkpoint, options, shares))
+    outcome.write(work, checkpoint, tokens_ST, capture, options, keep)
     finish(partial, work)
     clear_states(work)
     shutil.rmtree(work)
@@ -117,46 +119,108 @@ def prune_checkpoint(
     sync(out.parent)
 
 
-def _asked(
+def prune_layers(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    work: Path,
+    capture: CaptureOptions,
+    options: PruneOptions,
+    keep: int,
+    write: Callable[[Decision, torch.Tensor], None],
+    before_saving: Callable[[], None],
+    progress: Progress,
+) -> Outcome:
+    """Decide layer by layer, in as many steps as the options say, and have the last step's layers written.
+
+    Args:
+        checkpoint: the source model.
+        tokens_ST: int64 [samples, tokens].
+        work: an existing folder for state, notes, and the models of earlier steps.
+        capture: how to walk.
+        options: how to choose.
+        keep: FFN channels that stay in the end.
+        write: given a layer's decision, and the channels that stay in the source model's numbers.
+        before_saving: makes durable what was written.
+        progress: told (samples done × layers, all).
+    """
+    walked, earlier = checkpoint, None
+    removed = checkpoint.ffn_width - keep
+    steps = min(options.steps, max(removed, 1))
+
+    def of_step(step: int) -> Progress:
+        return lambda done, total: progress((step - 1) * total + done, steps * total)
+
+    for step in range(1, steps):
+        model, notes = work / f"step-{step}", work / f"step-{step}-notes"
+        width = checkpoint.ffn_width - removed * step // steps
+        if not any((work / f"step-{later}").is_dir() for later in range(step, steps)):
+            _prune_step(walked, tokens_ST, model, notes, capture, options, width, of_step(step))
+        earlier = _joined(earlier, Outcome.read(notes), step)
+        if model.is_dir():
+            walked = Checkpoint.open(model)
+            shutil.rmtree(work / f"step-{step - 1}", ignore_errors=True)
+    outcome = Outcome() if earlier is None else Outcome(cuts=[*earlier.cuts])
+    for decision in decide(walked, tokens_ST, work, capture, options, keep, before_saving, of_step(steps)):
+        if earlier is not None and decision.down_HK is None and not decision.resumed:
+            decision = decision.of_slice(walked)
+        write(decision, outcome.add(decision, earlier, steps))
+    return outcome
+
+
+def _prune_step(
+    walked: Checkpoint,
+    tokens_ST: torch.Tensor,
+    model: Path,
+    notes: Path,
+    capture: CaptureOptions,
+    options: PruneOptions,
+    width: int,
+    progress: Progress,
+) -> None:
+    """Write the model of a step that is not the last, and what was decided in it."""
+
+    def note(_: Path, decided: Path) -> None:
+        notes.mkdir(exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(decided / name, notes / name)
+        sync_tree(notes)
+
+    once = options.model_copy(update={"steps": 1, "mode": "physical"})
+    _prune_checkpoint(walked, tokens_ST, model, capture, once, width, progress, note)
+
+
+def _joined(earlier: Outcome | None, latest: Outcome, step: int) -> Outcome:
+    """Two steps as one, in the source model's channels."""
+    cuts = [{**cut, "step": step} for cut in latest.cuts]
+    if earlier is None:
+        return Outcome(latest.kept, latest.scores, latest.statistics, cuts)
+    kept = [of_source[of_step] for of_source, of_step in zip(earlier.kept, latest.kept, strict=True)]
+    return Outcome(kept, earlier.scores, earlier.statistics, [*earlier.cuts, *cuts])
+
+
+def asked_for(
     checkpoint: Checkpoint, tokens_ST: torch.Tensor, capture: CaptureOptions, options: PruneOptions
 ) -> dict[str, Any]:
     """What an unfinished folder belongs to."""
     dtype = resolve_dtype(capture.dtype, checkpoint.dtype)
     return {
-        "inputs": fingerprint(checkpoint, tokens_ST, dtype, selection_of(checkpoint, capture, options)),
+        "inputs": fingerprint(checkpoint, tokens_ST, dtype, None),
         "capture": capture.model_dump(mode="json", exclude={"batch_size", "devices"}),
-        "prune": options.model_dump(mode="json"),
+        "prune": options.identity(),
     }
 
 
-def _find(partial: Path, asked: dict[str, Any]) -> bool:
-    """Whether the unfinished folder was begun with the same inputs and can be resumed; else make it anew."""
-    begun = partial / _WORK / _BEGUN
+def resumable(work: Path, asked: dict[str, Any]) -> bool:
+    """Whether the working folder was begun for what is asked for; swept then of what a kill left half written."""
     try:
-        if begun.is_file() and read_json(begun) == asked:
-            sweep(partial)  # a kill may also have come while config or index were written
-            sweep(partial / _WORK)
+        if (work / _BEGUN).is_file() and read_json(work / _BEGUN) == asked:
+            sweep(work)
             return True
     except CameraError:
         pass  # damaged: begin again
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / _WORK).mkdir(parents=True)
     return False
 
 
-def _scores(checkpoint: Checkpoint, visit: Visit, reduce_ratio: float) -> torch.Tensor:
-    down_HF = checkpoint.read_finite(checkpoint.family.ffn_names(visit.layer)[2])
-    return importance(visit.statistics, down_HF, reduce_ratio)
-
-
-def _help(
-    us: Ranks,
-    folder: Path,
-    tokens_ST: torch.Tensor,
-    work: Path,
-    capture: CaptureOptions,
-    selection: Selection | None,
-) -> None:
-    """What the other ranks do: the same walk over their samples."""
-    for _ in propagate(Checkpoint.open(folder), tokens_ST, capture, selection, work, ranks=us):
-        pass
+def begin(work: Path, asked: dict[str, Any]) -> None:
+    """Note what a working folder is for."""
+    write_json(work / _BEGUN, asked)

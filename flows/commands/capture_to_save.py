@@ -1,11 +1,13 @@
 """`camera prune` with calibration text: from capture to save in one walk over the layers."""
 
 from pathlib import Path
+from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data import calibration_tokens
-from camera.files import refuse_occupied
+from camera.files import read_json, refuse_occupied
 from camera.options import CalibrationOptions, CaptureOptions, PruneOptions
+from camera.pruning.prune import SUMMARY
 from camera.pruning.stream import prune_checkpoint
 from camera.report.card import write_card
 from flows.commands.common import progress_bar, say
@@ -23,9 +25,17 @@ def capture_to_save(
     tokens_ST = calibration_tokens(calibration, checkpoint.load_tokenizer())
     base_model = checkpoint.folder.resolve().name
 
+    cuts: list[dict[str, Any]] = []
+
     def add_card(model: Path, pruned: Path) -> None:
         write_card(model, checkpoint, pruned, base_model=base_model, name=out.name)
+        cuts.extend(read_json(pruned / SUMMARY).get("cuts", []))
 
     with progress_bar("prune") as progress:
         prune_checkpoint(checkpoint, tokens_ST, out, capture, options, progress, add_card)
     say(f"kept {Checkpoint.open(out).ffn_width} of {checkpoint.ffn_width} FFN channels in each layer: {out}")
+    if options.refit and cuts:
+        say(f"refitted {sum(cut['refitted'] for cut in cuts)} of {len(cuts)} down projections")
+    for cut in cuts:
+        if cut["refused"]:
+            say(f"layer {cut['layer']} was pruned plainly: {cut['refused']}")

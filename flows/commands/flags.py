@@ -17,6 +17,11 @@ class Propagate(StrEnum):
     one_shot = "one-shot"
 
 
+class Score(StrEnum):
+    energy = "energy"
+    obs = "obs"
+
+
 class Block(StrEnum):
     f32 = "f32"
     f16 = "f16"

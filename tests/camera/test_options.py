@@ -119,7 +119,7 @@ def test_a_path_goes_with_a_file_and_a_file_with_a_path(section: type[DatasetOpt
 
 
 def test_the_defaults_are_those_of_the_method() -> None:
-    assert PruneOptions().model_dump() == {
+    assert PruneOptions().identity() == {
         "ratio": 0.2,
         "reduce_ratio": 0.95,
         "mode": "physical",

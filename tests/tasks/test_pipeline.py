@@ -375,6 +375,52 @@ def test_the_first_stages_prune_a_real_checkpoint(recipe: MakeRecipe, store: Sto
     assert again == []
 
 
+def test_the_options_of_the_original_method_are_the_key_of_a_plain_prune(recipe: MakeRecipe) -> None:
+    """So that what was pruned before there were others is still found."""
+    step = next(
+        step for step in build(recipe(prune={"damping": 0.5, "round": 3})).steps if step.name == "prune"
+    )
+    assert step.options == {"ratio": 0.35, "reduce_ratio": 0.95, "mode": "physical", "multiple_of": 64}
+    assert step.inputs["scores"] == "score"
+
+
+@pytest.mark.parametrize("prune", [{"refit": True}, {"score": "obs"}, {"steps": 2}])
+def test_where_pruning_walks_it_is_one_step_and_the_report_reads_all_from_it(
+    recipe: MakeRecipe, prune: dict[str, Any]
+) -> None:
+    pipeline = build(recipe(prune=prune))
+    steps = {step.name: step for step in pipeline.steps}
+    assert not {"capture", "score"} & set(steps)
+    assert steps["prune"].inputs == {"model": pipeline.sources.model, "calibration": "fetch calibration"}
+    assert steps["prune"].settings == {"batch_size": 2, "devices": 1, "device": "cpu"}
+    parts = steps["report"].inputs
+    assert parts["capture"] == parts["scores"] == parts["pruned"] == "prune"
+
+
+def test_a_walking_prune_depends_on_what_it_uses(recipe: MakeRecipe) -> None:
+    refit = {"prune": {"refit": True}}
+    assert changed(recipe, refit, {"prune": {"refit": True, "damping": 0.01}}) == PRUNING
+    assert changed(recipe, refit, {"prune": {"refit": True, "score": "obs"}}) == PRUNING
+    assert changed(recipe, refit, {**refit, "capture": {"propagate": "one-shot"}}) == PRUNING
+    assert "prune" not in changed(recipe, refit, {"prune": {"refit": True, "round": 5}})
+    assert "prune" not in changed(recipe, refit, {**refit, "capture": {"batch_size": 1}})
+
+
+def test_a_walking_prune_makes_a_model_that_computes(recipe: MakeRecipe, store: Store) -> None:
+    calibration = {"samples": 16, "length": 64}
+    pipeline = build(recipe(prune={"refit": True, "score": "obs", "steps": 2}, calibration=calibration))
+    ran: list[str] = []
+    done = run_until("save", pipeline, store, ran)
+    assert ran == ["fetch calibration", "prune", "save"]
+    assert done["prune"].metrics["kept_width"] == 128
+    assert done["prune"].metrics["refitted_layers"] == 4
+    assert read_json(done["prune"].path / "capture.json")["tokens"] == 16 * 64
+    tokens = read_tensors(done["fetch calibration"].path / "tokens.safetensors")["input_ids"]
+    with torch.no_grad():
+        logits = Checkpoint.open(done["save"].path).load_model(torch.float32)(tokens).logits
+    assert torch.isfinite(logits).all()
+
+
 def test_a_damaged_stage_of_a_real_run_is_made_again_and_nothing_after_it(
     recipe: MakeRecipe, store: Store
 ) -> None:

@@ -192,3 +192,12 @@ def test_a_file_in_the_place_is_refused(pipeline: Pipeline, store: Store, tmp_pa
     (tmp_path / "published" / "tiny").write_text("mine")
     with pytest.raises(CameraError, match="exists with other content"):
         check_room(pipeline, store)
+
+
+def test_a_walking_prune_is_estimated_as_a_walk(recipe: MakeRecipe, store: Store) -> None:
+    plain = {planned.step.name: planned for planned in plan(build(recipe), store)}
+    walking = {planned.step.name: planned for planned in plan(build(recipe, prune={"refit": True}), store)}
+    assert walking["prune"].seconds is not None
+    assert plain["prune"].seconds is None
+    assert plain["capture"].seconds is not None
+    assert walking["prune"].disk_bytes > plain["prune"].disk_bytes

@@ -1,0 +1,45 @@
+"""Selection of channels by Optimal Brain Surgeon: what a removal costs after the others have made it good. Pure function.
+
+Source: Hassibi & Stork, Optimal Brain Surgeon, 1993; for whole columns as in Kurtić et al., ZipLM, 2023. Removing column
+c of W costs ‖w_c‖² / [H⁻¹]_cc, H = AᵀA + λI, when the columns that stay take over what it did.
+"""
+
+import torch
+
+
+def obs_channels(
+    gram_FF: torch.Tensor, down_HF: torch.Tensor, count: int, damping: float, per_round: int
+) -> torch.Tensor | None:
+    """The `count` channels that stay when the cheapest go in rounds, weights and inverse being updated after each.
+
+    Args:
+        gram_FF: AᵀA of the activations, float64 [F, F], symmetric.
+        down_HF: the down projection [hidden, F], float64 on the same device.
+        count: how many stay.
+        damping: λ as a share of the mean diagonal; above 0.
+        per_round: how many go in a round; of equally cheap ones the first.
+
+    Returns:
+        int64 [count] on the CPU, ascending; None where the matrix cannot be inverted.
+    """
+    penalty = float(damping * gram_FF.diagonal().mean())
+    inverse_FF = gram_FF.clone()  # one name through its changes, to hold no more than two such matrices
+    inverse_FF.diagonal().add_(penalty)
+    inverse_FF, failed = torch.linalg.cholesky_ex(inverse_FF)
+    if failed or not penalty > 0:
+        return None
+    inverse_FF = torch.cholesky_inverse(inverse_FF)
+    down_HF = down_HF.clone()
+    gone_F = torch.zeros(len(gram_FF), dtype=torch.bool, device=gram_FF.device)
+    to_go = len(gram_FF) - count
+    while to_go:
+        cost_F = down_HF.square().sum(dim=0) / inverse_FF.diagonal()
+        cost_F[gone_F] = torch.inf
+        out_N = torch.sort(cost_F, stable=True).indices[: min(per_round, to_go)]
+        rows_NF = inverse_FF.index_select(0, out_N)
+        spread_NF = torch.linalg.solve(rows_NF.index_select(1, out_N), rows_NF)
+        down_HF -= down_HF.index_select(1, out_N) @ spread_NF
+        inverse_FF -= rows_NF.T @ spread_NF
+        gone_F[out_N] = True
+        to_go -= len(out_N)
+    return gone_F.logical_not().nonzero()[:, 0].cpu()
