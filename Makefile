@@ -4,16 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check format install clean
+.PHONY: demo test test-slow test-faults test-nightly serve serve-stop check format install clean
 
 demo: $(INSTALLED)  ## the whole pipeline of recipes/demo.yaml, on the CPU, offline
 	$(BIN)/camera run recipes/demo.yaml
 
 test: $(INSTALLED)  ## the whole quick suite
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not faults"
 
 test-slow: $(INSTALLED)  ## what takes longer: whole runs, kills, the README's commands
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m "slow and not faults"
+
+test-nightly: $(INSTALLED)  ## schedule, server, worker, kill, resume, audit, for real: about ten minutes
+	$(BIN)/python scripts/nightly_check.py
+
+serve: $(INSTALLED)  ## Prefect server, worker and MLflow UI on loopback, with the deployments of prefect.yaml
+	$(BIN)/camera serve
+
+serve-stop: $(INSTALLED)  ## end what `make serve` started, and only that
+	$(BIN)/camera serve --stop
+
+test-faults: $(INSTALLED)  ## kills, power cuts, full disks, dead servers, forged files: each for real, docs/reliability.md
+	$(BIN)/python -m pytest -n 2 -m faults
 
 check: $(INSTALLED)  ## lint, formatting, types
 	$(BIN)/ruff check .

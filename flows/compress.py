@@ -5,6 +5,7 @@ behind a record is gone or damaged, the record is removed and the stage runs aga
 follows stays cached. Two runs that want the same artifact at once meet at the store's lock.
 """
 
+from contextlib import ExitStack
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
 from camera.errors import NetworkError
+from camera.options import BenchmarkOptions
 from camera.report.results import read_results
 from camera.report.table import results_markdown
+from flows.accelerators import accelerators_of
+from flows.elsewhere import perform_elsewhere
 from flows.listeners import LogListener
+from flows.parameters import Override, RecipeFile
+from flows.presence import present
 from tasks.pipeline import build_pipeline
 from tasks.preflight import check_room
 from tasks.project import Project
@@ -27,6 +33,7 @@ from tasks.recipe import load_recipe
 from tasks.run import Listener, Outcome, hold_to_the_gate, run_pipeline
 from tasks.sources import Sources, find_sources
 from tasks.stage import Request, find, perform
+from tasks.stages import benchmark
 from tasks.store import Artifact, Store
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -68,22 +75,30 @@ def _worth_trying_again(task: Any, run: Any, state: Any) -> bool:
     retry_condition_fn=_worth_trying_again,
     task_run_name="{request.step}",
 )
-def perform_stage(request: Request, store: str, records: str) -> dict[str, str]:
-    """Perform one stage in the store; the result is its key, never its content."""
+def perform_stage(
+    request: Request, store: str, records: str, elsewhere: BenchmarkOptions | None = None
+) -> dict[str, str]:
+    """Perform one stage in the store, here or by a deployment elsewhere; the result is its key, never its content."""
     listener = LISTENER.get() or LogListener()
     ran: list[str] = []
+    if elsewhere is not None:
+        artifact, found = perform_elsewhere(Store(Path(store)), request, elsewhere)
+        return {"stage": artifact.stage, "key": artifact.key, "made": "found" if found else "now"}
+    with ExitStack() as held:
 
-    def started() -> None:
-        ran.append(request.step)
-        listener.started(request.step)
+        def started() -> None:
+            ran.append(request.step)
+            # Only once the store's lock is held, as everybody does it: whoever has the device never waits for a lock.
+            held.enter_context(accelerators_of(request))
+            listener.started(request.step)
 
-    artifact = perform(
-        Store(Path(store)),
-        request,
-        progress=lambda done, total: listener.progress(request.step, done, total),
-        started=started,
-        waiting=lambda: listener.waiting(request.step),
-    )
+        artifact = perform(
+            Store(Path(store)),
+            request,
+            progress=lambda done, total: listener.progress(request.step, done, total),
+            started=started,
+            waiting=lambda: listener.waiting(request.step),
+        )
     return {"stage": artifact.stage, "key": artifact.key, "made": "now" if ran else "found"}
 
 
@@ -99,7 +114,7 @@ def _find_sources(recipe: Any) -> Sources:
 
 
 @flow(name="compress", flow_run_name="compress {recipe}", persist_result=False)
-def compress(recipe: str, overrides: list[str] | None = None) -> Outcome:
+def compress(recipe: RecipeFile, overrides: list[Override] | None = None) -> Outcome:
     """Run a recipe: fetch, capture, score, prune, save, quantise, convert, evaluate, benchmark, report, publish.
 
     Args:
@@ -111,14 +126,23 @@ def compress(recipe: str, overrides: list[str] | None = None) -> Outcome:
     """
     project = Project.here()
     project.configure()
-    checked = load_recipe(Path(recipe), overrides or [])
+    with present(project.home):
+        return _compress(recipe, overrides or [], project)
+
+
+def _compress(recipe: str, overrides: list[str], project: Project) -> Outcome:
+    checked = load_recipe(Path(recipe), overrides)
     pipeline = build_pipeline(checked, _find_sources(quote(checked)))
     store = Store(project.store)
     check_room(pipeline, store)
 
     def through_prefect(request: Request) -> tuple[Artifact, bool]:
         stage = perform_stage.with_options(name=request.stage.name, result_storage=project.prefect_results)
-        state = stage(quote(request), str(store.root), str(project.prefect_results), return_state=True)
+        asked = checked.benchmark
+        elsewhere = asked if request.stage is benchmark.STAGE and asked.deployment is not None else None
+        state = stage(
+            quote(request), str(store.root), str(project.prefect_results), elsewhere, return_state=True
+        )
         made: dict[str, str] = state.result()
         cached = state.name == "Cached" or made["made"] == "found"
         return store.open(made["stage"], made["key"]), cached

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from camera.errors import CameraError
 from tasks.pipeline import build_pipeline
 from tasks.preflight import check_room
 from tasks.project import Project
 from tasks.recipe import load_recipe
 from tasks.run import Listener, Outcome, hold_to_the_gate, run_pipeline
 from tasks.sources import find_sources
-from tasks.stage import Request, perform
+from tasks.stage import Request, find, perform
+from tasks.stages import benchmark
 from tasks.store import Artifact, Store
 
 
@@ -25,6 +27,12 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
     check_room(pipeline, store)
 
     def directly(request: Request) -> tuple[Artifact, bool]:
+        elsewhere = checked.benchmark.deployment if request.stage is benchmark.STAGE else None
+        if elsewhere is not None and find(store, request) is None:
+            raise CameraError(
+                f"benchmark.deployment: {elsewhere} is asked through Prefect: run without --no-prefect, "
+                "with PREFECT_API_URL set"
+            )
         ran: list[str] = []
 
         def started() -> None:

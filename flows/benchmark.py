@@ -1,0 +1,54 @@
+"""The Prefect flow `benchmark`: the benchmark stage of a run elsewhere, on the host that has the device."""
+
+from contextlib import ExitStack
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from camera.devices import describe_device, resolve_device
+from camera.errors import CameraError
+from flows.accelerators import accelerators_of
+from flows.elsewhere import GivenRequest
+from flows.presence import present
+from tasks.project import Project
+from tasks.stage import RunReferences, perform
+from tasks.stages.benchmark import STAGE
+from tasks.store import Store
+
+
+@flow(name="benchmark", persist_result=False)
+def benchmark(request: GivenRequest) -> str:
+    """Perform one benchmark request on this host's device, into the store that the hosts share.
+
+    Args:
+        request: what the run that waits for it asks for.
+
+    Returns:
+        The key of the artifact.
+
+    Raises:
+        CameraError: if this host's device is another than the request names, or an input is not here.
+    """
+    project = Project.here()
+    project.configure()
+    with present(project.home):
+        check_device(request)
+        store = Store(project.store)
+        restored = request.restored(STAGE, store, RunReferences(prefect_run=str(flow_run.id)))
+        with ExitStack() as held:
+            # Only once the store's lock is held, as everybody does it: whoever has the device never waits for a lock.
+            return perform(store, restored, started=lambda: held.enter_context(accelerators_of(restored))).key
+
+
+def check_device(request: GivenRequest) -> None:
+    """Refuse to measure on another device than the one whose name the result will carry.
+
+    Raises:
+        CameraError: naming both.
+    """
+    wanted = request.options["device_name"]
+    name = describe_device(resolve_device(str(request.settings["device"])))["name"]
+    if name != wanted:
+        raise CameraError(
+            f"benchmark.device_name: this host's {request.settings['device']} is {name!r}, and the recipe says {wanted!r}"
+        )

@@ -1,0 +1,40 @@
+"""The parameters of the deployments as types, so that the server and its UI refuse a wrong one before a run exists."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, get_origin
+
+from pydantic import BaseModel, Field
+
+from tasks.recipe import Recipe
+
+
+def override_pattern(model: type[BaseModel] = Recipe) -> str:
+    """A regular expression, for Python, Rust and JavaScript alike, of `field=value` for every field of a model."""
+    paths = "|".join(re.escape(path).replace(r"\-", "-") + more for path, more in _paths(model))
+    return rf"^(?:{paths})=[\s\S]*$"
+
+
+def _paths(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        inner: Any = field.annotation
+        is_mapping = get_origin(inner) is dict
+        yield f"{before}{name}", r"(?:\.[^=]+)?" if is_mapping else ""
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _paths(inner, f"{before}{name}.")
+
+
+RecipeFile = Annotated[
+    str,
+    Field(
+        pattern=r"\S",
+        description="Path of a YAML recipe, relative to the folder the deployment was made in: recipes/demo.yaml",
+    ),
+]
+Override = Annotated[
+    str,
+    Field(
+        pattern=override_pattern(),
+        description="field=value, as with `camera run --set`: prune.ratio=0.3. Only fields that a recipe has.",
+    ),
+]

@@ -1,0 +1,41 @@
+"""What the deployments' parameters let through."""
+
+import json
+import re
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from flows.parameters import Override, override_pattern
+
+OVERRIDE = TypeAdapter(Override)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "prune.ratio=0.3",
+        "prune={ratio: 0.3}",
+        "benchmark.decode=[8, 16]",
+        "quantize.overrides.*.down_proj.weight=q8_0",
+        "quantize.twin=",
+        "name=a=b",
+    ],
+)
+def test_what_set_takes_is_let_through(given: str):
+    assert OVERRIDE.validate_python(given) == given
+
+
+@pytest.mark.parametrize(
+    "given", ["prune.ratoi=0.3", "prune.ratio", "ratio=0.3", "", "x.prune.ratio=1", "prune-ratio=1"]
+)
+def test_a_field_that_no_recipe_has_is_refused(given: str):
+    with pytest.raises(ValidationError):
+        OVERRIDE.validate_python(given)
+
+
+def test_the_schema_that_the_server_checks_refuses_the_same():
+    pattern = OVERRIDE.json_schema()["pattern"]
+    assert json.loads(json.dumps(pattern)) == override_pattern()
+    assert re.search(pattern, "prune.ratio=0.3")
+    assert not re.search(pattern, "prune_ratio=0.3"), "a dot in a field's path stands for itself"
