@@ -15,7 +15,7 @@ from camera.files import whole_file, write_json
 from camera.report import charts
 from camera.report.heat_map import importance_map
 from camera.report.lineage_rows import lineage_rows, made_with
-from camera.report.schema import Results
+from camera.report.schema import Accuracy, Results
 from camera.report.table import grids
 from camera.report.words import (
     change_words,
@@ -23,6 +23,7 @@ from camera.report.words import (
     milliseconds,
     noisy_words,
     percent,
+    points_words,
     quoted_row,
     score_words,
     verdict,
@@ -94,6 +95,10 @@ def flat_rows(results: Results) -> Iterator[tuple[str, str, str, float | int | s
             yield row.title, "perplexity", dataset, score.value
             if score.change is not None:
                 yield row.title, "perplexity_change", dataset, score.change
+        for task, answered in row.tasks.items():
+            yield row.title, "documents", task, answered.documents
+            yield from _accuracy_rows(row.title, task, answered.metrics)
+        yield from _accuracy_rows(row.title, "average", row.task_average)
     if results.gate is not None and results.product is not None:
         yield results.product.title, "gate", "", results.gate.verdict
     for timed in results.benchmark:
@@ -106,6 +111,22 @@ def flat_rows(results: Results) -> Iterator[tuple[str, str, str, float | int | s
         for quantity in ("tokens_per_second", "prefill_speedup", "decode_speedup", "peak_bytes", "failure"):
             if (value := getattr(timed, quantity)) is not None:
                 yield timed.model, quantity, of, value
+
+
+def _accuracy_rows(
+    title: str, of: str, metrics: Mapping[str, Accuracy]
+) -> Iterator[tuple[str, str, str, float | int | str]]:
+    for name, score in metrics.items():
+        quantities = {"": score.value, "_standard_error": score.standard_error}
+        if score.change is not None:
+            quantities |= {
+                f"_{field}": getattr(score.change, field)
+                for field in ("difference", "gained", "lost", "p_value")
+            }
+            quantities["_difference_standard_error"] = score.change.standard_error
+        for quantity, value in quantities.items():
+            if value is not None:
+                yield title, name + quantity, of, value
 
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:
@@ -126,6 +147,15 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     for dataset, score in list(product.perplexity.items())[:1] if product else ():
         if score.change is not None:
             tiles.append((change_words(score.change), f"perplexity, {dataset}", "against the original"))
+    average = product.task_average.get("acc") if product else None
+    if average is not None and average.change is not None:
+        tiles.append(
+            (
+                f"{points_words(average.change.difference)} points",
+                f"average of {len(results.tasks)} tasks",
+                f"{percent(average.value)} right",
+            )
+        )
     if (quoted := quoted_row(results)) is not None and quoted.decode_speedup is not None:
         tiles.append(
             (

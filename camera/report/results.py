@@ -16,11 +16,13 @@ from camera.benchmark.report import BenchmarkReport, BenchmarkRow
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import dtype_name
 from camera.errors import CameraError
+from camera.evaluation.tasks import TaskResult
 from camera.files import read_json
 from camera.formats.quantized_model import SUMMARY_NAME, QuantizeReport, TensorRecord, parse_report
 from camera.pruning.prune import Pruned
 from camera.pruning.score import read_scores
 from camera.report.importance import summarize_layer
+from camera.report.measurements import perplexities, score_text, task_results
 from camera.report.schema import (
     MODEL_IDS,
     Device,
@@ -28,12 +30,12 @@ from camera.report.schema import (
     LayerImportance,
     ModelId,
     ModelRow,
-    Perplexity,
     PruneSummary,
     Quantization,
     Results,
     TypeTotal,
 )
+from camera.report.task_scores import score_task, with_averages
 
 _SHORT_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _PARTS = {
@@ -57,7 +59,7 @@ def collect_results(
         name: of the published model.
         recipe: what was run, as plain JSON.
         folders: what the stages wrote: `capture`, `scores`, `pruned`, `saved`, `quantized`, `quantized_baseline`,
-            `benchmark`, and `evaluate/<model>/<text>` with a model of `MODEL_IDS`. A part that is not there is
+            `benchmark`, and `evaluate/<model>/<text>` and `task/<model>/<task>` with a model of `MODEL_IDS`. A part that is not there is
             missing from the results, and they say so.
         source_config: config.json of the source model.
 
@@ -66,7 +68,7 @@ def collect_results(
     """
     titles = model_titles(recipe)
     report = _benchmark(folders.get("benchmark"))
-    evaluated = _evaluations(folders)
+    evaluated, tasks = perplexities(folders), task_results(folders)
     missing = [f"{words} ({part})" for part, words in _PARTS.items() if part not in folders]
     if not evaluated:
         missing.append("perplexity (evaluate)")
@@ -77,7 +79,7 @@ def collect_results(
         layers=int(source_config["num_hidden_layers"]),
         hidden_size=int(source_config["hidden_size"]),
         recipe=_without_folders(recipe),
-        models=tuple(_model_rows(titles, folders, source_config, evaluated)),
+        models=tuple(with_averages(_model_rows(titles, folders, source_config, evaluated, tasks))),
         prune=_prune_summary(folders),
         importance=tuple(_importance(folders, int(source_config["num_hidden_layers"]))),
         quantization=tuple(
@@ -124,6 +126,7 @@ def _model_rows(
     folders: Mapping[str, Path],
     source_config: dict[str, Any],
     evaluated: Mapping[ModelId, Mapping[str, dict[str, Any]]],
+    tasks: Mapping[ModelId, Mapping[str, TaskResult]],
 ) -> list[ModelRow]:
     """A row for every model of which anything is known."""
     facts: dict[ModelId, dict[str, Any]] = {}
@@ -136,11 +139,21 @@ def _model_rows(
             facts[model] = _quantized_facts(folders[part])
     rows = []
     for model in MODEL_IDS:
-        measured = evaluated.get(model, {})
-        if model in facts or measured:
+        measured, answered = evaluated.get(model, {}), tasks.get(model, {})
+        if model in facts or measured or answered:
             originals = evaluated.get("original", {})
-            scores = {text: _perplexity(found, originals.get(text)) for text, found in measured.items()}
-            rows.append(ModelRow(id=model, title=titles[model], perplexity=scores, **facts.get(model, {})))
+            references = {} if model == "original" else tasks.get("original", {})
+            rows.append(
+                ModelRow(
+                    id=model,
+                    title=titles[model],
+                    perplexity={
+                        text: score_text(found, originals.get(text)) for text, found in measured.items()
+                    },
+                    tasks={task: score_task(found, references.get(task)) for task, found in answered.items()},
+                    **facts.get(model, {}),
+                )
+            )
     return rows
 
 
@@ -173,33 +186,6 @@ def _quantized_facts(folder: Path) -> dict[str, Any]:
         "bytes": report.bytes,
         "bits_per_weight": report.bits_per_weight,
     }
-
-
-def _evaluations(folders: Mapping[str, Path]) -> dict[ModelId, dict[str, dict[str, Any]]]:
-    """What `perplexity.json` holds, by model and text, in the order in which the folders are given."""
-    found: dict[ModelId, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for key, folder in folders.items():
-        part, _, rest = key.partition("/")
-        if part != "evaluate":
-            continue
-        label, _, text = rest.partition("/")
-        model = next((known for known in MODEL_IDS if known == label), None)
-        if model is None or not text:
-            raise CameraError(f"report: {key!r} names no model of {', '.join(MODEL_IDS)}, or no text")
-        found[model][text] = read_json(folder / "perplexity.json")
-    return dict(found)
-
-
-def _perplexity(found: dict[str, Any], original: dict[str, Any] | None) -> Perplexity:
-    # Texts cut in other windows are other measurements, and their ratio would mean nothing.
-    comparable = original is not None and all(found[key] == original[key] for key in ("tokens", "window"))
-    return Perplexity(
-        value=found["perplexity"],
-        change=found["perplexity"] / original["perplexity"] - 1 if original and comparable else None,
-        tokens=found["tokens"],
-        window=found["window"],
-        dtype=found["dtype"],
-    )
 
 
 def _prune_summary(folders: Mapping[str, Path]) -> PruneSummary | None:

@@ -27,6 +27,45 @@ class Perplexity(Options):
     """What the layers computed in."""
 
 
+class Change(Options):
+    """A model against the original on the same questions."""
+
+    difference: float
+    """Mean of (model − original) over questions: −0.02 is two points worse."""
+    standard_error: float | None
+    """Of that mean."""
+    gained: int
+    """Questions that only this model answers rightly."""
+    lost: int
+    """Questions that only the original answers rightly."""
+    p_value: float | None = None
+    """Exact McNemar test: how likely so uneven a split is if neither is better. None for a mean of tasks."""
+
+
+class Accuracy(Options):
+    """Share of the questions that were answered rightly."""
+
+    value: float
+    standard_error: float | None
+    change: Change | None = None
+    """None of the original itself, or for want of its answers to the same questions."""
+
+
+class TaskScore(Options):
+    """One model on one task."""
+
+    documents: int
+    """Questions."""
+    few_shot: int
+    """Examples before each."""
+    limit: int | None = None
+    """Only so many questions were asked for; None: all."""
+    dtype: str
+    """What the layers computed in."""
+    metrics: dict[str, Accuracy]
+    """`acc`, and `acc_norm` where the task has it: by likelihood per character."""
+
+
 class ModelRow(Options):
     """One model: what it is and how well it predicts."""
 
@@ -44,6 +83,10 @@ class ModelRow(Options):
     """8 · bytes / parameters, whatever is in the file counted."""
     perplexity: dict[str, Perplexity] = Field(default_factory=dict)
     """By the label of the text."""
+    tasks: dict[str, TaskScore] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """By the name of the task."""
+    task_average: dict[str, Accuracy] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """`acc`: mean over tasks. `acc_norm`: the same of that metric where a task has it. Empty for fewer than two."""
 
 
 class PruneSummary(Options):
@@ -159,3 +202,8 @@ class Results(Options):
     def datasets(self) -> tuple[str, ...]:
         """Labels of all texts, in the order of the recipe's evaluations."""
         return tuple(dict.fromkeys(label for row in self.models for label in row.perplexity))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of all tasks, in the recipe's order."""
+        return tuple(dict.fromkeys(task for row in self.models for task in row.tasks))

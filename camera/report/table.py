@@ -1,33 +1,19 @@
 """The results table: for the terminal, and as Markdown for the model card."""
 
-from dataclasses import dataclass
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from camera.report.grid import Grid
 from camera.report.schema import ModelRow, Results
+from camera.report.task_table import task_grid
 from camera.report.words import (
     score_words,
     speed_words,
     verdict,
 )
 from camera.units import bytes_text
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of words, before anyone draws it."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int
-    """How many of the first columns hold words and are set to the left; the others hold numbers."""
-    strong: tuple[int, ...] = ()
-    """The rows of the model that the run was for."""
-    notes: tuple[str, ...] = ()
 
 
 def quality_grid(results: Results) -> Grid:
@@ -100,8 +86,8 @@ def speed_grid(results: Results) -> Grid | None:
 
 def grids(results: Results) -> list[Grid]:
     """All tables that there is something for."""
-    speed = speed_grid(results)
-    return [quality_grid(results), *([] if speed is None else [speed])]
+    found = (quality_grid(results), task_grid(results), speed_grid(results))
+    return [grid for grid in found if grid is not None]
 
 
 def results_table(results: Results) -> Group:
@@ -127,7 +113,7 @@ def results_table(results: Results) -> Group:
 
 def results_markdown(results: Results) -> str:
     """The same tables for a model card."""
-    return "\n\n".join(_markdown(grid) for grid in grids(results)) + "\n"
+    return "\n\n".join(grid_markdown(grid) for grid in grids(results)) + "\n"
 
 
 def _quality_row(row: ModelRow, texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -141,7 +127,8 @@ def _quality_row(row: ModelRow, texts: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _markdown(grid: Grid) -> str:
+def grid_markdown(grid: Grid) -> str:
+    """One table as Markdown, which leaves the words of its cells as they are."""
     lines = [
         f"**{_plain(grid.title)}**",
         "",

@@ -1,7 +1,7 @@
 """Numbers and findings in words, the same in every output."""
 
 from camera.benchmark.report import BenchmarkRow, Spread
-from camera.report.schema import ModelRow, PruneSummary, Results
+from camera.report.schema import Accuracy, ModelRow, PruneSummary, Results
 
 
 def count_words(count: int) -> str:
@@ -37,6 +37,25 @@ def score_words(row: ModelRow, text: str) -> str:
         return "–"
     change = "" if score.change is None or row.id == "original" else f" ({change_words(score.change)})"
     return perplexity_words(score.value) + change
+
+
+def accuracy_words(score: Accuracy | None) -> str:
+    """`71.2 ±1.1` for the original, `69.9 (−1.3 ±0.5)` for what is compared with it; a dash if not measured."""
+    if score is None:
+        return "–"
+    value = f"{100 * score.value:.1f}"
+    if score.change is not None:
+        return f"{value} ({points_words(score.change.difference)}{_error_words(score.change.standard_error)})"
+    return value + _error_words(score.standard_error)
+
+
+def points_words(share: float) -> str:
+    """Points with their sign: `−1.3`, and `±0.0` for what rounds to nothing."""
+    return change_words(share).removesuffix(" %")
+
+
+def _error_words(error: float | None) -> str:
+    return "" if error is None else f" ±{100 * error:.1f}"
 
 
 def milliseconds(value: float) -> str:
@@ -80,6 +99,7 @@ def verdict(results: Results) -> str:
             f"{_product_name(product)}, {percent(product.bytes / original.bytes, 0)} of the original's size"
         )
     parts.append(_perplexity_part(results, product))
+    parts += _task_part(results, product)
     quoted = quoted_row(results)
     if quoted is not None and quoted.decode_speedup is not None:
         parts.append(
@@ -102,6 +122,16 @@ def _perplexity_part(results: Results, product: ModelRow | None) -> str:
         if score.change is not None
     ]
     return f"perplexity {', '.join(changes)} against the original" if changes else "perplexity not measured"
+
+
+def _task_part(results: Results, product: ModelRow | None) -> list[str]:
+    average = None if product is None else product.task_average.get("acc")
+    if average is None or average.change is None:
+        return []
+    error = _error_words(average.change.standard_error)
+    return [
+        f"average of {len(results.tasks)} tasks {points_words(average.change.difference)}{error} points against the original"
+    ]
 
 
 def noisy_words(results: Results) -> list[str]:

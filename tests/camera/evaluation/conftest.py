@@ -15,12 +15,7 @@ def arc_rows(count: int) -> list[dict[str, Any]]:
             "id": str(number),
             "question": f"Which of these is number {number}, the {_SUBJECTS[number % 10]}?",
             "choices": {
-                "text": [
-                    "a ship",
-                    f"the {_SUBJECTS[number % 10]} of the sea",
-                    "water",
-                    "the wind and the night",
-                ],
+                "text": [f"the {_SUBJECTS[(number * step + number // 10) % 10]}" for step in (1, 3, 7, 9)],
                 "label": ["A", "B", "C", "D"],
             },
             "answerKey": "ABCD"[number % 4],
