@@ -21,6 +21,7 @@ import training
 import transformers
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.tokenizer import load_tokenizer
 from camera.data.local import read
 from camera.data.stdlib import part_of
 from camera.errors import CameraError
@@ -37,6 +38,9 @@ SHAPE: dict[str, Any] = {
 }
 VOCAB_SIZE = 1024
 END = "<|endoftext|>"
+"""Token 0."""
+PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""How Qwen2 tokenizers split text into words."""
 C4, WIKITEXT = "c4_en_sample.jsonl", "wikitext2_valid_unk.txt"
 SHORT, LONG = 256, 512
 TOKENS_PER_STEP = 1024
@@ -52,13 +56,22 @@ def c4_part(folder: Path, part: str) -> list[str]:
     return [text for text in texts if part_of(text) == part]
 
 
-def train_tokenizer(texts: list[str], folder: Path) -> "transformers.PreTrainedTokenizerFast":
-    """A byte-level BPE in the files that Qwen2 models have."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+def train_tokenizer(texts: list[str], folder: Path) -> "transformers.PreTrainedTokenizerBase":
+    """A byte-level BPE in the files that Qwen2 models have, beside a config.json that says the family.
+
+    transformers splits a Qwen2 model's text into words by that family's pattern whatever the file says, so it is trained
+    with that one, and what is returned is what a user of the folder gets.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
@@ -70,9 +83,9 @@ def train_tokenizer(texts: list[str], folder: Path) -> "transformers.PreTrainedT
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END},
+        {"tokenizer_class": "Qwen2Tokenizer", "eos_token": END, "pad_token": END},
     )
-    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return load_tokenizer(folder)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -83,6 +96,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     train_texts = c4_part(arguments.texts, "train") + _articles(arguments.texts)
     test_texts = c4_part(arguments.texts, "test")
     with whole_folder(arguments.out) as folder:
+        config = transformers.Qwen2Config(
+            **SHAPE, vocab_size=VOCAB_SIZE, eos_token_id=0, bos_token_id=0, pad_token_id=0
+        )
+        config.save_pretrained(folder)
         tokenizer = train_tokenizer(train_texts, folder)
 
         def encode(text: str) -> list[int]:
@@ -90,10 +107,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
         train_ids = np.array(encode("\n\n".join(train_texts)), dtype=np.int64)
         test_ids = np.array(encode("\n\n".join(test_texts)), dtype=np.int64)
-        end = tokenizer.convert_tokens_to_ids(END)
-        config = transformers.Qwen2Config(
-            **SHAPE, vocab_size=VOCAB_SIZE, eos_token_id=end, bos_token_id=end, pad_token_id=end
-        )
         model = transformers.Qwen2ForCausalLM(config).float().train()
         random = np.random.default_rng(arguments.seed)
         schedule = training.Schedule(
