@@ -1,0 +1,89 @@
+"""What the processes of these tests do. They are forked from a server that has imported everything once."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import transformers.models.llama.modeling_llama
+import transformers.models.llama.tokenization_llama  # noqa: F401 (imported once, before the forks)
+
+from camera.errors import CameraError
+from flows.loop import compress
+from tasks.pipeline import Pipeline
+from tasks.store import Artifact
+from tests.faults.deaths import Deaths
+
+TOLD = "told.json"
+
+
+class Teller:
+    """A listener that keeps what became of each step, and may start a countdown at one of them."""
+
+    def __init__(
+        self, deaths: Deaths | None = None, step: str | None = None, number: int | None = None
+    ) -> None:
+        self.states: dict[str, str] = {}
+        self.operations: dict[str, int] = {}
+        self._deaths, self._step, self._number = deaths, step, number
+
+    def begin(self, pipeline: Pipeline) -> None: ...
+
+    def started(self, step: str) -> None:
+        if self._deaths is not None:
+            self._deaths.count = 0
+            if step == self._step:
+                self._deaths.last = self._number
+
+    def waiting(self, step: str) -> None:
+        self.states[step] = "waited"
+
+    def progress(self, step: str, done: int, total: int) -> None: ...
+
+    def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
+        self.states[step] = "cached" if cached else "done"
+        if self._deaths is not None:
+            self.operations[step] = self._deaths.count
+
+    def failed(self, step: str, error: BaseException) -> None:
+        self.states[step] = "failed"
+
+
+def run_recipe(
+    folder: Path,
+    overrides: tuple[str, ...] = (),
+    step: str | None = None,
+    number: int | None = None,
+    power: bool = False,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Run `recipe.yaml` of a folder as `camera run --no-prefect` does; write `told.json` unless ended before.
+
+    Args:
+        folder: a workplace.
+        overrides: `section.key=value`.
+        step, number: end the process at this file operation of this step.
+        power: end it as a power cut would.
+        environment: variables to set before.
+    """
+    os.chdir(folder)
+    os.environ.update({"CAMERA_HOME": ".camera", **(environment or {})})
+    store = folder / ".camera" / "store"
+    store.mkdir(parents=True, exist_ok=True)
+    teller = Teller(Deaths((store, folder / "published"), power).watch(), step, number)
+    told: dict[str, Any] = {"error": None, "kind": None}
+    with (folder / "output.txt").open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    try:
+        compress(Path("recipe.yaml"), list(overrides), teller)
+    except CameraError as error:
+        told |= {"error": str(error), "kind": type(error).__name__}
+    except BaseException as error:
+        traceback.print_exc()
+        told |= {"error": repr(error), "kind": type(error).__name__}
+    told |= {"states": teller.states, "operations": teller.operations}
+    (folder / TOLD).write_text(json.dumps(told))
+    sys.exit(0 if told["error"] is None else 1)
