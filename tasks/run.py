@@ -70,6 +70,8 @@ class GateFailed(CameraError):
         )
 
 
+PARENT_TAG = "mlflow.parentRunId"
+"""What MLflow's page nests runs by."""
 Perform = Callable[[Request], tuple[Artifact, bool]]
 """Gives the artifact of a request, and whether it was cached."""
 
@@ -98,6 +100,8 @@ def run_pipeline(
     if recipe.tracking.enabled:
         tracker = Tracker(recipe.tracking.experiment, pipeline.key, recipe.name, project.mlflow_artifacts)
         tags = {"camera.recipe": recipe.name, "camera.source_digest": pipeline.sources.model.digest}
+        if recipe.tracking.parent is not None:
+            tags[PARENT_TAG] = recipe.tracking.parent
         tracker.log_recipe(
             recipe.model_dump(mode="json"), tags | ({"prefect.flow_run": prefect_run} if prefect_run else {})
         )

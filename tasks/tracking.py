@@ -123,6 +123,16 @@ class Tracker:
         )
 
     @_going_on
+    def measure(self, metrics: Mapping[str, float]) -> None:
+        """Record numbers of the run as a whole."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(
+            self.run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()]
+        )
+
+    @_going_on
     def log_stage(self, step: str, artifact: Artifact, cached: bool) -> None:
         """Record what a stage measured, how long it took and how big it is; nothing new for a cached one."""
         from mlflow.entities import Metric, RunTag
