@@ -1,6 +1,7 @@
 """Who is told of a run's steps: a live display for people, lines for logs."""
 
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import ClassVar
 
@@ -27,7 +28,9 @@ class LogListener:
     """One log line per event; for workers and for output that is no terminal."""
 
     def __init__(self, write: "logging.Logger | Console" = _log) -> None:
-        self._write = write.info if isinstance(write, logging.Logger) else write.print
+        self._write: Callable[[str], object] = (
+            write.info if isinstance(write, logging.Logger) else write.print
+        )
 
     def __enter__(self) -> "LogListener":
         return self
@@ -62,6 +65,21 @@ class LogListener:
 
     def failed(self, step: str, error: BaseException) -> None:
         self._write(f"failed   {step}: {type(error).__name__}")
+
+
+class MemberListener(LogListener):
+    """The lines of one member of a sweep, with its name; none for what was in the store already."""
+
+    def __init__(self, say: Callable[[str], None], name: str) -> None:
+        super().__init__()
+        self._write = lambda line: say(f"{name}: {line}")
+
+    def begin(self, pipeline: Pipeline) -> None:
+        pass
+
+    def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
+        if not cached:
+            super().finished(step, artifact, cached)
 
 
 class LiveListener:

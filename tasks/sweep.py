@@ -37,14 +37,17 @@ class Member:
     """Values by the field that varies."""
     recipe: Recipe
 
-    def overrides(self, **tracking_and_publish: Any) -> list[str]:
+    def overrides(self, parent: str | None = None, publish: bool | None = None) -> list[str]:
         """What makes this member of the sweep's file, as `--set` takes it.
 
         Args:
-            tracking_and_publish: `publish_enabled` for `publish.enabled`, and so on.
+            parent: the MLflow run of the sweep.
+            publish: whether the member is published; the default is as the sweep says.
         """
-        told = {key.replace("_", ".", 1): value for key, value in tracking_and_publish.items()}
-        changes = {"sweep": None, "name": self.name, **self.varied, **told}
+        enabled = self.recipe.publish.enabled if publish is None else publish
+        changes = {"sweep": None, "name": self.name, **self.varied, "publish.enabled": enabled}
+        if parent is not None:
+            changes["tracking.parent"] = parent
         return [f"{key}={_yaml(value)}" for key, value in changes.items()]
 
 
@@ -112,7 +115,8 @@ def _members(content: dict[str, Any], recipe: Recipe, where: str) -> list[Member
         varied = {key: axes[key][index] for key, index in zip(axes, choice, strict=True)}
         parts = [words[key][index] for key, index in zip(axes, choice, strict=True)]
         name = "-".join([recipe.name, *parts])
-        one = check_recipe(_with(content, {"name": name, **varied}), f"{where}, member {name}")
+        changes = {"name": name, **varied, "publish.enabled": recipe.sweep.publish == "all"}
+        one = check_recipe(_with(content, changes), f"{where}, member {name}")
         members.append(Member(name, " ".join(parts), varied, one))
     return members
 

@@ -7,6 +7,7 @@ A model that fails the quality gate is not published: the artifact then holds th
 """
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tasks.store import LINEAGE, MANIFEST, Artifact
 
 RECORD = "published.json"
 _NOT_PUBLISHED = (MANIFEST, LINEAGE)
+_DVC = threading.Lock()
+"""DVC's own lock does not wait: members of a sweep that publish at once in threads would fail."""
 
 
 def destination(folder: Path | str, name: str) -> Path:
@@ -66,7 +69,8 @@ def run(context: Context) -> dict[str, float]:
         "registry": None,
     }
     if options["dvc"]:
-        version = versioning.add_and_push(target, options["remote"])
+        with _DVC:
+            version = versioning.add_and_push(target, options["remote"])
         record["dvc"] = None if version is None else vars(version)
     if options["register"] and context.references.mlflow_run is not None:
         record["registry"] = tracking.register(

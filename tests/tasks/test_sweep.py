@@ -59,10 +59,17 @@ def test_a_member_is_the_sweeps_file_with_overrides(load: Any) -> None:
         {"ratios": [0.35, 1e-05], "grid": {"capture.propagate": ["one-shot"], "quantize.output_type": [None]}}
     )
     for member in sweep.members:
-        made = load_recipe(sweep.path, [*sweep.overrides, *member.overrides(publish_enabled=False)])
-        assert made == member.recipe.model_copy(
-            update={"publish": member.recipe.publish.model_copy(update={"enabled": False})}
-        )
+        assert load_recipe(sweep.path, [*sweep.overrides, *member.overrides()]) == member.recipe
+    child = load_recipe(sweep.path, sweep.members[0].overrides(parent="0f3a", publish=True))
+    assert child.tracking.parent == "0f3a"
+    assert child.publish.enabled
+
+
+def test_members_are_published_only_where_all_are_to_be(load: Any) -> None:
+    require = {"perplexity_increase": 1}
+    for publish, enabled in (("none", False), ("best", False), ("all", True)):
+        sweep = load({"ratios": [0.35], "publish": publish}, publish={"require": require})
+        assert sweep.members[0].recipe.publish.enabled is enabled
 
 
 @pytest.mark.parametrize(
@@ -111,7 +118,7 @@ def test_one_shot_members_share_all_but_what_their_options_change(load: Any, tmp
     counts = executions(plan_sweep(sweep, Store(tmp_path / "store")))
     runs = {name: count["run"] for name, count in counts.items()}
     assert {name for name, count in runs.items() if count == 4} == {
-        "quantize", "convert", "evaluate pruned+quantized story", "benchmark", "report", "publish",
+        "quantize", "convert", "evaluate pruned+quantized story", "benchmark", "report",
     }  # fmt: skip
     assert {name for name, count in runs.items() if count == 2} == {"prune", "save", "evaluate pruned story"}
     shared_by_all = {name for name, count in runs.items() if count == 1}

@@ -1,0 +1,83 @@
+"""Running a sweep from the command line: a line for what happens, the table at the end, and where things are."""
+
+import os
+import sys
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from camera.report.pareto_html import CSV, JSON, summary
+from camera.report.pareto_table import sweep_table
+from flows.commands.common import print_json
+from flows.commands.running import GATE_FAILED
+from tasks.project import Project
+from tasks.sweep import load_sweep
+from tasks.sweep_run import SweepFailed, SweepOutcome
+
+MEMBERS_FAILED = 1
+"""Exit code of a sweep of which some members have no result, and the others do."""
+
+
+def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) -> None:
+    """Run, then print the table and the paths; the exit code says whether a member failed or none was good enough."""
+    # What fails is told once, by the command line; Prefect would print a traceback of its own for every layer.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    project = Project.here()
+    project.configure()
+    checked = load_sweep(recipe, overrides)  # a wrong recipe is told before anything starts
+    console = Console(stderr=as_json)
+    threads = checked.options.workers > 1
+    try:
+        outcome, failure = _run(recipe, overrides, console, no_prefect), None
+    except SweepFailed as error:
+        outcome, failure = error.outcome, str(error)
+    except KeyboardInterrupt:
+        if threads:  # nothing can interrupt a thread; what it was at resumes from its working folder
+            sys.stderr.write("stopped; run the same command again to go on from here\n")
+            sys.stderr.flush()
+            os._exit(130)
+        raise
+    places = {
+        "report": str(outcome.report),
+        "json": str(outcome.report.with_name(JSON)),
+        "csv": str(outcome.report.with_name(CSV)),
+        "mlflow run": None if outcome.mlflow_run is None else f"{outcome.mlflow_run} in {project.mlflow_uri}",
+    }
+    if as_json:
+        print_json(
+            {"results": outcome.results.model_dump(mode="json"), "published": outcome.published, **places}
+        )
+    else:
+        console.print()
+        console.print(f"[bold]{escape(outcome.results.name)}[/bold]  {escape(summary(outcome.results))}")
+        console.print(sweep_table(outcome.results))
+        for name, folder in outcome.published.items():
+            console.print(f"published:   {name} in {folder}", soft_wrap=True, highlight=False)
+        for name, place in places.items():
+            console.print(f"{name + ':':<13}{place or 'nothing'}", soft_wrap=True, highlight=False)
+    if failure is not None:
+        sys.stderr.write(f"camera: {failure}\n")
+        raise typer.Exit(MEMBERS_FAILED if outcome.failed else GATE_FAILED)
+
+
+def _run(recipe: Path, overrides: list[str], console: Console, no_prefect: bool) -> SweepOutcome:
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    if no_prefect:
+        from flows import sweep_loop
+
+        return sweep_loop.sweep(recipe, overrides, say)
+    if "PREFECT_API_URL" not in os.environ:
+        console.print("starting Prefect's API in this process …", style="dim")
+    from flows import sweep  # two seconds of imports, which --no-prefect does not pay
+    from flows.local_api import start_local_api
+
+    start_local_api()
+    token = sweep.SAY.set(say)
+    try:
+        return sweep.sweep(str(recipe), overrides)
+    finally:
+        sweep.SAY.reset(token)
