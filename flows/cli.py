@@ -7,7 +7,7 @@ from types import FrameType
 
 import typer
 
-from flows.commands import inspecting, measuring, packing, pipeline, pruning, serving
+from flows.commands import inspecting, measuring, packing, pipeline, pruning, serving, sweeping
 
 app = typer.Typer(
     name="camera",
@@ -21,7 +21,7 @@ app = typer.Typer(
     "One stage:  `camera prune MODEL OUT --calibration stdlib --ratio 0.2`",
 )
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "The pipeline": (pipeline.run, pipeline.plan),
+    "The pipeline": (pipeline.run, pipeline.plan, sweeping.sweep),
     "Single stages: paths in, paths out": (
         pruning.capture,
         pruning.score,
