@@ -74,7 +74,7 @@ def measure(
     laboratories: list[Laboratory], arguments: argparse.Namespace
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """Every model's dense result, and its cells; those that the store holds are not measured again."""
-    store = Store(arguments.cells)
+    store = Store(arguments.cells, arguments.fresh)
     dense: dict[str, dict[str, Any]] = {}
     found: dict[str, list[dict[str, Any]]] = {}
     todo = {laboratory: _cells(laboratory.subject, arguments) for laboratory in laboratories}
@@ -85,8 +85,7 @@ def measure(
             for cell in cells:
                 ratio = f" {cell.ratio:g} seed {cell.seed}" if cell.ratio else ""
                 progress.update(bar, description=f"{cell.model}: {cell.method}{ratio}")
-                kept = None if arguments.fresh else store.find(cell, laboratory)
-                kept = kept or store.add(cell, laboratory, laboratory.measure(cell))
+                kept = store.measured(cell, laboratory)
                 if cell.method == DENSE:
                     dense[cell.model] = kept
                 else:
@@ -140,7 +139,7 @@ def _about(
         f"{cell['model']}, {cell['ratio']:.0%}, seed {cell['seed']}: {cell['method']} was refused in {cell['refused']} cuts of a layer"
         for cell in refused
     ]
-    codes = {cell["code"] for found in cells.values() for cell in found}
+    codes = {code for found in cells.values() for cell in found for code in cell["codes"]}
     if codes != {code_digest()}:
         lines.append(
             f"Cells were measured by {len(codes)} version(s) of the pruning code, not all by the present one: "

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DENSE = "dense"
+TEXTS_PART, TASKS_PART = "texts", "tasks"
+"""What is measured of a model. Kept apart, so that either can be measured again, or later, without the other."""
 TASKS = ("arc_easy", "piqa")
 _BATCH = 16
+_ONLY_OF_OTHER = {TEXTS_PART: {"items"}, TASKS_PART: {"windows"}}
+"""By part: settings that it does not depend on."""
 _VERSION = 1
 """Raised when what a cell means changes."""
 
@@ -63,9 +67,17 @@ class Laboratory:
         self.settings = settings
         self._calibrations: dict[int, tuple[torch.Tensor, int]] = {}
 
-    def measure(self, cell: Cell) -> dict[str, Any]:
-        """Make and measure a cell: by corpus loss and divergence, by task one 0 or 1 an item, the FFN width
-        kept, and how often the tool refused to cut a layer as asked for.
+    @property
+    def parts(self) -> list[str]:
+        """What the settings ask to be measured, where its files are."""
+        return [TEXTS_PART, TASKS_PART] if self.settings.items and self._task_files else [TEXTS_PART]
+
+    def measure(self, cell: Cell, parts: list[str]) -> dict[str, Any]:
+        """Make and measure a cell.
+
+        Returns:
+            By corpus loss and divergence (`texts`), by task one 0 or 1 an item (`tasks`); the FFN width kept, how often the
+            tool refused to cut a layer as asked for, and the seconds that making and measuring took.
 
         Raises:
             CameraError: if calibration text holds held-out text, or a method fails.
@@ -80,10 +92,15 @@ class Laboratory:
             tokens_ST = self.calibration(cell.seed)[0]
             model, refused = pruned(self.subject.checkpoint, tokens_ST, method, prune, cell.seed, mode)
         made = perf_counter()
-        texts = {corpus: vars(reference.measure(model)) for corpus, reference in self._references.items()}
+        measured: dict[str, Any] = {}
+        if TEXTS_PART in parts:
+            measured[TEXTS_PART] = {
+                corpus: vars(reference.measure(model)) for corpus, reference in self._references.items()
+            }
+        if TASKS_PART in parts:
+            measured[TASKS_PART] = self._answers(model)
         return {
-            "texts": texts,
-            "tasks": self._answers(model),
+            **measured,
             "refused": refused,
             "width": int(model.get_decoder().layers[0].mlp.down_proj.weight.shape[1]),
             "seconds": [round(made - began, 2), round(perf_counter() - made, 2)],
@@ -106,8 +123,6 @@ class Laboratory:
 
     def _answers(self, model: "PreTrainedModel") -> dict[str, str]:
         """By task, 1 or 0 for each item: whether the likeliest choice per character is the right one."""
-        if not self._task_files:
-            return {}
         results = evaluate_tasks(
             model,
             TASKS,
@@ -124,7 +139,7 @@ class Laboratory:
     @cached_property
     def _task_files(self) -> list[Path]:
         folder = shared_folder() / "tasks"
-        if not self.settings.items or not folder.is_dir():
+        if not folder.is_dir():
             return []
         return [path for task in TASKS for path in task_files(task, folder).values()]
 
@@ -149,28 +164,40 @@ class Laboratory:
 
 
 class Store:
-    """Cells that were measured, one JSON object a line; a run that is killed loses the cell it was in."""
+    """Parts of cells that were measured, one JSON object a line; a run that is killed loses the cell it was in."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fresh: bool = False) -> None:
+        """`fresh` forgets what other runs kept."""
         self._path = path
-        self._cells = dict(_read(path))
+        self._kept = {} if fresh else dict(_read(path))
 
-    def find(self, cell: Cell, laboratory: Laboratory) -> dict[str, Any] | None:
-        """What was measured for a cell with the same weights, settings and options, by whatever code."""
-        return self._cells.get(_key(cell, laboratory))
+    def measured(self, cell: Cell, laboratory: Laboratory) -> dict[str, Any]:
+        """A cell with all its parts; those not kept for the same weights, settings and options are measured and kept."""
+        parts = laboratory.parts
+        missing = [part for part in parts if _key(cell, laboratory, part) not in self._kept]
+        if missing:
+            result = laboratory.measure(cell, missing)
+            for part in missing:
+                others = {other for other in missing if other != part}
+                own = {name: value for name, value in result.items() if name not in others}
+                self._keep(_key(cell, laboratory, part), {**vars(cell), **own})
+        kept = [self._kept[_key(cell, laboratory, part)] for part in parts]
+        codes = sorted({each["code"] for each in kept})
+        return (
+            {TASKS_PART: {}}
+            | {name: value for each in kept for name, value in each.items()}
+            | {"codes": codes}
+        )
 
-    def add(self, cell: Cell, laboratory: Laboratory, result: dict[str, Any]) -> dict[str, Any]:
-        """Keep a cell. Returns what is kept."""
-        key = _key(cell, laboratory)
-        kept = {"key": key, "code": code_digest(), **vars(cell), **result}
+    def _keep(self, key: str, content: dict[str, Any]) -> None:
+        kept = {"key": key, "code": code_digest(), **content}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         _drop_cut_line(self._path)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(kept) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._cells[key] = kept
-        return kept
+        self._kept[key] = kept
 
 
 def code_digest() -> str:
@@ -179,14 +206,15 @@ def code_digest() -> str:
     return digest_json({path.name: digest_file(path) for path in sorted(folder.glob("*.py"))})[:16]
 
 
-def _key(cell: Cell, laboratory: Laboratory) -> str:
-    method = METHODS.get(cell.method)
+def _key(cell: Cell, laboratory: Laboratory, part: str) -> str:
+    method, settings = METHODS.get(cell.method), vars(laboratory.settings)
     identity = {
         "version": _VERSION,
         "weights": laboratory.weights,
-        "settings": vars(laboratory.settings),
+        "settings": {name: value for name, value in settings.items() if name not in _ONLY_OF_OTHER[part]},
         "options": method.options if method else {},
         "corpora": sorted(laboratory.subject.held_out),
+        "part": part,
         **vars(cell),
     }
     return digest_json(identity)

@@ -1,10 +1,12 @@
 """One cell from end to end on a tiny model, and the file that keeps cells."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from quality_cells import DENSE, Cell, Laboratory, Settings, Store
+from quality_cells import DENSE, TASKS_PART, TEXTS_PART, Cell, Laboratory, Settings, Store
 from quality_subjects import OWN, Subject
 
 from camera.checkpoints.checkpoint import Checkpoint
@@ -31,12 +33,13 @@ def no_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_tasks")
 def test_a_cell_is_measured_against_the_dense_model(tmp_path: Path) -> None:
     laboratory = Laboratory(subject(tmp_path), SETTINGS)
-    dense = laboratory.measure(Cell("tiny", DENSE, 0.0, 0))
-    result = laboratory.measure(CELL)
+    assert laboratory.parts == [TEXTS_PART]
+    dense = laboratory.measure(Cell("tiny", DENSE, 0.0, 0), laboratory.parts)
+    result = laboratory.measure(CELL, laboratory.parts)
     assert (dense["width"], result["width"]) == (192, 120)
     assert dense["texts"][OWN]["divergence"] == 0
     assert result["texts"][OWN]["divergence"] > 0
-    assert result == laboratory.measure(CELL) | {"seconds": result["seconds"]}
+    assert result == laboratory.measure(CELL, laboratory.parts) | {"seconds": result["seconds"]}
 
 
 @pytest.mark.usefixtures("no_tasks")
@@ -44,40 +47,76 @@ def test_calibration_on_what_is_measured_is_refused(tmp_path: Path) -> None:
     honest = subject(tmp_path)
     leaking = subject(tmp_path, calibration=honest.held_out[OWN])
     with pytest.raises(CameraError, match="share no 13 words"):
-        Laboratory(leaking, Settings(6, 256, 1, 2, "sequential")).measure(CELL)
+        Laboratory(leaking, Settings(6, 256, 1, 2, "sequential")).measure(CELL, [TEXTS_PART])
+
+
+def write_tasks(folder: Path) -> None:
+    (folder / "tasks").mkdir(parents=True)
+    piqa = [{"goal": f"gull {n}", "sol1": "sea", "sol2": "rock", "label": n % 2} for n in range(8)]
+    choices = {"text": ["a gull", "a storm", "a ship"], "label": ["A", "B", "C"]}
+    arc = [
+        {"id": str(n), "question": f"who {n}?", "choices": choices, "answerKey": "ABC"[n % 3]}
+        for n in range(8)
+    ]
+    for name, rows in (("piqa.validation", piqa), ("arc_easy.test", arc)):
+        (folder / "tasks" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_tasks_are_added_later_without_measuring_the_texts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("CAMERA_SHARED_DATA", str(tmp_path / "shared"))
+    write_tasks(tmp_path / "shared")
+    path, model = tmp_path / "cells.jsonl", subject(tmp_path)
+    first = Store(path).measured(CELL, Laboratory(model, replace(SETTINGS, items=0)))
+    assert first["tasks"] == {}
+    both = Store(path).measured(CELL, Laboratory(model, replace(SETTINGS, items=5)))
+    assert both["texts"] == first["texts"]
+    assert {task: len(answers) for task, answers in both["tasks"].items()} == {"arc_easy": 5, "piqa": 5}
+    assert [set(line) & {TEXTS_PART, TASKS_PART} for line in lines(path)] == [{TEXTS_PART}, {TASKS_PART}]
 
 
 @pytest.mark.usefixtures("no_tasks")
-def test_a_kept_cell_is_found_by_another_run_and_not_with_other_settings(tmp_path: Path) -> None:
-    laboratory = Laboratory(subject(tmp_path), SETTINGS)
-    path = tmp_path / "cells.jsonl"
-    kept = Store(path).add(CELL, laboratory, {"texts": {}, "tasks": {}, "width": 120})
-    assert Store(path).find(CELL, laboratory) == kept
-    assert Store(path).find(Cell("tiny", "wanda-sp", 0.4, 2), laboratory) is None
-    others = Settings(samples=7, length=16, windows=4, items=2, propagate="sequential")
-    assert Store(path).find(CELL, Laboratory(laboratory.subject, others)) is None
-    torch.manual_seed(0)
-    changed = Laboratory(
-        Subject(
-            "tiny", Checkpoint.open(tiny_checkpoint(tmp_path / "other", seed=9)), 8, "", {OWN: ""}, {}, {}
-        ),
-        SETTINGS,
-    )
-    assert Store(path).find(CELL, changed) is None
+def test_a_kept_cell_is_found_by_another_run_and_not_with_other_settings_or_weights(tmp_path: Path) -> None:
+    model, path = subject(tmp_path), tmp_path / "cells.jsonl"
+
+    def measured_now(cell: Cell, laboratory: Laboratory) -> bool:
+        before = len(lines(path)) if path.exists() else 0
+        Store(path).measured(cell, laboratory)
+        return len(lines(path)) > before
+
+    assert measured_now(CELL, Laboratory(model, SETTINGS))
+    assert not measured_now(CELL, Laboratory(model, SETTINGS))
+    assert measured_now(replace(CELL, seed=2), Laboratory(model, SETTINGS))
+    assert measured_now(CELL, Laboratory(model, replace(SETTINGS, samples=7)))
+    other = Checkpoint.open(tiny_checkpoint(tmp_path / "other", seed=9))
+    assert measured_now(CELL, Laboratory(replace(model, checkpoint=other), SETTINGS))
+
+
+@pytest.mark.usefixtures("no_tasks")
+def test_fresh_measures_again_and_the_newest_counts(tmp_path: Path) -> None:
+    laboratory, path = Laboratory(subject(tmp_path), SETTINGS), tmp_path / "cells.jsonl"
+    Store(path).measured(CELL, laboratory)
+    path.write_text(path.read_text().replace('"width": 120', '"width": 1'))
+    assert Store(path).measured(CELL, laboratory)["width"] == 1
+    assert Store(path, fresh=True).measured(CELL, laboratory)["width"] == 120
+    assert Store(path).measured(CELL, laboratory)["width"] == 120
 
 
 @pytest.mark.usefixtures("no_tasks")
 def test_a_line_cut_short_by_a_kill_is_measured_again_and_any_other_damage_refused(tmp_path: Path) -> None:
-    laboratory = Laboratory(subject(tmp_path), SETTINGS)
-    path = tmp_path / "cells.jsonl"
-    Store(path).add(CELL, laboratory, {"width": 1})
+    laboratory, path = Laboratory(subject(tmp_path), SETTINGS), tmp_path / "cells.jsonl"
+    Store(path).measured(CELL, laboratory)
     whole = path.read_text()
     path.write_text(whole + whole[:40])
-    store = Store(path)
-    assert store.find(CELL, laboratory) is not None
-    later = Cell("tiny", "flap", 0.4, 1)
-    store.add(later, laboratory, {"width": 2})
-    assert Store(path).find(later, laboratory) is not None
+    later = replace(CELL, method="flap")
+    Store(path).measured(later, laboratory)
+    assert [line["method"] for line in lines(path)] == ["wanda-sp", "flap"]
     path.write_text("nonsense\n" + whole)
     with pytest.raises(CameraError, match="line 1 is not a cell"):
         Store(path)
