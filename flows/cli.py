@@ -7,7 +7,17 @@ from types import FrameType
 
 import typer
 
-from flows.commands import inspecting, measuring, packing, pipeline, pruning, serving, sweeping
+from flows.commands import (
+    cleaning,
+    inspecting,
+    measuring,
+    packing,
+    pipeline,
+    pruning,
+    registry,
+    serving,
+    sweeping,
+)
 
 app = typer.Typer(
     name="camera",
@@ -34,7 +44,8 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         measuring.bench,
     ),
     "Every night": (serving.serve, serving.automations),
-    "Looking closer": (inspecting.audit, inspecting.doctor),
+    "Published models": (registry.runs, registry.show, registry.sign, registry.promote, registry.rollback),
+    "Looking closer": (inspecting.audit, inspecting.diff, cleaning.gc, inspecting.doctor),
 }
 for panel, commands in _PANELS.items():
     for command in commands:

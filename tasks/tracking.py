@@ -123,21 +123,11 @@ class Tracker:
         )
 
     @_going_on
-    def measure(self, metrics: Mapping[str, float]) -> None:
-        """Record numbers of the run as a whole."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._client.log_batch(
-            self.run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()]
-        )
-
-    @_going_on
     def log_stage(self, step: str, artifact: Artifact, cached: bool) -> None:
         """Record what a stage measured, how long it took and how big it is; nothing new for a cached one."""
         from mlflow.entities import Metric, RunTag
 
-        prefix = _NOT_ALLOWED.sub("_", step).replace(" ", "/")
+        prefix = spelled(step)
         self._client.log_batch(self.run_id, tags=[RunTag(f"camera.digest.{prefix}", artifact.digest)])
         if cached and self._has(f"{prefix}/seconds"):
             return
@@ -244,6 +234,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def spelled(step: str) -> str:
+    """A step's name as MLflow's tags and metrics have it."""
+    return _NOT_ALLOWED.sub("_", step).replace(" ", "/")
 
 
 def parameter(name: str, value: Any) -> tuple[str, str]:

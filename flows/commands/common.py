@@ -62,3 +62,8 @@ def print_json(value: Any) -> None:
 def say(message: str) -> None:
     """One line on the output stream."""
     sys.stdout.write(message + "\n")
+
+
+def note(message: str) -> None:
+    """One line on the error stream: how work comes along."""
+    sys.stderr.write(message + "\n")

@@ -30,6 +30,7 @@ def audit(
     from_remote: bool = False,
     signers: Path | None = None,
     require_signature: bool = False,
+    restored: str | None = None,
 ) -> Finding:
     """Verify a published folder, a GGUF file or an artifact folder back to its sources.
 
@@ -39,6 +40,7 @@ def audit(
         from_remote: read what DVC versions again from its remote, whatever is here.
         signers: ssh's list of allowed signers, for a signature of a published folder's lineage.json.
         require_signature: whether a published folder without one is wrong.
+        restored: for a copy of a published folder that DVC gave: the version it is of.
 
     Raises:
         CameraError: if there is no lineage to walk.
@@ -57,7 +59,7 @@ def audit(
             in_use(key)
         root = Finding(str(path), "ok")
         if "files" in lineage:
-            root.parts += _published(path, lineage, from_remote)
+            root.parts += _published(path, lineage, from_remote, restored)
             if (signed := records.signature(path, signers, require_signature)) is not None:
                 root.parts.append(signed)
         elif (path / MANIFEST).is_file():
@@ -99,14 +101,19 @@ def _bytes_in_store(name: str, path: Path, store: Store) -> Finding:
     )
 
 
-def _published(path: Path, lineage: dict[str, Any], from_remote: bool) -> list[Finding]:
+def _published(path: Path, lineage: dict[str, Any], from_remote: bool, restored: str | None) -> list[Finding]:
     name = f"{len(lineage['files'])} published files"
     damages = _damages(path, lineage)
     findings = [Finding(name, "ok")] if not damages else [wrong(name, damage) for damage in damages]
     for file in lineage["files"]:
         if file.endswith(".gguf") and (path / file).is_file():
             findings.append(_lineage_inside(path / file, lineage))
-    findings.append(records.dvc(path, from_remote))
+    if restored is None:
+        findings.append(records.dvc(path, from_remote))
+    else:
+        findings.append(
+            ok("DVC version", f"{restored}; these are its files: a later version lies in the folder")
+        )
     findings.append(run := records.mlflow_run(lineage))
     if run.reason not in ("offline", "untracked", "absent"):
         findings.append(records.mlflow_registry(lineage, path.with_name(path.name + ".dvc")))

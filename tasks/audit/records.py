@@ -8,7 +8,7 @@ from camera.errors import CameraError, NetworkError
 from tasks import registry, runs, signing, versioning
 from tasks.audit.finding import Finding, ok, unverified, wrong
 from tasks.store import LINEAGE
-from tasks.tracking import flatten, parameter
+from tasks.tracking import flatten, parameter, spelled
 
 
 def dvc(folder: Path, from_remote: bool) -> Finding:
@@ -55,8 +55,13 @@ def mlflow_run(lineage: dict[str, Any]) -> Finding:
         return unverified("MLflow run", str(error), "offline")
     if run is None:
         return unverified("MLflow run", f"{run_id} is not in the tracking database in use", "absent")
-    recorded = set(run.digests.values())
-    strangers = [entry["step"] for entry in lineage["stages"].values() if entry["digest"] not in recorded]
+    # One step may stand for several stages: other options can give the same bytes, which then have both ancestries.
+    steps: dict[str, set[str]] = {}
+    for entry in lineage["stages"].values():
+        steps.setdefault(spelled(entry["step"]), set()).add(entry["digest"])
+    strangers = [
+        step for step, digests in steps.items() if run.digests.get(step, None) not in {*digests, None}
+    ]
     if strangers:
         return wrong("MLflow run", f"{run_id} recorded other digests for {', '.join(strangers)}")
     source = run.tags.get("camera.source_digest")
@@ -66,6 +71,8 @@ def mlflow_run(lineage: dict[str, Any]) -> Finding:
     differ = [name for name, value in asked.items() if run.parameters.get(name, value) != value]
     if differ:
         return wrong("MLflow run", f"{run_id} recorded another recipe: {', '.join(sorted(differ))}")
+    if unknown := sorted(steps.keys() - run.digests.keys()):
+        return unverified("MLflow run", f"{run_id} has no record of {', '.join(unknown)}", "untracked")
     return ok("MLflow run", run_id)
 
 

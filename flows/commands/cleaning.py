@@ -1,0 +1,116 @@
+"""Making room in the artifact store."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from flows.commands.common import print_json, say
+from flows.commands.flags import Json
+
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def _age(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mhdw])", text.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{text} is no time: write 12h, 30d or 4w")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{text} is no size: write 500MB or 1.5TB")
+    return int(float(found[1]) * _BYTES[found[2]])
+
+
+def gc(
+    older_than: Annotated[
+        float, typer.Option(parser=_age, metavar="TIME", help="What was not used for so long goes.")
+    ] = "30d",  # type: ignore[assignment]  # typer parses defaults too
+    max_size: Annotated[
+        int | None,
+        typer.Option(
+            parser=_size,
+            metavar="SIZE",
+            help="While the store is larger, younger things go too, the longest unused first.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_runs: Annotated[
+        float,
+        typer.Option(
+            parser=_age, metavar="TIME", help="Runs that were at work in this time keep their artifacts."
+        ),
+    ] = "30d",  # type: ignore[assignment]
+    intermediates: Annotated[
+        bool,
+        typer.Option("--intermediates", help="Also what published models were made of and no longer need."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Evict from the store what no published model, kept run or running job refers to; clean what kills left behind.
+
+    A run is kept if it was at work within --keep-runs, or if it has the tag camera.keep=true in MLflow; delete a run in
+    MLflow to let its artifacts go. What is evicted keeps its manifest and lineage: audits say `evicted`, and a later run
+    goes on from what follows it. Safe beside runs that are at work.
+
+    Exit code 0: done; 2: MLflow cannot be asked which runs are kept; 3: --max-size is not reached, because what is left
+    is referred to.
+
+    Examples: `camera gc --dry-run`  `camera gc --older-than 7d --max-size 500GB --intermediates`
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from camera.units import bytes_text
+    from tasks.gc import collect, references
+    from tasks.project import Project
+    from tasks.store import Store
+
+    project = Project.here()
+    project.configure()
+    store = Store(project.store)
+    done = collect(
+        store,
+        references(store, keep_runs),
+        older_than=older_than,
+        max_size=max_size,
+        intermediates=intermediates,
+        dry_run=dry_run,
+    )
+    too_big = max_size is not None and done.size_after > max_size
+    if as_json:
+        print_json({**asdict(done), "dry_run": dry_run, "reached": not too_big})
+    else:
+        table = Table(box=None, pad_edge=False)
+        for column in ("", "name", "size", "unused", "why"):
+            table.add_column(column, justify="right" if column in ("size", "unused") else "left")
+        for gone in done.removed:
+            table.add_row(
+                gone.kind, gone.name, bytes_text(gone.size_bytes), _days(gone.unused_seconds), gone.why
+            )
+        if done.removed:
+            Console().print(table)
+        freed = sum(gone.size_bytes for gone in done.removed)
+        verb = "would go" if dry_run else "removed"
+        say(
+            f"{verb}: {bytes_text(freed)} in {len(done.removed)} pieces; artifacts left: {bytes_text(done.size_after)}"
+        )
+        for reason, size in sorted(done.kept.items(), key=lambda kept: -kept[1]):
+            say(f"  stays: {bytes_text(size):>9}  {reason}")
+        if too_big and max_size is not None:
+            say(
+                f"--max-size {bytes_text(max_size)} is not reached: the rest is referred to (see --intermediates)"
+            )
+    if too_big:
+        raise typer.Exit(3)
+
+
+def _days(seconds: float) -> str:
+    return f"{seconds / 86400:.1f} d" if seconds >= 86400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,325 @@
+"""What exists: runs and published models; signing, promoting and rolling back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands.common import note, print_json, say
+from flows.commands.flags import Json
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from tasks.registry import Version
+    from tasks.runs import Run
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Of a published model: tiny, tiny@3.", show_default=False)
+]
+Alias = Annotated[str, typer.Option(help="The alias in the registry.")]
+Signers = Annotated[
+    Path | None, typer.Option(help="ssh's allowed signers, whose signatures count.", show_default=False)
+]
+RequireSignature = Annotated[
+    bool, typer.Option("--require-signature", help="Refuse a model that nobody of --signers signed.")
+]
+
+
+def runs(
+    name: Annotated[str | None, typer.Argument(help="Only of this recipe.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the runs that MLflow holds, newest first: status, start, duration, key figures, and what was published.
+
+    Examples: `camera runs`  `camera runs tiny-openpangu-p20 --limit 5 --json`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from camera.units import seconds_text
+    from tasks import registry
+    from tasks.runs import list_runs
+
+    _configure()
+    found = list_runs(limit, name)
+    versions = {version.run_id: version for version in registry.versions() if version.run_id}
+    if as_json:
+        print_json([_run_json(run, versions.get(run.run_id)) for run in found])
+        return
+    if not found:
+        say("no runs yet: `camera run RECIPE` makes one")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in (
+        "run",
+        "recipe",
+        "status",
+        "started",
+        "duration",
+        "perplexity",
+        "decode",
+        "gate",
+        "published",
+    ):
+        table.add_column(
+            column, overflow="fold", justify="right" if column in ("duration", "decode") else "left"
+        )
+    for run in found:
+        version = versions.get(run.run_id)
+        figures = key_figures(run)
+        table.add_row(
+            run.run_id[:8],
+            run.name,
+            run.status.lower(),
+            _local(run.started),
+            "" if run.seconds is None else seconds_text(run.seconds),
+            "\n".join(f"{text} {value:.4g}" for text, value in figures["perplexity"].items()),
+            "\n".join(f"{rows} {value:.3g} ms" for rows, value in figures["decode_ms_per_token"].items()),
+            run.tags.get("gate", ""),
+            "" if version is None else " ".join([version.label, *version.aliases]),
+        )
+    Console().print(table)
+
+
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A published model (tiny, tiny@3) or a run's id.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show one run or published model: figures, recipe, artifacts, versions, and who held `production`.
+
+    Examples: `camera show tiny-openpangu-p20`  `camera show 1f6e03a2`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from tasks import registry
+
+    _configure()
+    run, version = _run_or_version(name)
+    model = version.name if version is not None else run.name if run is not None else name
+    others = registry.versions(model)
+    history = registry.history(model)
+    if as_json:
+        print_json(
+            {
+                "run": None if run is None else {**_run_json(run, version), "recipe": run.parameters},
+                "versions": [_version_json(entry) for entry in others],
+                "production": [vars(holder) for holder in history],
+            }
+        )
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, value in _facts(run, version):
+        table.add_row(label, value)
+    for entry in others:
+        table.add_row(
+            "version", " ".join([entry.label, *entry.aliases, _local(entry.created), str(entry.folder)])
+        )
+    for holder in history:
+        table.add_row("production", f"{holder.at} {model}@{holder.version} ({holder.how})")
+    Console().print(table)
+
+
+def sign(
+    model: Annotated[str, typer.Argument(help="A published folder, or its name.", show_default=False)],
+    key: Annotated[Path, typer.Option(help="A private SSH key; or a public one whose key the agent holds.")],
+) -> None:
+    """Sign the lineage of a published model with an SSH key. The signature lies beside the folder; nothing in it changes.
+
+    Verify with `camera audit MODEL --require-signature --signers FILE`.
+
+    Example: `camera sign published/tiny-openpangu-p20 --key ~/.ssh/id_ed25519`
+    """
+    from camera.errors import CameraError
+    from tasks import signing
+    from tasks.published import located
+
+    _configure()
+    with located(model) as found:
+        if found.restored is not None:
+            raise CameraError(f"{found.label}: a later version lies in its folder; sign the newest")
+        say(f"signed: {signing.sign(found.path, key)}")
+
+
+def promote(
+    name: Name,
+    version: Annotated[
+        int | None, typer.Option(help="The default is the newest.", show_default=False)
+    ] = None,
+    alias: Alias = "production",
+    signers: Signers = None,
+    require_signature: RequireSignature = False,
+    as_json: Json = False,
+) -> None:
+    """Audit a published model, hold it to its quality gate, and give it the alias `production`.
+
+    Exit code 0: it has the alias; 2: the audit or the gate failed, which is said, and the alias stays where it was.
+
+    Examples: `camera promote tiny-openpangu-p20`  `camera promote tiny-openpangu-p20 --version 3`
+    """
+    from tasks import registry
+
+    _configure()
+    wanted = registry.find_version(name if version is None else f"{name.partition('@')[0]}@{version}")
+    _give(wanted, alias, "promote", signers, require_signature, as_json)
+
+
+def rollback(
+    name: Name,
+    alias: Alias = "production",
+    signers: Signers = None,
+    require_signature: RequireSignature = False,
+    as_json: Json = False,
+) -> None:
+    """Give the alias `production` back to the version that had it before. That version is audited first.
+
+    Exit code 0: done; 2: nothing had the alias before, or the audit failed; the alias stays where it was.
+
+    Example: `camera rollback tiny-openpangu-p20`
+    """
+    from tasks import registry
+
+    _configure()
+    _give(registry.previous_holder(name, alias), alias, "rollback", signers, require_signature, as_json)
+
+
+def _give(
+    version: "Version", alias: str, how: str, signers: Path | None, require_signature: bool, as_json: bool
+) -> None:
+    from camera.errors import CameraError
+    from tasks import registry
+    from tasks.project import Project
+    from tasks.published import Found, audit_found
+    from tasks.store import Store
+
+    if require_signature and signers is None:
+        raise CameraError("--require-signature needs --signers: ssh's list of whose signatures count")
+    store = Store(Project.here().store)
+
+    def audited(folder: Path) -> list[str]:
+        note(f"auditing {version.label}")
+        found = audit_found(
+            Found(version.label, folder, version),
+            store,
+            from_remote=False,
+            signers=signers,
+            signed=require_signature,
+        )
+        return [f"{part.name}: {part.detail}" for part in found.all_of("wrong")]
+
+    gate = registry.promote(version, audited, alias, how)
+    if as_json:
+        print_json({"model": version.name, "version": version.number, "alias": alias, "gate": gate})
+    else:
+        say(f"{version.label} is {alias}: its audit found nothing wrong; {gate}")
+
+
+def key_figures(run: "Run") -> dict[str, dict[str, float]]:
+    """Perplexity by text and decode time by engine and length, of the pruned and quantised model."""
+    perplexity, decode = {}, {}
+    for name, value in run.metrics.items():
+        parts = name.split("/")
+        if (
+            parts[0] == "evaluate"
+            and parts[-1] == "perplexity"
+            and parts[1].replace("_", "+") == "pruned+quantized"
+        ):
+            perplexity[parts[2]] = value
+        if parts[0] == "benchmark" and parts[-1].endswith(".decode_ms_per_token"):
+            model, engine, tokens = parts[-1].removesuffix(".decode_ms_per_token").rsplit(".", 2)
+            if model.replace("_", "+") == "pruned+quantized":
+                decode[f"{engine} {tokens}"] = value
+    return {"perplexity": perplexity, "decode_ms_per_token": decode}
+
+
+def _run_or_version(name: str) -> "tuple[Run | None, Version | None]":
+    """A run by the beginning of its id, or a published model and the run that made it."""
+    from camera.errors import CameraError
+    from tasks import registry
+    from tasks.runs import find_run, list_runs
+
+    newest = list_runs(name=name.partition("@")[0], limit=1)
+    try:
+        version = registry.find_version(name)
+    except CameraError:
+        if newest and "@" not in name:
+            return newest[0], None
+        runs = [run for run in list_runs() if run.run_id.startswith(name)] if len(name) >= 4 else []
+        if len(runs) != 1:
+            raise
+        made = [entry for entry in registry.versions(runs[0].name) if entry.run_id == runs[0].run_id]
+        return runs[0], made[0] if made else None
+    return (find_run(version.run_id) if version.run_id else None), version
+
+
+def _facts(run: "Run | None", version: "Version | None") -> "list[tuple[str, str]]":
+    from camera.units import seconds_text
+
+    facts: list[tuple[str, str]] = []
+    if version is not None:
+        facts += [("model", version.label), ("aliases", ", ".join(version.aliases) or "none")]
+        facts += [("folder", str(version.folder)), ("lineage", version.lineage_digest)]
+        facts += [("DVC", version.dvc_md5 or "not versioned")]
+        facts += [(name, digest) for name, digest in version.gguf_digests.items()]
+    if run is not None:
+        took = "" if run.seconds is None else f", took {seconds_text(run.seconds)}"
+        facts += [
+            ("run", run.run_id),
+            ("status", f"{run.status.lower()}, started {_local(run.started)}{took}"),
+        ]
+        if "gate" in run.tags:
+            facts.append(("quality gate", f"{run.tags['gate']} {run.tags.get('gate.reasons', '')}".strip()))
+        figures = key_figures(run)
+        facts += [(f"perplexity {text}", f"{value:.4f}") for text, value in figures["perplexity"].items()]
+        facts += [
+            (f"decode {row}", f"{value:.3f} ms/token")
+            for row, value in figures["decode_ms_per_token"].items()
+        ]
+        facts += [(name, value) for name, value in sorted(run.parameters.items()) if value != "None"]
+        facts += [(f"artifact {step}", digest) for step, digest in run.digests.items()]
+    return facts
+
+
+def _run_json(run: "Run", version: "Version | None") -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "name": run.name,
+        "experiment": run.experiment,
+        "status": run.status,
+        "started": run.started.isoformat(),
+        "ended": None if run.ended is None else run.ended.isoformat(),
+        "seconds": run.seconds,
+        "gate": run.tags.get("gate"),
+        **key_figures(run),
+        "digests": run.digests,
+        "published": None if version is None else _version_json(version),
+    }
+
+
+def _version_json(version: "Version") -> dict[str, Any]:
+    return {
+        "name": version.name,
+        "version": version.number,
+        "aliases": list(version.aliases),
+        "created": version.created.isoformat(),
+        "folder": str(version.folder),
+        "lineage_digest": version.lineage_digest,
+        "dvc_md5": version.dvc_md5,
+        "run_id": version.run_id,
+    }
+
+
+def _local(time: "datetime") -> str:
+    return time.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _configure() -> None:
+    from tasks.project import Project
+
+    Project.here().configure()
