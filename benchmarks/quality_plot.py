@@ -33,6 +33,7 @@ def draw(rows: list[Row], sources: dict[str, dict[str, str]], path: Path) -> Non
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullLocator
 
     models = list(dict.fromkeys(row.model for row in rows))
     figure, axes = pyplot.subplots(
@@ -60,9 +61,12 @@ def draw(rows: list[Row], sources: dict[str, dict[str, str]], path: Path) -> Non
                     linewidth=2 if method == BASELINE else 1.3,
                     capsize=2,
                 )
-            axis.set_yscale("log")
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("")
+            lost = [row.loss[corpus].mean for row in rows if row.model == model]
+            if min(lost) > 0:  # on another domain pruning may gain a little
+                axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_locator(NullLocator())
             axis.set_title(f"{model}: {sources[model][corpus]}", fontsize=9, loc="left")
             axis.set_xticks(sorted({100 * row.ratio for row in rows}))
             axis.grid(axis="y", color="#eeeeee")
