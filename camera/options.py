@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 BlockType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_0_64"]
+SparsityPattern = Literal["unstructured", "2:4"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Item = TypeVar("Item")
 
@@ -104,17 +105,21 @@ class PruneOptions(Options):
     """`obs`: channels removed before weights and costs are updated; the default is a 64th of the width."""
     steps: PositiveInt = 1
     """Prune in so many steps, each measuring the model that the one before left. Time and disk grow with them."""
+    sparsity: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the feed-forward weights that stay to set to zero, in every row those that Wanda's metric calls least."""
+    sparsity_pattern: SparsityPattern = "unstructured"
+    """`unstructured`, or `2:4`: two of every four weights of a row, which goes with sparsity 0.5."""
 
     @property
     def walks(self) -> bool:
         """Whether pruning walks through the model itself, because statistics made beforehand are not enough."""
-        return self.score != "energy" or self.refit or self.steps > 1
+        return self.score != "energy" or self.refit or self.steps > 1 or self.sparsity > 0
 
     def identity(self) -> dict[str, Any]:
         """The options that decide the result: those of the original method, and of the others what is in use."""
         left_out = {
             name
-            for name in ("score", "refit", "steps")
+            for name in ("score", "refit", "steps", "sparsity", "sparsity_pattern")
             if getattr(self, name) == type(self).model_fields[name].default
         }
         if self.score != "obs":
@@ -122,6 +127,16 @@ class PruneOptions(Options):
         if self.score != "obs" and not self.refit:
             left_out.add("damping")
         return self.model_dump(mode="json", exclude=left_out)
+
+    @model_validator(mode="after")
+    def _two_of_four_is_half(self) -> "PruneOptions":
+        if self.sparsity_pattern == "2:4" and self.sparsity != 0.5:
+            raise ValueError(f"sparsity_pattern 2:4 is a sparsity of 0.5, and sparsity is {self.sparsity}")
+        if self.sparsity_pattern == "2:4" and self.mode == "mask":
+            raise ValueError(
+                "sparsity_pattern 2:4 goes with mode physical: between masked columns there are no fours"
+            )
+        return self
 
     @field_validator("ratio")
     @classmethod
@@ -152,8 +167,8 @@ class QuantizeOptions(Options):
     damping: float = Field(default=0.01, gt=0, le=1)
     """`gptq`: share of the mean second moment added to each input's own; more trusts the calibration less."""
     sort_channels: bool = False
-    """Store the FFN channels in another order, which is the same model: the large ones dealt out over the blocks of the
-    down projection."""
+    """Store the FFN channels in the order of their size in the down projection, so that a block of it holds weights of
+    one size. The model is the same."""
     target_bpw: float | None = Field(default=None, gt=0)
     """Bits per weight of the whole model: matrices whose rounding costs the most on the calibration tokens get finer
     types than `type`, as many as fit. Overrides, `output_type` and `embedding_type` stay as given."""
@@ -271,7 +286,9 @@ class BenchmarkOptions(Options):
     @model_validator(mode="after")
     def _a_device_elsewhere_is_named(self) -> "BenchmarkOptions":
         if self.deployment is not None and (self.device_name is None or self.device == "auto"):
-            raise ValueError("a deployment needs device (such as npu) and device_name: the result is filed under them")
+            raise ValueError(
+                "a deployment needs device (such as npu) and device_name: the result is filed under them"
+            )
         if self.deployment is None and self.device_name is not None:
             raise ValueError("device_name goes with deployment: a device that is here says its name itself")
         return self

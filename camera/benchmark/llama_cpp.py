@@ -19,6 +19,7 @@ import psutil
 
 from camera.benchmark.engine import Footprint, Timing
 from camera.benchmark.stock_twin import stock_twin
+from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
 from camera.formats.gguf_reader import hf_config, hf_names, is_q4_0_64, open_gguf
 from camera.options import BenchmarkOptions
@@ -81,6 +82,23 @@ def find_llama_bench(folder: Path | None) -> LlamaBench:
         f"llama.cpp: {BINARY} is not on PATH, nor is the extra `llama` installed: `pip install 'camera-npu[llama]'`, "
         "or set `llama_cpp` or $LLAMA_CPP_DIR to the folder of a build"
     )
+
+
+def build_digest(folder: Path | None) -> str | None:
+    """What tells one build from another: the wheel's name and version, or the sha256 over the binary and the libraries beside
+    it, which is where the code of a shared build is. None if there is no build."""
+    try:
+        bench = find_llama_bench(folder)
+    except CameraError:
+        return None
+    if len(bench.command) > 1:
+        return bench.name
+    binary = Path(bench.command[0]).resolve()
+    libraries = (
+        path for below in ("", "../lib") for path in (binary.parent / below).glob("lib*") if path.is_file()
+    )
+    files = {path.resolve() for path in (binary, *libraries)}
+    return digest_json(sorted([path.name, digest_file(path)] for path in files))
 
 
 class LlamaCppEngine:

@@ -13,6 +13,7 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import SafetensorsWriter
+from camera.checkpoints.sorted_channels import SortedChannels
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
 from camera.files import refuse_occupied, whole_file, write_json
@@ -153,6 +154,8 @@ def quantize_checkpoint(
                 f"quantize.method: {options.method} needs calibration: give tokens or an imatrix"
             )
         packer = RoundToNearest()
+    if options.sort_channels:
+        checkpoint = SortedChannels.of(checkpoint)
     plan = plan_types(checkpoint, options)
     source = _source_digest(checkpoint, options, packer)
     finished = _resume(out, options, source)
@@ -266,6 +269,8 @@ def _write_report(path: Path, options: QuantizeOptions, source: str, finished: _
         bytes=size,
         bits_per_weight=8 * size / parameters if parameters else 0.0,
         relative_error=_six_digits((noise / power) ** 0.5 if power else 0.0),
+        sorted_channels=options.sort_channels,
+        target_bpw=options.target_bpw,
     )
     write_json(path, report.model_dump(mode="json"))
     return report

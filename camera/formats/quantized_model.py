@@ -75,6 +75,20 @@ class QuantizeReport(BaseModel):
     bits_per_weight: float
     relative_error: float
     """RMS over all matrices together of (stored − original), over RMS of the originals."""
+    sorted_channels: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether the FFN channels of every layer stand in descending order of the RMS of their down column."""
+    target_bpw: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The bits per weight for which types were chosen by tensor; None if they were not."""
+
+    @property
+    def finer(self) -> list[TensorRecord]:
+        """The matrices that are of more bits than `type`, and not because their rows would not divide."""
+        usual = blocks.FORMATS[self.type].bits_per_weight
+        return [
+            record
+            for record in self.tensors
+            if len(record.shape) == 2 and record.bits_per_weight > usual and not record.fallback
+        ]
 
     @property
     def fallbacks(self) -> list[TensorRecord]:

@@ -1,16 +1,19 @@
 """Quantise with what calibration tokens tell: the folder is `quantize_checkpoint`'s, the rounding is not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.sorted_channels import SortedChannels
 from camera.errors import CameraError
 from camera.formats.quantize import Packer, quantize_checkpoint
 from camera.formats.quantized_model import QuantizeReport
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 from camera.quantization.imatrix import Imatrix, collect_imatrix
+from camera.quantization.mixed import choose_types
 from camera.quantization.packers import GptqPacker, SearchPacker, digest_tokens
 
 
@@ -28,33 +31,43 @@ def quantize_calibrated(
         checkpoint: the source.
         out: the folder to write.
         options: types, method, and how to calibrate.
-        tokens_ST: int64 [samples, tokens], to calibrate on; `rtn` needs none.
-        imatrix: for `search`, in place of tokens.
+        tokens_ST: int64 [samples, tokens], to calibrate on; `rtn` without a target needs none.
+        imatrix: for `search` and `target_bpw`, in place of tokens.
         progress: told the tensors done and in all.
 
     Raises:
-        CameraError: as `quantize_checkpoint`; if the method lacks what it calibrates on; if the model computes NaN or
-            infinity.
+        CameraError: as `quantize_checkpoint`; if the method or the target lacks what it calibrates on; if no types come to
+            the target; if the model computes NaN or infinity.
     """
-    return quantize_checkpoint(
-        checkpoint, out, options, progress, _packer(checkpoint, out, options, tokens_ST, imatrix)
-    )
-
-
-def _packer(
-    checkpoint: Checkpoint,
-    out: Path,
-    options: QuantizeOptions,
-    tokens_ST: torch.Tensor | None,
-    imatrix: Imatrix | None,
-) -> Packer | None:
-    if options.method == "rtn":
-        return None
+    if options.sort_channels:
+        view = SortedChannels.of(checkpoint)
+        checkpoint = view
+        imatrix = None if imatrix is None else _sorted(imatrix, view)
+    source = None if imatrix is None else imatrix.digest
+    if options.target_bpw is not None:
+        if imatrix is None:
+            imatrix = collect_imatrix(checkpoint, _wanted(tokens_ST, "target_bpw", file=True), options)
+        options = choose_types(checkpoint, options, imatrix)
+    packer: Packer | None = None
     if options.method == "search" and imatrix is not None:
-        return SearchPacker(imatrix.digest, lambda: imatrix)
+        known = imatrix
+        packer = SearchPacker(source or digest_tokens(_wanted(tokens_ST, "", file=True)), lambda: known)
+    elif options.method == "search":
+        tokens = _wanted(tokens_ST, "method: search", file=True)
+        packer = SearchPacker(digest_tokens(tokens), lambda: collect_imatrix(checkpoint, tokens, options))
+    elif options.method == "gptq":
+        packer = GptqPacker(checkpoint, _wanted(tokens_ST, "method: gptq", file=False), options, out)
+    return quantize_checkpoint(checkpoint, out, options, progress, packer)
+
+
+def _wanted(tokens_ST: torch.Tensor | None, by: str, *, file: bool) -> torch.Tensor:
     if tokens_ST is None:
-        wanted = "calibration tokens, or an imatrix" if options.method == "search" else "calibration tokens"
-        raise CameraError(f"quantize.method: {options.method} needs {wanted}")
-    if options.method == "search":
-        return SearchPacker(digest_tokens(tokens_ST), lambda: collect_imatrix(checkpoint, tokens_ST, options))
-    return GptqPacker(checkpoint, tokens_ST, options, out)
+        wanted = "calibration tokens, or an imatrix" if file else "calibration tokens"
+        raise CameraError(f"quantize.{by} needs {wanted}")
+    return tokens_ST
+
+
+def _sorted(imatrix: Imatrix, checkpoint: SortedChannels) -> Imatrix:
+    """The importance matrix of the same model with its channels in another order."""
+    sums = {name: checkpoint.sort_columns(name, sums_I) for name, sums_I in imatrix.sums.items()}
+    return replace(imatrix, sums=sums)

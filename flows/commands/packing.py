@@ -39,15 +39,26 @@ def quantize(
     ] = Method.rtn,
     calibration: Annotated[
         str | None,
-        typer.Option(help="For search and gptq: as --calibration of capture; the default is stdlib."),
+        typer.Option(
+            help="For search, gptq and --target-bpw: as --calibration of capture; the default is stdlib."
+        ),
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option(help="For search: a file of `camera imatrix` or llama-imatrix.")
+        Path | None,
+        typer.Option(help="For search and --target-bpw: a file of `camera imatrix` or llama-imatrix."),
     ] = None,
     samples: Samples = 128,
     length: Length = 2048,
     seed: Seed = 0,
     damping: Annotated[float, typer.Option(help="For gptq: more trusts the calibration less.")] = 0.01,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(help="Bits per weight of the whole: finer types for the matrices that need them most."),
+    ] = None,
+    sort_channels: Annotated[
+        bool,
+        typer.Option("--sort-channels", help="Order the FFN channels by size, for the blocks of down_proj."),
+    ] = False,
     batch_size: BatchSize = 8,
     dtype: DTypeOption = DType.float32,
     device: Device = "auto",
@@ -55,7 +66,8 @@ def quantize(
 ) -> None:
     """Pack a model's matrices into blocks.
 
-    Example: `camera quantize MODEL packed --type q4_0_64 --method gptq --calibration text.txt`
+    Examples: `camera quantize MODEL packed --type q4_0_64 --method gptq --calibration text.txt`;
+    `camera quantize MODEL packed --target-bpw 4.5 --calibration text.txt`
     """
     from camera.checkpoints.checkpoint import Checkpoint
     from camera.data import calibration_tokens
@@ -81,19 +93,23 @@ def quantize(
         overrides=overrides,
         method=method,
         damping=damping,
+        target_bpw=target_bpw,
+        sort_channels=sort_channels,
         batch_size=batch_size,
         dtype=dtype,
         device=device,
     )
-    if imatrix is not None and (method is not Method.search or calibration is not None):
-        raise CameraError("--imatrix goes with --method search, in place of --calibration")
-    if calibration is not None and method is Method.rtn:
-        raise CameraError("--calibration goes with --method search or gptq; rtn looks at the weights alone")
+    if imatrix is not None and (not options.calibrates or method is Method.gptq or calibration is not None):
+        raise CameraError("--imatrix goes with --method search or --target-bpw, in place of --calibration")
+    if calibration is not None and not options.calibrates:
+        raise CameraError(
+            "--calibration goes with --method search or gptq, or --target-bpw; rtn looks at the weights alone"
+        )
     checkpoint = Checkpoint.open(model)
     checkpoint.check_shapes()
     matrix = None if imatrix is None else read_imatrix(imatrix, checkpoint)
     tokens_ST = None
-    if method is not Method.rtn and matrix is None:
+    if options.calibrates and matrix is None:
         text = checked(
             CalibrationOptions, **dataset(calibration or "stdlib"), samples=samples, length=length, seed=seed
         )
@@ -104,6 +120,9 @@ def quantize(
         print_json(report.model_dump(mode="json"))
         return
     say(f"{report.bits_per_weight:.3f} bits per weight: {out}")
+    if report.target_bpw is not None:
+        for tensor in report.finer:
+            say(f"  {tensor.name}: {tensor.type}")
     for tensor in report.tensors:
         if tensor.fallback:
             say(f"  {tensor.name}: {tensor.type}, because {tensor.fallback}")

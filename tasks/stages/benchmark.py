@@ -8,11 +8,13 @@ from tasks.stage import Context, Stage
 from tasks.stages.convert import gguf_of
 
 RESULT = "benchmark.json"
+_KEY_ONLY = ("device_name", "llama_cpp_build")
+"""They tell one result from another; the measurement finds them out itself."""
 
 
 def run(context: Context) -> dict[str, float]:
     """Write `benchmark.json`."""
-    options = {name: value for name, value in context.options.items() if name != "device_name"}
+    options = {name: value for name, value in context.options.items() if name not in _KEY_ONLY}
     models = [
         BenchModel(
             label=label,

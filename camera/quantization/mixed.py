@@ -1,0 +1,112 @@
+"""Types by tensor for a given number of bits: finer ones where they spare the model the most noise."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from math import prod
+
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.errors import CameraError
+from camera.formats.blocks import FORMATS
+from camera.formats.names import EMBEDDING, OUTPUT
+from camera.formats.quantize import PlannedTensor, plan_types
+from camera.formats.quantized_model import packed_shape
+from camera.options import BlockType, QuantizeOptions
+from camera.progress import Progress, silent
+from camera.quantization.imatrix import Imatrix
+from camera.quantization.sensitivity import sensitivities
+
+_LADDER: tuple[BlockType, ...] = ("q4_0_64", "q4_0", "q8_0")
+
+
+def choose_types(
+    checkpoint: Checkpoint, options: QuantizeOptions, imatrix: Imatrix, progress: Progress = silent
+) -> QuantizeOptions:
+    """The options with an override for each matrix that gets a finer type, at `target_bpw` bits per weight or just below.
+
+    Overrides, `output_type` and `embedding_type` that are given stay as they are and count.
+
+    Args:
+        checkpoint: the model.
+        options: with a `target_bpw`.
+        imatrix: second moments of the inputs on the calibration tokens.
+        progress: told (matrices measured, all).
+
+    Raises:
+        CameraError: if no choice of types comes to that many bits, with the range that is possible.
+    """
+    assert options.target_bpw is not None
+    plan = plan_types(checkpoint, options)
+    steps = {planned.name: _choices(planned, checkpoint, options) for planned in plan}
+    shapes = {planned.name: planned.shape for planned in plan}
+    bits = {
+        name: {type: 8 * prod(packed_shape(type, shapes[name])) for type in types}
+        for name, types in steps.items()
+    }
+    parameters = sum(prod(shape) for shape in shapes.values())
+    lowest = sum(min(sizes.values()) for sizes in bits.values()) / parameters
+    highest = sum(max(sizes.values()) for sizes in bits.values()) / parameters
+    if not lowest <= options.target_bpw <= highest:
+        raise CameraError(
+            f"quantize.target_bpw: {options.target_bpw:g} bits per weight cannot be reached in {checkpoint.folder} "
+            f"from type {options.type}: {_up(lowest)} to {_down(highest)} can"
+        )
+    free = {name: types for name, types in steps.items() if len(types) > 1}
+    noise = sensitivities(checkpoint, imatrix, free, progress)
+    chosen = spend(bits, noise, options.target_bpw * parameters)
+    finer = {name: type for name, type in chosen.items() if type != steps[name][0]}
+    return options.model_copy(update={"overrides": {**finer, **options.overrides}})
+
+
+def spend(
+    bits: Mapping[str, Mapping[BlockType, int]], noise: Mapping[str, Mapping[BlockType, float]], budget: float
+) -> dict[str, BlockType]:
+    """Choose a type for every tensor: again and again the step that spares the most noise for each bit, while one fits.
+
+    Args:
+        bits: of each tensor what each of its types takes, the smallest first; together those fit.
+        noise: what each type costs, of the tensors that have a choice.
+        budget: bits for all.
+    """
+    chosen = {name: next(iter(sizes)) for name, sizes in bits.items()}
+    left = budget - sum(bits[name][type] for name, type in chosen.items())
+    while True:
+        best: tuple[float, str, BlockType] | None = None
+        for name, costs in noise.items():
+            size, cost = bits[name][chosen[name]], costs[chosen[name]]
+            for type, next_cost in costs.items():
+                more = bits[name][type] - size
+                if 0 < more <= left and next_cost < cost:
+                    worth = (cost - next_cost) / more
+                    if best is None or worth > best[0]:
+                        best = worth, name, type
+        if best is None:
+            return chosen
+        _, name, type = best
+        left -= bits[name][type] - bits[name][chosen[name]]
+        chosen[name] = type
+
+
+def _choices(
+    planned: PlannedTensor, checkpoint: Checkpoint, options: QuantizeOptions
+) -> tuple[BlockType, ...]:
+    """The types that a tensor may get, the smallest first; one where it was asked for or nothing finer holds the rows."""
+    given = {EMBEDDING: options.embedding_type, OUTPUT: options.output_type}.get(planned.name) is not None
+    given = given or any(fnmatch(planned.name, pattern) for pattern in options.overrides)
+    if given or len(planned.shape) == 1 or planned.type not in _LADDER:
+        return (planned.type,)
+    finest: BlockType = (
+        "bf16" if checkpoint.dtype == torch.bfloat16 else "f16"
+    )  # bf16 keeps those weights exactly
+    finer = (*_LADDER[_LADDER.index(planned.type) :], finest)
+    return tuple(type for type in finer if planned.shape[1] % FORMATS[type].block_length == 0)
+
+
+def _up(number: float) -> str:
+    """Rounded so that it is possible itself."""
+    return f"{-(-number * 1000 // 1) / 1000:.3f}"
+
+
+def _down(number: float) -> str:
+    return f"{number * 1000 // 1 / 1000:.3f}"

@@ -1,0 +1,97 @@
+"""What it costs a model to store a matrix as a type: how much of the residual stream becomes noise.
+
+Rounding a matrix changes its output on the calibration tokens by a share e² of its power: Σ_j m_j·Σ_i Δ_ij² over
+Σ_j m_j·Σ_i w_ij², m_j being the mean square of input j. That share of what its branch (attention, or the feed-forward
+network) adds to the residual stream is noise there, and later layers read the stream through a norm, so what counts is the
+branch's power in proportion to the stream's at that point. The head and the embedding are a branch by themselves.
+
+Powers are those of uncorrelated inputs, and the stream's is the sum of what was added. So the importance matrix and the
+weights tell everything, and a file of llama.cpp will do.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.formats import blocks
+from camera.formats.names import EMBEDDING
+from camera.options import BlockType
+from camera.progress import Progress, silent
+from camera.quantization.imatrix import Imatrix
+
+_ROWS_WEIGHTS = 1 << 22
+"""Weights of whole rows that are stored in every type at once."""
+
+
+def sensitivities(
+    checkpoint: Checkpoint,
+    imatrix: Imatrix,
+    types: Mapping[str, Iterable[BlockType]],
+    progress: Progress = silent,
+) -> dict[str, dict[BlockType, float]]:
+    """Of each matrix the share of the residual stream that becomes noise, for each type that it may get.
+
+    Types are judged as rounding to the nearest stores them.
+
+    Args:
+        checkpoint: the model.
+        imatrix: second moments of the inputs; a matrix it does not know counts its inputs alike.
+        types: by name of the matrix, the types to judge.
+        progress: told (matrices done, all).
+
+    Raises:
+        CameraError: if a weight is missing or does not fit a type.
+    """
+    share = _branch_shares(checkpoint, imatrix)
+    tied = checkpoint.config.get("tie_word_embeddings", False)
+    found: dict[str, dict[BlockType, float]] = {}
+    for name, choices in types.items():
+        weight, importance = checkpoint.read(name), imatrix.importance(name)
+        noise = _relative_errors(weight, tuple(choices), importance, name)
+        if name == EMBEDDING and tied:  # it is the head as well, which its importance is of
+            as_embedding = _relative_errors(weight, tuple(choices), None, name)
+            noise = {type: error + as_embedding[type] for type, error in noise.items()}
+        found[name] = {type: share.get(name, 1.0) * error for type, error in noise.items()}
+        progress(len(found), len(types))
+    return found
+
+
+def _branch_shares(checkpoint: Checkpoint, imatrix: Imatrix) -> dict[str, float]:
+    """Of each matrix in a decoder layer: what its branch adds to the stream, over the stream's power after that."""
+    embedding = checkpoint.read(EMBEDDING)
+    stream = float(_powers(embedding).sum()) / embedding.shape[0]
+    shares: dict[str, float] = {}
+    for layer in range(checkpoint.layer_count):
+        prefix = checkpoint.family.layer_prefix(layer)
+        for branch, last in (("self_attn.", "self_attn.o_proj.weight"), ("mlp.", "mlp.down_proj.weight")):
+            importance = imatrix.importance(prefix + last)
+            powers = _powers(checkpoint.read(prefix + last))
+            added = float(powers @ importance.double()) if importance is not None else stream
+            stream += added
+            share = added / stream if stream > 0 else 0.0
+            names = (name for name in checkpoint.layer_tensors(layer) if name.startswith(prefix + branch))
+            shares |= dict.fromkeys(names, share)
+    return shares
+
+
+def _powers(weight: torch.Tensor) -> torch.Tensor:
+    """Σ w² of each column, float64."""
+    step = max(1, _ROWS_WEIGHTS // weight.shape[1])
+    return torch.stack([rows.float().square().sum(0).double() for rows in weight.split(step)]).sum(0)
+
+
+def _relative_errors(
+    weight: torch.Tensor, types: tuple[BlockType, ...], importance: torch.Tensor | None, name: str
+) -> dict[BlockType, float]:
+    """e² of a matrix for each type."""
+    width = weight.shape[1]
+    importance = torch.ones(width).double() if importance is None else importance.double()
+    noise = dict.fromkeys(types, 0.0)
+    for rows in weight.split(max(1, _ROWS_WEIGHTS // width)):
+        exact = rows.float()
+        for type in types:
+            stored = torch.from_numpy(blocks.dequantize(blocks.quantize(rows, type, name=name), type, width))
+            noise[type] += float(stored.sub_(exact).square_().sum(0).double() @ importance)
+    power = float(_powers(weight) @ importance)
+    return {type: error / power if power > 0 else 0.0 for type, error in noise.items()}

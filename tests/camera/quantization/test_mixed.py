@@ -1,0 +1,173 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.errors import CameraError
+from camera.evaluation.divergence import divergence
+from camera.formats.blocks import FORMATS
+from camera.formats.quantized_model import QuantizedModel
+from camera.options import BlockType, QuantizeOptions
+from camera.quantization.imatrix import collect_imatrix, read_imatrix, write_imatrix
+from camera.quantization.mixed import choose_types, spend
+from camera.quantization.quantize_calibrated import quantize_calibrated
+from camera.quantization.sensitivity import sensitivities
+from tests.tiny import TOKENS, tiny_checkpoint
+
+TOKENS_ST = torch.randint(3, TOKENS, (6, 48), generator=torch.Generator().manual_seed(0))
+
+
+def options(target: float | None, type: BlockType = "q4_0_64", **more: object) -> QuantizeOptions:
+    return QuantizeOptions.model_validate(
+        {"type": type, "target_bpw": target, "device": "cpu", "batch_size": 4, **more}
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint.open(tiny_checkpoint(tmp_path_factory.mktemp("source"), "PanguEmbedded", ffn=256))
+
+
+def test_bits_go_where_each_spares_the_most_noise() -> None:
+    sizes: dict[BlockType, int] = {"q4_0": 4, "q8_0": 8, "f16": 16}
+    bits = {"a": sizes, "b": sizes, "fixed": {"f32": 32}}  # type: ignore[dict-item]
+    noise: dict[str, dict[BlockType, float]] = {
+        "a": {"q4_0": 10.0, "q8_0": 1.0, "f16": 0.0},
+        "b": {"q4_0": 5.0, "q8_0": 0.5, "f16": 0.0},
+    }
+    chosen = [tuple(spend(bits, noise, budget).values())[:2] for budget in (40, 43, 44, 48, 55, 56, 64)]
+    assert chosen == [
+        ("q4_0", "q4_0"), ("q4_0", "q4_0"), ("q8_0", "q4_0"), ("q8_0", "q8_0"), ("q8_0", "q8_0"), ("f16", "q8_0"),
+        ("f16", "f16"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [4.6, 5.0, 7.5, 11.0])
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_the_model_is_just_within_the_target(
+    source: Checkpoint, tmp_path: Path, target: float, method: str
+) -> None:
+    report = quantize_calibrated(source, tmp_path / "out", options(target, method=method), TOKENS_ST)
+    left = (target - report.bits_per_weight) * report.parameters
+    assert left >= 0
+    for record in report.tensors:
+        finer = [form.bits_per_weight for form in (FORMATS["q8_0"], FORMATS["f16"])]
+        steps = [bits - record.bits_per_weight for bits in finer if bits > record.bits_per_weight]
+        assert all(step * record.parameters > left for step in steps), record.name
+    assert report.target_bpw == target
+    assert {record.name for record in report.finer}
+
+
+def test_a_target_that_no_types_come_to_is_refused_with_the_range(source: Checkpoint, tmp_path: Path) -> None:
+    for target in (4.0, 17.0):
+        with pytest.raises(CameraError, match=r"quantize\.target_bpw: .*: 4\.\d+ to 16\.\d+ can") as refused:
+            quantize_calibrated(source, tmp_path / "out", options(target), TOKENS_ST)
+    lowest = float(str(refused.value).split(": ")[-1].split(" ")[0])
+    report = quantize_calibrated(source, tmp_path / "out", options(lowest), TOKENS_ST)
+    assert lowest - 0.001 <= report.bits_per_weight <= lowest
+
+
+def test_overrides_and_the_types_of_head_and_embedding_stay_and_count(source: Checkpoint) -> None:
+    asked = options(
+        8.0, output_type="q8_0", overrides={"*.v_proj.weight": "q4_0_64", "*.1.*.up_proj.*": "f16"}
+    )
+    imatrix = collect_imatrix(source, TOKENS_ST, asked)
+    chosen = choose_types(source, asked, imatrix).overrides
+    assert list(chosen)[-2:] == list(asked.overrides)
+    assert not [
+        name for name in list(chosen)[:-2] if "v_proj" in name or "1.mlp.up" in name or "lm_head" in name
+    ]
+
+
+def test_a_target_without_calibration_is_refused(source: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match=r"quantize\.target_bpw needs calibration tokens, or an imatrix"):
+        quantize_calibrated(source, tmp_path / "out", options(5.0))
+
+
+def test_an_importance_matrix_from_a_file_chooses_the_same_types(source: Checkpoint, tmp_path: Path) -> None:
+    imatrix = collect_imatrix(source, TOKENS_ST, options(5.0))
+    write_imatrix(tmp_path / "imatrix.gguf", imatrix, source.family, source.layer_count)
+    read = read_imatrix(tmp_path / "imatrix.gguf", source)
+    assert choose_types(source, options(5.0), read) == choose_types(source, options(5.0), imatrix)
+
+
+def test_a_branch_that_adds_nothing_is_not_worth_a_bit(tmp_path: Path) -> None:
+    from camera.checkpoints.safetensors_file import read_tensors, write_tensors
+
+    folder = tiny_checkpoint(tmp_path, "llama")
+    tensors = {name: each.clone() for name, each in read_tensors(folder / "model.safetensors").items()}
+    tensors["model.layers.1.mlp.down_proj.weight"] *= 1e-4
+    write_tensors(folder / "model.safetensors", tensors)
+    source = Checkpoint.open(folder)
+    names = [f"model.layers.{layer}.mlp.gate_proj.weight" for layer in (0, 1)]
+    imatrix = collect_imatrix(source, TOKENS_ST, options(5.0))
+    noise = sensitivities(source, imatrix, dict.fromkeys(names, ("q4_0", "q8_0")))
+    assert noise[names[1]]["q4_0"] < 1e-6 * noise[names[0]]["q4_0"]
+    assert noise[names[0]]["q8_0"] < 0.02 * noise[names[0]]["q4_0"]
+
+
+def test_no_target_leaves_keys_as_they_were() -> None:
+    assert not {"target_bpw", "sort_channels", "dtype", "method"} & QuantizeOptions().identity().keys()
+    assert {"target_bpw", "dtype"} <= options(5.0).identity().keys()
+
+
+def test_a_type_without_a_finer_one_takes_no_target() -> None:
+    with pytest.raises(ValueError, match="target_bpw goes with type"):
+        options(5.0, "f16")
+
+
+def test_a_trained_model_loses_less_with_every_bit_and_less_than_one_type_for_all(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    source = Checkpoint.open(shared_data / "models" / "stories260k")
+    text = (shared_data / "text" / "tinystories_sample.txt").read_text(encoding="utf-8")[:40_000]
+    ids = source.load_tokenizer()(text, return_tensors="pt", verbose=False).input_ids[0]
+    calibration, held_out = ids[: 8 * 256].view(8, 256), ids[8 * 256 :][: 16 * 256]
+    reference = source.load_model(torch.float32)
+
+    def measured(asked: QuantizeOptions) -> tuple[float, float]:
+        out = tmp_path / f"{asked.type}-{asked.target_bpw}"
+        report = quantize_calibrated(source, out, asked, calibration)
+        return report.bits_per_weight, divergence(
+            reference, out, held_out, window=256, device="cpu"
+        ).divergence
+
+    (few, most), (many, least) = (measured(options(None, type)) for type in ("q4_0", "q8_0"))
+    found = [measured(options(target, "q4_0")) for target in (7.6, 8.2, 9.0)]
+    assert [most, *(lost for _, lost in found), least] == sorted(
+        [most, *(lost for _, lost in found), least], reverse=True
+    )
+    for bits, lost in found:  # against as many matrices in 8 bits, whichever they are
+        assert lost < 0.9 * (most + (least - most) * (bits - few) / (many - few))
+
+
+def test_search_with_sorted_channels_takes_an_importance_matrix_of_the_folders_order(
+    source: Checkpoint, tmp_path: Path
+) -> None:
+    asked = options(None, method="search", sort_channels=True)
+    imatrix = collect_imatrix(source, TOKENS_ST, asked)
+    quantize_calibrated(source, tmp_path / "a", asked, imatrix=imatrix)
+    quantize_calibrated(source, tmp_path / "b", asked, TOKENS_ST)
+    first, second = (QuantizedModel.open(tmp_path / name) for name in "ab")
+    for name in first.tensors:  # another order of a sum may turn one code
+        assert (first.packed(name) == second.packed(name)).mean() > 0.999
+
+
+@pytest.mark.parametrize("method", ["rtn", "search", "gptq"])
+def test_sorted_channels_are_the_same_model_for_every_method(
+    source: Checkpoint, tmp_path: Path, method: str
+) -> None:
+    asked = options(None, "f32", method=method, sort_channels=True)
+    report = quantize_calibrated(source, tmp_path / "f32", asked, TOKENS_ST)
+    assert report.sorted_channels
+    model = source.load_model(torch.float32)
+    with torch.no_grad():
+        before = model(input_ids=TOKENS_ST).logits
+        model.load_state_dict(QuantizedModel.open(tmp_path / "f32").state_dict(), strict=False)
+        torch.testing.assert_close(model(input_ids=TOKENS_ST).logits, before, rtol=1e-4, atol=1e-4)
+    four_bits = asked.model_copy(update={"type": "q4_0"})
+    quantize_calibrated(source, tmp_path / "q4_0", four_bits, TOKENS_ST)
+    assert (
+        divergence(model, tmp_path / "q4_0", TOKENS_ST.flatten(), window=48, device="cpu").divergence < 0.05
+    )
