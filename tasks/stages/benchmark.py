@@ -1,6 +1,5 @@
 """Benchmark as a stage: the pruned model against the unpruned baseline, alternately in one run."""
 
-from camera.benchmark.bench import BenchModel, run_benchmark
 from camera.benchmark.report import BenchmarkReport
 from camera.files import write_json
 from camera.options import BenchmarkOptions
@@ -14,6 +13,9 @@ _KEY_ONLY = ("device_name", "llama_cpp_build")
 
 def run(context: Context) -> dict[str, float]:
     """Write `benchmark.json`."""
+    # Brings all of transformers, three seconds that a run whose stages are cached does not need.
+    from camera.benchmark.bench import BenchModel, run_benchmark
+
     options = {name: value for name, value in context.options.items() if name not in _KEY_ONLY}
     models = [
         BenchModel(
