@@ -1,11 +1,12 @@
 """Quality and speed: evaluate, bench. Paths in, paths out; no orchestrator, no store."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flows.commands.common import checked, dataset, print_json, progress_bar, say
+from flows.commands.evaluating_tasks import task_bars, tasks_json, tasks_table
 from flows.commands.flags import (
     BatchSize,
     Device,
@@ -19,63 +20,131 @@ def evaluate(
     model: Annotated[
         Path, typer.Argument(help="A checkpoint, a quantised folder or a GGUF.", show_default=False)
     ],
-    text: Annotated[str, typer.Option(help="As --calibration of capture.")] = "stdlib",
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure perplexity on this: as --calibration of capture. Without --tasks: stdlib."
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure accuracy on these tasks of lm-eval, with commas between them; nine: the nine "
+            "of the Ascend version of CAMERA."
+        ),
+    ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Also measure how far the model is from this one: KL divergence.")
+        Path | None,
+        typer.Option(
+            help="Also measure how far the model is from this one: KL divergence, and differences in "
+            "accuracy on the same questions."
+        ),
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder with the tokenizer, for a GGUF.")] = None,
     window: Annotated[int, typer.Option(help="Tokens per window, at most the model's positions.")] = 2048,
     max_windows: Annotated[int | None, typer.Option(help="Read only so many windows.")] = None,
+    few_shot: Annotated[int, typer.Option(help="Tasks: examples before each question.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(help="Tasks: only the first so many questions of each.")
+    ] = None,
+    task_folder: Annotated[
+        Path | None, typer.Option(help="Tasks: read <task>.<split>.jsonl files here, nothing from the hub.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Tasks: keep each result here. The same command goes on with those not done."),
+    ] = None,
     batch_size: BatchSize = 4,
     dtype: DTypeOption = DType.auto,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity on a held-out text, and with --reference the divergence from the model it was made of.
+    """Measure perplexity on a held-out text, accuracy on tasks, and with --reference what was lost against a model.
 
-    Example: `camera evaluate MODEL --text wikitext2_test.txt --window 2048`
+    Examples: `camera evaluate MODEL --text wikitext2 --window 2048`
+
+    `camera evaluate PRUNED --reference ORIGINAL --tasks nine --task-folder tasks --out results`
     """
     from dataclasses import asdict
+
+    from rich.console import Console
 
     from camera.checkpoints.tokenizer import load_tokenizer
     from camera.data import evaluation_tokens
     from camera.errors import CameraError
     from camera.evaluation.divergence import divergence
+    from camera.evaluation.lm_eval_tasks import NINE_TASKS
     from camera.evaluation.perplexity import perplexity
+    from camera.evaluation.tasks import evaluate_tasks
     from camera.loading import load_model
     from camera.options import DatasetOptions, EvaluateOptions
+    from camera.report.task_scores import score_task
 
+    names = NINE_TASKS if tasks == "nine" else tuple(filter(None, (tasks or "").replace(" ", "").split(",")))
     options = checked(
-        EvaluateOptions, window=window, max_windows=max_windows, batch_size=batch_size, dtype=dtype
-    )
+        EvaluateOptions,
+        window=window, max_windows=max_windows, batch_size=batch_size, dtype=dtype,
+        tasks=names, few_shot=few_shot, limit=limit, task_folder=task_folder,
+    )  # fmt: skip
+    if out is not None and not names:
+        raise CameraError("--out goes with --tasks: perplexity is measured in one go")
     folder = tokenizer or model
     if folder.is_file():
         raise CameraError(f"{model} is a GGUF file: name the folder with its tokenizer (--tokenizer FOLDER)")
-    tokens_N = evaluation_tokens(
-        checked(DatasetOptions, **dataset(text), split="test"), load_tokenizer(folder)
-    )
-    how = options.model_dump(include={"window", "max_windows", "batch_size"})
-    loaded = load_model(model, options.dtype, device)
-    with progress_bar("evaluate") as progress:
-        result = perplexity(loaded, tokens_N, **how, progress=progress)
-    compared = None
-    if reference is not None:
-        with progress_bar("compare") as progress:
-            compared = divergence(
-                load_model(reference, options.dtype, device), loaded, tokens_N, **how, progress=progress
-            )
-    if as_json:
-        print_json(asdict(result) | ({} if compared is None else {"divergence": asdict(compared)}))
-        return
-    say(
-        f"perplexity {result.perplexity:.4f} over {result.tokens} tokens "
-        f"({result.windows} windows of {result.window}, {result.dtype} on {result.device})"
-    )
-    if compared is not None:
-        say(
-            f"KL divergence {compared.divergence:.5f} nats per token from {reference}, "
-            f"the same likeliest token {compared.top_1_agreement:.2%} of the time"
+    found: dict[str, Any] = {}
+    lines: list[Any] = []
+    if text is not None or not names:
+        tokens_N = evaluation_tokens(
+            checked(DatasetOptions, **dataset(text or "stdlib"), split="test"), load_tokenizer(folder), window
         )
+        how = options.model_dump(include={"window", "max_windows", "batch_size"})
+        loaded = load_model(model, options.dtype, device)
+        with progress_bar("evaluate") as progress:
+            result = perplexity(loaded, tokens_N, **how, progress=progress)
+        found |= asdict(result)
+        lines.append(
+            f"perplexity {result.perplexity:.4f} over {result.tokens} tokens "
+            f"({result.windows} windows of {result.window}, {result.dtype} on {result.device})"
+        )
+        if reference is not None:
+            with progress_bar("compare") as progress:
+                compared = divergence(
+                    load_model(reference, options.dtype, device), loaded, tokens_N, **how, progress=progress
+                )
+            found["divergence"] = asdict(compared)
+            lines.append(
+                f"KL divergence {compared.divergence:.5f} nats per token from {reference}, "
+                f"the same likeliest token {compared.top_1_agreement:.2%} of the time"
+            )
+        del loaded
+    if names:
+        asked: dict[str, Any] = options.model_dump(
+            include={"few_shot", "limit", "task_folder", "batch_size", "dtype"}
+        )
+        measured = {}
+        for label, path in (("reference", reference), ("model", model)):
+            if path is not None:
+                with task_bars(path.name, names) as task_progress:
+                    measured[label] = evaluate_tasks(
+                        path, names, tokenizer=folder, device=device, progress=task_progress,
+                        out=None if out is None else out / label, **asked,
+                    )  # fmt: skip
+        originals = measured.get("reference", {})
+        scores = {task: score_task(result, originals.get(task)) for task, result in measured["model"].items()}
+        found["tasks"] = tasks_json(scores)
+        if reference is not None:
+            found["reference_tasks"] = tasks_json(
+                {task: score_task(result, None) for task, result in originals.items()}
+            )
+        lines.append(tasks_table(scores, compared=reference is not None))
+    if as_json:
+        print_json(found)
+        return
+    for line in lines:
+        if isinstance(line, str):
+            say(line)
+        else:
+            Console().print(line)
 
 
 def bench(
