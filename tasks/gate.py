@@ -12,7 +12,8 @@ def judge(results: Results, require: RequireOptions) -> Gate:
     """Hold the product of a run (the quantised model, else the pruned one) to the requirements."""
     found = [*_perplexities(results, require)]
     if require.task_drop is not None:
-        drop = None
+        change = None if results.product is None else results.product.task_change
+        drop = None if change is None else -100 * change.difference
         found.append(Requirement(name="task_drop", of="the tasks", limit=require.task_drop, found=drop))
     return Gate(requirements=tuple(found))
 
@@ -40,3 +41,13 @@ def check_texts(require: RequireOptions, texts: Collection[str]) -> None:
                 f"publish.require.perplexity_increase.{text}: no text of evaluate.datasets is called so; "
                 f"there are: {', '.join(texts)}"
             )
+
+
+def check_tasks(require: RequireOptions, tasks: Collection[str]) -> None:
+    """Refuse a requirement on tasks of a recipe that has none.
+
+    Raises:
+        CameraError: saying what to add.
+    """
+    if require.task_drop is not None and not tasks:
+        raise CameraError("publish.require.task_drop: no tasks are measured; name some in evaluate.tasks")

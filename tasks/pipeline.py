@@ -16,7 +16,7 @@ from camera.evaluation.lm_eval_tasks import lm_eval_version
 from camera.options import DatasetOptions, QuantizeOptions
 from camera.pruning.importance import kept_width
 from camera.pruning.propagate import selection_of
-from tasks.gate import check_texts
+from tasks.gate import check_tasks, check_texts
 from tasks.recipe import Recipe
 from tasks.sources import Sources
 from tasks.stage import Input, Request, RunReferences, Stage, find
@@ -186,6 +186,7 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
     reported: dict[str, Any] = {"name": recipe.name, "recipe": described}
     if (require := recipe.publish.require) is not None:
         check_texts(require, _labelled(recipe.evaluate.datasets))
+        check_tasks(require, recipe.evaluate.tasks)
         reported["require"] = require.model_dump(mode="json", exclude_none=True)
     steps.append(Step("report", report.STAGE, reported, {"model": model, **parts}))
     if recipe.publish.enabled:

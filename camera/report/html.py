@@ -26,6 +26,7 @@ from camera.report.words import (
     points_words,
     quoted_row,
     score_words,
+    tasks_words,
     verdict,
 )
 from camera.units import bytes_text
@@ -152,7 +153,7 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
         tiles.append(
             (
                 f"{points_words(average.change.difference)} points",
-                f"average of {len(results.tasks)} tasks",
+                tasks_words(results),
                 f"{percent(average.value)} right",
             )
         )

@@ -86,7 +86,13 @@ class ModelRow(Options):
     tasks: dict[str, TaskScore] = Field(default_factory=dict, exclude_if=lambda value: not value)
     """By the name of the task."""
     task_average: dict[str, Accuracy] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """`acc`: mean over tasks. `acc_norm`: the same of that metric where a task has it. Empty for fewer than two."""
+    """`acc`: mean over tasks. `acc_norm`: the same of that metric where a task has it. Empty where a task is missing."""
+
+    @property
+    def task_change(self) -> Change | None:
+        """Of the average over tasks, against the original's; None if that is not known."""
+        average = self.task_average.get("acc")
+        return None if average is None else average.change
 
 
 class PruneSummary(Options):

@@ -39,11 +39,9 @@ def with_averages(rows: Sequence[ModelRow]) -> list[ModelRow]:
     Tasks count the same, whatever their size, as in the tables of the literature; their errors are independent.
     """
     tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
-    if len(tasks) < 2:
-        return list(rows)
     return [
         row.model_copy(update={"task_average": {name: _average(row.tasks, name) for name in AVERAGE}})
-        if len(row.tasks) == len(tasks)
+        if tasks and len(row.tasks) == len(tasks)
         else row
         for row in rows
     ]

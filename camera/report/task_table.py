@@ -16,7 +16,7 @@ def task_grid(results: Results) -> Grid | None:
     models = [row for row in results.models if row.tasks]
     rows = [(f"perplexity, {text}", *(score_words(row, text) for row in models)) for text in results.datasets]
     rows += [(task, *(_cell(row, task, "acc") for row in models)) for task in tasks]
-    rows += _averages(models, "acc", "average")
+    rows += _averages(models, tasks, "acc", "average")
     normalised = [
         task
         for task in tasks
@@ -24,7 +24,7 @@ def task_grid(results: Results) -> Grid | None:
     ]
     rows += [(f"{task}, norm", *(_cell(row, task, "acc_norm") for row in models)) for task in normalised]
     if normalised:
-        rows += _averages(models, "acc_norm", "average, norm")
+        rows += _averages(models, tasks, "acc_norm", "average, norm")
     return Grid(
         "Perplexity and accuracy on tasks",
         ("", *(row.title for row in models)),
@@ -35,8 +35,8 @@ def task_grid(results: Results) -> Grid | None:
     )
 
 
-def _averages(models: list[ModelRow], name: str, label: str) -> list[tuple[str, ...]]:
-    if not any(row.task_average for row in models):
+def _averages(models: list[ModelRow], tasks: tuple[str, ...], name: str, label: str) -> list[tuple[str, ...]]:
+    if len(tasks) < 2 or not any(row.task_average for row in models):
         return []
     return [(label, *(accuracy_words(row.task_average.get(name)) for row in models))]
 

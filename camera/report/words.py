@@ -125,13 +125,17 @@ def _perplexity_part(results: Results, product: ModelRow | None) -> str:
 
 
 def _task_part(results: Results, product: ModelRow | None) -> list[str]:
-    average = None if product is None else product.task_average.get("acc")
-    if average is None or average.change is None:
+    change = None if product is None else product.task_change
+    if change is None:
         return []
-    error = _error_words(average.change.standard_error)
-    return [
-        f"average of {len(results.tasks)} tasks {points_words(average.change.difference)}{error} points against the original"
-    ]
+    error = _error_words(change.standard_error)
+    return [f"{tasks_words(results)} {points_words(change.difference)}{error} points against the original"]
+
+
+def tasks_words(results: Results) -> str:
+    """What an average over the tasks is of."""
+    count = len(results.tasks)
+    return f"average of {count} tasks" if count > 1 else f"accuracy on {results.tasks[0]}"
 
 
 def noisy_words(results: Results) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.report.results import read_results
-from camera.report.schema import ModelRow, Perplexity, Results
-from tasks.gate import judge
+from camera.report.schema import Accuracy, Change, ModelRow, Perplexity, Results
+from tasks.gate import check_tasks, judge
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.project import Project
 from tasks.recipe import RequireOptions
@@ -48,9 +48,7 @@ def test_a_number_holds_for_every_text_and_a_name_overrules_it() -> None:
 
 def test_the_reason_says_which_requirement_failed_and_by_how_much() -> None:
     gate = judge(results(a=0.5, b=0.1), RequireOptions(perplexity_increase=0.3))
-    assert gate.reasons == (
-        "perplexity_increase on a: +50.0 %, at most +30.0 % allowed, 20 points too much",
-    )
+    assert gate.reasons == ("perplexity_increase on a: +50.0 %, at most +30.0 % allowed, 20 points too much",)
 
 
 @pytest.mark.parametrize("change", [None, float("nan"), float("inf")])
@@ -147,3 +145,35 @@ def test_a_gate_changes_no_key_but_those_of_report_and_publication(
     before = {step.name: (step.options, step.inputs) for step in without.steps}
     after = {step.name: (step.options, step.inputs) for step in tight.steps}
     assert {name for name in before if before[name] != after[name]} == {"report"}, "publish reads the report"
+
+
+def with_tasks(difference: float | None) -> Results:
+    change = (
+        None if difference is None else Change(difference=difference, standard_error=0.01, gained=0, lost=0)
+    )
+    found = results(a=0.1)
+    average = {"acc": Accuracy(value=0.5, standard_error=0.01, change=change)}
+    return found.model_copy(
+        update={"models": (found.models[0].model_copy(update={"task_average": average}),)}
+    )
+
+
+def test_the_average_over_tasks_may_drop_by_so_many_points() -> None:
+    assert judge(with_tasks(-0.02), RequireOptions(task_drop=2.5)).passed
+    assert judge(with_tasks(0.01), RequireOptions(task_drop=0)).passed
+    failed = judge(with_tasks(-0.03), RequireOptions(task_drop=2.5))
+    assert failed.reasons == (
+        "task_drop on the tasks: 3.00 points, at most 2.50 points allowed, 0.5 points too much",
+    )
+
+
+def test_tasks_that_were_not_measured_meet_no_requirement() -> None:
+    assert not judge(with_tasks(None), RequireOptions(task_drop=2.5)).passed
+    assert not judge(results(a=0.1), RequireOptions(task_drop=2.5)).passed
+
+
+def test_a_requirement_on_tasks_needs_tasks() -> None:
+    with pytest.raises(CameraError, match=r"publish\.require\.task_drop: no tasks are measured"):
+        check_tasks(RequireOptions(task_drop=1), ())
+    check_tasks(RequireOptions(task_drop=1), ("boolq",))
+    check_tasks(RequireOptions(perplexity_increase=1), ())

@@ -217,3 +217,11 @@ def test_a_run_without_tasks_reads_as_before_there_were_tasks(run: Run) -> None:
 )
 def test_points_have_their_sign(share: float, words: str) -> None:
     assert points_words(share) == words
+
+
+def test_one_task_is_called_by_its_name_and_has_no_row_of_averages(answered: Run) -> None:
+    found = answered.results(without=tuple(f"task/{model}/boolq" for model in MODEL_IDS))
+    grid = task_grid(found)
+    assert grid is not None
+    assert not any("average" in row[0] for row in grid.rows)
+    assert "accuracy on arc_easy " in verdict(found)
