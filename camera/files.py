@@ -1,14 +1,16 @@
 """Files that are either whole or not there: written to a temporary sibling, fsynced, renamed into place."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from camera.disk import told_of_disks
 from camera.errors import CameraError
 
 _BUFFER_BYTES = 8 << 20
@@ -32,14 +34,19 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary sibling to write to; when the block ends well it becomes `path`, else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a temporary sibling to write to; when the block ends well it becomes `path`, else it is removed.
+
+    Raises:
+        DiskError: if the disk is full or cannot be written to.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        with told_of_disks(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,20 +57,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         CameraError: if `path` exists and is not an empty folder.
+        DiskError: if the disk is full or cannot be written to.
     """
     refuse_occupied(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        yield temporary
-        sync_tree(temporary)
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
-        sync(path.parent)
+        with told_of_disks(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            sync_tree(temporary)
+            if path.exists():
+                path.rmdir()
+            temporary.rename(path)
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -72,6 +81,53 @@ def refuse_occupied(path: Path) -> None:
     """Raise CameraError if an output path exists with content: nothing is ever overwritten."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise CameraError(f"{path} already exists and is not empty: choose another output path, or remove it")
+
+
+@contextmanager
+def held(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Be the only one who makes an output path. The kernel frees it when its holder dies, however that happens.
+
+    Args:
+        path: what will be made; the lock is `.<name>.lock` beside it, and goes when the block ends.
+        wait: for the other one to end; else it is an error that there is one.
+
+    Raises:
+        CameraError: if another process is making it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with lock.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CameraError(
+                    f"{path} is being made by another process{_holder(file)}: wait until it ends, or choose another place"
+                ) from None
+            if not is_still(file, lock):  # its holder ended, and took its name along
+                continue
+            try:
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def is_still(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    number = file.read(20)
+    return f" ({number})" if number.isdigit() else ""
 
 
 def write_json(path: Path, value: Any) -> None:

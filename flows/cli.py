@@ -61,11 +61,13 @@ def main() -> None:
         _say("stopped; run the same command again to go on from here")
         sys.exit(130)
     except Exception as error:
-        from camera.errors import CameraError  # only on the way out
+        from camera.disk import disk_error  # only on the way out
+        from camera.errors import CameraError
 
-        if not isinstance(error, CameraError):
+        told = disk_error(error) if isinstance(error, OSError) else error
+        if not isinstance(told, CameraError):
             raise
-        _say(f"camera: {error}")
+        _say(f"camera: {told}")
         sys.exit(2)
 
 

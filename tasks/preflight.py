@@ -113,13 +113,18 @@ def check_room(pipeline: Pipeline, store: Store) -> None:
     if recipe.publish.enabled:
         publish.refuse_foreign(publish.destination(recipe.publish.folder, recipe.name), recipe.name)
     store.root.mkdir(parents=True, exist_ok=True)
-    needed = sum(_disk_to_come(pipeline, store))
+    needed = room_needed(pipeline, store)
     free = shutil.disk_usage(store.root).free
     if needed > free:
         raise CameraError(
             f"{store.root} has {bytes_text(free)} free and this recipe needs about {bytes_text(needed)}: "
             "free some space, or put the store elsewhere with CAMERA_HOME"
         )
+
+
+def room_needed(pipeline: Pipeline, store: Store) -> int:
+    """About how many bytes the steps that are not in the store will still write there."""
+    return sum(_disk_to_come(pipeline, store))
 
 
 def _disk_to_come(pipeline: Pipeline, store: Store) -> Iterator[int]:

@@ -1,17 +1,21 @@
 """One run of a pipeline: every step in order, told to whoever listens, recorded in MLflow, stopped cleanly."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from camera.disk import DiskError
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.report.gate import Gate
 from camera.report.results import read_results
+from camera.units import bytes_text
 from tasks.lease import lease
 from tasks.pipeline import Pipeline, Step
+from tasks.preflight import room_needed
 from tasks.project import Project
 from tasks.stage import Request, RunReferences
 from tasks.stages import fetch, publish, report
@@ -113,6 +117,8 @@ def run_pipeline(
             artifact, cached = perform(request)
         except BaseException as error:
             listener.failed(step.name, error)
+            if isinstance(error, DiskError) and error.full and store is not None:
+                raise _with_what_is_missing(error, pipeline, store) from error
             raise
         if not cached:
             executed.append(step.name)
@@ -146,6 +152,15 @@ def run_pipeline(
     if tracker is not None:
         tracker.finish("FINISHED")
     return outcome
+
+
+def _with_what_is_missing(error: DiskError, pipeline: Pipeline, store: Store) -> DiskError:
+    needed, free = room_needed(pipeline, store), shutil.disk_usage(store.root).free
+    return DiskError(
+        f"{error}. The steps that are left write about {bytes_text(needed)} to {store.root}, where "
+        f"{bytes_text(free)} are free; `camera gc --dry-run` shows what could go",
+        full=True,
+    )
 
 
 def _outcome(artifacts: dict[str, Artifact], executed: list[str], mlflow_run: str | None) -> Outcome:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from camera.digests import digest_json
+from camera.disk import told_of_disks
 from camera.progress import Progress, silent
 from tasks.lineage import ancestry, environment, stage_entry
 from tasks.store import Artifact, Store
@@ -117,8 +118,11 @@ def perform(
         progress: passed on to the stage.
         started: called when the stage does run.
         waiting: called when another process holds the key.
+
+    Raises:
+        DiskError: if a disk is full or cannot be written to.
     """
-    with store.lock(request.key, waiting):
+    with told_of_disks(store.root), store.lock(request.key, waiting):
         if (artifact := find(store, request)) is not None:
             return artifact
         started()

@@ -16,11 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from camera.digests import digest_file, digest_files, digest_json, files_below
+from camera.disk import READ_ONLY
 from camera.errors import CameraError
-from camera.files import read_json, sync, sync_tree, whole_folder, write_json
+from camera.files import is_still, read_json, sync, sync_tree, whole_folder, write_json
 
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
@@ -137,9 +138,14 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold a key alone, across threads and processes; the kernel frees it when the holder dies."""
+        """Hold a key alone, across threads and processes; the kernel frees it when the holder dies.
+
+        In a store that cannot be written to nobody makes anything, so there is nothing to hold.
+        """
         folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
+        if not _writable(folder):
+            yield
+            return
         while True:
             with (folder / key).open("w") as file:
                 try:
@@ -147,7 +153,7 @@ class Store:
                 except BlockingIOError:
                     waiting()
                     fcntl.flock(file, fcntl.LOCK_EX)
-                if _is_still(file, folder / key):  # else the file was cleaned away, and others lock a new one
+                if is_still(file, folder / key):  # else the file was cleaned away, and others lock a new one
                     yield
                     return
 
@@ -162,7 +168,7 @@ class Store:
             except BlockingIOError:
                 yield False
                 return
-            if not _is_still(file, path):
+            if not is_still(file, path):
                 yield False
                 return
             try:
@@ -244,6 +250,16 @@ class Store:
         return self.open(stage, key)
 
 
+def _writable(locks: Path) -> bool:
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        return os.access(locks, os.W_OK)
+    except OSError as error:
+        if error.errno in READ_ONLY:
+            return False
+        raise
+
+
 def _checksum(manifest: dict[str, Any]) -> str:
     """Digest of all that a manifest says, so that no field of it can change unseen."""
     return digest_json({name: value for name, value in manifest.items() if name != "checksum"})
@@ -276,14 +292,6 @@ def _lineage_damage(path: Path, manifest: dict[str, Any]) -> str | None:
     if digest_file(path / LINEAGE) != manifest["lineage_sha256"]:
         return f"{path / LINEAGE} does not have the sha256 in its manifest"
     return None
-
-
-def _is_still(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one that has this name now."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _doom(folder: Path) -> Path:

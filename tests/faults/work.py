@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -23,15 +24,22 @@ class Teller:
     """A listener that keeps what became of each step, and may start a countdown at one of them."""
 
     def __init__(
-        self, deaths: Deaths | None = None, step: str | None = None, number: int | None = None
+        self,
+        deaths: Deaths | None = None,
+        step: str | None = None,
+        number: int | None = None,
+        fill: str | None = None,
     ) -> None:
         self.states: dict[str, str] = {}
         self.operations: dict[str, int] = {}
-        self._deaths, self._step, self._number = deaths, step, number
+        self._deaths, self._step, self._number, self._fill = deaths, step, number, fill
 
     def begin(self, pipeline: Pipeline) -> None: ...
 
     def started(self, step: str) -> None:
+        if step == self._step and self._fill is not None:
+            with (Path(self._fill) / "ballast").open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self._fill).free - 4096)
         if self._deaths is not None:
             self._deaths.count = 0
             if step == self._step:
@@ -58,6 +66,7 @@ def run_recipe(
     number: int | None = None,
     power: bool = False,
     environment: dict[str, str] | None = None,
+    fill: str | None = None,
 ) -> None:
     """Run `recipe.yaml` of a folder as `camera run --no-prefect` does; write `told.json` unless ended before.
 
@@ -67,12 +76,13 @@ def run_recipe(
         step, number: end the process at this file operation of this step.
         power: end it as a power cut would.
         environment: variables to set before.
+        fill: take all room of this file system when the step starts.
     """
     os.chdir(folder)
     os.environ.update({"CAMERA_HOME": ".camera", **(environment or {})})
     store = folder / ".camera" / "store"
     store.mkdir(parents=True, exist_ok=True)
-    teller = Teller(Deaths((store, folder / "published"), power).watch(), step, number)
+    teller = Teller(Deaths((store, folder / "published"), power).watch(), step, number, fill)
     told: dict[str, Any] = {"error": None, "kind": None}
     with (folder / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
