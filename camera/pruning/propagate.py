@@ -21,6 +21,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import dtype_name, free_memory_bytes, resolve_device, resolve_dtype
 from camera.digests import digest_json
 from camera.errors import CameraError
+from camera.files import reserve
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.gram import LayerGram, held_back
@@ -353,6 +354,8 @@ def _room(
     if ranks.count * size <= _SHARE_OF_FREE * free_memory_bytes(torch.device("cpu")):  # ranks share the host
         return torch.empty(shape, dtype=dtype)
     path = work / f".hidden.{os.getpid()}.tmp"
+    with path.open("wb") as file:  # a full disk is an error here; through the map it would be a SIGBUS
+        reserve(file.fileno(), size)
     mapped = torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype)
     path.unlink()  # the map keeps the file; its name is not needed again, and a kill leaves nothing behind
     return mapped.view(shape)

@@ -15,8 +15,9 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_dtype
+from camera.disk import told_of_disks
 from camera.errors import CameraError
-from camera.files import read_json, refuse_occupied, sweep, sync, sync_tree, write_json
+from camera.files import held, read_json, refuse_occupied, sweep, sync, sync_tree, write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.decisions import Decision, decide
@@ -60,10 +61,12 @@ def prune_checkpoint(
             `kept.safetensors` and `prune.json`, which is removed after: the moment to add a card.
 
     Raises:
-        CameraError: as `propagate`; if nothing would be pruned; or if `out` is occupied.
+        CameraError: as `propagate`; if nothing would be pruned; or if `out` is occupied, or
+            another process is making it.
     """
     keep = kept_width(checkpoint.ffn_width, options.ratio, options.multiple_of)
-    _prune_checkpoint(checkpoint, tokens_ST, out, capture, options, keep, progress, finish)
+    with held(out), told_of_disks(out.parent):
+        _prune_checkpoint(checkpoint, tokens_ST, out, capture, options, keep, progress, finish)
 
 
 def _prune_checkpoint(
