@@ -22,7 +22,7 @@ from typing import Any
 import gguf
 import psutil
 import torch
-from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+from synthetic import write_tokenizer
 
 from camera.benchmark.report import Spread
 from camera.checkpoints.checkpoint import Checkpoint
@@ -286,10 +286,7 @@ def _random_checkpoint(folder: Path, layers: int) -> Path:
         "tie_word_embeddings": False,
     }
     write_json(folder / "config.json", config)
-    model = ModelProto()
-    for number in range(256):
-        model.pieces.add(piece=f"<0x{number:02X}>", score=0.0, type=ModelProto.SentencePiece.BYTE)
-    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    write_tokenizer(folder)
     return folder
 
 

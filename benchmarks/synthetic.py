@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from camera.checkpoints.checkpoint import INDEX_NAME
 from camera.checkpoints.safetensors_file import SafetensorsWriter
@@ -75,6 +76,17 @@ def write_checkpoint(
         },
     )
     return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A sentencepiece model of the special tokens and the 256 single bytes: enough for a GGUF that llama.cpp loads."""
+    model = ModelProto()
+    kinds = ModelProto.SentencePiece
+    for piece, kind in (("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)):
+        model.pieces.add(piece=piece, score=0.0, type=kind)
+    for number in range(256):
+        model.pieces.add(piece=f"<0x{number:02X}>", score=0.0, type=kinds.BYTE)
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
 
 
 def _weights(shape: tuple[int, ...], block: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,8 @@ class BenchModel(Options):
     """A GGUF file, or a checkpoint folder."""
     baseline: bool = False
     """Whether the others are compared with it: the unpruned model in Q4_0."""
+    engines: tuple[str, ...] | None = None
+    """Only on these of the engines; the default is all."""
 
 
 @dataclass
@@ -85,10 +87,10 @@ def run_benchmark(
         bandwidth = read_bandwidth(device)
         rows: list[BenchmarkRow] = []
         described: dict[str, dict[str, Any]] = {}
-        per_engine = len(models) * options.repeats
-        for number, name in enumerate(options.engines):
-            report_runs = _Counter(progress, number * per_engine, len(options.engines) * per_engine)
-            with _loaded(models, name, options, device) as runs:
+        on = {name: _those_on(name, models) for name in options.engines}
+        report_runs = _Counter(progress, options.repeats * sum(map(len, on.values())))
+        for name, its_models in on.items():
+            with _loaded(its_models, name, options, device) as runs:
                 _measure(runs, options, report_runs)
                 for run in runs:
                     # What llama.cpp does on an accelerator is beyond torch's measurement of this device.
@@ -106,6 +108,10 @@ def run_benchmark(
             versions=_versions(),
             rows=tuple(_compared(row, rows, baseline) for row in rows),
         )
+
+
+def _those_on(engine: str, models: Sequence[BenchModel]) -> list[BenchModel]:
+    return [model for model in models if model.engines is None or engine in model.engines]
 
 
 def _check(models: Sequence[BenchModel]) -> None:
@@ -224,10 +230,10 @@ def _versions() -> dict[str, str]:
 
 
 class _Counter:
-    """Progress of one engine's runs within that of all."""
+    """Progress of the runs of all engines."""
 
-    def __init__(self, progress: Progress, done: int, total: int) -> None:
-        self.progress, self.done, self.total = progress, done, total
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.done, self.total = progress, 0, total
 
     def advance(self) -> None:
         self.done += 1

@@ -231,3 +231,12 @@ def test_a_question_without_an_answer_is_refused(
     ]
     with pytest.raises(CameraError, match=message):
         run_benchmark(asked, SHORT)
+
+
+def test_a_model_may_be_of_some_engines_only(folders: list[Path]) -> None:
+    options = BenchmarkOptions(decode=(4,), repeats=1, device="cpu", engines=("llama.cpp", "torch"))
+    only = BenchModel(label="whole", path=folders[0], engines=("torch",))
+    seen: list[tuple[int, int]] = []
+    report = run_benchmark([only], options, lambda done, total: seen.append((done, total)))
+    assert [(row.engine, row.failure) for row in report.rows] == [("torch", None)]
+    assert seen == [(1, 1)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from camera.benchmark.llama_cpp import LlamaCppEngine, find_llama_bench
+from camera.benchmark.llama_cpp import LlamaCppEngine, build_digest, find_llama_bench
 from camera.errors import CameraError
 from camera.formats.convert import write_twin
 from camera.formats.gguf_reader import is_q4_0_64, open_gguf
@@ -210,3 +210,20 @@ def test_a_token_reads_all_weights_but_the_embedding(llama_cpp: Path, ggufs: dic
     assert found.weight_bytes_per_token == everything - tensors["token_embd.weight"].data.nbytes
     assert found.kv_bytes_per_position == 2 * 2 * 2 * 32 * 2  # keys and values, layers, kv heads, width, f16
     assert found.model_bytes == os.path.getsize(ggufs["q4_0"])
+
+
+def test_another_build_has_another_digest_whether_it_is_the_program_or_a_library(llama_cpp: Path) -> None:
+    found = [build_digest(llama_cpp)]
+    binary = llama_cpp / "build" / "bin" / "llama-bench"
+    (binary.parent / "libggml.so").write_bytes(b"1")
+    found.append(build_digest(llama_cpp))
+    (binary.parent / "libggml.so").write_bytes(b"2")
+    found.append(build_digest(llama_cpp))
+    binary.write_text(binary.read_text() + "# another\n")
+    found.append(build_digest(llama_cpp))
+    assert len(set(found)) == 4
+    assert build_digest(llama_cpp) == found[-1]
+
+
+def test_where_there_is_no_build_there_is_no_digest(tmp_path: Path) -> None:
+    assert build_digest(tmp_path) is None
