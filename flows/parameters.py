@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, get_origin
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, Field
 
@@ -18,6 +19,8 @@ def override_pattern(model: type[BaseModel] = Recipe) -> str:
 def _paths(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, str]]:
     for name, field in model.model_fields.items():
         inner: Any = field.annotation
+        if isinstance(inner, UnionType):  # an optional section
+            inner = next(iter(get_args(inner)))
         is_mapping = get_origin(inner) is dict
         yield f"{before}{name}", r"(?:\.[^=]+)?" if is_mapping else ""
         if isinstance(inner, type) and issubclass(inner, BaseModel):

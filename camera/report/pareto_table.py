@@ -12,7 +12,7 @@ from rich.table import Table
 from camera.report.pareto import SweepResults, SweepRow
 from camera.report.schema import ModelRow
 from camera.report.table import Grid, grid_markdown
-from camera.report.words import milliseconds, score_words
+from camera.report.words import accuracy_words, milliseconds, score_words
 from camera.units import bytes_text
 
 FRONT = "●"
@@ -49,6 +49,7 @@ def columns(results: SweepResults) -> tuple[str, ...]:
         "size",
         "bits/w",
         *(f"ppl {text}" for text in results.texts),
+        *(["tasks"] if _has_tasks(results) else []),
         "decode ms",
         *(["gate"] if _has_gate(results) else []),
         "front",
@@ -105,7 +106,7 @@ def csv_rows(results: SweepResults) -> Iterator[list[Any]]:
             for text in texts
             for quantity in ("perplexity", "perplexity_change", "front")
         ),
-        *("decode_ms", "decode_speedup", "gate", "failure"),
+        *("task_average", "decode_ms", "decode_speedup", "gate", "failure"),
     ]
     for model in results.references:
         on = [text for text, found in results.references_on_front.items() if model.id in found]
@@ -132,6 +133,11 @@ def _heads(results: SweepResults) -> list[str]:
 
 def _has_gate(results: SweepResults) -> bool:
     return any(row.gate is not None for row in results.rows)
+
+
+def _has_tasks(results: SweepResults) -> bool:
+    models = [*results.references, *(row.model for row in results.rows if row.model is not None)]
+    return any(model.task_average for model in models)
 
 
 def _reference(results: SweepResults, model: ModelRow, on_front: bool) -> Line:
@@ -164,7 +170,8 @@ def _member(results: SweepResults, row: SweepRow) -> Line:
 
 def _measured(results: SweepResults, model: ModelRow | None) -> list[Cell]:
     if model is None:
-        return [Cell("–")] * (3 + len(results.texts))
+        return [Cell("–")] * (3 + len(results.texts) + _has_tasks(results))
+    average = model.task_average.get("acc")
     width, size, bits = model.ffn_width, model.bytes, model.bits_per_weight
     scores = [
         Cell(score_words(model, text), model.perplexity[text].value if text in model.perplexity else None)
@@ -175,6 +182,11 @@ def _measured(results: SweepResults, model: ModelRow | None) -> list[Cell]:
         Cell("–" if size is None else bytes_text(size), size),
         Cell("–" if bits is None else f"{bits:.2f}", bits),
         *scores,
+        *(
+            [Cell(accuracy_words(average), None if average is None else average.value)]
+            if _has_tasks(results)
+            else []
+        ),
     ]
 
 
@@ -189,4 +201,5 @@ def _scores(model: ModelRow | None, texts: tuple[str, ...], on_front: Any) -> li
     for text in texts:
         score = None if model is None else model.perplexity.get(text)
         found += [None, None, None] if score is None else [score.value, score.change, text in on_front]
-    return found
+    average = None if model is None else model.task_average.get("acc")
+    return [*found, None if average is None else average.value]

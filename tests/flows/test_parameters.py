@@ -39,3 +39,14 @@ def test_the_schema_that_the_server_checks_refuses_the_same():
     assert json.loads(json.dumps(pattern)) == override_pattern()
     assert re.search(pattern, "prune.ratio=0.3")
     assert not re.search(pattern, "prune_ratio=0.3"), "a dot in a field's path stands for itself"
+
+
+def test_fields_of_an_optional_section_can_be_overridden() -> None:
+    pattern = re.compile(override_pattern())
+    for override in (
+        "publish.require.task_drop=2",
+        "publish.require.perplexity_increase.c4-test=0.3",
+        "sweep=null",
+    ):
+        assert pattern.match(override), override
+    assert not pattern.match("publish.require.nothing=1")

@@ -13,8 +13,8 @@ from camera.report.gate import Gate, Requirement
 from camera.report.pareto import MemberResults, SweepResults, best_member, collect_sweep, front
 from camera.report.pareto_chart import Dot, pareto
 from camera.report.pareto_html import read_sweep, render_sweep, summary, write_sweep
-from camera.report.pareto_table import sweep_markdown, sweep_table
-from camera.report.schema import ModelRow, Perplexity, Results
+from camera.report.pareto_table import csv_rows, sweep_markdown, sweep_table
+from camera.report.schema import Accuracy, ModelRow, Perplexity, Results
 from tests.camera.report.test_html import HOSTILE, Page
 
 SCORE = Perplexity(value=10, change=0.0, tokens=1, window=1, dtype="float32")
@@ -179,3 +179,16 @@ def test_terminal_and_markdown_say_the_same() -> None:
     for words in ("12.00 (+20.0 %)", "original", "passed"):
         assert words in told
         assert words in sweep_markdown(results)
+
+
+def test_the_mean_over_tasks_has_a_column_where_tasks_were_measured() -> None:
+    results = found(200, 12)
+    average = {"acc": Accuracy(value=0.6, standard_error=0.01)}
+    rows = (*results.models[:2], results.models[2].model_copy(update={"task_average": average}))
+    with_tasks = sweep(results.model_copy(update={"models": rows}), "broken")
+    head, *lines = csv_rows(with_tasks)
+    assert [line[head.index("task_average")] for line in lines] == [None, None, 0.6, None]
+    assert {len(line) for line in lines} == {len(head)}
+    assert "| tasks |" in sweep_markdown(with_tasks).replace("---:", "")
+    assert "60" in sweep_markdown(with_tasks)
+    assert "tasks" not in sweep_markdown(sweep(results))
