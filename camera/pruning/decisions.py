@@ -20,7 +20,7 @@ from camera.pruning.importance import importance, kept_channels
 from camera.pruning.propagate import Selection, Visit, propagate
 from camera.pruning.ranks import Ranks, ranks
 from camera.pruning.statistics import LayerStatistics
-from camera.pruning.surgery import Surgery, surgery_of
+from camera.pruning.surgery import ROLES, Surgery, surgery_of
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,19 @@ class Decision:
     """CAMERA's importance, float64 [F] on the CPU."""
     kept_K: torch.Tensor
     """int64 [K] on the CPU, ascending: channels of the model that was walked."""
-    down_HK: torch.Tensor | None
-    """The down projection of the kept channels where it is not a slice of the walked model's, or was resumed."""
+    matrices: dict[str, torch.Tensor]
+    """By Hugging Face name, of the kept channels: those that are no slices of the walked model's; none if resumed."""
     record: dict[str, Any] | None
     """A surgery's record, for `prune.json`."""
     resumed: bool
     """Whether an earlier, killed walk decided it, so that its matrices are written."""
 
     def of_slice(self, walked: Checkpoint) -> "Decision":
-        """The same with the slice of the walked model's down projection made explicit."""
-        down_HF = walked.read(walked.family.ffn_names(self.layer)[2])
-        return replace(self, down_HK=down_HF.index_select(1, self.kept_K))
+        """The same with the slice of the walked model's down projection made explicit, where it is one."""
+        name = walked.family.ffn_names(self.layer)[2]
+        if self.resumed or name in self.matrices:
+            return self
+        return replace(self, matrices={**self.matrices, name: walked.read(name).index_select(1, self.kept_K)})
 
 
 def decide(
@@ -87,26 +89,29 @@ def decide(
         ):
             down_HF = checkpoint.read_finite(checkpoint.family.ffn_names(visit.layer)[2])
             scores_F = importance(visit.statistics, down_HF, options.reduce_ratio)
-            down_HK, record = None, None
+            record, matrices = None, {}
             if surgery is None:
                 kept_K = kept_channels(scores_F, keep)
             else:
-                kept_K, down_HK, record = _noted(work, visit)
+                kept_K, record = _noted(work, visit)
+            if visit.cut is not None:
+                names = dict(zip(ROLES, checkpoint.family.ffn_names(visit.layer), strict=True))
+                matrices = {names[role]: matrix for role, matrix in visit.cut.matrices.items()}
             yield Decision(
-                visit.layer, visit.statistics, scores_F, kept_K, down_HK, record, resumed=visit.resumed
+                visit.layer, visit.statistics, scores_F, kept_K, matrices, record, resumed=visit.resumed
             )
 
 
-def _noted(work: Path, visit: Visit) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+def _noted(work: Path, visit: Visit) -> tuple[torch.Tensor, dict[str, Any]]:
     """A surgery's decision, noted now or by an earlier walk."""
     path = work / f"cut-{visit.layer:04d}.json"
     if visit.cut is not None:
         cut = visit.cut
         write_json(path, {"kept": cut.kept_K.tolist(), "record": asdict(cut.record)})
-        return cut.kept_K, cut.down_HK, asdict(cut.record)
+        return cut.kept_K, asdict(cut.record)
     try:
         note = read_json(path)
-        return torch.tensor(note["kept"], dtype=torch.int64), None, note["record"]
+        return torch.tensor(note["kept"], dtype=torch.int64), note["record"]
     except (CameraError, KeyError, TypeError) as error:
         raise CameraError(f"{path} is damaged: remove {work} and begin again ({error})") from None
 

@@ -62,7 +62,8 @@ def estimate_walk(
     tokens_BT = (
         torch.arange(batch * length).remainder(int(checkpoint.config["vocab_size"])).view(batch, length)
     )
-    gram = None if surgery is None else LayerGram(checkpoint.ffn_width, device)
+    by_gram = surgery is not None and surgery.needs_gram
+    gram = LayerGram(checkpoint.ffn_width, device) if by_gram else None
     with torch.inference_mode():
         hidden_BTH = walk.embed(tokens_BT)
         starting = time.perf_counter() - begun
@@ -86,6 +87,8 @@ def _deciding_seconds(checkpoint: Checkpoint, surgery: Surgery, device: torch.de
     """How long one layer's choice and refit take, in float64."""
     width, hidden, kept = checkpoint.ffn_width, checkpoint.hidden_size, surgery.kept
     removed = width - kept
+    if not surgery.needs_gram:
+        return 0.0
     products = 3 * hidden * width**2  # errors on held-back tokens, and the way of the matrices to float64
     if surgery.score == "obs":
         products += _FACTOR_SLOWNESS * width**3 + removed * width * (width + hidden)
@@ -129,7 +132,7 @@ def _peak(
         kept_down = 2 * hidden * selection.kept * dtype.itemsize
     base = memory_bytes(device) if device.type != "cpu" else psutil.Process().memory_info().rss
     grams = deciding = 0
-    if surgery is not None:
+    if surgery is not None and surgery.needs_gram:
         grams = 2 * 4 * width**2
         deciding = held
         if exact_device(device) == device:  # the matrix in float64, its inverse, and what either is made from

@@ -8,7 +8,7 @@ only the down projection on the kept channels.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -29,8 +29,9 @@ from camera.pruning.importance import importance, kept_channels, kept_width
 from camera.pruning.ranks import Ranks
 from camera.pruning.state import StateFiles
 from camera.pruning.statistics import LayerStatistics
-from camera.pruning.surgery import Cut, CutRecord, Surgery, cut_layer
+from camera.pruning.surgery import ROLES, Cut, CutRecord, Surgery, cut_layer, cut_plainly, make_sparse
 from camera.pruning.walk import LayerWalk
+from camera.quantization.moments import squares
 
 ACTIVATION_BUDGET_BYTES = 1 << 30
 """Most memory that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
@@ -142,22 +143,25 @@ def propagate(
 
             with walk.layer(index) as module:
                 visit = _Visitor(module, call, hidden_STH, options.batch_size, last=index + 1 == count)
-                gram = None if surgery is None else LayerGram(checkpoint.ffn_width, device)
-                statistics = visit.look(sequential=selection is not None, tell=tell, gram=gram, held_S=held_S)
+                gram = None
+                if surgery is not None and surgery.needs_gram:
+                    gram = LayerGram(checkpoint.ffn_width, device)
+                sparse = surgery is not None and surgery.sparsity > 0
+                statistics = visit.look(
+                    sequential=selection is not None, hold=not sparse, tell=tell, gram=gram, held_S=held_S
+                )
                 ranks.merge(statistics)
                 statistics.check_finite(index)
                 cut = None
+                matrices: dict[str, torch.Tensor] = {}
                 if surgery is None:
                     kept_K = _select(checkpoint, index, selection, statistics, visit.down_HF)
-                    down_HK = None
                 else:
-                    assert gram is not None
-                    gram.merge(ranks)
-                    cut = _cut(checkpoint, index, statistics, gram, surgery, ranks)
-                    kept_K, down_HK = (None, None) if selection is None else (cut.kept_K, cut.down_HK)
+                    cut = _cut(checkpoint, index, statistics, gram, visit.input_squares_H, surgery, ranks)
+                    kept_K, matrices = (None, {}) if selection is None else (cut.kept_K, cut.matrices)
                 gram = None  # as large as a layer or more: not kept while the caller writes
                 if kept_K is not None:
-                    visit.narrow(kept_K, down_HK)
+                    visit.narrow(kept_K, matrices)
             layers.append(statistics)
             yield Visit(index, statistics, kept_K, resumed=False, cut=cut)
             if index + 1 < count and ranks.agree(clock.due()):
@@ -191,6 +195,8 @@ class _Visitor:
         self._down: nn.Linear = self._mlp.down_proj  # type: ignore[assignment]
         self._device = self._down.weight.device
         self._held: dict[int, torch.Tensor] = {}  # activations by batch, as many as the budget allows
+        self.input_squares_H = torch.zeros(self._down.out_features, dtype=torch.float64)
+        """Σ x² of what enters gate and up, on the CPU; gathered where nothing is to be held."""
 
     @property
     def down_HF(self) -> torch.Tensor:
@@ -201,13 +207,27 @@ class _Visitor:
         self,
         *,
         sequential: bool,
+        hold: bool = True,
         tell: Callable[[int], None],
         gram: LayerGram | None = None,
         held_S: Sequence[bool] = (),
     ) -> LayerStatistics:
-        """Run the layer over all samples and gather statistics of what enters `down_proj`, and its Gram matrix."""
+        """Run the layer over all samples and gather statistics of what enters `down_proj`, and its Gram matrix.
+
+        Args:
+            sequential: whether `narrow` follows.
+            hold: keep activations for it; not where gate and up will change, whose inputs are then measured.
+            tell: told the samples seen.
+            gram: to add to.
+            held_S: which of the samples are held back.
+        """
         statistics = LayerStatistics.zeros(self._down.in_features)
         room = min(ACTIVATION_BUDGET_BYTES, int(_SHARE_OF_FREE * free_memory_bytes(self._device)))
+        room = room if hold else 0
+        hook = None
+        if not hold:
+            gate: nn.Linear = self._mlp.gate_proj  # type: ignore[assignment]
+            hook = gate.register_forward_pre_hook(self._see_input)
 
         def see(act_BTF: torch.Tensor) -> bool:
             nonlocal room
@@ -228,28 +248,37 @@ class _Visitor:
                 self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
             tell(min(batch.stop, len(self._hidden_STH)))
         self._mlp.down_proj = self._down
+        if hook is not None:
+            hook.remove()
         return statistics
 
-    def narrow(self, kept_K: torch.Tensor, down_HK: torch.Tensor | None = None) -> None:
+    def _see_input(self, gate: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.input_squares_H += squares(inputs[0])
+
+    def narrow(self, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
         """Make the hidden states what the layer puts out with the kept channels alone.
 
         Args:
             kept_K: int64 [K].
-            down_HK: the down projection of these channels, where it is not a slice of the layer's own.
+            matrices: `gate`, `up` or `down` of these channels, where they are not slices of the layer's own.
         """
         if self._last:
             return
         kept_K = kept_K.to(self._device)
-        if down_HK is None:
-            kept_down_HK = self._down.weight.index_select(1, kept_K)
-        else:
-            kept_down_HK = down_HK.to(self._down.weight)
+        bias = self._down.bias
+        whole_HF = self._down.weight
+        kept_down_HK = (
+            matrices["down"].to(whole_HF) if "down" in matrices else whole_HF.index_select(1, kept_K)
+        )
+        narrowed = False
         for number, batch in enumerate(self._batches):
             if (act_BTF := self._held.pop(number, None)) is not None:
-                ffn_BTH = nn.functional.linear(act_BTF[..., kept_K], kept_down_HK, self._down.bias)
+                ffn_BTH = nn.functional.linear(act_BTF[..., kept_K], kept_down_HK, bias)
                 out_BTH = self._hidden_STH[batch].to(self._device) + ffn_BTH
             else:
-                _narrow(self._mlp, kept_K, kept_down_HK)
+                if not narrowed:
+                    _narrow(self._mlp, kept_K, {**matrices, "down": kept_down_HK})
+                    narrowed = True
                 out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
             self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
 
@@ -269,15 +298,12 @@ class _Recorder(nn.Module):
         return act_BTF.new_zeros(*act_BTF.shape[:-1], self.down.out_features)
 
 
-def _narrow(mlp: nn.Module, kept_K: torch.Tensor, down_HK: torch.Tensor) -> None:
-    """Slice a gated FFN in place to its kept channels, once."""
-    for name in ("gate_proj", "up_proj"):
-        linear: nn.Linear = getattr(mlp, name)
-        if len(linear.weight) != len(kept_K):
-            linear.weight = nn.Parameter(linear.weight.index_select(0, kept_K), requires_grad=False)
-    down: nn.Linear = mlp.down_proj  # type: ignore[assignment]
-    if down.weight.shape[1] != len(kept_K):
-        down.weight = nn.Parameter(down_HK, requires_grad=False)
+def _narrow(mlp: nn.Module, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
+    """Narrow a gated FFN in place to its kept channels."""
+    for role in ROLES:
+        linear: nn.Linear = getattr(mlp, f"{role}_proj")
+        weight = matrices[role].to(linear.weight) if role in matrices else linear.weight[kept_K]
+        linear.weight = nn.Parameter(weight, requires_grad=False)
 
 
 class _SavingClock:
@@ -323,25 +349,48 @@ def _cut(
     checkpoint: Checkpoint,
     index: int,
     statistics: LayerStatistics,
-    gram: LayerGram,
+    gram: LayerGram | None,
+    input_squares_H: torch.Tensor,
     surgery: Surgery,
     ranks: Ranks,
 ) -> Cut:
     """Decide on the first rank, and hand out what the others need to go on."""
-    down_HF = checkpoint.read(checkpoint.family.ffn_names(index)[2])
+    names = dict(zip(ROLES, checkpoint.family.ffn_names(index), strict=True))
+    down_HF = checkpoint.read(names["down"])
+    if gram is None:
+        cut = cut_plainly(statistics, down_HF, surgery)
+    else:
+        gram.merge(ranks)
+        cut = _handed_out(index, statistics, gram, down_HF, surgery, ranks)
+    if not surgery.sparsity:
+        return cut
+    ranks.add_up(input_squares_H)
+    own = {role: checkpoint.read(name) for role, name in names.items()}
+    return make_sparse(cut, statistics, input_squares_H, own, surgery)
+
+
+def _handed_out(
+    index: int,
+    statistics: LayerStatistics,
+    gram: LayerGram,
+    down_HF: torch.Tensor,
+    surgery: Surgery,
+    ranks: Ranks,
+) -> Cut:
+    """The cut of the first rank, on every rank; the record is complete on the first alone."""
     if ranks.first:
         cut = cut_layer(index, statistics, gram, down_HF, surgery)
     else:
-        nothing = CutRecord("energy", False, None, gram.fit_tokens, gram.held_tokens, None, None)
-        cut = Cut(torch.empty(surgery.kept, dtype=torch.int64), None, nothing)
+        nothing = CutRecord(surgery.score, False, None, gram.fit_tokens, gram.held_tokens, None, None)
+        cut = Cut(torch.empty(surgery.kept, dtype=torch.int64), {}, nothing)
     ranks.hand_out(cut.kept_K)
-    if not ranks.agree(int(cut.down_HK is not None)):
-        return cut
-    down_HK = cut.down_HK
-    if down_HK is None:
-        down_HK = torch.empty(len(down_HF), surgery.kept, dtype=down_HF.dtype)
-    ranks.hand_out(down_HK)
-    return replace(cut, down_HK=down_HK)
+    if ranks.agree(len(cut.matrices)):
+        down_HK = cut.matrices.get("down")
+        if down_HK is None:
+            down_HK = torch.empty(len(down_HF), surgery.kept, dtype=down_HF.dtype)
+        ranks.hand_out(down_HK)
+        cut = replace(cut, matrices={"down": down_HK})
+    return cut
 
 
 def _room(
@@ -418,5 +467,5 @@ def trial(
         held_S = [False] * len(hidden_BTH)
         visit.look(sequential=selection is not None, tell=lambda seen: None, gram=gram, held_S=held_S)
         if selection is not None:
-            visit.narrow(torch.arange(selection.kept))
+            visit.narrow(torch.arange(selection.kept), {})
         return time.perf_counter() - started

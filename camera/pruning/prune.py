@@ -15,7 +15,7 @@ from camera.progress import Progress, silent
 from camera.pruning.importance import kept_channels, kept_width
 from camera.pruning.score import read_scores
 
-_BEYOND = {"score", "refit", "damping", "round", "steps"}
+_BEYOND = {"score", "refit", "damping", "round", "steps", "sparsity", "sparsity_pattern"}
 """Options beyond CAMERA's method that the summary names where they are in use."""
 KEPT = "kept.safetensors"
 SUMMARY = "prune.json"
@@ -32,6 +32,8 @@ class Pruned:
     source_width: int
     width: int
     """The kept FFN width (that of the matrices in physical mode)."""
+    sparsity: float = 0.0
+    """Share of the weights that stay that were asked to be zero."""
 
     @classmethod
     def open(cls, folder: Path) -> "Pruned":
@@ -45,6 +47,7 @@ class Pruned:
                 summary["hidden_size"],
                 summary["width"],
                 summary["kept_width"],
+                summary.get("sparsity", 0.0),
             )
         except (KeyError, TypeError) as error:
             raise CameraError(f"{folder / SUMMARY} is not what prune writes ({error}): prune again") from None
@@ -64,13 +67,18 @@ class Pruned:
         tensors = read_tensors(self.folder / KEPT)
         return [tensors[f"layers.{index}.kept"] for index in range(self.layers)]
 
+    @property
+    def changed(self) -> bool:
+        """Whether any matrix is another than the source's."""
+        return self.width < self.source_width or self.sparsity > 0
+
     def layer(self, index: int) -> dict[str, torch.Tensor]:
-        """The changed matrices of one layer by Hugging Face name; empty where nothing was removed.
+        """The changed matrices of one layer by Hugging Face name; empty where nothing changed.
 
         Raises:
             CameraError: if the layer's file is missing or damaged.
         """
-        return read_tensors(self.folder / layer_file(index)) if self.width < self.source_width else {}
+        return read_tensors(self.folder / layer_file(index)) if self.changed else {}
 
 
 def prune(
@@ -162,7 +170,7 @@ def pruned_matrix(
     name: str,
     kept_K: torch.Tensor,
     mode: str,
-    down_HK: torch.Tensor | None = None,
+    changed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Gate [F, H], up [F, H] or down [H, F] of a layer without the other channels.
 
@@ -172,18 +180,16 @@ def pruned_matrix(
         name: Hugging Face name of one of its three feed-forward matrices.
         kept_K: int64 [K], the channels that stay.
         mode: `physical` slices (K in place of F), `mask` zeroes.
-        down_HK: what stands in place of the kept columns of the down projection, in its dtype; None for themselves.
+        changed: what stands in place of the kept rows or columns, in their dtype; None for themselves.
 
     Raises:
         CameraError: if the matrix holds NaN or infinity.
     """
     dim = 1 if name == checkpoint.family.ffn_names(layer)[2] else 0
-    if dim == 1 and down_HK is not None:
+    if changed is not None:
         if mode == "physical":
-            return down_HK
-        whole_HF = down_HK.new_zeros(checkpoint.tensors[name].shape)
-        whole_HF[:, kept_K] = down_HK
-        return whole_HF
+            return changed
+        return changed.new_zeros(checkpoint.tensors[name].shape).index_copy_(dim, kept_K, changed)
     matrix = checkpoint.read_finite(name)
     if mode == "physical":
         return matrix.index_select(dim, kept_K)

@@ -16,7 +16,7 @@ from camera.progress import Progress, silent
 from camera.pruning.decisions import Decision
 from camera.pruning.importance import kept_width
 from camera.pruning.prune import layer_file, pruned_matrix
-from camera.pruning.stream import WORK, asked_for, begin, prune_layers, resumable
+from camera.pruning.stream import WORK, asked_for, begin, changes, prune_layers, resumable
 
 
 def prune_by_walk(
@@ -43,6 +43,7 @@ def prune_by_walk(
         CameraError: as `propagate`, or if nothing would be pruned.
     """
     keep = kept_width(checkpoint.ffn_width, options.ratio, options.multiple_of)
+    changed = changes(checkpoint, options, keep)
     work = out / WORK
     asked = asked_for(checkpoint, tokens_ST, capture, options)
     if not resumable(work, asked):
@@ -51,14 +52,14 @@ def prune_by_walk(
         begin(work, asked)
 
     def write(decision: Decision, kept_K: torch.Tensor) -> None:
-        if decision.resumed or keep == checkpoint.ffn_width:
+        if decision.resumed or not changed:
             return
         with whole_file(out / layer_file(decision.layer)) as temporary:
             write_tensors(
                 temporary,
                 {
                     name: pruned_matrix(
-                        checkpoint, decision.layer, name, kept_K, options.mode, decision.down_HK
+                        checkpoint, decision.layer, name, kept_K, options.mode, decision.matrices.get(name)
                     )
                     for name in checkpoint.family.ffn_names(decision.layer)
                 },

@@ -35,7 +35,7 @@ def save(checkpoint: Checkpoint, pruned_folder: Path, out: Path, progress: Progr
         done += count
         progress(done, total)
 
-    target = PrunedTarget(checkpoint, out, pruned.width, pruned.mode)
+    target = PrunedTarget(checkpoint, out, pruned.width, pruned.mode, changed=pruned.changed)
     try:
         for layer in range(checkpoint.layer_count):
             target.write_layer(layer, pruned.layer(layer).get)

@@ -80,6 +80,7 @@ def _prune_checkpoint(
     finish: Callable[[Path, Path], None],
 ) -> None:
     refuse_occupied(out)
+    changed = changes(checkpoint, options, keep)
     partial = out.with_name(f".{out.name}.partial")
     work = partial / WORK
     asked = asked_for(checkpoint, tokens_ST, capture, options)
@@ -88,7 +89,7 @@ def _prune_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         work.mkdir(parents=True)
     sweep(partial)  # a kill may also have come while config or index were written
-    target = PrunedTarget(checkpoint, partial, keep, options.mode, resume=resume)
+    target = PrunedTarget(checkpoint, partial, keep, options.mode, changed=changed, resume=resume)
     if not resume:  # only now, so that what can be resumed has all its shards
         target.sync()
         begin(work, asked)
@@ -96,10 +97,12 @@ def _prune_checkpoint(
     def write(decision: Decision, kept_K: torch.Tensor) -> None:
         if decision.resumed:
             target.already_written(decision.layer)
-        elif keep < checkpoint.ffn_width:
+        elif changed:
 
             def matrix(name: str) -> torch.Tensor:
-                return pruned_matrix(checkpoint, decision.layer, name, kept_K, options.mode, decision.down_HK)
+                return pruned_matrix(
+                    checkpoint, decision.layer, name, kept_K, options.mode, decision.matrices.get(name)
+                )
 
             target.write_layer(decision.layer, matrix)
 
@@ -164,7 +167,7 @@ def prune_layers(
             shutil.rmtree(work / f"step-{step - 1}", ignore_errors=True)
     outcome = Outcome() if earlier is None else Outcome(cuts=[*earlier.cuts])
     for decision in decide(walked, tokens_ST, work, capture, options, keep, before_saving, of_step(steps)):
-        if earlier is not None and decision.down_HK is None and not decision.resumed:
+        if earlier is not None:
             decision = decision.of_slice(walked)
         write(decision, outcome.add(decision, earlier, steps))
     return outcome
@@ -188,8 +191,26 @@ def _prune_step(
             shutil.copyfile(decided / name, notes / name)
         sync_tree(notes)
 
-    once = options.model_copy(update={"steps": 1, "mode": "physical"})
+    once = options.model_copy(
+        update={"steps": 1, "mode": "physical", "sparsity": 0.0, "sparsity_pattern": "unstructured"}
+    )
     _prune_checkpoint(walked, tokens_ST, model, capture, once, width, progress, note)
+
+
+def changes(checkpoint: Checkpoint, options: PruneOptions, keep: int) -> bool:
+    """Whether any matrix will be another than the source's.
+
+    Raises:
+        CameraError: for a 2:4 pattern where rows are not made of fours.
+    """
+    odd = [
+        f"{size} {what}"
+        for what, size in (("kept FFN channels", keep), ("hidden", checkpoint.hidden_size))
+        if size % 4
+    ]
+    if options.sparsity_pattern == "2:4" and odd:
+        raise CameraError(f"prune.sparsity_pattern 2:4 needs rows of a multiple of 4: {odd[0]} are none")
+    return keep < checkpoint.ffn_width or options.sparsity > 0
 
 
 def _joined(earlier: Outcome | None, latest: Outcome, step: int) -> Outcome:

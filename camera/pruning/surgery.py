@@ -5,23 +5,26 @@ where it is not better there the layer is cut as plain CAMERA cuts it, and says 
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from camera.options import PruneOptions
+from camera.options import PruneOptions, SparsityPattern
 from camera.pruning.gram import LayerGram
 from camera.pruning.importance import importance, kept_channels
 from camera.pruning.obs import obs_channels
 from camera.pruning.refit import output_error, refit
 from camera.pruning.statistics import LayerStatistics
+from camera.pruning.wanda import sparsified, zero_share
 
 log = logging.getLogger(__name__)
 
 TOKENS_PER_CHANNEL = 4
 """Fewer fitted tokens than this for every FFN channel, and a layer is not refitted."""
 
+ROLES = ("gate", "up", "down")
+"""The feed-forward matrices, in the order of `Family.ffn_names`."""
 _ROUNDS = 64
 """OBS removes a share of 1 / 64 of the channels in a round, unless told otherwise."""
 
@@ -36,14 +39,29 @@ class Surgery:
     refit: bool
     damping: float
     per_round: int
+    sparsity: float = 0.0
+    pattern: SparsityPattern = "unstructured"
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether the statistics of single channels are not enough."""
+        return self.refit or self.score == "obs"
 
 
 def surgery_of(width: int, kept: int, options: PruneOptions) -> Surgery | None:
     """The surgery that options ask for on layers of `width` channels; None where plain CAMERA is all there is to do."""
-    if kept == width or (options.score == "energy" and not options.refit):
-        return None
-    per_round = options.round or max(1, width // _ROUNDS)
-    return Surgery(kept, options.reduce_ratio, options.score, options.refit, options.damping, per_round)
+    cuts = kept < width
+    surgery = Surgery(
+        kept,
+        options.reduce_ratio,
+        options.score if cuts else "energy",
+        options.refit and cuts,
+        options.damping,
+        options.round or max(1, width // _ROUNDS),
+        options.sparsity,
+        options.sparsity_pattern,
+    )
+    return surgery if surgery.needs_gram or surgery.sparsity else None
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,8 @@ class CutRecord:
     """Of plain CAMERA's cut: share of the FFN output's energy lost on held-back tokens. None where nothing was."""
     error: float | None
     """The same of the cut that was tried."""
+    zero_shares: dict[str, float] | None = None
+    """Of the gate, up and down weights that stay, after sparsity was asked for: which share is zero."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +89,9 @@ class Cut:
 
     kept_K: torch.Tensor
     """int64 [K] on the CPU, ascending."""
-    down_HK: torch.Tensor | None
-    """The down projection of the kept channels in the checkpoint's dtype, on the CPU; None where it is a slice."""
+    matrices: dict[str, torch.Tensor]
+    """Those of `gate` [K, hidden], `up` [K, hidden] and `down` [hidden, K] that are no slices of the layer's own, in the
+    checkpoint's dtype, on the CPU."""
     record: CutRecord
 
 
@@ -91,7 +112,7 @@ def cut_layer(
 
     def plainly(why: str, plain: float | None = None, error: float | None = None) -> Cut:
         log.warning("layer %d is pruned plainly, by energy and without a refit: %s", index, why)
-        return Cut(energy_K, None, CutRecord("energy", False, why, *tokens, plain, error))
+        return Cut(energy_K, {}, CutRecord("energy", False, why, *tokens, plain, error))
 
     width = down_HF.shape[1]
     if gram.fit_tokens < TOKENS_PER_CHANNEL * width:
@@ -115,7 +136,7 @@ def cut_layer(
     plain = output_error(held_FF, exact_HF, energy_K, down_HF[:, energy_K])
     if not surgery.refit:
         error = output_error(held_FF, exact_HF, kept_K, down_HF[:, kept_K])
-        return Cut(kept_K, None, CutRecord(surgery.score, False, None, *tokens, plain, error))
+        return Cut(kept_K, {}, CutRecord(surgery.score, False, None, *tokens, plain, error))
     tried_HK = _refitted(fit_FF.double(), exact_HF, kept_K, surgery.damping, down_HF.dtype)
     if tried_HK is None:
         return plainly("its Gram matrix cannot be factored", plain)
@@ -128,8 +149,41 @@ def cut_layer(
         )
     # It has passed; now every token counts.
     down_HK = _refitted(fit_FF.double() + held_FF, exact_HF, kept_K, surgery.damping, down_HF.dtype)
-    assert down_HK is not None, "more tokens make the equations better conditioned"
-    return Cut(kept_K, down_HK, CutRecord(surgery.score, True, None, *tokens, plain, error))
+    if down_HK is None:
+        return plainly("its Gram matrix cannot be factored", plain)
+    return Cut(kept_K, {"down": down_HK}, CutRecord(surgery.score, True, None, *tokens, plain, error))
+
+
+def cut_plainly(statistics: LayerStatistics, down_HF: torch.Tensor, surgery: Surgery) -> Cut:
+    """CAMERA's cut, for a surgery that needs no Gram matrix."""
+    kept_K = kept_channels(importance(statistics, down_HF, surgery.reduce_ratio), surgery.kept)
+    return Cut(kept_K, {}, CutRecord("energy", False, None, 0, 0, None, None))
+
+
+def make_sparse(
+    cut: Cut,
+    statistics: LayerStatistics,
+    input_squares_H: torch.Tensor,
+    matrices: dict[str, torch.Tensor],
+    surgery: Surgery,
+) -> Cut:
+    """Set the least weights of a cut to zero.
+
+    Args:
+        cut: the channels, and a refitted down projection if there is one.
+        statistics: of what enters the down projection.
+        input_squares_H: Σ x² of what enters gate and up, [hidden].
+        matrices: the layer's own `gate`, `up` and `down`, on the CPU.
+        surgery: how sparse.
+    """
+    squares_K = statistics.sum_squares_F[cut.kept_K]
+    sparse = {}
+    for role in ROLES:
+        inputs = squares_K if role == "down" else input_squares_H
+        own = matrices[role].index_select(1 if role == "down" else 0, cut.kept_K)
+        sparse[role] = sparsified(cut.matrices.get(role, own), inputs, surgery.sparsity, surgery.pattern)
+    shares = {role: zero_share(matrix) for role, matrix in sparse.items()}
+    return Cut(cut.kept_K, sparse, replace(cut.record, zero_shares=shares))
 
 
 def _refitted(
@@ -137,7 +191,7 @@ def _refitted(
 ) -> torch.Tensor | None:
     """A refit as it would be saved, on the CPU; None where it cannot be."""
     new_HK = refit(gram_FF, down_HF, kept_K, damping)
-    saved_HK = None if new_HK is None else new_HK.to(dtype).cpu()
+    saved_HK = None if new_HK is None else new_HK.to(dtype).cpu().contiguous()
     return saved_HK if saved_HK is not None and bool(saved_HK.isfinite().all()) else None
 
 

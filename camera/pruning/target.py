@@ -21,7 +21,16 @@ from camera.files import read_json, write_json
 class PrunedTarget:
     """A checkpoint folder being written from a source checkpoint and the matrices that changed."""
 
-    def __init__(self, source: Checkpoint, out: Path, width: int, mode: str, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        source: Checkpoint,
+        out: Path,
+        width: int,
+        mode: str,
+        *,
+        changed: bool | None = None,
+        resume: bool = False,
+    ) -> None:
         """Lay out the shards.
 
         Args:
@@ -29,6 +38,7 @@ class PrunedTarget:
             out: an existing folder.
             width: kept FFN channels.
             mode: `physical` or `mask`.
+            changed: whether feed-forward matrices change; the default is where channels go.
             resume: go on with the shards that an earlier target of the same kind left in `out`.
         """
         self._source = source
@@ -36,7 +46,7 @@ class PrunedTarget:
         self._width = width
         self._narrower = mode == "physical" and width < source.ffn_width
         ffn = {name for layer in range(source.layer_count) for name in source.family.ffn_names(layer)}
-        self._changes = ffn if width < source.ffn_width else set()
+        self._changes = ffn if (width < source.ffn_width if changed is None else changed) else set()
         self._missing = set(source.tensors)
         self._writers: dict[str, SafetensorsWriter] = {}
         for file in source.weight_files:

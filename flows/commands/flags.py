@@ -22,6 +22,11 @@ class Score(StrEnum):
     obs = "obs"
 
 
+class Pattern(StrEnum):
+    unstructured = "unstructured"
+    two_of_four = "2:4"
+
+
 class Block(StrEnum):
     f32 = "f32"
     f16 = "f16"

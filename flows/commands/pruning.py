@@ -18,6 +18,7 @@ from flows.commands.flags import (
     MultipleOf,
     NProc,
     Out,
+    Pattern,
     Propagate,
     PropagateOption,
     Ratio,
@@ -124,6 +125,12 @@ def prune(
     steps: Annotated[
         int, typer.Option(help="Prune in so many steps, each measuring what the one before left.")
     ] = 1,
+    sparsity: Annotated[
+        float, typer.Option(help="Also set this share of the weights that stay to zero, by Wanda's metric.")
+    ] = 0.0,
+    sparsity_pattern: Annotated[
+        Pattern, typer.Option(help="unstructured, or 2:4, which goes with --sparsity 0.5.")
+    ] = Pattern.unstructured,
     propagate: PropagateOption = Propagate.sequential,
     multiple_of: MultipleOf = 64,
     samples: Samples = 128,
@@ -165,10 +172,12 @@ def prune(
         damping=damping,
         round=per_round,
         steps=steps,
+        sparsity=sparsity,
+        sparsity_pattern=sparsity_pattern,
     )
     if scores is not None and options.walks:
         raise CameraError(
-            "--score obs, --refit and --steps need the activations: give --calibration, not --scores"
+            "--score obs, --refit, --steps and --sparsity need the activations: give --calibration, not --scores"
         )
     checkpoint = Checkpoint.open(model)
     checkpoint.check_shapes()

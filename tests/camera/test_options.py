@@ -149,3 +149,19 @@ def test_an_evaluation_without_tasks_is_written_down_as_before_there_were_tasks(
     assert set(EvaluateOptions().model_dump()) == {
         "datasets", "window", "max_windows", "batch_size", "dtype", "device",
     }  # fmt: skip
+
+
+def test_a_pattern_of_two_of_four_is_half_and_physical() -> None:
+    half = {"sparsity_pattern": "2:4", "sparsity": 0.5}
+    assert PruneOptions.model_validate(half).walks
+    assert "2:4 is a sparsity of 0.5" in refused(PruneOptions, sparsity_pattern="2:4")["msg"]
+    assert "goes with mode physical" in refused(PruneOptions, **half, mode="mask")["msg"]
+
+
+def test_what_is_not_in_use_is_no_part_of_a_prunes_identity() -> None:
+    plain = PruneOptions()
+    assert PruneOptions(damping=0.1, round=3).identity() == plain.identity()
+    assert PruneOptions(refit=True, round=3).identity() == PruneOptions(refit=True).identity()
+    assert PruneOptions(refit=True, damping=0.1).identity() != PruneOptions(refit=True).identity()
+    assert PruneOptions(score="obs", round=3).identity() != PruneOptions(score="obs").identity()
+    assert not plain.walks

@@ -11,6 +11,7 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
+from camera.errors import CameraError
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning import propagate as walk
@@ -22,6 +23,8 @@ from camera.pruning.refit import output_error, refit
 from camera.pruning.save import save
 from camera.pruning.score import SCORES
 from camera.pruning.stream import prune_checkpoint
+from camera.pruning.surgery import ROLES
+from camera.pruning.wanda import sparsified, zero_share
 from tests.camera.pruning.conftest import (
     KINDS,
     ONE_OF_EACH_FAMILY,
@@ -43,6 +46,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "obs and refit": {"score": "obs", "refit": True, "round": 5},
     "two steps": {"steps": 2},
     "all in three steps": {"score": "obs", "refit": True, "steps": 3},
+    "sparse": {"sparsity": 0.2},
+    "refit and 2:4": {"refit": True, "sparsity": 0.5, "sparsity_pattern": "2:4"},
 }
 
 
@@ -234,11 +239,85 @@ def test_gate_and_up_of_several_steps_are_the_sources_rows(
             assert torch.equal(pruned.layer(index)[name], source.read(name)[kept_K])
 
 
+# Sparse
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3])
+def test_zeros_are_where_wandas_metric_is_least_and_are_counted(
+    build: Build, many: torch.Tensor, tmp_path: Path, ratio: float
+) -> None:
+    folder = build(**PANGU)
+    asked = options("sparse", ratio=ratio)
+    pruned = Pruned.open(by_walk(folder, many, tmp_path / "pruned", asked, propagate="one-shot"))
+    plain = run_steps(folder, many, tmp_path / "plain", PRUNE, propagate="one-shot").pruned
+    source = Checkpoint.open(folder)
+    model = source.load_model(torch.float32)
+    mlp, seen = model.model.layers[1].mlp, {}
+    for name in ("gate_proj", "down_proj"):
+        getattr(mlp, name).register_forward_pre_hook(
+            lambda module, inputs, name=name: seen.update({name: inputs[0].double().square().sum((0, 1))})
+        )
+    with torch.no_grad():
+        model(many)
+    kept_K = pruned.kept()[1]
+    if ratio:
+        assert torch.equal(kept_K, Pruned.open(plain).kept()[1])
+    gate, up, down = source.family.ffn_names(1)
+    found = pruned.layer(1)
+    for name, inputs in (
+        (gate, seen["gate_proj"]),
+        (up, seen["gate_proj"]),
+        (down, seen["down_proj"][kept_K]),
+    ):
+        own = source.read(name)
+        own = own[:, kept_K] if name == down else own[kept_K]
+        assert torch.equal(found[name], sparsified(own, inputs, 0.2, "unstructured"))
+    (record,) = (
+        cut for cut in json.loads((pruned.folder / SUMMARY).read_text())["cuts"] if cut["layer"] == 1
+    )
+    counted = {role: zero_share(found[name]) for role, name in zip(ROLES, (gate, up, down), strict=True)}
+    assert record["zero_shares"] == counted
+    assert all(0.17 < share <= 0.2 for share in counted.values())
+
+
+def test_a_layer_sees_what_the_sparse_layers_below_it_put_out(
+    build: Build, many: torch.Tensor, tmp_path: Path
+) -> None:
+    folder = build(**PANGU)
+    pruned = Pruned.open(by_walk(folder, many, tmp_path / "sparse", options("sparse", sparsity=0.5)))
+    out = tmp_path / "saved"
+    out.mkdir()
+    save(Checkpoint.open(folder), pruned.folder, out)
+    # The dense last layer behind the sparse ones below it: its inputs are those that its statistics were made from.
+    model = Checkpoint.open(out).load_model(torch.float32)
+    dense = Checkpoint.open(folder).load_model(torch.float32)
+    model.model.layers[2] = dense.model.layers[2]
+    seen: list[torch.Tensor] = []
+    model.model.layers[2].mlp.down_proj.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].double().square().sum((0, 1)))
+    )
+    with torch.no_grad():
+        model(many)
+    measured = read_tensors(pruned.folder / STATISTICS)["layers.2.sum_squares"]
+    torch.testing.assert_close(measured, seen[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_2_4_pattern_of_rows_that_are_no_fours_is_refused(
+    build: Build, many: torch.Tensor, tmp_path: Path
+) -> None:
+    asked = options("refit and 2:4", multiple_of=1)
+    with pytest.raises(
+        CameraError, match="2:4 needs rows of a multiple of 4: 121 kept FFN channels are none"
+    ):
+        streamed(build(**PANGU), many, tmp_path / "out", asked)
+    assert not list(tmp_path.iterdir())
+
+
 # Killed and resumed
 
 
 @pytest.mark.parametrize("propagate", PROPAGATIONS)
-@pytest.mark.parametrize("method", ["obs and refit", "all in three steps"])
+@pytest.mark.parametrize("method", ["obs and refit", "all in three steps", "refit and 2:4"])
 def test_a_walk_killed_again_and_again_ends_with_the_same_bytes(
     build: Build, many: torch.Tensor, tmp_path: Path, method: str, propagate: str
 ) -> None:

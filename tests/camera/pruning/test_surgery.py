@@ -51,8 +51,8 @@ def test_a_refit_that_helps_on_held_back_tokens_is_taken_and_uses_every_token(
 ) -> None:
     act_STF = correlated()
     found, down_HF, plain_K = cut(act_STF, LAST, surgery(score), dtype)
-    assert found.down_HK is not None
-    assert found.down_HK.dtype == dtype
+    assert found.matrices
+    assert found.matrices["down"].dtype == dtype
     record = found.record
     assert (record.score, record.refitted, record.refused) == (score, True, None)
     assert (record.fit_tokens, record.held_tokens) == (280, 40)
@@ -68,7 +68,7 @@ def test_a_refit_that_helps_on_held_back_tokens_is_taken_and_uses_every_token(
     wanted = kept_TK.T @ all_TF @ weight_HF.T + penalty * weight_HF[:, found.kept_K].T
     expected = torch.linalg.solve(system, wanted).T
     tolerance = 1e-4 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(found.down_HK.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found.matrices["down"].double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("score", ["energy", "obs"])
@@ -79,7 +79,7 @@ def test_a_refit_that_does_not_help_on_held_back_tokens_is_refused_out_loud(
     act_STF[7] = torch.randn(40, WIDTH)  # held back: text in which channels go together no more
     with caplog.at_level(logging.WARNING):
         found, _, plain_K = cut(act_STF, LAST, surgery(score))
-    assert found.down_HK is None
+    assert not found.matrices
     assert torch.equal(found.kept_K, plain_K)
     record = found.record
     assert (record.score, record.refitted) == ("energy", False)
@@ -109,7 +109,7 @@ def test_too_little_to_fit_or_to_check_is_refused(
     act_STF = torch.zeros(samples, tokens, WIDTH) if held is None else correlated(samples, tokens)
     with caplog.at_level(logging.WARNING):
         found, _, plain_K = cut(act_STF, held or LAST, surgery())
-    assert found.down_HK is None
+    assert not found.matrices
     assert torch.equal(found.kept_K, plain_K)
     assert why in str(found.record.refused)
     assert why in caplog.text
@@ -120,7 +120,7 @@ def test_obs_without_a_refit_chooses_and_leaves_the_weights() -> None:
     chosen, _, _ = cut(correlated(), LAST, surgery("obs", refit=False))
     assert torch.equal(chosen.kept_K, refitted.kept_K)
     assert not torch.equal(chosen.kept_K, plain_K)
-    assert chosen.down_HK is None
+    assert not chosen.matrices
     assert (chosen.record.score, chosen.record.refitted, chosen.record.refused) == ("obs", False, None)
 
 
