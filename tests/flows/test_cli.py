@@ -14,7 +14,7 @@ from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from tests.flows.conftest import Workplace
 
 COMMANDS = (
-    *("run", "plan", "capture", "score", "prune", "save"),
+    *("run", "plan", "sweep", "capture", "score", "prune", "save"),
     *("imatrix", "quantize", "convert", "evaluate", "bench", "audit", "doctor"),
 )
 
