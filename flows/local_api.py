@@ -5,7 +5,9 @@ output still open, and every killed nightly run would leave another.
 """
 
 import subprocess
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 
 from prefect.server.api.server import SubprocessASGIServer
@@ -15,10 +17,43 @@ _GUARD = 'while read -r line; do pid=$line; done; [ -z "$pid" ] || kill "$pid"'
 """Remembers the last process it is told of, and ends it when whoever tells is gone."""
 _POLL_SECONDS = 0.02
 _guards: list[subprocess.Popen[str]] = []
+_beginning: "Future[None] | None" = None
+
+
+def begin_local_api() -> None:
+    """Begin to start it, and return: it takes ten seconds in another process, time enough for this one's imports."""
+    global _beginning
+    if _beginning is None:
+        _beginning = _in_thread(_start)
 
 
 def start_local_api() -> None:
-    """Start the API that Prefect's client would start, under guard; nothing where an API is configured or it runs."""
+    """Start the API that Prefect's client would start, under guard; nothing where an API is configured or it runs.
+
+    Waits for one that was begun.
+    """
+    begin_local_api()
+    assert _beginning is not None
+    _beginning.result()
+
+
+def _in_thread(work: Callable[[], None]) -> "Future[None]":
+    """Do some work in a thread that the end of the process does not wait for."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="prefect-api", daemon=True).start()
+    return done
+
+
+def _start() -> None:
     if get_current_settings().api.url is not None:
         return
     server = SubprocessASGIServer()  # one per process: the client takes this very one
@@ -33,10 +68,9 @@ def start_local_api() -> None:
         start_new_session=True,  # a Ctrl-C is for the run, and the guard outlives it
     )
     _guards.append(guard)  # its pipe is open as long as this process lives
-    with ThreadPoolExecutor(1, thread_name_prefix="prefect-api") as pool:
-        started = pool.submit(server.start)
-        _tell(guard, server, started)
-        started.result()
+    started = _in_thread(server.start)
+    _tell(guard, server, started)
+    started.result()
 
 
 def _tell(guard: subprocess.Popen[str], server: SubprocessASGIServer, started: "Future[None]") -> None:

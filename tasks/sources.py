@@ -1,6 +1,7 @@
 """What a run starts from: the model and the local datasets, found, fetched from DVC if need be, and hashed."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import task_files
 from camera.options import DatasetOptions, EvaluateOptions
 from tasks import versioning
+from tasks.project import Project
 from tasks.recipe import Recipe
 from tasks.stage import Input
 
@@ -38,7 +40,7 @@ def find_sources(recipe: Recipe) -> Sources:
     if not Path(recipe.model).exists():
         versioning.pull_if_tracked(Path(recipe.model))
     checkpoint = Checkpoint.open(local_checkpoint(recipe.model, recipe.revision))
-    checkpoint.check_shapes()
+    _check_shapes_once(checkpoint)
     names = ["config.json", *checkpoint.weight_files, *checkpoint.side_files]
     hashes = digest_files(checkpoint.folder, set(names))
     about: dict[str, Any] = {"path": recipe.model, "files": hashes}
@@ -58,6 +60,21 @@ def find_sources(recipe: Recipe) -> Sources:
     datasets: list[DatasetOptions] = [recipe.calibration, *recipe.evaluate.datasets]
     files = {str(dataset.path): _file_input(dataset.path) for dataset in datasets if dataset.path is not None}
     return Sources(checkpoint, model, tokenizer, files, _task_inputs(recipe.evaluate))
+
+
+def _check_shapes_once(checkpoint: Checkpoint) -> None:
+    """Check shapes against the config, unless the same were found right before; the files are hashed in any case.
+
+    Building the model's structure brings all of transformers, three seconds that a cached run does not need.
+    """
+    shapes = {name: [list(info.shape), str(info.dtype)] for name, info in checkpoint.tensors.items()}
+    config = digest_file(checkpoint.folder / "config.json")
+    seen = digest_json({"config": config, "tensors": shapes, "transformers": version("transformers")})
+    mark = Project.here().home / "checked-shapes" / seen
+    if not mark.exists():
+        checkpoint.check_shapes()
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def _file_input(path: Path) -> Input:

@@ -25,7 +25,10 @@ def run(
 
     Examples: `camera run recipes/demo.yaml`  `camera run recipes/demo.yaml --set prune.ratio=0.3 --no-prefect`
     """
-    from flows.commands.running import run_recipe
+    from flows.commands.start_up import begin_run
+
+    begin_run(recipe, list(overrides or ()), no_prefect=no_prefect)
+    from flows.commands.running import run_recipe  # brings torch, while Prefect's API starts
 
     run_recipe(recipe, list(overrides or ()), no_prefect=no_prefect, as_json=as_json)
 

@@ -12,7 +12,6 @@ from camera.report.table import results_table
 from flows.commands.common import print_json
 from flows.listeners import LiveListener, LogListener
 from tasks.project import Project
-from tasks.recipe import load_recipe
 from tasks.run import GateFailed, Listener, Outcome
 
 GATE_FAILED = 3
@@ -21,11 +20,7 @@ GATE_FAILED = 3
 
 def run_recipe(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) -> None:
     """Run, showing one line per step; then the results and the paths; exit with 3 if the quality gate failed."""
-    # What fails is told once, by the command line; Prefect would print a traceback of its own for every layer.
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     project = Project.here()
-    project.configure()
-    load_recipe(recipe, overrides)  # a wrong recipe is told before anything starts
     console = Console(stderr=as_json)
     with LiveListener(console) if console.is_terminal else LogListener(console) as listener:
         try:
@@ -55,6 +50,8 @@ def _run(
         return loop.compress(recipe, overrides, listener)
     if "PREFECT_API_URL" not in os.environ:
         console.print("starting Prefect's API in this process …", style="dim")
+    import mlflow.tracking  # noqa: F401  # two more, which the run would pay later: here the API is still starting
+
     from flows import compress  # two seconds of imports, which --no-prefect does not pay
     from flows.local_api import start_local_api
 
