@@ -75,7 +75,7 @@ class Pipeline:
     def key(self) -> str:
         """Identity of the run: digest of what is asked for and of the sources. Same key, same result."""
         asked = [[step.name, step.stage.name, step.stage.version, step.options] for step in self.steps]
-        sources = (self.sources.model, *self.sources.files.values(), *self.sources.tasks.values())
+        sources = (self.sources.folder, *self.sources.files.values(), *self.sources.tasks.values())
         given = [source.digest for source in sources]
         return digest_json({"name": self.recipe.name, "steps": asked, "sources": given})
 
@@ -163,7 +163,12 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
     steps = [
         _fetch("fetch calibration", "calibration", recipe.calibration, sources),
         *_pruned(recipe, checkpoint, model),
-        Step("save", save.STAGE, {"base_model": _base_model(recipe)}, {"model": model, "pruned": "prune"}),
+        Step(
+            "save",
+            save.STAGE,
+            {"base_model": _base_model(recipe)},
+            {"model": sources.folder, "pruned": "prune"},
+        ),
         *_quantized("", recipe.name, recipe.quantize, "save"),
         *_quantized(
             " baseline", f"{_base_name(recipe)}-unpruned", QuantizeOptions(type=recipe.baseline), model

@@ -1,6 +1,7 @@
 """What a run starts from: the model and the local datasets, found, fetched from DVC if need be, and hashed."""
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tasks.project import Project
 from tasks.recipe import Recipe
 from tasks.stage import Input
 
+_DOCUMENTATION = ("*.md", "license*", "notice*", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf")
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -23,6 +26,9 @@ class Sources:
 
     checkpoint: Checkpoint
     model: Input
+    """What decides the model: weights, config, tokenizer, remote code. Its documentation does not."""
+    folder: Input
+    """The same with its documentation, which only a copy of the whole folder carries on."""
     tokenizer: Input
     """The same folder, identified by its tokenizer files alone: datasets do not change with the weights."""
     files: dict[str, Input]
@@ -42,13 +48,15 @@ def find_sources(recipe: Recipe) -> Sources:
     checkpoint = Checkpoint.open(local_checkpoint(recipe.model, recipe.revision))
     _check_shapes_once(checkpoint)
     names = ["config.json", *checkpoint.weight_files, *checkpoint.side_files]
-    hashes = digest_files(checkpoint.folder, set(names))
-    about: dict[str, Any] = {"path": recipe.model, "files": hashes}
+    everything = digest_files(checkpoint.folder, set(names))
+    hashes = {name: digest for name, digest in everything.items() if not _documents(name)}
+    about: dict[str, Any] = {"path": recipe.model}
     if recipe.revision:
         about["revision"] = recipe.revision
     if (tracked := versioning.tracked_version(checkpoint.folder)) is not None:
         about["dvc"] = tracked
-    model = Input(checkpoint.folder, digest_json(hashes), about=about)
+    model = Input(checkpoint.folder, digest_json(hashes), about={**about, "files": hashes})
+    folder = Input(checkpoint.folder, digest_json(everything), about={**about, "files": everything})
     tokenizer_hashes = {name: hashes[name] for name in checkpoint.tokenizer_files}
     if not tokenizer_hashes:
         raise CameraError(f"{checkpoint.folder} has no tokenizer files (tokenizer.model or tokenizer.json)")
@@ -59,7 +67,7 @@ def find_sources(recipe: Recipe) -> Sources:
     )
     datasets: list[DatasetOptions] = [recipe.calibration, *recipe.evaluate.datasets]
     files = {str(dataset.path): _file_input(dataset.path) for dataset in datasets if dataset.path is not None}
-    return Sources(checkpoint, model, tokenizer, files, _task_inputs(recipe.evaluate))
+    return Sources(checkpoint, model, folder, tokenizer, files, _task_inputs(recipe.evaluate))
 
 
 def _check_shapes_once(checkpoint: Checkpoint) -> None:
@@ -75,6 +83,10 @@ def _check_shapes_once(checkpoint: Checkpoint) -> None:
         checkpoint.check_shapes()
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
+
+
+def _documents(name: str) -> bool:
+    return any(fnmatchcase(name.lower(), pattern) for pattern in _DOCUMENTATION)
 
 
 def _file_input(path: Path) -> Input:

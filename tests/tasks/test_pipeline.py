@@ -280,6 +280,19 @@ def test_another_model_changes_all_but_the_texts(recipe: MakeRecipe, model: Path
     assert {name for name in before if before[name] == after[name]} == {"fetch calibration", "fetch story"}
 
 
+def test_editing_a_models_readme_makes_only_its_copy_anew(recipe: MakeRecipe, model: Path) -> None:
+    pipeline = build(recipe())
+    before = {step.name: step.inputs for step in pipeline.steps}
+    (model / "README.md").write_text("Now with a licence.")
+    after = {step.name: step.inputs for step in build(recipe()).steps}
+    changed = [name for name in after if digests(after[name]) != digests(before[name])]
+    assert changed == ["save"]
+
+
+def digests(inputs: Mapping[str, Any]) -> dict[str, str]:
+    return {name: given if isinstance(given, str) else given.digest for name, given in inputs.items()}
+
+
 def test_a_model_that_moved_changes_no_key_of_what_is_made(
     recipe: MakeRecipe, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

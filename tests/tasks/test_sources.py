@@ -37,6 +37,20 @@ def test_a_changed_side_file_changes_the_model(model: Path, recipe: MakeRecipe, 
     assert (after.tokenizer.digest != before.tokenizer.digest) == (file == "tokenizer.model")
 
 
+@pytest.mark.parametrize("file", ["README.md", "LICENSE", "logo.png"])
+def test_documentation_is_no_part_of_the_model_but_of_its_folder(
+    model: Path, recipe: MakeRecipe, file: str
+) -> None:
+    before = find_sources(recipe())
+    assert before.folder.digest == before.model.digest
+    (model / file).write_text("about this model")
+    after = find_sources(recipe())
+    assert after.model.digest == before.model.digest
+    assert after.folder.digest != before.folder.digest
+    assert file in after.folder.about["files"]
+    assert file not in after.model.about["files"]
+
+
 def test_a_model_that_moved_is_the_same_model(model: Path, recipe: MakeRecipe) -> None:
     before = find_sources(recipe())
     moved = model.parent / "elsewhere" / "other name"
