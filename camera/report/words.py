@@ -50,8 +50,8 @@ def accuracy_words(score: Accuracy | None) -> str:
 
 
 def points_words(share: float) -> str:
-    """Points with their sign: `−1.3`, and `±0.0` for what rounds to nothing."""
-    return change_words(share).removesuffix(" %")
+    """Points with their sign: `−1.3`, and `0.0` for what rounds to nothing."""
+    return change_words(share).removesuffix(" %").removeprefix("±")
 
 
 def _error_words(error: float | None) -> str:

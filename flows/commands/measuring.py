@@ -1,12 +1,12 @@
 """Quality and speed: evaluate, bench. Paths in, paths out; no orchestrator, no store."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands.common import checked, dataset, print_json, progress_bar, say
-from flows.commands.evaluating_tasks import task_bars, tasks_json, tasks_table
+from flows.commands.evaluating_tasks import on_tasks, tasks_json, tasks_table
 from flows.commands.flags import (
     BatchSize,
     Device,
@@ -14,6 +14,9 @@ from flows.commands.flags import (
     DTypeOption,
     Json,
 )
+
+if TYPE_CHECKING:
+    from camera.options import EvaluateOptions
 
 
 def evaluate(
@@ -65,25 +68,16 @@ def evaluate(
 
     `camera evaluate PRUNED --reference ORIGINAL --tasks nine --task-folder tasks --out results`
     """
-    from dataclasses import asdict
-
     from rich.console import Console
 
-    from camera.checkpoints.tokenizer import load_tokenizer
-    from camera.data import evaluation_tokens
     from camera.errors import CameraError
-    from camera.evaluation.divergence import divergence
     from camera.evaluation.lm_eval_tasks import NINE_TASKS
-    from camera.evaluation.perplexity import perplexity
-    from camera.evaluation.tasks import evaluate_tasks
-    from camera.loading import load_model
-    from camera.options import DatasetOptions, EvaluateOptions
-    from camera.report.task_scores import score_task
+    from camera.options import EvaluateOptions
 
     names = NINE_TASKS if tasks == "nine" else tuple(filter(None, (tasks or "").replace(" ", "").split(",")))
     options = checked(
         EvaluateOptions,
-        window=window, max_windows=max_windows, batch_size=batch_size, dtype=dtype,
+        window=window, max_windows=max_windows, batch_size=batch_size, dtype=dtype, device=device,
         tasks=names, few_shot=few_shot, limit=limit, task_folder=task_folder,
     )  # fmt: skip
     if out is not None and not names:
@@ -92,59 +86,52 @@ def evaluate(
     if folder.is_file():
         raise CameraError(f"{model} is a GGUF file: name the folder with its tokenizer (--tokenizer FOLDER)")
     found: dict[str, Any] = {}
-    lines: list[Any] = []
     if text is not None or not names:
-        tokens_N = evaluation_tokens(
-            checked(DatasetOptions, **dataset(text or "stdlib"), split="test"), load_tokenizer(folder), window
-        )
-        how = options.model_dump(include={"window", "max_windows", "batch_size"})
-        loaded = load_model(model, options.dtype, device)
-        with progress_bar("evaluate") as progress:
-            result = perplexity(loaded, tokens_N, **how, progress=progress)
-        found |= asdict(result)
-        lines.append(
-            f"perplexity {result.perplexity:.4f} over {result.tokens} tokens "
-            f"({result.windows} windows of {result.window}, {result.dtype} on {result.device})"
-        )
-        if reference is not None:
-            with progress_bar("compare") as progress:
-                compared = divergence(
-                    load_model(reference, options.dtype, device), loaded, tokens_N, **how, progress=progress
-                )
-            found["divergence"] = asdict(compared)
-            lines.append(
-                f"KL divergence {compared.divergence:.5f} nats per token from {reference}, "
-                f"the same likeliest token {compared.top_1_agreement:.2%} of the time"
-            )
-        del loaded
+        found |= _on_text(model, reference, folder, text or "stdlib", options)
     if names:
-        asked: dict[str, Any] = options.model_dump(
-            include={"few_shot", "limit", "task_folder", "batch_size", "dtype"}
-        )
-        measured = {}
-        for label, path in (("reference", reference), ("model", model)):
-            if path is not None:
-                with task_bars(path.name, names) as task_progress:
-                    measured[label] = evaluate_tasks(
-                        path, names, tokenizer=folder, device=device, progress=task_progress,
-                        out=None if out is None else out / label, **asked,
-                    )  # fmt: skip
-        originals = measured.get("reference", {})
-        scores = {task: score_task(result, originals.get(task)) for task, result in measured["model"].items()}
-        found["tasks"] = tasks_json(scores)
-        if reference is not None:
-            found["reference_tasks"] = tasks_json(
-                {task: score_task(result, None) for task, result in originals.items()}
-            )
-        lines.append(tasks_table(scores, compared=reference is not None))
+        scores, originals = on_tasks(model, reference, folder, out, options)
+        found |= tasks_json(scores, originals)
     if as_json:
         print_json(found)
         return
-    for line in lines:
-        if isinstance(line, str):
-            say(line)
-        else:
-            Console().print(line)
+    if "perplexity" in found:
+        say(
+            f"perplexity {found['perplexity']:.4f} over {found['tokens']} tokens "
+            f"({found['windows']} windows of {found['window']}, {found['dtype']} on {found['device']})"
+        )
+    if compared := found.get("divergence"):
+        say(
+            f"KL divergence {compared['divergence']:.5f} nats per token from {reference}, "
+            f"the same likeliest token {compared['top_1_agreement']:.2%} of the time"
+        )
+    if names:
+        Console().print(tasks_table(scores, compared=reference is not None))
+
+
+def _on_text(
+    model: Path, reference: Path | None, tokenizer: Path, text: str, options: "EvaluateOptions"
+) -> dict[str, Any]:
+    """Perplexity, and the divergence from a reference, as plain values."""
+    from dataclasses import asdict
+
+    from camera.checkpoints.tokenizer import load_tokenizer
+    from camera.data import evaluation_tokens
+    from camera.evaluation.divergence import divergence
+    from camera.evaluation.perplexity import perplexity
+    from camera.loading import load_model
+    from camera.options import DatasetOptions
+
+    source = checked(DatasetOptions, **dataset(text), split="test")
+    tokens_N = evaluation_tokens(source, load_tokenizer(tokenizer), options.window)
+    how = options.model_dump(include={"window", "max_windows", "batch_size"})
+    loaded = load_model(model, options.dtype, options.device)
+    with progress_bar("evaluate") as progress:
+        found = asdict(perplexity(loaded, tokens_N, **how, progress=progress))
+    if reference is not None:
+        other = load_model(reference, options.dtype, options.device)
+        with progress_bar("compare") as progress:
+            found["divergence"] = asdict(divergence(other, loaded, tokens_N, **how, progress=progress))
+    return found
 
 
 def bench(

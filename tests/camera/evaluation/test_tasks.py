@@ -11,6 +11,8 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from camera.benchmark.int4_linear import Int4Linear
+from camera.benchmark.torch_engine import TorchEngine
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.evaluation import tasks as module
@@ -21,6 +23,7 @@ from camera.evaluation.tasks import TaskResult, evaluate_tasks, read_task_result
 from camera.formats.convert import convert_to_gguf
 from camera.formats.quantize import quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel
+from camera.loading import load_model
 from camera.options import QuantizeOptions
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
@@ -297,3 +300,16 @@ def test_the_headline_is_normalised_where_the_task_defines_it(
     found = module.evaluate_tasks(model, ["arc_easy"], tokenizer=folder, task_folder=task_folder)["arc_easy"]
     assert found.headline(normalised=True) == found.metrics["acc_norm"]
     assert found.headline() == found.metrics["acc"]
+
+
+def test_a_model_on_4_bit_kernels_answers_as_with_dequantised_weights_but_for_rounding(
+    tmp_path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    quantize_checkpoint(Checkpoint.open(folder), tmp_path / "packed", QuantizeOptions(type="q4_0_64"))
+    kernels = TorchEngine(tmp_path / "packed", torch.device("cpu"), 64).model
+    assert any(isinstance(module, Int4Linear) for module in kernels.modules())
+    exact = load_model(tmp_path / "packed", "float32", "cpu")
+    requests = [request(*texts) for texts in REQUESTS]
+    found, expected = (CameraLM(each, tokenizer).loglikelihood(requests) for each in (kernels, exact))
+    for (score, _), (wanted, _) in zip(found, expected, strict=True):
+        assert score == pytest.approx(wanted, rel=0.02)
