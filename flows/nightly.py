@@ -12,6 +12,8 @@ from flows.parameters import Override, RecipeFile
 from flows.presence import present
 from tasks.project import Project
 
+_PREFIX = "Flow run encountered an exception: "
+
 
 @flow(name="nightly", persist_result=False)
 def nightly(
@@ -34,7 +36,7 @@ def nightly(
         for recipe in recipes:
             state = compress(recipe, overrides, return_state=True)
             if not state.is_completed():
-                failed[recipe] = state.message or state.name or "did not complete"
+                failed[recipe] = (state.message or state.name or "did not complete").removeprefix(_PREFIX)
             rows.append({"recipe": recipe, "state": state.name, "reason": failed.get(recipe, "")})
         create_table_artifact(rows, key="nightly", description="What became of each recipe")
     if failed:

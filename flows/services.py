@@ -6,6 +6,7 @@ All that it starts inherits a mark in its environment; what is left of a killed 
 
 import fcntl
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -62,10 +63,10 @@ class Service:
 
 
 class Services:
-    """The record of the services of one project, in `<home>/serve/`."""
+    """The record of the services of one project on this host, in `<home>/serve/<host>/`: hosts may share a home."""
 
     def __init__(self, home: Path) -> None:
-        self.folder = home / "serve"
+        self.folder = home / "serve" / platform.node()
         self._file = self.folder / "services.json"
 
     @contextmanager
@@ -94,7 +95,7 @@ class Services:
     def start(
         self, name: str, command: list[str], environment: Mapping[str, str], url: str | None = None
     ) -> Service:
-        """Start a service in a session of its own, its output in `<home>/serve/<name>.log`."""
+        """Start a service in a session of its own, its output in `<name>.log` beside the record."""
         log = self.folder / f"{name}.log"
         mark = f"{name}-{uuid.uuid4().hex}"
         with log.open("ab") as output:

@@ -1,21 +1,23 @@
-"""The deployments of prefect.yaml, for real: a server on loopback, a process pool, a worker, a run."""
+"""`camera serve` for real: a server, workers of two pools, a run that measures on the other pool, and the end of it all."""
 
-import os
+import json
 import shutil
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
+import psutil
 import pytest
 
+from camera.devices import describe_device, resolve_device
 from tests.flows.conftest import Workplace
 
 REPOSITORY = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def free_port() -> int:
@@ -25,82 +27,84 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def environment(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a Prefect server that runs while the test does."""
-    port = free_port()
-    home = tmp_path_factory.mktemp("prefect")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "CAMERA_"))}
-    variables = {
-        **kept,
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "true",
-        "PYTHONPATH": str(REPOSITORY),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=variables, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        wait_until(lambda: answers(port), 120, "the server does not answer")
-        yield variables
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-PREFECT = [sys.executable, "-m", "prefect"]
-
-
-def test_a_deployed_run_is_carried_out_by_a_worker(workplace: Workplace, environment: dict[str, str]):
-    shutil.copytree(
-        REPOSITORY / "flows", workplace.folder / "flows", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    shutil.copytree(REPOSITORY / "recipes", workplace.folder / "recipes")
+def served(workplace: Workplace) -> Iterator[dict[str, Any]]:
+    """What `camera serve` prints, while it serves."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("flows", "recipes"):
+        shutil.copytree(REPOSITORY / name, workplace.folder / name, ignore=ignored)
     shutil.copy(REPOSITORY / "prefect.yaml", workplace.folder)
-
-    def prefect(*arguments: str) -> str:
-        done = subprocess.run(
-            [*PREFECT, "--no-prompt", *arguments],
-            cwd=workplace.folder, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    prefect("work-pool", "create", "camera", "--type", "process")
-    prefect("deploy", "--all")
-    listed = prefect("deployment", "ls")
-    assert "compress/nightly" in listed
-    assert "compress/manual" in listed
-    worker = subprocess.Popen(
-        [*PREFECT, "worker", "start", "--pool", "camera"], cwd=workplace.folder, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
     try:
-        started = prefect(
-            *("deployment", "run", "compress/manual", "--watch", "--watch-interval", "2"),
-            *("--param", "recipe=recipe.yaml"),
-        )
-        assert "finished successfully" in started.lower() or "completed" in started.lower(), started
+        yield json.loads(workplace.camera("serve", "--json", *ports).stdout)
     finally:
-        worker.terminate()
-        worker.wait(timeout=60)
+        workplace.camera("serve", "--stop")
+
+
+class Api:
+    """Prefect's API as any client sees it."""
+
+    def __init__(self, address: str) -> None:
+        self._client = httpx.Client(base_url=f"{address}/api", timeout=60)
+
+    def run(self, deployment: str, parameters: dict[str, Any]) -> httpx.Response:
+        found = self._client.get(f"/deployments/name/{deployment}").raise_for_status().json()
+        return self._client.post(
+            f"/deployments/{found['id']}/create_flow_run", json={"parameters": parameters}
+        )
+
+    def ended(self, deployment: str, parameters: dict[str, Any], seconds: float = 400) -> dict[str, Any]:
+        """Run a deployment to its end; the state."""
+        run = self.run(deployment, parameters).raise_for_status().json()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            state = self._client.get(f"/flow_runs/{run['id']}").json()["state"]
+            if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return dict(state)
+            time.sleep(1)
+        raise AssertionError(f"{deployment} has not ended after {seconds} s: {state}")
+
+    def names(self, of: str) -> set[str]:
+        answer = self._client.post(f"/{of}/filter", json={})
+        return {entry["name"] for entry in answer.raise_for_status().json()}
+
+
+def test_a_machine_serves_runs_and_stops(workplace: Workplace, served: dict[str, Any]):
+    api = Api(served["prefect"])
+    assert {"nightly", "compress", "sweep", "benchmark-910b1", "audit"} <= api.names("deployments")
+    assert {"camera", "ascend"} <= api.names("work_pools")
+    assert any(name.endswith("-cpu-0") for name in api.names("v2/concurrency_limits"))
+    assert "camera: close runs that show no sign of life" in api.names("automations")
+    assert httpx.get(served["mlflow"]).status_code == 200
+    workplace.camera("serve", "--status")
+
+    refused = api.run("compress/compress", {"recipe": "recipe.yaml", "overrides": ["prune.ratoi=0.3"]})
+    assert refused.status_code in (409, 422), refused.text
+
+    device = describe_device(resolve_device("cpu"))["name"]
+    elsewhere = ["benchmark.deployment=benchmark/benchmark-910b1", "benchmark.device=cpu"]
+    elsewhere += [f"benchmark.device_name={json.dumps(device)}"]
+    given = {"recipe": "recipe.yaml", "overrides": [*elsewhere, "benchmark.start_within=2"]}
+    alone = api.ended("compress/compress", given)
+    assert alone["type"] == "FAILED"
+    assert "no worker polls the work pool ascend" in alone["message"]
+    assert not list(workplace.store.glob("benchmark/*"))
+
+    before = [(service["name"], service["pid"]) for service in served["services"]]
+    both = json.loads(workplace.camera("serve", "--json", "--pool", "camera", "--pool", "ascend").stdout)
+    after = [(service["name"], service["pid"]) for service in both["services"]]
+    assert after[: len(before)] == before, "what runs is left alone"
+    assert [name for name, _ in after[len(before) :]] == ["worker-ascend"]
+    done = api.ended("compress/compress", {"recipe": "recipe.yaml", "overrides": elsewhere})
+    assert done["type"] == "COMPLETED", done
+    assert len(list(workplace.store.glob("benchmark/*/manifest.json"))) == 1
     assert (workplace.folder / "published" / "tiny" / "lineage.json").is_file()
+
+    audited = api.ended("audit/audit", {"published": "published"})
+    assert audited["type"] == "COMPLETED", audited
+
+    assert "worker-ascend" in workplace.camera("serve", "--stop").stdout
+    assert workplace.camera("serve", "--status", check=False).returncode == 1
+    assert not any(psutil.pid_exists(pid) for _, pid in after)
+    assert workplace.camera("serve", "--stop").stdout == "nothing was running\n"
     again = workplace.camera("run", "recipe.yaml", "--no-prefect")
-    assert "running" not in again.stdout, "what a worker made, the command line finds"
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_until(holds: Callable[[], bool], seconds: float, message: str) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, message
-        time.sleep(0.5)
+    assert "running" not in again.stdout, "what workers made, the command line finds: the same keys"

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ PARENT = [
 
 
 @pytest.fixture
-def services(tmp_path: Path):
+def services(tmp_path: Path) -> Iterator[Services]:
     made = Services(tmp_path)
     yield made
     made.stop()
@@ -34,10 +35,10 @@ def begun(services: Services, name: str) -> bool:
     return "started" in (services.folder / f"{name}.log").read_text()
 
 
-def test_what_was_started_is_known_to_another_process_and_ends_on_stop(services: Services):
+def test_what_was_started_is_known_to_another_process_and_ends_on_stop(services: Services, tmp_path: Path):
     with services.alone():
         service = services.start("sleeper", SLEEPER, os.environ)
-    again = Services(services.folder.parent)
+    again = Services(tmp_path)
     assert again.known() == {"sleeper": service}
     assert service.alive
     assert again.stop() == ["sleeper"]
@@ -46,7 +47,7 @@ def test_what_was_started_is_known_to_another_process_and_ends_on_stop(services:
 
 
 def test_a_process_that_got_the_same_pid_is_left_alone(services: Services):
-    services.folder.mkdir(parents=True)
+    services.folder.mkdir(parents=True, exist_ok=True)
     ours = services.start("sleeper", SLEEPER, os.environ)
     stranger = replace(ours, name="old", started=ours.started - 60, mark="another")
     services._write({"old": stranger})
@@ -57,7 +58,7 @@ def test_a_process_that_got_the_same_pid_is_left_alone(services: Services):
 
 
 def test_children_of_a_killed_service_are_ended_too(services: Services):
-    services.folder.mkdir(parents=True)
+    services.folder.mkdir(parents=True, exist_ok=True)
     service = services.start("parent", PARENT, os.environ)
     wait_until(lambda: begun(services, "parent"), service, 20)
     parent = psutil.Process(service.pid)
@@ -76,7 +77,7 @@ def test_children_of_a_killed_service_are_ended_too(services: Services):
 def test_what_does_not_end_politely_is_killed(services: Services, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.5)
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('started', flush=True); time.sleep(600)"
-    services.folder.mkdir(parents=True)
+    services.folder.mkdir(parents=True, exist_ok=True)
     service = services.start("stubborn", [sys.executable, "-c", stubborn], os.environ)
     wait_until(lambda: begun(services, "stubborn"), service, 20)
     assert services.stop() == ["stubborn"]
@@ -84,7 +85,7 @@ def test_what_does_not_end_politely_is_killed(services: Services, monkeypatch: p
 
 
 def test_a_service_that_ends_while_it_starts_is_told_with_its_log(services: Services):
-    services.folder.mkdir(parents=True)
+    services.folder.mkdir(parents=True, exist_ok=True)
     broken = services.start(
         "broken", [sys.executable, "-c", "raise SystemExit('no such database')"], os.environ
     )

@@ -1,0 +1,112 @@
+"""A request that travels to another host: what it checks there before it measures."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camera.devices import describe_device, resolve_device
+from camera.digests import digest_file, digest_json
+from camera.errors import CameraError
+from camera.options import BenchmarkOptions
+from flows.accelerators import limit_names
+from flows.benchmark import check_device
+from flows.elsewhere import GivenRequest
+from tasks.stage import Input, Request, RunReferences, Stage
+from tasks.store import Store
+
+
+def write(folder: Path) -> dict[str, float]:
+    (folder / "content.txt").write_text("made before")
+    return {}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def request_(store: Store, tmp_path: Path) -> Request:
+    """A benchmark request that reads an artifact of the store and a model outside it."""
+    artifact = store.make("save", "a" * 64, write, {}, {}, resumes=False)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_bytes(b"0123")
+    files = {"weights": digest_file(model / "weights")}
+    inputs = {
+        "pruned": Input.of(artifact),
+        "original": Input(model, digest_json(files), about={"path": "model", "files": files}),
+    }
+    name = describe_device(resolve_device("cpu"))["name"]
+    return Request("benchmark", stage(1), {"device": "cpu", "device_name": name}, inputs, {"device": "cpu"})
+
+
+def stage(version: int) -> Stage:
+    return Stage("benchmark", version, lambda context: {})
+
+
+def travelled(request: Request) -> GivenRequest:
+    """What arrives: plain JSON."""
+    return GivenRequest.model_validate_json(GivenRequest.of(request).model_dump_json())
+
+
+def test_the_request_that_arrives_has_the_same_key_and_its_inputs(request_: Request, store: Store):
+    there = travelled(request_).restored(stage(1), store, RunReferences())
+    assert there.key == request_.key
+    assert there.inputs["pruned"].path == request_.inputs["pruned"].path
+    assert there.inputs["original"].path == request_.inputs["original"].path.resolve()
+    assert there.inputs["original"].about == request_.inputs["original"].about
+
+
+def test_another_store_there_is_told(request_: Request, tmp_path: Path):
+    with pytest.raises(CameraError, match=r"input pruned: save/aaaaaaaaaaaa is not in .*CAMERA_HOME"):
+        travelled(request_).restored(stage(1), Store(tmp_path / "another"), RunReferences())
+
+
+def test_another_model_under_the_same_path_is_refused(request_: Request, store: Store):
+    (request_.inputs["original"].path / "weights").write_bytes(b"0124")
+    with pytest.raises(CameraError, match=r"input original: .* is not the same on this host"):
+        travelled(request_).restored(stage(1), store, RunReferences())
+
+
+def test_a_missing_model_there_is_told(request_: Request, store: Store):
+    request_.inputs["original"].path.rename(store.root.parent / "moved")
+    with pytest.raises(CameraError, match=r"input original: .* is not on this host"):
+        travelled(request_).restored(stage(1), store, RunReferences())
+
+
+def test_other_code_there_is_refused(request_: Request, store: Store):
+    with pytest.raises(CameraError, match="install the same version"):
+        travelled(request_).restored(stage(2), store, RunReferences())
+
+
+def test_a_device_of_another_name_does_not_measure(request_: Request):
+    given = travelled(request_)
+    check_device(given)
+    another = given.model_copy(update={"options": {**given.options, "device_name": "Ascend910B1"}})
+    with pytest.raises(CameraError, match="the recipe says 'Ascend910B1'"):
+        check_device(another)
+
+
+def test_a_stage_holds_the_devices_it_computes_on_and_no_others(request_: Request):
+    (name,) = limit_names(request_)
+    assert name.startswith("camera-")
+    assert name.endswith("-cpu-0")
+    without = Request("save", Stage("save", 1, lambda context: {}), {}, {})
+    assert limit_names(without) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"deployment": "benchmark/x", "device": "npu"}, "device_name"),
+        ({"deployment": "benchmark/x", "device_name": "Ascend910B1"}, "needs device"),
+        ({"device_name": "Ascend910B1"}, "goes with deployment"),
+    ],
+)
+def test_a_benchmark_elsewhere_says_on_what(given: dict[str, Any], reason: str):
+    with pytest.raises(ValueError, match=reason):
+        BenchmarkOptions(**given)
+    whole = BenchmarkOptions(deployment="benchmark/x", device="npu", device_name="Ascend910B1")
+    assert whole.deployment == "benchmark/x"
