@@ -59,7 +59,7 @@ def main() -> int:
     rows = [row for name, found in cells.items() for row in rows_of(name, dense[name], found)]
     console.print(table_of(dense, rows, arguments.markdown))
     subjects = [laboratory.subject for laboratory in laboratories]
-    method = best_method(rows)
+    method = arguments.judge or best_method(rows)
     goals = goals_of(subjects, rows, method) if method else []
     for line in [*_about(laboratories, cells, arguments), *map(_line, goals)]:
         console.print(line, highlight=False, soft_wrap=True)
@@ -73,7 +73,11 @@ def main() -> int:
 def measure(
     laboratories: list[Laboratory], arguments: argparse.Namespace
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Every model's dense result, and its cells; those that the store holds are not measured again."""
+    """Every model's dense result, and its cells; those that the store holds are not measured again.
+
+    Raises:
+        CameraError: as `Laboratory.measure`; or if only what is kept is wanted, and that is nothing.
+    """
     store = Store(arguments.cells, arguments.fresh)
     dense: dict[str, dict[str, Any]] = {}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -85,12 +89,15 @@ def measure(
             for cell in cells:
                 ratio = f" {cell.ratio:g} seed {cell.seed}" if cell.ratio else ""
                 progress.update(bar, description=f"{cell.model}: {cell.method}{ratio}")
-                kept = store.measured(cell, laboratory)
-                if cell.method == DENSE:
-                    dense[cell.model] = kept
-                else:
-                    found.setdefault(cell.model, []).append(kept)
+                find = store.find if arguments.kept else store.measured
+                if (result := find(cell, laboratory)) is not None:
+                    if cell.method == DENSE:
+                        dense[cell.model] = result
+                    elif cell.model in dense:
+                        found.setdefault(cell.model, []).append(result)
                 progress.advance(bar)
+    if not found:
+        raise CameraError(f"{arguments.cells} keeps none of these cells: run without --kept")
     return dense, found
 
 
@@ -231,6 +238,7 @@ def _arguments() -> argparse.Namespace:
         default=STATE / "cells.jsonl",
         help="file of measured cells (default: in .camera)",
     )
+    add("--kept", action="store_true", help="measure nothing: print what was measured before")
     add("--fresh", action="store_true", help="measure every cell again")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
     add("--json", type=Path, help="write all numbers here")

@@ -181,13 +181,19 @@ class Store:
                 others = {other for other in missing if other != part}
                 own = {name: value for name, value in result.items() if name not in others}
                 self._keep(_key(cell, laboratory, part), {**vars(cell), **own})
-        kept = [self._kept[_key(cell, laboratory, part)] for part in parts]
+        found = self.find(cell, laboratory)
+        assert found is not None, "its texts are kept by now"
+        return found
+
+    def find(self, cell: Cell, laboratory: Laboratory) -> dict[str, Any] | None:
+        """What is kept of a cell, its tasks only where they are; None without its texts."""
+        keys = [_key(cell, laboratory, part) for part in laboratory.parts]
+        if keys[0] not in self._kept:
+            return None
+        kept = [self._kept[key] for key in keys if key in self._kept]
         codes = sorted({each["code"] for each in kept})
-        return (
-            {TASKS_PART: {}}
-            | {name: value for each in kept for name, value in each.items()}
-            | {"codes": codes}
-        )
+        parts = {name: value for each in kept for name, value in each.items()}
+        return {TASKS_PART: {}} | parts | {"codes": codes}
 
     def _keep(self, key: str, content: dict[str, Any]) -> None:
         kept = {"key": key, "code": code_digest(), **content}

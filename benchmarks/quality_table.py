@@ -71,7 +71,8 @@ def rows_of(model: str, dense: dict[str, Any], cells: list[dict[str, Any]]) -> l
     Args:
         model: its name.
         dense: what was measured for the dense model.
-        cells: what was measured for each method, ratio and seed; CAMERA-P at every ratio and seed among them.
+        cells: what was measured for each method, ratio and seed. Seeds count for which there is CAMERA-P too, and tasks
+            that all of a row's cells have.
     """
     rows = []
     for ratio in sorted({cell["ratio"] for cell in cells}):
@@ -79,10 +80,13 @@ def rows_of(model: str, dense: dict[str, Any], cells: list[dict[str, Any]]) -> l
         for cell in cells:
             if cell["ratio"] == ratio:
                 by_method.setdefault(cell["method"], {})[cell["seed"]] = cell
-        base = by_method[BASELINE]
+        base = by_method.get(BASELINE, {})
         for method in METHODS:
-            if method in by_method:
-                rows.append(_row(model, ratio, method, dense, base, by_method[method]))
+            ours = by_method.get(method, {})
+            if ours and not METHODS[method].seeded:
+                ours = dict.fromkeys(base, next(iter(ours.values())))
+            if set(ours) & set(base):
+                rows.append(_row(model, ratio, method, dense, base, ours))
     return rows
 
 
@@ -94,8 +98,6 @@ def _row(
     base: dict[int, dict[str, Any]],
     ours: dict[int, dict[str, Any]],
 ) -> Row:
-    if not METHODS[method].seeded:
-        ours = dict.fromkeys(base, next(iter(ours.values())))
     seeds = sorted(set(ours) & set(base))
     corpora = [corpus for corpus in CORPORA if corpus in dense["texts"]]
 
@@ -127,6 +129,7 @@ def _row(
                 dense["tasks"][task],
             )
             for task in dense["tasks"]
+            if all(task in cells[seed]["tasks"] for cells in (ours, base) for seed in seeds)
         },
     )
 
@@ -187,7 +190,9 @@ def _cells(row: Row, tasks: list[str]) -> list[str]:
         cells.append(_text(row.divergence[corpus], 1, 3))
         cells.append("" if row.method == BASELINE else share_text(row.recovered[corpus]))
     for task in tasks:
-        accuracy = row.tasks[task]
+        if (accuracy := row.tasks.get(task)) is None:
+            cells += ["", ""]
+            continue
         cells.append(f"{100 * accuracy.share:.1f} ± {100 * accuracy.error:.1f}")
         difference = f"{100 * accuracy.against_baseline:+.1f} ± {100 * accuracy.against_error:.1f}"
         cells.append("" if row.method == BASELINE else difference)

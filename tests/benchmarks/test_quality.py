@@ -23,7 +23,9 @@ def run_command(cells: Path, *options: str, **variables: str) -> "subprocess.Com
     )
 
 
-def test_a_second_run_prints_the_same_table_from_the_kept_cells(shared_data: Path, tmp_path: Path) -> None:
+def test_what_was_measured_is_kept_and_printed_again_without_measuring(
+    shared_data: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("lm_eval")
     cells, out = tmp_path / "cells.jsonl", tmp_path / "quality.json"
     options = "--methods", "wanda-sp", "refit", "--json", str(out), "--plot", str(tmp_path / "quality.png")
@@ -38,7 +40,7 @@ def test_a_second_run_prints_the_same_table_from_the_kept_cells(shared_data: Pat
     assert {row["width"] for row in content["rows"]} == {104}
     missed = any(goal["met"] is False for goal in content["goals"])
     assert first.returncode == int(missed)
-    second = run_command(cells, *options)
+    second = run_command(cells, *options, "--kept")
     assert (second.stdout, second.returncode) == (first.stdout, first.returncode)
     assert cells.read_text() == kept
 

@@ -77,6 +77,14 @@ def test_a_task_is_worse_beyond_two_standard_errors() -> None:
     assert rows_of("m", dense, [plain, ours])[-1].tasks["piqa"].worse
 
 
+def test_only_seeds_and_tasks_that_camera_p_has_too_are_compared() -> None:
+    without = cell("refit", 1, 3.25) | {"tasks": {}}
+    rows = rows_of("m", DENSE, [*PLAIN, cell("refit", 0, 3.1), without, cell("refit", 7, 9.9)])
+    assert rows[-1].seeds == 2
+    assert rows[-1].tasks == {}
+    assert rows_of("m", DENSE, [cell("refit", 0, 3.1)]) == []
+
+
 def test_the_best_method_is_one_for_all_models_and_measured_on_all() -> None:
     first = rows_of("a", DENSE, [PLAIN[0], cell("refit", 0, 3.2), cell("obs + refit", 0, 3.1)])
     assert best_method(first) == "obs + refit"
