@@ -152,8 +152,8 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     if average is not None and average.change is not None:
         tiles.append(
             (
-                f"{points_words(average.change.difference)} points",
-                tasks_words(results),
+                points_words(average.change.difference),
+                f"points, {tasks_words(results)}",
                 f"{percent(average.value)} right",
             )
         )

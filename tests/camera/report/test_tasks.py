@@ -184,7 +184,9 @@ def test_the_verdict_and_the_head_of_the_page_name_the_average(results: Results)
     assert change is not None
     words = f"average of 2 tasks {points_words(change.difference)}"
     assert words in verdict(results)
-    assert f"<b>{points_words(change.difference)} points</b>" in render_html(results)
+    assert f"<b>{points_words(change.difference)}</b><span>points, average of 2 tasks</span>" in render_html(
+        results
+    )
 
 
 def test_the_spreadsheet_has_every_number_once(results: Results, tmp_path: Path) -> None:
