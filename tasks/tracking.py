@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from camera.digests import canonical_json
 from camera.errors import CameraError, NetworkError
 from camera.files import read_json
+from camera.secrets import without_secrets
 from tasks.runs import KEY_TAG, connect
 from tasks.store import Artifact
 
@@ -52,7 +53,9 @@ def _going_on(record: Callable[Arguments, None]) -> Callable[Arguments, None]:
             record(*arguments, **named)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             _log.warning(
-                "MLflow did not take %s (%s); run the recipe again to deliver it", record.__name__, error
+                "MLflow did not take %s (%s); run the recipe again to deliver it",
+                record.__name__,
+                without_secrets(str(error)),
             )
 
     return recording
@@ -90,8 +93,8 @@ class Tracker:
             self._client.update_run(self.run_id, status="RUNNING")
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise NetworkError(
-                f"MLflow at {os.environ.get('MLFLOW_TRACKING_URI')} cannot be used: {error}. "
-                "Mend it, or run with --set tracking.enabled=false"
+                without_secrets(f"MLflow at {os.environ.get('MLFLOW_TRACKING_URI')} cannot be used: {error}. ")
+                + "Mend it, or run with --set tracking.enabled=false"
             ) from error
 
     @_going_on
@@ -243,7 +246,7 @@ def spelled(step: str) -> str:
 
 def parameter(name: str, value: Any) -> tuple[str, str]:
     """A field of a recipe as MLflow holds it; overrides of quantize have patterns as names."""
-    return _NOT_ALLOWED.sub("_", name), str(value)[:_PARAMETER_LENGTH]
+    return _NOT_ALLOWED.sub("_", name), without_secrets(str(value))[:_PARAMETER_LENGTH]
 
 
 def _experiment(client: "MlflowClient", name: str, artifacts: Path) -> str:
