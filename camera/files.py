@@ -14,6 +14,9 @@ from camera.disk import told_of_disks
 from camera.errors import CameraError
 
 _BUFFER_BYTES = 8 << 20
+_MAX_JSON_BYTES = (
+    64 << 20
+)  # as objects it is many times that; the index of a model in 1000 shards has a tenth of it
 
 
 def sync(path: Path) -> None:
@@ -141,9 +144,13 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        CameraError: if the file is missing or is not JSON.
+        CameraError: if the file is missing, is not JSON, or is larger than any that is read here.
     """
     try:
+        if (size := path.stat().st_size) > _MAX_JSON_BYTES:
+            raise CameraError(
+                f"{path} has {size} bytes, and no JSON file of more than {_MAX_JSON_BYTES} is read"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CameraError(f"{path} is missing") from None

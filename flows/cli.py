@@ -63,11 +63,12 @@ def main() -> None:
     except Exception as error:
         from camera.disk import disk_error  # only on the way out
         from camera.errors import CameraError
+        from camera.secrets import without_secrets
 
         told = disk_error(error) if isinstance(error, OSError) else error
         if not isinstance(told, CameraError):
             raise
-        _say(f"camera: {told}")
+        _say(f"camera: {without_secrets(str(told))}")
         sys.exit(2)
 
 

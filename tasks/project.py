@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from camera.secrets import without_secrets
+
 
 @dataclass(frozen=True)
 class Project:
@@ -37,9 +39,14 @@ class Project:
         return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{self.home / 'mlflow.db'}")
 
     @property
+    def mlflow_shown(self) -> str:
+        """The same for people and logs, without a password."""
+        return without_secrets(self.mlflow_uri)
+
+    @property
     def prefect_api(self) -> str:
         """The Prefect API in use; without a URL one is started inside the process."""
-        return os.environ.get("PREFECT_API_URL", "in this process (ephemeral)")
+        return without_secrets(os.environ.get("PREFECT_API_URL", "in this process (ephemeral)"))
 
     def configure(self) -> None:
         """Set what the environment does not: everything local, no telemetry, no server to start.
@@ -62,6 +69,9 @@ class Project:
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.home / 'mlflow.db'}",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
+            # Its own 7 tries of 120 s each, doubling the pause, are half an hour for every number of a night's run.
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "DVC_NO_ANALYTICS": "true",
             "GIT_PYTHON_REFRESH": "quiet",

@@ -4,7 +4,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from camera.errors import CameraError
@@ -18,6 +17,7 @@ from camera.options import (
     PruneOptions,
     QuantizeOptions,
 )
+from camera.yaml_text import parse_yaml
 from tasks.sweep_options import SweepOptions
 
 
@@ -68,8 +68,8 @@ class PublishOptions(Options):
     """Alias of the new version in the MLflow registry."""
     dvc: bool = True
     """Version the published folder with DVC, where the folder is inside a DVC repository."""
-    remote: str | None = None
-    """DVC remote to push to; the default is the repository's default remote."""
+    remote: str | None = Field(default=None, pattern=r"^[\w.-]+$")
+    """DVC remote to push to, by its name in .dvc/config; the default is the repository's default remote."""
     require: RequireOptions | None = None
     """The quality gate: a model that fails it is kept and marked, and not published."""
 
@@ -147,10 +147,8 @@ def read_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> dict
 
 def _parse(text: str, complaint: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (
-        Exception
-    ) as error:  # besides YAMLError, whatever int(), date() and others say of a value like 2024-99-99
+        return parse_yaml(text)
+    except ValueError as error:
         raise CameraError(f"{complaint}: {error}") from None
 
 

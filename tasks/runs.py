@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camera.errors import CameraError, NetworkError
+from camera.secrets import without_secrets
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -110,7 +111,7 @@ def reading() -> "Iterator[MlflowClient | None]":
     except CameraError:
         raise
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise NetworkError(f"MLflow at {uri} cannot be asked: {error}") from error
+        raise NetworkError(without_secrets(f"MLflow at {uri} cannot be asked: {error}")) from error
 
 
 def connect() -> "MlflowClient":

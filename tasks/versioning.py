@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from camera.errors import CameraError, NetworkError
+from camera.secrets import without_secrets
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -107,7 +108,7 @@ def add_and_push(folder: Path, remote: str | None) -> Version | None:
             try:
                 repo.push(targets=[str(file)], remote=pushed)
             except Exception as error:  # as above: whatever the remote's library raises, the push is pending
-                pushed, problem = None, f"{type(error).__name__}: {error}"
+                pushed, problem = None, without_secrets(f"{type(error).__name__}: {error}")
     return Version(str(file.relative_to(root)), _md5(file), pushed, problem)
 
 

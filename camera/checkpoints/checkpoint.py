@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from camera.checkpoints.safetensors_file import TensorInfo, read_header
 from camera.checkpoints.tokenizer import load_tokenizer
+from camera.checkpoints.trust import refuse_strangers
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.models import Family, family_of
@@ -51,11 +52,12 @@ class Checkpoint:
         """Read config, index and headers; no weights.
 
         Raises:
-            CameraError: if a file is missing or truncated, or the family is not supported.
+            CameraError: if a file is missing, truncated or a link to elsewhere, or the family is not supported.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise CameraError(f"{folder} is not a folder: give the folder of a Hugging Face checkpoint")
+        refuse_strangers(folder)
         config = read_json(folder / "config.json")
         if not isinstance(config, dict):
             raise CameraError(f"{folder / 'config.json'} does not hold a JSON object")
@@ -72,7 +74,13 @@ class Checkpoint:
 
     @property
     def layer_count(self) -> int:
-        return self._size("num_hidden_layers")
+        count = self._size("num_hidden_layers")
+        if count > len(self.tensors):  # a billion empty layers would be built before the first is missed
+            raise CameraError(
+                f"{self.folder / 'config.json'}: num_hidden_layers is {count}, and the files hold "
+                f"{len(self.tensors)} tensors: config and weights do not belong together"
+            )
+        return count
 
     @property
     def hidden_size(self) -> int:
@@ -211,6 +219,7 @@ class Checkpoint:
         """
         from transformers import AutoConfig  # heavy; only computing needs it
 
+        _ = self.layer_count  # what it refuses must not reach transformers
         self.family.register()
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)

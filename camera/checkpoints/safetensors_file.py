@@ -33,7 +33,9 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_MAX_HEADER_BYTES = 100 << 20  # the library's own limit
+_MAX_HEADER_BYTES = (
+    16 << 20
+)  # some 100,000 tensors; as objects it is many times that. The library's limit is 100 MB
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def family_of(config: dict[str, Any], where: str = "config.json") -> Family:
         CameraError: for a family that is not supported.
     """
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CameraError(
             f"{where}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
         )

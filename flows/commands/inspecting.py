@@ -173,7 +173,7 @@ def doctor(as_json: Json = False) -> None:
     findings = [
         *diagnose(),
         Diagnosis("places", "store", "ok", f"{project.store} ({free} free)", ""),
-        Diagnosis("places", "mlflow", "ok", project.mlflow_uri, ""),
+        Diagnosis("places", "mlflow", "ok", project.mlflow_shown, ""),
         Diagnosis("places", "prefect", "ok", project.prefect_api, ""),
         Diagnosis("places", "dvc", "ok", str(root), "")
         if root

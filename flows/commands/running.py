@@ -72,5 +72,5 @@ def _places(outcome: Outcome, project: Project) -> dict[str, str | None]:
         "published": None if folder is None else str(folder),
         "gguf": str(gguf),
         "report": str(report),
-        "mlflow run": None if outcome.mlflow_run is None else f"{outcome.mlflow_run} in {project.mlflow_uri}",
+        "mlflow run": None if outcome.mlflow_run is None else f"{outcome.mlflow_run} in {project.mlflow_shown}",
     }

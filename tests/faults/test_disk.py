@@ -71,9 +71,10 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(
 
 
 def prune_into(model: Path, calibration: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    options = ["--ratio", "0.4", "--samples", "2", "--length", "32", "--device", "cpu"]
+    paths = [str(model), str(out), "--calibration", str(calibration)]
     return subprocess.run(
-        [sys.executable, "-m", "flows.cli", "prune", str(model), str(out), "--calibration", str(calibration)]
-        + ["--ratio", "0.4", "--samples", "2", "--length", "32", "--device", "cpu"],
+        [sys.executable, "-m", "flows.cli", "prune", *paths, *options],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -145,8 +146,15 @@ def damaged(project: Project, kind: str) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["flipped bit", "truncated file", "missing file", "another file", "missing lineage", "stale temporary"]
-    + ["manifest of another version"],
+    [
+        "flipped bit",
+        "truncated file",
+        "missing file",
+        "another file",
+        "missing lineage",
+        "stale temporary",
+        "manifest of another version",
+    ],
 )
 def test_a_damaged_artifact_alone_is_made_again(copied: Project, kind: str) -> None:
     whole = copied.whole()
