@@ -13,7 +13,10 @@ import pytest
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import read_json
+from tasks import registry, tracking
 from tasks.audit import Finding, audit
+from tasks.audit.rebuild import rebuild
+from tasks.diff import compare
 from tasks.pipeline import build_pipeline
 from tasks.project import Project
 from tasks.recipe import check_recipe
@@ -395,3 +398,123 @@ def test_a_lineage_that_is_none_is_refused_in_words(tmp_path: Path, store: Store
     (tmp_path / "model" / "lineage.json").write_text(content)
     with pytest.raises(CameraError, match=r"lineage\.json"):
         audit(tmp_path / "model", store)
+
+
+def test_an_evicted_artifact_is_unverified_and_says_so(finished: Finished) -> None:
+    artifact = finished.artifact("capture")
+    with finished.store.lock(artifact.key):
+        hidden = finished.store.evict("capture", artifact.key)
+    try:
+        [part] = finished.audit().all_of("unverified")
+    finally:
+        hidden.rename(artifact.path)
+    assert (part.name, part.reason) == (f"capture {artifact.key[:12]}", "evicted")
+
+
+def test_every_changed_file_is_named_at_once(finished: Finished) -> None:
+    with damaged(finished.published / "config.json"), damaged(finished.gguf):
+        lines = "\n".join(wrong(finished.audit()))
+    assert "config.json does not have the sha256" in lines
+    assert f"{finished.gguf.name} does not have the sha256" in lines
+
+
+def test_what_mlflow_recorded_of_recipe_and_gguf_is_compared(finished: Finished) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def change(lineage: dict[str, Any]) -> None:
+        lineage["recipe"]["prune"]["ratio"] = 0.1
+
+    assert any("recorded another recipe: prune.ratio" in line for line in tampered(finished, change))
+    client = MlflowClient()
+    [version] = client.search_model_versions("name = 'tiny'")
+    tag = f"sha256.{finished.gguf.name}"
+    client.set_model_version_tag("tiny", version.version, tag, "0" * 64)
+    try:
+        assert any("names other GGUF digests" in line for line in wrong(finished.audit()))
+    finally:
+        client.set_model_version_tag("tiny", version.version, tag, version.tags[tag])
+
+
+def test_the_dvc_remote_is_read_again_and_damage_there_is_found(finished: Finished) -> None:
+    finding = audit(finished.published, finished.store, from_remote=True)
+    assert wrong(finding) == []
+    [remote] = [part for part in finding.walk() if part.name == "DVC remote"]
+    assert "read again from the remote box" in remote.detail
+    sizes = {path.stat().st_size: path for path in (finished.root / "remote").rglob("*") if path.is_file()}
+    copy = sizes[finished.gguf.stat().st_size]
+    with damaged(copy):
+        lines = wrong(audit(finished.published, finished.store, from_remote=True))
+    assert any(line.startswith("DVC remote") and ".gguf" in line for line in lines)
+    with absent(finished.root / "remote" / "files"):
+        finding = audit(finished.published, finished.store, from_remote=True)
+    assert wrong(finding) == []
+    assert [part.reason for part in finding.all_of("unverified")] == ["absent"]
+
+
+def test_the_recipe_run_again_from_nothing_gives_the_same_bytes(finished: Finished, tmp_path: Path) -> None:
+    lineage = read_json(finished.published / "lineage.json")
+    finding = rebuild(lineage, tmp_path)
+    assert finding.verdict == "ok"
+    assert "bit for bit" in finding.detail
+    assert list(tmp_path.iterdir()) == []
+    lineage["files"][finished.gguf.name] = "0" * 64
+    for entry in lineage["stages"].values():
+        entry["environment"]["packages"]["torch"] = "1.0"
+    finding = rebuild(lineage, tmp_path)
+    assert (finding.verdict, finding.reason) == ("unverified", "other versions")
+    assert "was 1.0" in finding.detail
+    assert finished.gguf.name in finding.detail
+    with absent(finished.root / "story.txt"):
+        assert rebuild(lineage, tmp_path).reason == "absent"
+
+
+def test_a_model_is_promoted_once_audited_and_the_alias_goes_back(finished: Finished) -> None:
+    def audited(folder: Path) -> list[str]:
+        return wrong(audit(folder, finished.store))
+
+    first = registry.find_version("tiny")
+    assert first.aliases == ("candidate",)
+    with damaged(finished.gguf), pytest.raises(CameraError, match=r"cannot be production: its audit fails"):
+        registry.promote(first, audited)
+    assert registry.find_version("tiny").aliases == ("candidate",)
+    registry.promote(first, audited)
+    assert registry.find_version("tiny@production").number == first.number
+    with pytest.raises(CameraError, match="nothing had the alias production before"):
+        registry.previous_holder("tiny")
+
+    published, before = finished.published, finished.published.with_name("first")
+    shutil.copytree(published, before)
+    (published.with_name("tiny.dvc")).rename(published.with_name("first.dvc"))
+    try:
+        second = republished(finished)
+        registry.promote(second, lambda folder: [])
+        assert registry.previous_holder("tiny").number == first.number
+        with registry.files_of(registry.find_version(first.label)) as folder:  # DVC still has the first
+            assert folder != published
+            assert read_json(folder / "lineage.json")["digest"] == first.lineage_digest
+            changes = compare(folder, published, finished.store)
+        assert [(change.section, change.what) for change in changes.changes] == [
+            ("recipe", "benchmark.repeats")
+        ]
+        assert [layer.share for layer in changes.overlap] == [1.0, 1.0]
+        registry.promote(registry.previous_holder("tiny"), lambda folder: [], how="rollback")
+        assert registry.find_version("tiny@production").number == first.number
+        assert [holder.how for holder in registry.history("tiny")] == ["promote", "promote", "rollback"]
+    finally:
+        shutil.rmtree(published)
+        before.rename(published)
+        published.with_name("first.dvc").rename(published.with_name("tiny.dvc"))
+
+
+def republished(finished: Finished) -> registry.Version:
+    """Another publication of the same name in the same folder, whose lineage says another recipe."""
+    path = finished.published / "lineage.json"
+    lineage = {name: value for name, value in read_json(path).items() if name != "digest"}
+    lineage["recipe"]["benchmark"]["repeats"] = 9
+    path.chmod(0o644)
+    path.unlink()
+    path.write_text(json.dumps({**lineage, "digest": digest_json(lineage)}))
+    tracking.register(
+        "tiny", finished.published, read_json(path), None, "candidate", lineage["references"]["mlflow_run"]
+    )
+    return registry.find_version("tiny")

@@ -1,0 +1,107 @@
+"""A source that the workspace holds no longer is read where DVC keeps it: in its cache, its remote, at any revision."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camera.digests import digest_file, digest_files, digest_json
+from tasks import versioning
+from tasks.audit.ancestors import ancestors
+from tasks.audit.finding import Finding
+from tasks.store import Store
+from tests.tasks.conftest import flip
+
+
+def git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git and DVC repository whose folder `data` is pushed to a remote."""
+    from dvc.repo import Repo
+
+    root = tmp_path / "repository"
+    (root / "data" / "texts").mkdir(parents=True)
+    git(root, "init", "-q")
+    (root / "data" / "texts" / "story.txt").write_text("the first words")
+    (root / "data" / "other.txt").write_text("not read")
+    with Repo.init(str(root)) as repo, repo.config.edit("repo") as config:
+        config["core"] = {**config.get("core", {}), "analytics": False, "remote": "box"}
+        config["remote"]["box"] = {"url": str(tmp_path / "remote")}
+    commit(root)
+    monkeypatch.chdir(root)
+    return root
+
+
+def commit(root: Path) -> str:
+    versioning.add_and_push(root / "data", None)
+    git(root, "add", "data.dvc", ".dvc")
+    git(root, "commit", "-qm", "data")
+    return git(root, "rev-parse", "HEAD")
+
+
+def read_lineage(path: Path) -> dict[str, Any]:
+    files = {path.name: digest_file(path)} if path.is_file() else digest_files(path, ["story.txt"])
+    entry = {"name": "file", "path": str(path), "files": files, "digest": digest_json(files)}
+    return {"stages": {}, "sources": {entry["digest"]: {**entry, "dvc": versioning.tracked_version(path)}}}
+
+
+def audited(lineage: dict[str, Any], store: Store, from_remote: bool = False) -> Finding:
+    [source] = ancestors(lineage, store, from_remote)[1].parts
+    return source
+
+
+@pytest.mark.parametrize("path", ["data/texts", "data/texts/story.txt"])
+def test_data_that_moved_on_is_verified_at_the_revision_that_was_read(
+    root: Path, store: Store, path: str
+) -> None:
+    first = git(root, "rev-parse", "HEAD")
+    lineage = read_lineage(Path(path))
+    assert audited(lineage, store).detail.startswith("digest ")
+    (root / "data" / "texts" / "story.txt").unlink()
+    (root / "data" / "texts" / "story.txt").write_text("other words")
+    commit(root)
+    found = audited(lineage, store)
+    assert (found.verdict, found.parts) == ("ok", [])
+    assert f"data.dvc as of revision {first[:12]}, read from the cache" in found.detail
+    shutil.rmtree(root / ".dvc" / "cache")
+    assert "read from the remote box" in audited(lineage, store).detail
+
+
+def test_data_that_is_gone_is_read_from_the_remote_and_said_to_be_nowhere_without_it(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
+    lineage = read_lineage(Path("data/texts"))
+    shutil.rmtree(root / "data")
+    shutil.rmtree(root / ".dvc" / "cache")
+    assert audited(lineage, store).verdict == "ok"
+    shutil.rmtree(tmp_path / "remote")
+    found = audited(lineage, store)
+    assert (found.verdict, found.reason) == ("unverified", "absent")
+    assert "the remote box lacks it" in found.detail
+
+
+def test_a_changed_byte_is_wrong_however_whole_the_remote_is(root: Path, store: Store) -> None:
+    lineage = read_lineage(Path("data/texts"))
+    flip(root / "data" / "texts" / "story.txt")
+    found = audited(lineage, store)
+    assert found.verdict == "wrong"
+    assert "story.txt does not have the sha256 it had" in found.detail
+
+
+def test_a_remote_with_other_bytes_is_found_when_it_is_read(root: Path, store: Store, tmp_path: Path) -> None:
+    lineage = read_lineage(Path("data/texts"))
+    size = len("the first words")
+    [kept] = [
+        path for path in (tmp_path / "remote").rglob("*") if path.is_file() and path.stat().st_size == size
+    ]
+    flip(kept)
+    found = audited(lineage, store, from_remote=True)
+    [version] = found.parts
+    assert version.verdict == "wrong"
+    assert "story.txt in the remote box does not have the sha256" in version.detail

@@ -1,0 +1,78 @@
+"""The form of lineage.json is published as a JSON Schema, and the audit holds documents to it."""
+
+from typing import Any
+
+import pytest
+
+from camera.digests import digest_json
+from camera.errors import CameraError
+from camera.files import read_json
+from tasks.lineage_form import SCHEMA_FILE, check_lineage, json_schema
+
+DIGEST = "0" * 64
+ENVIRONMENT = {
+    "camera": "1",
+    "commit": None,
+    "python": "3.11",
+    "machine": "x86_64",
+    "packages": {"torch": "2"},
+}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    source = {"name": "model", "digest": DIGEST, "path": "m", "files": {"w": DIGEST}}
+    stage = {
+        "step": "save",
+        "stage": "save",
+        "version": 1,
+        "key": DIGEST,
+        "digest": DIGEST,
+        "options": {},
+        "inputs": {"model": {"digest": DIGEST, "stage": None, "key": None}},
+        "environment": ENVIRONMENT,
+    }
+    body = {
+        "schema": 1,
+        "sources": {DIGEST: source},
+        "stages": {DIGEST: stage},
+        "name": "tiny",
+        "recipe": {},
+        "files": {"config.json": DIGEST},
+        "environment": ENVIRONMENT,
+        "references": {},
+        **changes,
+    }
+    return {**body, "digest": digest_json(body)}
+
+
+def test_the_published_schema_is_that_of_the_code() -> None:
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == json_schema(), "run `python -m tasks.lineage_form`"
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "a field that nobody knows": {"remark": "x"},
+    "a digest that is none": {"files": {"config.json": "abc"}},
+    "no recipe": {"recipe": None},
+    "an environment without python": {"environment": {"camera": "1"}},
+}
+
+
+def test_a_document_of_the_form_passes_schema_and_audit() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(document(), read_json(SCHEMA_FILE))
+    assert check_lineage(document(), "here") == document()
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_the_schema_refuses_the_audit_refuses_and_names_the_field(wrong: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    bad = document(**WRONG[wrong])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(bad, read_json(SCHEMA_FILE))
+    with pytest.raises(CameraError, match=f"here is no lineage of this pipeline: {next(iter(WRONG[wrong]))}"):
+        check_lineage(bad, "here")
+
+
+def test_a_newer_form_asks_for_a_newer_version() -> None:
+    with pytest.raises(CameraError, match="is of schema 2, and this version reads up to 1"):
+        check_lineage(document(schema=2), "here")
