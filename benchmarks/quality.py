@@ -206,6 +206,7 @@ def _arguments() -> argparse.Namespace:
         default=list(METHODS),
         help="which (default: all); CAMERA-P always is",
     )
+    add("--judge", choices=METHODS, help="hold this to the goals (default: the refit that recovers most)")
     add(
         "--ratios",
         nargs="+",
@@ -247,7 +248,7 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.ratios = arguments.seeds[:1], [0.4]
-        arguments.samples, arguments.windows, arguments.items = 16, 8, 24
+        arguments.samples, arguments.windows, arguments.items = 16, 8, min(24, arguments.items)
         if not arguments.third.exists():
             arguments.models = [name for name in arguments.models if name != "third"]
     return arguments

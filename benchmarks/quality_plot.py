@@ -75,7 +75,10 @@ def draw(rows: list[Row], sources: dict[str, dict[str, str]], path: Path) -> Non
                 axis.set_ylabel("ln perplexity lost (nats)", fontsize=9)
             if line + 1 == len(models):
                 axis.set_xlabel("FFN channels removed (%)", fontsize=9)
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=9)
+    names = [method for method in _STYLES if method in handles]
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside right center", frameon=False, fontsize=9
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
