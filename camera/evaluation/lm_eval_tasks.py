@@ -108,6 +108,7 @@ def open_task(name: str, folder: Path | None = None, few_shot: int = 0) -> Itera
 
 def _load(name: str, definition: str, folder: Path | None) -> "Task":
     from datasets.exceptions import DatasetGenerationError, DatasetsError
+    from jinja2 import TemplateError
     from huggingface_hub.errors import HfHubHTTPError
     from lm_eval.tasks import TaskManager  # five seconds; only tasks need it
 
@@ -119,7 +120,14 @@ def _load(name: str, definition: str, folder: Path | None) -> "Task":
         raise NetworkError(
             f"task {name}: its data set could not be fetched ({error}). Without a network, give a folder of its files"
         ) from error
-    except (DatasetGenerationError, DatasetsError, ValueError, KeyError, TypeError) as error:
+    except (
+        DatasetGenerationError,
+        DatasetsError,
+        TemplateError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ) as error:
         if definition == name and name not in manager.all_tasks:
             raise CameraError(
                 f"lm-eval {lm_eval_version()} has no task {name}: `lm-eval ls tasks` lists them"

@@ -170,6 +170,12 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_rows_of_another_task_are_refused_with_the_field_they_lack(tmp_path: Path) -> None:
+    write_rows(tmp_path / "arc_easy.test.jsonl", boolq_rows(3))
+    with pytest.raises(CameraError, match="'choices' is undefined"), open_task("arc_easy", tmp_path):
+        pass
+
+
 def test_nothing_is_left_in_the_cache_of_the_hub(
     task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
