@@ -108,8 +108,8 @@ def open_task(name: str, folder: Path | None = None, few_shot: int = 0) -> Itera
 
 def _load(name: str, definition: str, folder: Path | None) -> "Task":
     from datasets.exceptions import DatasetGenerationError, DatasetsError
-    from jinja2 import TemplateError
     from huggingface_hub.errors import HfHubHTTPError
+    from jinja2 import TemplateError
     from lm_eval.tasks import TaskManager  # five seconds; only tasks need it
 
     # Reading every definition to find one takes half a minute, so only what is not one of the nine does that.
