@@ -1,6 +1,6 @@
 """The servers of one machine: started apart from the terminal, recorded, found again, and ended; those and no others.
 
-A service is known by its pid and its start time, so that another process that got the pid is never taken for it.
+A service is known by its pid and its birth, so that another process that got the pid is never taken for it.
 All that it starts inherits a mark in its environment; what is left of a killed service is found by that.
 """
 
@@ -21,6 +21,7 @@ import psutil
 
 from camera.errors import CameraError
 from camera.files import read_json, write_json
+from tasks.processes import birth
 
 MARK = "CAMERA_SERVED_BY"
 HOST = "127.0.0.1"
@@ -34,8 +35,8 @@ class Service:
 
     name: str
     pid: int
-    started: float
-    """Start time of the process, seconds since the epoch, as the kernel has it."""
+    born: str
+    """What another process with this pid would not have."""
     mark: str
     log: str
     url: str | None = None
@@ -43,11 +44,7 @@ class Service:
     @property
     def alive(self) -> bool:
         """Whether this very process runs."""
-        try:
-            process = psutil.Process(self.pid)
-            return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return birth(self.pid) == self.born
 
     def family(self) -> list[psutil.Process]:
         """The process and all that it started, also what outlived it."""
@@ -107,7 +104,7 @@ class Services:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        service = Service(name, process.pid, psutil.Process(process.pid).create_time(), mark, str(log), url)
+        service = Service(name, process.pid, birth(process.pid) or "ended at once", mark, str(log), url)
         self._write({**self.known(), name: service})
         return service
 

@@ -17,6 +17,7 @@ from camera.digests import canonical_json
 from camera.errors import CameraError, NetworkError
 from camera.files import read_json
 from camera.secrets import without_secrets
+from tasks.abandoned import PROCESS_TAG, close_abandoned, this_process
 from tasks.runs import KEY_TAG, connect
 from tasks.store import Artifact
 
@@ -91,6 +92,8 @@ class Tracker:
                 )
                 self.run_id, self._logged = str(created.info.run_id), {}
             self._client.update_run(self.run_id, status="RUNNING")
+            self._client.set_tag(self.run_id, PROCESS_TAG, this_process())
+            close_abandoned(self._client, self.experiment_id)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise NetworkError(
                 without_secrets(f"MLflow at {os.environ.get('MLFLOW_TRACKING_URI')} cannot be used: {error}. ")

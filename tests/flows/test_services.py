@@ -49,7 +49,7 @@ def test_what_was_started_is_known_to_another_process_and_ends_on_stop(services:
 def test_a_process_that_got_the_same_pid_is_left_alone(services: Services):
     services.folder.mkdir(parents=True, exist_ok=True)
     ours = services.start("sleeper", SLEEPER, os.environ)
-    stranger = replace(ours, name="old", started=ours.started - 60, mark="another")
+    stranger = replace(ours, name="old", born="at another time", mark="another")
     services._write({"old": stranger})
     assert not stranger.alive
     assert services.stop() == []
