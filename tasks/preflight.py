@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_dtype
 from camera.errors import CameraError
 from camera.pruning.estimate import WalkEstimate, estimate_walk
@@ -22,6 +23,8 @@ from tasks.store import Artifact, Store
 
 BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_0_64": 4.25}
 _PROCESS_BYTES = 900 << 20  # python with torch, transformers, prefect and mlflow, before any weight
+_MOMENT_SQUARES = 5
+"""Of float64, alive at most while GPTQ inverts the moments of one input."""
 _ACTIVATION_BYTES = 1 << 30  # what sequential capture keeps at most
 
 
@@ -179,9 +182,7 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
         "capture": state,
         "prune": matrices,
         "save": pruned,
-        "quantize": _packed(
-            step.options.get("type", "f16"), elements if step.name.endswith("baseline") else pruned_elements
-        ),
+        "quantize": _quantized(step, elements if step.name.endswith("baseline") else pruned_elements),
         "convert": _packed(
             recipe.baseline if step.name.endswith("baseline") else recipe.quantize.type,
             elements if step.name.endswith("baseline") else pruned_elements,
@@ -194,7 +195,7 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
         "score": 3 * largest,
         "prune": round(2 * ffn / checkpoint.layer_count),
         "save": 2 * largest,
-        "quantize": 4 * largest,
+        "quantize": 4 * largest + _calibrating(step, checkpoint, calibration, kept),
         "convert": 2 * largest,
         "evaluate": elements * evaluate.itemsize + 2 * largest,
         "task": elements * evaluate.itemsize + 2 * largest,
@@ -205,3 +206,24 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
 
 def _packed(type_name: str, elements: int) -> int:
     return round(elements * BITS_PER_WEIGHT[type_name] / 8)
+
+
+def _quantized(step: Step, elements: int) -> int:
+    bits = step.options.get("target_bpw") or BITS_PER_WEIGHT[step.options.get("type", "f16")]
+    return round(elements * bits / 8)
+
+
+def _calibrating(step: Step, checkpoint: Checkpoint, tokens: int, kept: int) -> int:
+    """What a quantisation that calibrates needs beside the tensors: hidden states, a decoder layer, and for `gptq` the
+    float64 squares of the widest input's moments while they are inverted."""
+    method = step.options.get("method", "rtn")
+    if step.stage.name != "quantize" or (method == "rtn" and "target_bpw" not in step.options):
+        return 0
+    compute = resolve_dtype(step.options["dtype"], checkpoint.dtype)
+    elements = sum(
+        checkpoint.needed[name].size_bytes // checkpoint.dtype.itemsize
+        for name in checkpoint.layer_tensors(0)
+    )
+    walk = (tokens * checkpoint.hidden_size + elements) * compute.itemsize
+    squares = _MOMENT_SQUARES * 8 * max(kept, checkpoint.hidden_size) ** 2
+    return walk + (squares if method == "gptq" else 0)

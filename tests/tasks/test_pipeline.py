@@ -446,3 +446,20 @@ def test_a_damaged_stage_of_a_real_run_is_made_again_and_nothing_after_it(
     assert {name: made.digest for name, made in second.items()} == {
         name: made.digest for name, made in first.items()
     }
+
+
+def test_another_build_of_llama_cpp_is_measured_again(recipe: MakeRecipe, tmp_path: Path) -> None:
+    binary = tmp_path / "llama-bench"
+    binary.write_text("one")
+    binary.chmod(0o755)
+    asked = {"engines": ["llama.cpp"], "llama_cpp": str(tmp_path)}
+
+    def options() -> dict[str, Any]:
+        checked = recipe(benchmark=asked)
+        steps = build_pipeline(checked, find_sources(checked)).steps
+        return next(step.options for step in steps if step.name == "benchmark")
+
+    before = options()
+    binary.write_text("two")
+    assert options() != before
+    assert options() == options()

@@ -201,3 +201,18 @@ def test_a_walking_prune_is_estimated_as_a_walk(recipe: MakeRecipe, store: Store
     assert plain["prune"].seconds is None
     assert plain["capture"].seconds is not None
     assert walking["prune"].disk_bytes > plain["prune"].disk_bytes
+
+
+def test_a_quantisation_that_calibrates_is_estimated_with_its_walk_and_moments(
+    recipe: MakeRecipe, store: Store
+) -> None:
+    def needs(**quantize: object) -> tuple[int, int]:
+        planned = plan(build(recipe, quantize={"type": "q4_0", **quantize}), store)
+        return next((each.disk_bytes, each.memory_bytes) for each in planned if each.step.name == "quantize")
+
+    plain, search, gptq = needs(), needs(method="search"), needs(method="gptq")
+    assert plain[1] < search[1] < gptq[1]
+    width = 64  # of the tiny model, pruned or hidden, at least
+    assert gptq[1] - search[1] >= 5 * 8 * width**2
+    assert needs(target_bpw=9.0)[0] == pytest.approx(2 * plain[0], rel=0.01)
+    assert needs(target_bpw=9.0)[1] == search[1]
