@@ -202,11 +202,17 @@ def _arguments() -> argparse.Namespace:
     add(
         "--methods",
         nargs="+",
+        metavar="METHOD",
         choices=METHODS,
         default=list(METHODS),
-        help="which (default: all); CAMERA-P always is",
+        help=f"{', '.join(METHODS)} (default: all); CAMERA-P always is",
     )
-    add("--judge", choices=METHODS, help="hold this to the goals (default: the refit that recovers most)")
+    add(
+        "--judge",
+        choices=METHODS,
+        metavar="METHOD",
+        help="hold this to the goals (default: the refit that recovers most)",
+    )
     add(
         "--ratios",
         nargs="+",

@@ -171,12 +171,15 @@ def table_of(dense: dict[str, dict[str, Any]], rows: list[Row], markdown: bool) 
             text = result["texts"].get(corpus)
             cells += [f"{exp(text['loss']):.2f}" if text else "", "", ""]
         for task in tasks:
-            share, error = _mean_and_error(_by_item([result["tasks"][task]]))
-            cells += [f"{100 * share:.1f} ± {100 * error:.1f}", ""]
-        table.add_row(*cells, end_section=True)
+            if task in result["tasks"]:
+                share, error = _mean_and_error(_by_item([result["tasks"][task]]))
+                cells += [f"{100 * share:.1f} ± {100 * error:.1f}", ""]
+            else:
+                cells += ["", ""]
+        table.add_row(*cells, end_section=not markdown)
         for number, row in enumerate(ours):
             last = number + 1 == len(ours) or ours[number + 1].ratio != row.ratio
-            table.add_row(*_cells(row, tasks), end_section=last)
+            table.add_row(*_cells(row, tasks), end_section=last and not markdown)
     return table
 
 
@@ -200,7 +203,7 @@ def _cells(row: Row, tasks: list[str]) -> list[str]:
 
 
 def _text(value: Value, factor: float, digits: int) -> str:
-    spread = "" if value.spread is None else f" ± {factor * value.spread:.{digits}f}"
+    spread = "" if not value.spread else f" ± {factor * value.spread:.{digits}f}"
     return f"{factor * value.mean:.{digits}f}{spread}"
 
 

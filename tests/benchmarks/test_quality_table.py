@@ -110,6 +110,7 @@ def test_a_goal_is_missed_below_its_share_or_with_a_task_that_is_worse(tmp_path:
 
 def test_table_and_picture_show_every_row(tmp_path: Path) -> None:
     rows = rows_of("m", DENSE, [*PLAIN, cell("refit", 0, 3.1), cell("refit", 1, 3.2)])
-    assert table_of({"m": DENSE}, rows, markdown=True).row_count == 1 + 2
+    without_tasks = DENSE | {"tasks": {}}
+    assert table_of({"m": DENSE, "n": without_tasks}, rows, markdown=True).row_count == 2 + 2
     draw(rows, {"m": {OWN: "one", OTHER: "two"}}, tmp_path / "plots" / "quality.png")
     assert (tmp_path / "plots" / "quality.png").read_bytes().startswith(b"\x89PNG")
