@@ -86,6 +86,10 @@ def refuse_occupied(path: Path) -> None:
         raise CameraError(f"{path} already exists and is not empty: choose another output path, or remove it")
 
 
+class TakenError(CameraError):
+    """Another process is making the same output."""
+
+
 @contextmanager
 def held(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Be the only one who makes an output path. The kernel frees it when its holder dies, however that happens.
@@ -95,7 +99,7 @@ def held(path: Path, *, wait: bool = False) -> Iterator[None]:
         wait: for the other one to end; else it is an error that there is one.
 
     Raises:
-        CameraError: if another process is making it.
+        TakenError: if another process is making it.
     """
     lock = path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +108,7 @@ def held(path: Path, *, wait: bool = False) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise CameraError(
+                raise TakenError(
                     f"{path} is being made by another process{_holder(file)}: wait until it ends, or choose another place"
                 ) from None
             if not is_still(file, lock):  # its holder ended, and took its name along

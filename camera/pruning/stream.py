@@ -69,6 +69,11 @@ def prune_checkpoint(
         _prune_checkpoint(checkpoint, tokens_ST, out, capture, options, keep, progress, finish)
 
 
+def unfinished(out: Path) -> Path:
+    """Where the model lies that is to become `out`."""
+    return out.with_name(f".{out.name}.partial")
+
+
 def _prune_checkpoint(
     checkpoint: Checkpoint,
     tokens_ST: torch.Tensor,
@@ -81,7 +86,7 @@ def _prune_checkpoint(
 ) -> None:
     refuse_occupied(out)
     changed = changes(checkpoint, options, keep)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = unfinished(out)
     work = partial / WORK
     asked = asked_for(checkpoint, tokens_ST, capture, options)
     resume = resumable(work, asked)

@@ -5,10 +5,11 @@ from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data import calibration_tokens
-from camera.files import read_json, refuse_occupied
+from camera.errors import CameraError
+from camera.files import TakenError, read_json, refuse_occupied
 from camera.options import CalibrationOptions, CaptureOptions, PruneOptions
 from camera.pruning.prune import SUMMARY
-from camera.pruning.stream import prune_checkpoint
+from camera.pruning.stream import prune_checkpoint, unfinished
 from camera.report.card import write_card
 from flows.commands.common import progress_bar, say
 
@@ -31,8 +32,16 @@ def capture_to_save(
         write_card(model, checkpoint, pruned, base_model=base_model, name=out.name)
         cuts.extend(read_json(pruned / SUMMARY).get("cuts", []))
 
-    with progress_bar("prune") as progress:
-        prune_checkpoint(checkpoint, tokens_ST, out, capture, options, progress, add_card)
+    try:
+        with progress_bar("prune") as progress:
+            prune_checkpoint(checkpoint, tokens_ST, out, capture, options, progress, add_card)
+    except CameraError as error:
+        if not unfinished(out).is_dir() or isinstance(error, TakenError):
+            raise
+        raise CameraError(
+            f"{error}\nWhat was done is kept in {unfinished(out)}: the same command goes on there; remove it if it is not "
+            "wanted"
+        ) from error
     say(f"kept {Checkpoint.open(out).ffn_width} of {checkpoint.ffn_width} FFN channels in each layer: {out}")
     if options.refit and cuts:
         say(f"refitted {sum(cut['refitted'] for cut in cuts)} of {len(cuts)} down projections")

@@ -13,8 +13,9 @@ from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.digests import digest_files, digest_json, files_below
+from camera.disk import told_of_disks
 from camera.errors import CameraError
-from camera.files import read_json, sync, sync_tree, write_json
+from camera.files import held, read_json, sync, sync_tree, write_json
 from camera.report.card import write_card
 from camera.report.gate import Gate
 from camera.report.results import read_results
@@ -57,10 +58,11 @@ def run(context: Context) -> dict[str, float]:
     if gate is not None and not gate.passed:
         return _withhold(context, gate)
     target = destination(options["folder"], name)
-    refuse_foreign(target, name)
-    if not _is_published(target, context):
-        _place(target, context)
-    lineage = read_json(target / LINEAGE)
+    with held(target, wait=True), told_of_disks(target.parent):  # another recipe may bear the same name
+        refuse_foreign(target, name)
+        if not _is_published(target, context):
+            _place(target, context)
+        lineage = read_json(target / LINEAGE)
     record: dict[str, Any] = {
         "name": name,
         "folder": str(target),

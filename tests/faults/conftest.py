@@ -72,7 +72,11 @@ class Project:
     @property
     def told(self) -> dict[str, Any]:
         """What the last run said of itself; the one that a kill ended said nothing."""
-        told: dict[str, Any] = json.loads((self.folder / TOLD).read_text())
+        return self.told_as(TOLD)
+
+    def told_as(self, name: str) -> dict[str, Any]:
+        """What the run that was to use this name said."""
+        told: dict[str, Any] = json.loads((self.folder / name).read_text())
         return told
 
     def whole(self) -> dict[str, str]:
@@ -140,7 +144,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Projec
 def copied(undisturbed: Project, tmp_path: Path) -> Project:
     """A copy of the project whose recipe ran to its end."""
     shutil.copytree(undisturbed.folder, tmp_path / "copy", copy_function=shutil.copy2)
-    return Project(tmp_path / "copy")
+    copy = Project(tmp_path / "copy")
+    assert copy.run() == 0, copy.told["error"]  # where it is published is a part of what was asked for
+    return copy
 
 
 @pytest.fixture

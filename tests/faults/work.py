@@ -67,6 +67,7 @@ def run_recipe(
     power: bool = False,
     environment: dict[str, str] | None = None,
     fill: str | None = None,
+    told: str = TOLD,
 ) -> None:
     """Run `recipe.yaml` of a folder as `camera run --no-prefect` does; write `told.json` unless ended before.
 
@@ -77,23 +78,24 @@ def run_recipe(
         power: end it as a power cut would.
         environment: variables to set before.
         fill: take all room of this file system when the step starts.
+        told: name of the file to write.
     """
     os.chdir(folder)
     os.environ.update({"CAMERA_HOME": ".camera", **(environment or {})})
     store = folder / ".camera" / "store"
     store.mkdir(parents=True, exist_ok=True)
     teller = Teller(Deaths((store, folder / "published"), power).watch(), step, number, fill)
-    told: dict[str, Any] = {"error": None, "kind": None}
+    said: dict[str, Any] = {"error": None, "kind": None}
     with (folder / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     try:
         compress(Path("recipe.yaml"), list(overrides), teller)
     except CameraError as error:
-        told |= {"error": str(error), "kind": type(error).__name__}
+        said |= {"error": str(error), "kind": type(error).__name__}
     except BaseException as error:
         traceback.print_exc()
-        told |= {"error": repr(error), "kind": type(error).__name__}
-    told |= {"states": teller.states, "operations": teller.operations}
-    (folder / TOLD).write_text(json.dumps(told))
-    sys.exit(0 if told["error"] is None else 1)
+        said |= {"error": repr(error), "kind": type(error).__name__}
+    said |= {"states": teller.states, "operations": teller.operations}
+    (folder / told).write_text(json.dumps(said))
+    sys.exit(0 if said["error"] is None else 1)
