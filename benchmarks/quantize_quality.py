@@ -8,11 +8,14 @@ part and measured on its test part. Bits are per weight; KL is the mean divergen
 likeliest token is the same; `s` is the time to quantise. The policy is the default one, the same for every method: all matrices are of the
 type, output head and embedding too. To reach: `gptq` at 0.6 of the divergence of rounding to nearest (`rtn`) or less,
 for either type; `search` between the two; and Q4_0_64 by `gptq`, at 4.25 bits, no farther than Q4_0 by `rtn`, at 4.5.
+`mixed` is `rtn` with types chosen by tensor, from Q4_0_64 up, for the bits of Q4_0 and for one bit more: to reach, no farther
+than Q4_0 at its bits, and at one more than on the line between Q4_0 and Q8_0.
 """
 
 import argparse
 import sys
 import tempfile
+from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import Any, get_args
@@ -28,6 +31,8 @@ from camera.errors import CameraError
 from camera.evaluation.divergence import divergence
 from camera.evaluation.perplexity import perplexity
 from camera.files import write_json
+from camera.formats.quantize import plan_types
+from camera.formats.quantized_model import packed_shape
 from camera.options import BlockType, CalibrationOptions, DatasetOptions, QuantizeOptions
 from camera.quantization.quantize_calibrated import quantize_calibrated
 
@@ -35,6 +40,7 @@ DEFAULT_MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-openpan
 TYPES: tuple[BlockType, ...] = ("q4_0", "q4_0_64")
 METHODS = get_args(QuantizeOptions.model_fields["method"].annotation)
 GPTQ_SHARE = 0.6
+MIXED, MIXED_MORE = "mixed", "mixed + 1"
 
 
 def main() -> int:
@@ -49,6 +55,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     goals = judge({(row["type"], row["method"]): row["divergence"] for row in rows})
+    goals += judge_mixed({(row["type"], row["method"]): row for row in rows})
     console = Console()
     console.print(_table(checkpoint, original, rows))
     for goal in goals:
@@ -69,32 +76,46 @@ def measure(
     original = perplexity(reference, text_N, **how)
     rows = []
     with tempfile.TemporaryDirectory(prefix="camera-bench-") as scratch:
-        for type in TYPES:
-            for method in METHODS:
-                packed = Path(scratch) / f"{type}-{method}"
-                options = QuantizeOptions(type=type, method=method, device=arguments.device)
-                started = perf_counter()
-                report = quantize_calibrated(checkpoint, packed, options, calibration_ST)
-                seconds = perf_counter() - started
-                common = {**how, "dtype": "float32", "device": arguments.device}
-                distance = divergence(reference, packed, text_N, **common)
-                rows.append(
-                    {
-                        "type": type,
-                        "method": method,
-                        "bits_per_weight": report.bits_per_weight,
-                        "relative_error": report.relative_error,
-                        "perplexity": perplexity(packed, text_N, **common).perplexity,
-                        "divergence": distance.divergence,
-                        "top_1_agreement": distance.top_1_agreement,
-                        "seconds": seconds,
-                        "fallbacks": [record.name for record in report.fallbacks],
-                        "tensors": [
-                            record.model_dump(mode="json", exclude={"file"}) for record in report.tensors
-                        ],
-                    }
-                )
+        cases: list[tuple[str, QuantizeOptions]] = [
+            (method, QuantizeOptions(type=type, method=method, device=arguments.device))
+            for type in TYPES
+            for method in METHODS
+        ]
+        cases.append(("rtn", QuantizeOptions(type="q8_0")))
+        for label, more in ((MIXED, 0.0), (MIXED_MORE, 1.0)):
+            target = _bits(checkpoint, "q4_0") + more
+            cases.append((label, QuantizeOptions(type="q4_0_64", target_bpw=target, device=arguments.device)))
+        for label, options in cases:
+            packed = Path(scratch) / f"{options.type}-{label}"
+            started = perf_counter()
+            report = quantize_calibrated(checkpoint, packed, options, calibration_ST)
+            seconds = perf_counter() - started
+            common = {**how, "dtype": "float32", "device": arguments.device}
+            distance = divergence(reference, packed, text_N, **common)
+            rows.append(
+                {
+                    "type": options.type,
+                    "method": label,
+                    "bits_per_weight": report.bits_per_weight,
+                    "relative_error": report.relative_error,
+                    "perplexity": perplexity(packed, text_N, **common).perplexity,
+                    "divergence": distance.divergence,
+                    "top_1_agreement": distance.top_1_agreement,
+                    "seconds": seconds,
+                    "fallbacks": [record.name for record in report.fallbacks],
+                    "tensors": [
+                        record.model_dump(mode="json", exclude={"file"}) for record in report.tensors
+                    ],
+                }
+            )
     return {"perplexity": original.perplexity, "tokens": original.tokens}, rows
+
+
+def _bits(checkpoint: Checkpoint, type: BlockType) -> float:
+    """Bits per weight of the checkpoint with all matrices of a type."""
+    plan = plan_types(checkpoint, QuantizeOptions(type=type))
+    size = sum(prod(packed_shape(each.type, each.shape)) for each in plan)
+    return 8 * size / sum(prod(each.shape) for each in plan)
 
 
 def judge(found: dict[tuple[str, str], float]) -> list[dict[str, Any]]:
@@ -111,6 +132,22 @@ def judge(found: dict[tuple[str, str], float]) -> list[dict[str, Any]]:
         goal(f"{type}: search between gptq and rtn", searched / plain, compensated <= searched <= plain)
     ratio = found["q4_0_64", "gptq"] / found["q4_0", "rtn"]
     goal("q4_0_64 by gptq ≤ q4_0 by rtn", ratio, ratio <= 1)
+    return goals
+
+
+def judge_mixed(rows: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same for types by tensor, against one type for all at as many bits."""
+    few, many = rows["q4_0", "rtn"], rows["q8_0", "rtn"]
+    goals = []
+    for label in (MIXED, MIXED_MORE):
+        row = rows["q4_0_64", label]
+        share = (row["bits_per_weight"] - few["bits_per_weight"]) / (
+            many["bits_per_weight"] - few["bits_per_weight"]
+        )
+        line = few["divergence"] + max(share, 0.0) * (many["divergence"] - few["divergence"])
+        value = row["divergence"] / line
+        text = f"{label}: at {row['bits_per_weight']:.3f} bits ≤ the line between q4_0 and q8_0"
+        goals.append({"goal": text, "value": value, "met": value <= 1})
     return goals
 
 
