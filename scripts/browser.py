@@ -31,15 +31,15 @@ _TEXT = """
   return document.title + '\\n' + read(document);
 })()
 """
-_CLICK = """
+_PLACE = """
 (wanted => {
   const all = [...document.querySelectorAll('a, button, [role=tab], [role=treeitem], [role=menuitem], li, span, div')];
   const shown = all.filter(e => e.innerText && e.innerText.trim() === wanted && e.getClientRects().length);
   const element = shown.find(e => ['A', 'BUTTON'].includes(e.tagName) || e.getAttribute('role')) || shown.at(-1);
-  if (!element) return false;
+  if (!element) return null;
   element.scrollIntoView({block: 'center'});
-  element.click();
-  return true;
+  const box = element.getBoundingClientRect();
+  return [box.x + box.width / 2, box.y + box.height / 2];
 })
 """
 
@@ -109,12 +109,19 @@ class Browser:
             TimeoutError: if there is none.
         """
         until = time.monotonic() + seconds
-        while not self._evaluate(f"{_CLICK}({json.dumps(text)})"):
+        while (place := self._evaluate(f"{_PLACE}({json.dumps(text)})")) is None:
             if time.monotonic() > until:
-                raise TimeoutError(
-                    f"nothing on the page to click says {text!r}:\n{self._evaluate(_TEXT)[:2000]}"
-                )
+                page = str(self._evaluate(_TEXT))
+                raise TimeoutError(f"nothing on the page to click says {text!r}; it says:\n{page[:2000]}")
             time.sleep(0.5)
+        for kind in (
+            "mouseMoved",
+            "mousePressed",
+            "mouseReleased",
+        ):  # some tabs answer to the press, not to click()
+            self._send(
+                "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1
+            )
 
     def picture(self, path: Path, settle: float = 2.0) -> None:
         """Write what is seen as PNG, after what moves has come to rest."""

@@ -283,7 +283,7 @@ def look(program: str, run_page: str, night: Night, images: Path | None) -> None
             "select run_uuid, experiment_id from runs order by start_time"
         ).fetchone()
     with Browser(program) as browser:
-        browser.open(run_page, "Completed", "compress recipe.yaml", seconds=120)
+        browser.open(run_page, "Completed", "nightly", "Finished in state Completed()", seconds=120)
         if images is not None:
             browser.picture(images / "prefect-run.png", settle=5)
         mlflow = night.served["mlflow"]

@@ -36,6 +36,9 @@ from tasks.stages import (
 )
 from tasks.store import Artifact, Store
 
+_BENCHMARK_PLACE = {"deployment", "device_name", "start_within", "finish_within"}
+"""Where the benchmark is done and how long one waits for it: nothing of the result, which names its device itself."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -187,7 +190,10 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
         "benchmark": "benchmark",
         **{step.name.replace(" ", "/"): step.name for step in evaluations if step.stage is not fetch.STAGE},
     }
-    described = recipe.model_dump(mode="json", exclude={"tracking", "publish", "sweep"})
+    described = recipe.model_dump(
+        mode="json",
+        exclude={"tracking": True, "publish": True, "sweep": True, "benchmark": _BENCHMARK_PLACE},
+    )
     reported: dict[str, Any] = {"name": recipe.name, "recipe": described}
     if (require := recipe.publish.require) is not None:
         check_texts(require, _labelled(recipe.evaluate.datasets))
@@ -356,9 +362,7 @@ def dataset_label(dataset: DatasetOptions) -> str:
 def _benchmark(recipe: Recipe, model: Input) -> Step:
     asked = recipe.benchmark
     settings = asked.model_dump(mode="json", include={"device", "timeout"})
-    options = asked.model_dump(
-        mode="json", exclude={"timeout", "deployment", "device_name", "start_within", "finish_within"}
-    )
+    options = asked.model_dump(mode="json", exclude={"timeout", *_BENCHMARK_PLACE})
     # A time measured on another card is another result.
     if asked.deployment is None:
         device = resolve_device(asked.device)
