@@ -65,13 +65,22 @@ class PublishOptions(Options):
     folder: Path = Path("published")
     """The model is published as `<folder>/<name>/`."""
     alias: str = "candidate"
-    """Alias of the new version in the MLflow registry."""
+    """Alias of the new version in the MLflow registry; `production` is given by `camera promote`."""
     dvc: bool = True
     """Version the published folder with DVC, where the folder is inside a DVC repository."""
     remote: str | None = Field(default=None, pattern=r"^[\w.-]+$")
     """DVC remote to push to, by its name in .dvc/config; the default is the repository's default remote."""
     require: RequireOptions | None = None
     """The quality gate: a model that fails it is kept and marked, and not published."""
+
+    @field_validator("alias")
+    @classmethod
+    def _production_is_promoted(cls, value: str) -> str:
+        if value == "production":
+            raise ValueError(
+                "is given by `camera promote`, which audits the model first: choose another alias"
+            )
+        return value
 
 
 class Recipe(Options):

@@ -452,3 +452,8 @@ def test_any_text_is_a_recipe_or_a_message(path: Path, text: str) -> None:
 def test_any_override_is_taken_or_a_message(path: Path, key: str, value: str) -> None:
     path.write_text(YAML)
     assert recipe_or_message(path, f"{key}={value}")
+
+
+def test_the_alias_production_is_not_a_recipes_to_give() -> None:
+    with pytest.raises(CameraError, match=r"publish\.alias: is given by `camera promote`"):
+        check_recipe({"name": "tiny", "model": "m", "publish": {"alias": "production"}}, "here")
