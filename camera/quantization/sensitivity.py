@@ -15,11 +15,14 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.formats import blocks
-from camera.formats.names import EMBEDDING
+from camera.formats.names import EMBEDDING, OUTPUT
 from camera.options import BlockType
 from camera.progress import Progress, silent
 from camera.quantization.imatrix import Imatrix
 
+_HEAD = 3.0
+"""What noise in the logits costs, of what as much in the stream costs, whose power the sum underrates where branches add
+up in step. Measured: docs/quantization.md."""
 _ROWS_WEIGHTS = 1 << 22
 """Weights of whole rows that are stored in every type at once."""
 
@@ -44,6 +47,7 @@ def sensitivities(
         CameraError: if a weight is missing or does not fit a type.
     """
     share = _branch_shares(checkpoint, imatrix)
+    share[OUTPUT] = _HEAD
     tied = checkpoint.config.get("tie_word_embeddings", False)
     found: dict[str, dict[BlockType, float]] = {}
     for name, choices in types.items():
@@ -51,7 +55,7 @@ def sensitivities(
         noise = _relative_errors(weight, tuple(choices), importance, name)
         if name == EMBEDDING and tied:  # it is the head as well, which its importance is of
             as_embedding = _relative_errors(weight, tuple(choices), None, name)
-            noise = {type: error + as_embedding[type] for type, error in noise.items()}
+            noise = {type: _HEAD * error + as_embedding[type] for type, error in noise.items()}
         found[name] = {type: share.get(name, 1.0) * error for type, error in noise.items()}
         progress(len(found), len(types))
     return found
