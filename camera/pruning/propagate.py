@@ -36,7 +36,7 @@ from camera.quantization.moments import squares
 ACTIVATION_BUDGET_BYTES = 1 << 30
 """Most memory that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
 _SHARE_OF_FREE = 0.5
-_SAVING_SHARE = 0.1
+_SAVING_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def propagate(
     """Walk the layers and yield each with its statistics.
 
     The walk's state is saved in `work` after a layer has been yielded and dealt with, as often as costs no more
-    than a tenth of the time; a walk that finds a state of the same inputs there yields the layers it holds as
+    than a twentieth of the time; a walk that finds a state of the same inputs there yields the layers it holds as
     `resumed` and goes on behind them. The last state stays: `clear_states` once what the walk was for is safe.
 
     Args:
@@ -307,7 +307,7 @@ def _narrow(mlp: nn.Module, kept_K: torch.Tensor, matrices: Mapping[str, torch.T
 
 
 class _SavingClock:
-    """Says when to save, so that saving takes no more than a tenth of the time."""
+    """Says when to save, so that saving takes no more than a twentieth of the time."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
