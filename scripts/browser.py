@@ -56,6 +56,7 @@ class Browser:
         self._profile = Path(tempfile.mkdtemp(prefix="chromium-"))
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
         arguments += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        arguments += ["--disable-features=IsolateSandboxedIframes", "--disable-site-isolation-trials"]
         arguments += ["--remote-debugging-port=0", f"--user-data-dir={self._profile}"]
         self._process = subprocess.Popen(
             [program, *arguments, f"--window-size={width},{height}", "about:blank"],
@@ -92,7 +93,7 @@ class Browser:
         """
         until = time.monotonic() + seconds
         while True:
-            page = str(self._evaluate(_TEXT) or "")
+            page = str(self._evaluate(_TEXT) or "") + self._text_of_frames()
             missing = [text for text in texts if text not in page]
             if not missing:
                 return page
@@ -142,6 +143,23 @@ class Browser:
                 raise RuntimeError(f"Chromium ended with code {self._process.returncode}")
             time.sleep(0.2)
         raise TimeoutError("Chromium does not open its DevTools port")
+
+    def _text_of_frames(self) -> str:
+        """Text inside frames, sandboxed ones too, which the page itself may not read."""
+        text = ""
+        for child in self._send("Page.getFrameTree")["frameTree"].get("childFrames", []):
+            try:
+                world = self._send("Page.createIsolatedWorld", frameId=child["frame"]["id"])
+                found = self._send(
+                    "Runtime.evaluate",
+                    expression="document.body ? document.body.innerText : ''",
+                    contextId=world["executionContextId"],
+                    returnByValue=True,
+                )
+            except RuntimeError:
+                continue  # it went away meanwhile
+            text += "\n" + str(found.get("result", {}).get("value", ""))
+        return text
 
     def _evaluate(self, expression: str) -> Any:
         found = self._send("Runtime.evaluate", expression=expression, returnByValue=True)

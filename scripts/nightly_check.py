@@ -293,7 +293,7 @@ def look(program: str, run_page: str, night: Night, images: Path | None) -> None
         browser.click("Artifacts")
         browser.wait_for("report.html")
         browser.click("report.html")
-        browser.wait_for("Perplexity", "benchmark", seconds=90)
+        browser.wait_for("perplexity", seconds=40)
         if images is not None:
             browser.picture(images / "mlflow-report.png", settle=3)
 
