@@ -52,14 +52,18 @@ for panel, commands in _PANELS.items():
         app.command(rich_help_panel=panel)(command)
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Run a command. What a user can mend is one message and exit code 2; an interruption is 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
-    except KeyboardInterrupt:
-        _say("stopped; run the same command again to go on from here")
-        sys.exit(130)
+    except SystemExit as ended:  # typer makes it of a KeyboardInterrupt
+        if ended.code == _INTERRUPTED:
+            _say("stopped; run the same command again to go on from here")
+        raise
     except Exception as error:
         from camera.disk import disk_error  # only on the way out
         from camera.errors import CameraError

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 
+from prefect.client.orchestration import get_client
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
+
+from camera.errors import NetworkError
+from camera.secrets import without_secrets
 
 _GUARD = 'while read -r line; do pid=$line; done; [ -z "$pid" ] || kill "$pid"'
 """Remembers the last process it is told of, and ends it when whoever tells is gone."""
@@ -35,6 +39,22 @@ def start_local_api() -> None:
     begin_local_api()
     assert _beginning is not None
     _beginning.result()
+
+
+def check_api() -> None:
+    """Ask the API that is in use whether it is there, before a run is begun on it.
+
+    Raises:
+        NetworkError: if it does not answer.
+    """
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem is not None:
+        where = without_secrets(get_current_settings().api.url or "this process")
+        raise NetworkError(
+            f"Prefect's API at {where} does not answer ({problem}): start it, unset PREFECT_API_URL to run without a "
+            "server, or give --no-prefect; what is finished is kept in either case"
+        )
 
 
 def _in_thread(work: Callable[[], None]) -> "Future[None]":

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -40,24 +40,22 @@ _PER_LAYER = re.compile(r"(.+)\.layer_(\d+)")
 _NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
 _DATASET_DIGEST_LENGTH = 36  # MLflow cuts longer ones; the whole sha256 is in a tag
 _PARAMETER_LENGTH = 6000
+_PAUSE_SECONDS = 60.0
+_UNREACHABLE = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+"""What MLflow calls an error that says nothing of the record; any other is a refusal of this one."""
 
 
 def _going_on(record: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Make a recording that fails a warning: a night's work does not end because a server is down."""
+    """Make a recording that fails a warning: a night's work does not end because a server is down.
+
+    It is kept, and delivered when the run ends. Meanwhile the server is asked again once a minute.
+    """
 
     @wraps(record)
     def recording(*arguments: Arguments.args, **named: Arguments.kwargs) -> None:
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            record(*arguments, **named)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            _log.warning(
-                "MLflow did not take %s (%s); run the recipe again to deliver it",
-                record.__name__,
-                without_secrets(str(error)),
-            )
+        tracker = arguments[0]
+        assert isinstance(tracker, Tracker)
+        tracker.deliver(record.__name__, partial(record, *arguments, **named))
 
     return recording
 
@@ -78,6 +76,8 @@ class Tracker:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
+            self._undelivered: list[tuple[str, Callable[[], None]]] = []
+            self._ask_again = 0.0
             self._client = connect()
             self.experiment_id = _experiment(self._client, experiment, artifacts)
             found = self._client.search_runs(
@@ -96,7 +96,9 @@ class Tracker:
             close_abandoned(self._client, self.experiment_id)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise NetworkError(
-                without_secrets(f"MLflow at {os.environ.get('MLFLOW_TRACKING_URI')} cannot be used: {error}. ")
+                without_secrets(
+                    f"MLflow at {os.environ.get('MLFLOW_TRACKING_URI')} cannot be used: {error}. "
+                )
                 + "Mend it, or run with --set tracking.enabled=false"
             ) from error
 
@@ -173,10 +175,37 @@ class Tracker:
         """Record a file that people look at."""
         self._client.log_artifact(self.run_id, str(path))
 
-    @_going_on
     def finish(self, status: str) -> None:
-        """Close the run: FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(self.run_id, status)
+        """Deliver what could not be recorded before, and close the run: FINISHED, FAILED or KILLED."""
+        self._ask_again = 0.0
+        self.deliver("finish", lambda: self._client.set_terminated(self.run_id, status))
+        if self._undelivered:
+            _log.warning(
+                "MLflow lacks %d records; run the recipe again to deliver them", len(self._undelivered)
+            )
+
+    def deliver(self, what: str, record: Callable[[], None]) -> None:
+        """Record something after all that is still to be recorded; it is kept while MLflow cannot be used."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        self._undelivered.append((what, record))
+        if time.monotonic() < self._ask_again:
+            return
+        while self._undelivered:
+            name, first = self._undelivered[0]
+            try:
+                first()
+            except (MlflowException, SQLAlchemyError, OSError) as error:
+                said = without_secrets(str(error))
+                if getattr(error, "error_code", _UNREACHABLE[0]) in _UNREACHABLE:
+                    self._ask_again = time.monotonic() + _PAUSE_SECONDS
+                    _log.warning(
+                        "MLflow cannot be used (%s); it is asked again later, and the run goes on", said
+                    )
+                    return
+                _log.warning("MLflow did not take %s (%s); run the recipe again to deliver it", name, said)
+            self._undelivered.pop(0)
 
     def _has(self, metric: str) -> bool:
         return metric in self._client.get_run(self.run_id).data.metrics
@@ -199,20 +228,40 @@ def register(
 
     Raises:
         CameraError: if the alias is `production`, which only `camera promote` gives, or MLflow refuses the name.
+        NetworkError: if the registry cannot be used.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     if alias == PRODUCTION:
         raise CameraError(
             f"publish.alias: {PRODUCTION} is given by `camera promote {name}`, after an audit; choose another"
         )
+    try:
+        return _register(name, folder, lineage, dvc, alias, run_id)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise NetworkError(without_secrets(f"MLflow's registry cannot be used: {error}")) from error
+
+
+def _register(
+    name: str,
+    folder: Path,
+    lineage: Mapping[str, Any],
+    dvc: Mapping[str, Any] | None,
+    alias: str,
+    run_id: str,
+) -> dict[str, str]:
+    from mlflow.exceptions import MlflowException
+
     client = connect()
     digest = lineage["digest"]
     try:
         client.create_registered_model(name)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code == "INVALID_PARAMETER_VALUE":
             raise CameraError(f"MLflow refuses the model name {name}: {error}") from None
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     found = [
         version
         for version in client.search_model_versions(f"name = '{name}'")

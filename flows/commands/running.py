@@ -53,9 +53,10 @@ def _run(
     import mlflow.tracking  # noqa: F401  # two more, which the run would pay later: here the API is still starting
 
     from flows import compress  # two seconds of imports, which --no-prefect does not pay
-    from flows.local_api import start_local_api
+    from flows.local_api import check_api, start_local_api
 
     start_local_api()
+    check_api()
     token = compress.LISTENER.set(listener)
     try:
         return compress.compress(str(recipe), overrides)
@@ -72,5 +73,7 @@ def _places(outcome: Outcome, project: Project) -> dict[str, str | None]:
         "published": None if folder is None else str(folder),
         "gguf": str(gguf),
         "report": str(report),
-        "mlflow run": None if outcome.mlflow_run is None else f"{outcome.mlflow_run} in {project.mlflow_shown}",
+        "mlflow run": None
+        if outcome.mlflow_run is None
+        else f"{outcome.mlflow_run} in {project.mlflow_shown}",
     }

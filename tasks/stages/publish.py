@@ -14,7 +14,7 @@ from typing import Any
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.digests import digest_files, digest_json, files_below
 from camera.disk import told_of_disks
-from camera.errors import CameraError
+from camera.errors import CameraError, NetworkError
 from camera.files import held, read_json, sync, sync_tree, write_json
 from camera.report.card import write_card
 from camera.report.gate import Gate
@@ -69,15 +69,19 @@ def run(context: Context) -> dict[str, float]:
         "lineage_digest": lineage["digest"],
         "dvc": None,
         "registry": None,
+        "registry_error": None,
     }
     if options["dvc"]:
         with _DVC:
             version = versioning.add_and_push(target, options["remote"])
         record["dvc"] = None if version is None else vars(version)
     if options["register"] and context.references.mlflow_run is not None:
-        record["registry"] = tracking.register(
-            name, target, lineage, record["dvc"], options["alias"], context.references.mlflow_run
-        )
+        try:
+            record["registry"] = tracking.register(
+                name, target, lineage, record["dvc"], options["alias"], context.references.mlflow_run
+            )
+        except NetworkError as error:  # published all the same; the next run registers it
+            record["registry_error"] = str(error)
     write_json(context.out / RECORD, record)
     return {"bytes": sum((target / file).stat().st_size for file in lineage["files"])}
 
@@ -88,6 +92,7 @@ def still_holds(artifact: Artifact) -> bool:
     if record["folder"] is None:
         return True
     pending = record["dvc"] is not None and record["dvc"]["push_error"] is not None
+    pending = pending or record.get("registry_error") is not None
     return not pending and damage(Path(record["folder"]), record["lineage_digest"]) is None
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +15,7 @@ import transformers.models.llama.tokenization_llama  # noqa: F401 (imported once
 from camera.errors import CameraError
 from flows.loop import compress
 from tasks.pipeline import Pipeline
+from tasks.project import Project
 from tasks.store import Artifact
 from tests.faults.deaths import Deaths
 
@@ -29,14 +31,18 @@ class Teller:
         step: str | None = None,
         number: int | None = None,
         fill: str | None = None,
+        kill_group: int | None = None,
     ) -> None:
         self.states: dict[str, str] = {}
         self.operations: dict[str, int] = {}
         self._deaths, self._step, self._number, self._fill = deaths, step, number, fill
+        self._kill_group = kill_group
 
     def begin(self, pipeline: Pipeline) -> None: ...
 
     def started(self, step: str) -> None:
+        if step == self._step and self._kill_group is not None:
+            os.killpg(self._kill_group, signal.SIGKILL)
         if step == self._step and self._fill is not None:
             with (Path(self._fill) / "ballast").open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self._fill).free - 4096)
@@ -67,6 +73,7 @@ def run_recipe(
     power: bool = False,
     environment: dict[str, str] | None = None,
     fill: str | None = None,
+    kill_group: int | None = None,
     told: str = TOLD,
 ) -> None:
     """Run `recipe.yaml` of a folder as `camera run --no-prefect` does; write `told.json` unless ended before.
@@ -78,13 +85,15 @@ def run_recipe(
         power: end it as a power cut would.
         environment: variables to set before.
         fill: take all room of this file system when the step starts.
+        kill_group: kill the processes of this group when the step starts.
         told: name of the file to write.
     """
     os.chdir(folder)
     os.environ.update({"CAMERA_HOME": ".camera", **(environment or {})})
+    Project.here().configure()
     store = folder / ".camera" / "store"
     store.mkdir(parents=True, exist_ok=True)
-    teller = Teller(Deaths((store, folder / "published"), power).watch(), step, number, fill)
+    teller = Teller(Deaths((store, folder / "published"), power).watch(), step, number, fill, kill_group)
     said: dict[str, Any] = {"error": None, "kind": None}
     with (folder / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)

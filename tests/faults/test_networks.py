@@ -1,0 +1,281 @@
+"""Servers that are away, end in the middle, or never answer: MLflow, Prefect, the DVC remote, the hub."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camera.files import read_json
+from tasks.stages import publish
+from tests.conftest import REPOSITORY
+from tests.faults.conftest import Project, lay_out
+from tests.faults.test_kill import before
+
+pytestmark = pytest.mark.faults
+
+NOBODY = "http://127.0.0.1:9"
+TRACKED = ("tracking.enabled=true", "tracking.experiment=faults")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    ours = ("PREFECT_", "MLFLOW_", "CAMERA_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    root = {
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "160",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    return {**kept, **root, **more}
+
+
+def camera(project: Project, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=project.folder,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """MLflow's own server on loopback; ended with all its workers."""
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    server = subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until = time.monotonic() + 180
+        while not answers(port):
+            assert server.poll() is None
+            assert time.monotonic() < until, "the server does not answer"
+            time.sleep(0.2)
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_mlflow_that_is_away_at_the_start_is_said_at_once_and_how_to_go_on_without(project: Project) -> None:
+    started = time.monotonic()
+    stopped = camera(
+        project, "run", "recipe.yaml", "--no-prefect", "--set", "tracking.enabled=true",
+        MLFLOW_TRACKING_URI=NOBODY.replace("//", "//someone:a-password@"),
+    )  # fmt: skip
+    assert stopped.returncode == 2, stopped.stderr
+    assert "MLflow at http://***@127.0.0.1:9 cannot be used" in stopped.stderr
+    assert "--set tracking.enabled=false" in stopped.stderr
+    assert "a-password" not in stopped.stdout + stopped.stderr
+    assert time.monotonic() - started < 120
+
+
+def test_mlflow_that_ends_in_the_middle_stops_nothing_and_is_told_later(
+    undisturbed: Project, tmp_path: Path
+) -> None:
+    project = before(undisturbed, "evaluate original held-out", tmp_path / "project")
+    port = free_port()
+    how = {"environment": {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}, "overrides": TRACKED}
+    with mlflow_server(tmp_path, port) as server:
+        assert project.run(**how, kill_group=server.pid, step="evaluate original held-out") == 0, (
+            project.output()
+        )
+    record = read_json(next(project.store.root.glob("publish/*/published.json")))
+    assert record["registry"] is None
+    assert "cannot be used" in record["registry_error"]
+    assert publish.damage(project.published) is None
+
+    with mlflow_server(tmp_path, port):
+        assert project.run(**how) == 0, project.output()
+        states = project.told["states"]
+        assert [step for step, state in states.items() if state == "done"] == ["publish"]
+        run_of = recorded(port)
+    assert run_of["status"] == "FINISHED"
+    assert {"evaluate/pruned/held-out/perplexity", "publish/bytes"} <= run_of["metrics"].keys()
+    record = read_json(next(project.store.root.glob("publish/*/published.json")))
+    assert record["registry"]["version"] == "1"
+
+
+def recorded(port: int) -> dict[str, Any]:
+    """Status and metrics of the one run that a server has."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"http://127.0.0.1:{port}")
+    experiment = client.get_experiment_by_name("faults")
+    [run] = client.search_runs([experiment.experiment_id])
+    return {"status": run.info.status, "metrics": run.data.metrics}
+
+
+def test_a_prefect_api_that_is_away_is_said_and_the_plain_loop_named(project: Project) -> None:
+    started = time.monotonic()
+    stopped = camera(project, "run", "recipe.yaml", PREFECT_API_URL=f"{NOBODY}/api")
+    assert stopped.returncode == 2, stopped.stdout + stopped.stderr
+    assert f"{NOBODY}/api" in stopped.stderr
+    assert "--no-prefect" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert time.monotonic() - started < 120
+
+
+def test_a_dvc_remote_that_is_away_leaves_a_push_that_the_next_run_makes_good(
+    undisturbed: Project, tmp_path: Path
+) -> None:
+    project = before(undisturbed, "publish", tmp_path / "project")
+    for command in (
+        ["git", "init", "-q"],
+        [sys.executable, "-m", "dvc", "init", "-q"],
+        [sys.executable, "-m", "dvc", "config", "core.analytics", "false"],
+        [
+            sys.executable,
+            "-m",
+            "dvc",
+            "remote",
+            "add",
+            "-q",
+            "-d",
+            "box",
+            f"ssh://127.0.0.1:{free_port()}/box",
+        ],
+    ):
+        subprocess.run(command, cwd=project.folder, env=environment(), check=True)
+    dvc = ("publish.dvc=true",)
+    assert project.run(overrides=dvc) == 0, project.told["error"]
+    record = read_json(next(project.store.root.glob("publish/*/published.json")))
+    assert record["dvc"]["pushed_to"] is None
+    assert record["dvc"]["push_error"]
+    assert publish.damage(project.published) is None
+
+    box = tmp_path / "box"
+    box.mkdir()
+    there = [sys.executable, "-m", "dvc", "remote", "modify", "box", "url", str(box)]
+    subprocess.run(there, cwd=project.folder, env=environment(), check=True)
+    assert project.run(overrides=dvc) == 0, project.told["error"]
+    assert [step for step, state in project.told["states"].items() if state == "done"] == ["publish"]
+    record = read_json(next(project.store.root.glob("publish/*/published.json")))
+    assert (record["dvc"]["pushed_to"], record["dvc"]["push_error"]) == ("box", None)
+    assert any(box.rglob("*.dir"))
+    assert project.run(overrides=dvc) == 0
+    assert set(project.told["states"].values()) == {"cached"}
+
+
+@pytest.mark.parametrize("kind", ["hangs", "refuses", "resets"])
+def test_a_hub_that_does_not_answer_is_a_message_and_no_hang(tmp_path: Path, model: Path, kind: str) -> None:
+    project = lay_out(tmp_path / "project", model)
+    with silent_server(kind) as url:
+        started = time.monotonic()
+        stopped = camera(
+            project, "run", "recipe.yaml", "--no-prefect", "--set", "model=some/model",
+            HF_ENDPOINT=url, HF_HUB_OFFLINE="0", HF_HUB_ETAG_TIMEOUT="2", HF_HUB_DOWNLOAD_TIMEOUT="2",
+            HF_HOME=str(tmp_path / "hub"),
+        )  # fmt: skip
+    assert stopped.returncode == 2, stopped.stderr
+    assert "some/model is no folder here and the hub did not give it" in stopped.stderr
+    assert "Download it where there is a network" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert time.monotonic() - started < 180
+
+
+@contextmanager
+def silent_server(kind: str) -> Iterator[str]:
+    """A server on loopback that takes connections and answers none, or ends them, or is not there."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        taken: list[socket.socket] = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                if kind == "resets":
+                    connection.close()
+                else:
+                    taken.append(connection)
+
+        if kind != "refuses":
+            listening.listen()
+            threading.Thread(target=serve, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            for connection in taken:
+                connection.close()
+
+
+@pytest.mark.parametrize("prefect", [False, True], ids=["loop", "prefect"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_run_that_is_told_to_stop_ends_with_130_and_goes_on_later(
+    undisturbed: Project, tmp_path: Path, prefect: bool, number: int
+) -> None:
+    project = before(undisturbed, "quantize", tmp_path / "project")
+    how = ["run", "recipe.yaml"] + ([] if prefect else ["--no-prefect"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *how],
+        cwd=project.folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("running"):
+            process.send_signal(number)
+            break
+    said.append(process.stdout.read())
+    assert process.wait(timeout=120) == 130, "".join(said)
+    assert "run the same command again to go on from here" in said[-1]
+    assert "Traceback" not in said[-1]
+    assert project.run() == 0, project.told["error"]
+    assert [state for step, state in project.told["states"].items() if step in ("prune", "save")] == [
+        "cached"
+    ] * 2
+    shutil.rmtree(project.folder)
