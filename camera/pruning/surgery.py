@@ -111,7 +111,7 @@ def cut_layer(
     tokens = gram.fit_tokens, gram.held_tokens
 
     def plainly(why: str, plain: float | None = None, error: float | None = None) -> Cut:
-        log.warning("layer %d is pruned plainly, by energy and without a refit: %s", index, why)
+        log.info("layer %d is pruned plainly, by energy and without a refit: %s", index, why)
         return Cut(energy_K, {}, CutRecord("energy", False, why, *tokens, plain, error))
 
     width = down_HF.shape[1]

@@ -25,6 +25,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FRONT = re.compile(r"---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 
+_FOUND_WITH = {
+    "energy": "CAMERA's micro-expert importance",
+    "obs": "the optimal brain surgeon's cost, from the Gram matrix of the activations,",
+}
+
 
 class GgufFact(Options):
     """A GGUF file that lies beside the card."""
@@ -76,6 +81,8 @@ def render_card(facts: CardFacts, results: Results | None = None) -> str:
         verdict=None if results is None else verdict(results),
         tables=None if results is None else results_markdown(results),
         stock=_transformers_knows(facts.model_type),
+        found_with=_FOUND_WITH[facts.prune.get("score", "energy")],
+        beyond=_beyond(facts.prune),
         nothing_removed=facts.prune["kept_width"] == facts.prune["width"],
     )
 
@@ -130,6 +137,29 @@ def source_license(folder: Path) -> dict[str, str]:
     if not isinstance(front, Mapping):
         return {}
     return {key: str(front[key]) for key in _LICENSE_KEYS if front.get(key)}
+
+
+def _beyond(prune: Mapping[str, Any]) -> list[str]:
+    """What was done besides removing channels, a sentence each."""
+    sentences = []
+    cuts = prune.get("cuts", [])
+    if prune.get("refit"):
+        refitted = len({cut["layer"] for cut in cuts if cut["refitted"]})
+        sentences.append(
+            f"The down projections of {refitted} of {prune['layers']} layers were refitted by least squares on the "
+            "calibration tokens, so that the channels that stay do part of the work of those that went."
+        )
+    if prune.get("steps", 1) > 1:
+        sentences.append(f"It was pruned in {prune['steps']} steps, each measuring the model before it.")
+    if prune.get("sparsity"):
+        shares = [share for cut in cuts for share in (cut["zero_shares"] or {}).values()]
+        pattern = "two of every four in a row" if prune.get("sparsity_pattern") == "2:4" else "unstructured"
+        share = percent(sum(shares) / len(shares) if shares else prune["sparsity"])
+        sentences.append(
+            f"Of the feed-forward weights that stay, {share} are zero ({pattern}), chosen by Wanda's metric; they are "
+            "stored as any other weight."
+        )
+    return sentences
 
 
 def _front_matter(facts: CardFacts) -> str:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from camera.benchmark.report import BenchmarkRow
 from camera.files import whole_file, write_json
 from camera.report import charts
+from camera.report.damage_chart import damage_by_layer
 from camera.report.heat_map import importance_map
 from camera.report.lineage_rows import lineage_rows, made_with
 from camera.report.schema import Accuracy, Results
@@ -268,6 +269,16 @@ def _importance_figures(results: Results) -> list[Figure]:
                 "Importance that the kept channels hold",
                 charts.kept_importance(layers, prune),
                 "the further above the dashed line, the less pruning took",
+            )
+        )
+    if results.damage:
+        steps = max(layer.step for layer in results.damage)
+        figures.append(
+            Figure(
+                "Damage by layer",
+                damage_by_layer(results.damage),
+                "share of the FFN output's energy lost, on calibration tokens held back; strong: as it was cut, "
+                "faint: as plain CAMERA cuts it" + (f"; the last of {steps} steps" if steps > 1 else ""),
             )
         )
     if prune is not None and all(layer.kept_bins for layer in layers):

@@ -21,6 +21,7 @@ from camera.files import read_json
 from camera.formats.quantized_model import SUMMARY_NAME, QuantizeReport, TensorRecord, parse_report
 from camera.pruning.prune import Pruned
 from camera.pruning.score import read_scores
+from camera.report.damage import layer_damage
 from camera.report.importance import summarize_layer
 from camera.report.measurements import perplexities, score_text, task_results
 from camera.report.schema import (
@@ -82,6 +83,7 @@ def collect_results(
         models=tuple(with_averages(_model_rows(titles, folders, source_config, evaluated, tasks))),
         prune=_prune_summary(folders),
         importance=tuple(_importance(folders, int(source_config["num_hidden_layers"]))),
+        damage=layer_damage(folders.get("pruned")),
         quantization=tuple(
             _quantization(model, parse_report(folders[part] / SUMMARY_NAME))
             for model, part in _QUANTIZED.items()

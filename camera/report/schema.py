@@ -131,6 +131,19 @@ class LayerImportance(Options):
     """Share of channels kept in each of 256 or fewer equal stretches of the channel numbers."""
 
 
+class LayerDamage(Options):
+    """What cutting one decoder layer cost its FFN output, on calibration tokens that no refit was fitted to."""
+
+    layer: int
+    step: int = 1
+    """Of a prune in several steps, the last that cut it: both errors are against the model before that step."""
+    plain: float
+    """Share of the output's energy that plain CAMERA's cut loses."""
+    kept: float
+    """The same of the cut that was kept."""
+    refitted: bool
+
+
 class TypeTotal(Options):
     """All tensors of one type in a quantised model."""
 
@@ -183,6 +196,8 @@ class Results(Options):
     models: tuple[ModelRow, ...]
     prune: PruneSummary | None = None
     importance: tuple[LayerImportance, ...] = ()
+    damage: tuple[LayerDamage, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Where pruning measured it."""
     quantization: tuple[Quantization, ...] = ()
     benchmark: tuple[BenchmarkRow, ...] = ()
     """With `model` being a title of `models` wherever it is one of them."""

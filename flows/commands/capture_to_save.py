@@ -11,6 +11,7 @@ from camera.options import CalibrationOptions, CaptureOptions, PruneOptions
 from camera.pruning.prune import SUMMARY
 from camera.pruning.stream import prune_checkpoint, unfinished
 from camera.report.card import write_card
+from camera.report.words import percent
 from flows.commands.common import progress_bar, say
 
 
@@ -45,6 +46,10 @@ def capture_to_save(
     say(f"kept {Checkpoint.open(out).ffn_width} of {checkpoint.ffn_width} FFN channels in each layer: {out}")
     if options.refit and cuts:
         say(f"refitted {sum(cut['refitted'] for cut in cuts)} of {len(cuts)} down projections")
+    shares = [share for cut in cuts for share in (cut["zero_shares"] or {}).values()]
+    if shares:  # matrices of one size, so that the mean is the share of all
+        say(f"{percent(sum(shares) / len(shares))} of the feed-forward weights that stay are zero")
     for cut in cuts:
         if cut["refused"]:
-            say(f"layer {cut['layer']} was pruned plainly: {cut['refused']}")
+            of_step = f" in step {cut['step']}" if options.steps > 1 else ""
+            say(f"layer {cut['layer']} was pruned plainly{of_step}: {cut['refused']}")

@@ -1,5 +1,6 @@
 """Physical prune as a stage: from scores, or from calibration tokens where pruning walks through the model."""
 
+import logging
 from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
@@ -10,6 +11,8 @@ from camera.pruning.prune import SUMMARY, prune
 from camera.pruning.prune_by_walk import prune_by_walk
 from tasks.stage import Context, Stage
 from tasks.stages.fetch import TOKENS
+
+_log = logging.getLogger("camera.prune")
 
 
 def run(context: Context) -> dict[str, float]:
@@ -25,6 +28,9 @@ def run(context: Context) -> dict[str, float]:
     summary = read_json(context.out / SUMMARY)
     shares = summary["importance_kept_share"]
     cuts = summary.get("cuts", [])
+    for cut in cuts:
+        if cut["refused"]:
+            _log.warning("layer %d was pruned plainly: %s", cut["layer"], cut["refused"])
     return {
         "kept_width": summary["kept_width"],
         "removed_share": summary["removed_share"],

@@ -44,6 +44,17 @@ def test_prune_goes_from_a_checkpoint_and_text_to_a_hugging_face_folder(workplac
     assert "README.md" in pruned.side_files
 
 
+def test_prune_names_a_refused_layer_once_and_states_the_zeros(workplace: Workplace):
+    done = workplace.camera(
+        *("prune", "model", "out", "--calibration", "calibration.txt", "--ratio", "0.4"),
+        *("--samples", "2", "--length", "64", "--refit", "--sparsity", "0.5"),
+    )
+    told = done.stdout + done.stderr
+    assert "refitted 0 of" in told
+    assert told.count("layer 0 ") == 1
+    assert "50.0 % of the feed-forward weights that stay are zero" in told
+
+
 def test_the_single_stages_make_what_prune_makes_in_one_go(workplace: Workplace):
     common = ("--samples", "4", "--length", "64", "--dtype", "float32", "--propagate", "one-shot")
     workplace.camera("capture", "model", "stats", "--calibration", "calibration.txt", *common)

@@ -77,7 +77,7 @@ def test_a_refit_that_does_not_help_on_held_back_tokens_is_refused_out_loud(
 ) -> None:
     act_STF = correlated(seed=0)
     act_STF[7] = torch.randn(40, WIDTH)  # held back: text in which channels go together no more
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         found, _, plain_K = cut(act_STF, LAST, surgery(score))
     assert not found.matrices
     assert torch.equal(found.kept_K, plain_K)
@@ -107,7 +107,7 @@ def test_too_little_to_fit_or_to_check_is_refused(
     samples: int, tokens: int, held: list[bool] | None, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     act_STF = torch.zeros(samples, tokens, WIDTH) if held is None else correlated(samples, tokens)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         found, _, plain_K = cut(act_STF, held or LAST, surgery())
     assert not found.matrices
     assert torch.equal(found.kept_K, plain_K)

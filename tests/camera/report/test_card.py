@@ -55,6 +55,17 @@ def test_a_card_without_results_says_that_quality_is_unknown() -> None:
     assert "## Results" not in card
 
 
+def test_a_card_says_what_was_done_besides_removing_channels() -> None:
+    cut = {"refitted": True, "zero_shares": {"gate": 0.25, "up": 0.25, "down": 0.25}}
+    cuts = [{**cut, "layer": 0}, {**cut, "layer": 1}, {**cut, "layer": 2, "refitted": False}]
+    used = {"score": "obs", "refit": True, "steps": 2, "sparsity": 0.25, "sparsity_pattern": "unstructured"}
+    card = render_card(_facts(prune={**PRUNED, "layers": 3, "cuts": cuts, **used}))
+    plain = render_card(_facts())
+    for words in ("optimal brain surgeon", "2 of 3 layers were refitted", "in 2 steps", "25.0 % are zero"):
+        assert words in card
+        assert words not in plain
+
+
 def test_a_card_with_results_holds_the_table(run: Run) -> None:
     results = run.results()
     card = render_card(_facts(), results)
