@@ -275,7 +275,9 @@ def _register(
     for file, sha256 in lineage["files"].items():
         if file.endswith(".gguf"):
             tags[SHA256_TAG + file] = sha256
-    version = found[0] if found else client.create_model_version(name, folder.as_uri(), run_id, tags=tags)
+    # A server refuses folders that it does not manage; the folder is in a tag in either case.
+    source = folder.as_uri() if _is_local() else f"runs:/{run_id}"
+    version = found[0] if found else client.create_model_version(name, source, run_id, tags=tags)
     client.set_registered_model_alias(name, alias, version.version)
     return {"name": name, "version": str(version.version), "alias": alias}
 
@@ -305,6 +307,10 @@ def _experiment(client: "MlflowClient", name: str, artifacts: Path) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    local = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("sqlite:")
-    location = (artifacts / name).as_uri() if local else None  # a server decides for itself
+    location = (artifacts / name).as_uri() if _is_local() else None  # a server decides for itself
     return str(client.create_experiment(name, artifact_location=location))
+
+
+def _is_local() -> bool:
+    """Whether MLflow is a database that this process opens, and no server."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").startswith("sqlite:")

@@ -273,7 +273,9 @@ def test_a_run_that_is_told_to_stop_ends_with_130_and_goes_on_later(
     said.append(process.stdout.read())
     assert process.wait(timeout=120) == 130, "".join(said)
     assert "run the same command again to go on from here" in said[-1]
-    assert "Traceback" not in said[-1]
+    assert (
+        prefect or "Traceback" not in said[-1]
+    )  # Prefect's own server may complain of the client that is gone
     assert project.run() == 0, project.told["error"]
     assert [state for step, state in project.told["states"].items() if step in ("prune", "save")] == [
         "cached"
