@@ -74,7 +74,7 @@ def test_a_machine_serves_runs_and_stops(workplace: Workplace, served: dict[str,
     assert {"camera", "ascend"} <= api.names("work_pools")
     assert any(name.endswith("-cpu-0") for name in api.names("v2/concurrency_limits"))
     assert "camera: close runs that show no sign of life" in api.names("automations")
-    assert httpx.get(served["mlflow"]).status_code == 200
+    assert httpx.get(served["mlflow"], timeout=60).status_code == 200
     workplace.camera("serve", "--status")
 
     refused = api.run("compress/compress", {"recipe": "recipe.yaml", "overrides": ["prune.ratoi=0.3"]})
