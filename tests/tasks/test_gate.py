@@ -105,10 +105,15 @@ class Gated:
 
 
 def test_a_model_that_fails_is_kept_and_marked_and_a_looser_gate_publishes_it_from_the_store(
-    database: str, recipe: MakeRecipe, store: Store, tmp_path: Path, request: pytest.FixtureRequest
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: MakeRecipe,
+    store: Store,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     from mlflow.tracking import MlflowClient
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")  # a registry of its own
     gated, client = Gated(recipe, store, tmp_path, request.node.name), MlflowClient()
     failed = gated.run(-0.99)
     with pytest.raises(GateFailed, match=r"perplexity_increase on story: .* points too much"):

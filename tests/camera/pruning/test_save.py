@@ -219,9 +219,10 @@ def test_a_checkpoint_of_symbolic_links_is_saved_as_files(
     build: Build, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
     folder = build(model_type="llama")
-    links = tmp_path / "snapshot"
-    links.mkdir()
-    for path in folder.iterdir():
+    blobs, links = tmp_path / "blobs", tmp_path / "snapshots" / "0123abc"  # as the hub's cache lays them out
+    links.mkdir(parents=True)
+    shutil.copytree(folder, blobs)
+    for path in blobs.iterdir():
         (links / path.name).symlink_to(path)
     through_links = run_steps(links, tokens, tmp_path / "links").saved
     assert not any(path.is_symlink() for path in through_links.iterdir())

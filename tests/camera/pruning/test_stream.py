@@ -303,7 +303,9 @@ def test_a_process_killed_at_any_moment_is_gone_on_with_and_ends_with_the_same_b
     else:
         prune_checkpoint(*given)
     assert contents(out) == model
-    assert left_beside(out) == set()
+    assert left_beside(out) <= {
+        ".out.lock"
+    }  # killed behind the last rename, it leaves an empty lock that nobody holds
 
 
 def leave_unfinished(folder: Path, tokens_ST: torch.Tensor, out: Path) -> Path:
