@@ -8,16 +8,17 @@ from prefect.artifacts import create_table_artifact
 
 from camera.errors import CameraError
 from flows.presence import present
-from tasks.audit import audit as audit_one
+from tasks.audit import Finding
 from tasks.project import Project
-from tasks.store import LINEAGE, Store
+from tasks.published import Found, audit_all, audit_found
+from tasks.store import Store
 
 _log = logging.getLogger("camera.audit")
 
 
 @flow(name="audit", persist_result=False)
 def audit(published: str = "published") -> int:
-    """Audit every published folder below a folder.
+    """Audit what `camera audit --all` audits: every published folder, and every version in the registry.
 
     Args:
         published: the folder that recipes publish to, relative to the folder the deployment was made in.
@@ -30,39 +31,36 @@ def audit(published: str = "published") -> int:
     """
     project = Project.here()
     project.configure()
+    if not Path(published).is_dir():
+        raise CameraError(f"{published} does not exist: give the folder that recipes publish to")
+    store = Store(project.store)
     rows, wrong = [], []
     with present(project.home):
-        for folder in published_folders(Path(published)):
-            verdict, parts = _verdict(folder, Store(project.store))
-            _log.info("%s: %s", folder, verdict)
-            rows.append({"model": folder.name, "verdict": verdict, "parts": "; ".join(parts)})
-            if verdict == "wrong":
-                wrong.append(f"  {folder}: {'; '.join(parts)}")
+        for found in audit_all(Path(published), store, lambda model: _audited(model, store)):
+            bad = [f"{part.name}: {part.detail}" for part in found.all_of("wrong")]
+            unverified = [f"{part.name}: {part.detail}" for part in found.all_of("unverified")]
+            verdict = "wrong" if bad else "ok"
+            _log.info("%s: %s", found.name, verdict)
+            rows.append(
+                {
+                    "model": found.name,
+                    "verdict": verdict,
+                    "wrong": "; ".join(bad),
+                    "could not verify": "; ".join(unverified),
+                }
+            )
+            if bad:
+                wrong.append(f"  {found.name}: {'; '.join(bad)}")
         create_table_artifact(
-            rows, key="audit", description="Every published model, and what is wrong with it"
+            rows, key="audit", description="Every published model, what is wrong, and what is not known"
         )
     if wrong:
         raise CameraError(f"{len(wrong)} of {len(rows)} published models do not match:\n" + "\n".join(wrong))
     return len(rows)
 
 
-def published_folders(published: Path) -> list[Path]:
-    """The published models below a folder; those being written have hidden names.
-
-    Raises:
-        CameraError: if there is no such folder.
-    """
-    if not published.is_dir():
-        raise CameraError(f"{published} does not exist: give the folder that recipes publish to")
-    return sorted(
-        path.parent for path in published.glob(f"*/{LINEAGE}") if not path.parent.name.startswith(".")
-    )
-
-
-def _verdict(folder: Path, store: Store) -> tuple[str, list[str]]:
+def _audited(model: Found, store: Store) -> Finding:
     try:
-        found = audit_one(folder, store)
+        return audit_found(model, store, from_remote=False, signers=None, signed=False)
     except CameraError as error:
-        return "wrong", [str(error)]
-    wrong = [f"{finding.name}: {finding.detail}" for finding in found.all_of("wrong")]
-    return ("wrong", wrong) if wrong else ("ok", [])
+        return Finding(model.label, "wrong", str(error))
