@@ -110,23 +110,40 @@ class PruneOptions(Options):
     sparsity_pattern: SparsityPattern = "unstructured"
     """`unstructured`, or `2:4`: two of every four weights of a row, which goes with sparsity 0.5."""
 
+    allocation: Literal["uniform", "per_layer"] = "uniform"
+    """`uniform`: every layer keeps as many channels. `per_layer`: as many in all, spread by what cutting each layer was
+    measured to cost; saved padded with zeros to the widest layer."""
+    allocation_bound: float = Field(default=0.5, gt=0, le=1)
+    """`per_layer`: how far a layer's width may be from the uniform one, as a share of that."""
+    allocation_windows: PositiveInt = 4
+    """`per_layer`: calibration windows that the cost is measured on. Memory grows with them and the layers."""
+
     @property
     def walks(self) -> bool:
         """Whether pruning walks through the model itself, because statistics made beforehand are not enough."""
-        return self.score != "energy" or self.refit or self.steps > 1 or self.sparsity > 0
+        beyond = self.refit or self.steps > 1 or self.sparsity > 0 or self.allocation != "uniform"
+        return beyond or self.score != "energy"
 
     def identity(self) -> dict[str, Any]:
         """The options that decide the result: those of the original method, and of the others what is in use."""
         left_out = {
             name
-            for name in ("score", "refit", "steps", "sparsity", "sparsity_pattern")
+            for name in ("score", "refit", "steps", "sparsity", "sparsity_pattern", "allocation")
             if getattr(self, name) == type(self).model_fields[name].default
         }
         if self.score != "obs":
             left_out.add("round")
         if self.score != "obs" and not self.refit:
             left_out.add("damping")
+        if self.allocation == "uniform":
+            left_out |= {"allocation_bound", "allocation_windows"}
         return self.model_dump(mode="json", exclude=left_out)
+
+    @model_validator(mode="after")
+    def _widths_are_measured_once(self) -> "PruneOptions":
+        if self.allocation == "per_layer" and self.steps > 1:
+            raise ValueError(f"allocation per_layer goes with a single step, and steps is {self.steps}")
+        return self
 
     @model_validator(mode="after")
     def _two_of_four_is_half(self) -> "PruneOptions":

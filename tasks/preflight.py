@@ -15,10 +15,11 @@ from camera.pruning.estimate import WalkEstimate, estimate_walk
 from camera.pruning.importance import kept_width
 from camera.pruning.propagate import selection_of
 from camera.pruning.surgery import surgery_of
+from camera.pruning.widths import measures, widest_possible
 from camera.units import bytes_text
 from tasks.pipeline import Pipeline, Step
 from tasks.stage import Request, RunReferences, find
-from tasks.stages import capture, prune, publish
+from tasks.stages import capture, prune, publish, save
 from tasks.store import Artifact, Store
 
 BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_0_64": 4.25}
@@ -40,6 +41,8 @@ class StepPlan:
     memory_bytes: int
     seconds: float | None = None
     """Only for the step that walks through the model, if it is to run; from a trial of one batch in one layer."""
+    padding_bytes: int = 0
+    """Of what `save` writes: zeros that pad layers to the widest, at most."""
 
 
 def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
@@ -53,7 +56,8 @@ def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
         if _walks(pipeline, step) and state in ("run", "after"):
             estimate = _estimate(pipeline)
             memory, seconds = estimate.peak_bytes, estimate.seconds
-        plans.append(StepPlan(step, state, disk, memory, seconds))
+        padding = _padding(pipeline) if step.stage is save.STAGE else 0
+        plans.append(StepPlan(step, state, disk, memory, seconds, padding))
     return plans
 
 
@@ -90,15 +94,28 @@ def _estimate(pipeline: Pipeline) -> WalkEstimate:
     checkpoint, recipe = pipeline.sources.checkpoint, pipeline.recipe
     tokens = recipe.calibration
     selection = selection_of(checkpoint, recipe.capture, recipe.prune)
-    surgery = surgery_of(checkpoint.ffn_width, _kept(pipeline), recipe.prune)
-    return estimate_walk(
-        checkpoint, tokens.samples, tokens.length, recipe.capture, selection, surgery, recipe.prune.steps
-    )
+    asked = recipe.prune
+    kept = kept_width(checkpoint.ffn_width, asked.ratio, asked.multiple_of)
+    surgery = surgery_of(checkpoint.ffn_width, kept, asked)
+    walks = asked.steps + len(measures(checkpoint, asked))  # each with a whole model at one of several widths
+    return estimate_walk(checkpoint, tokens.samples, tokens.length, recipe.capture, selection, surgery, walks)
 
 
 def _kept(pipeline: Pipeline) -> int:
-    asked = pipeline.recipe.prune
-    return kept_width(pipeline.sources.checkpoint.ffn_width, asked.ratio, asked.multiple_of)
+    """The width that matrices are stored at, at most."""
+    asked, checkpoint = pipeline.recipe.prune, pipeline.sources.checkpoint
+    if asked.mode == "mask":
+        return kept_width(checkpoint.ffn_width, asked.ratio, asked.multiple_of)
+    return widest_possible(checkpoint, asked)
+
+
+def _padding(pipeline: Pipeline) -> int:
+    """How many bytes zeros take at most, where layers differ in width and are padded to the widest."""
+    asked, checkpoint = pipeline.recipe.prune, pipeline.sources.checkpoint
+    if asked.mode == "mask":
+        return 0
+    more = _kept(pipeline) - kept_width(checkpoint.ffn_width, asked.ratio, asked.multiple_of)
+    return 3 * more * checkpoint.hidden_size * checkpoint.dtype.itemsize * checkpoint.layer_count
 
 
 def _walks(pipeline: Pipeline, step: Step) -> bool:
@@ -174,9 +191,12 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
     activations = min(_ACTIVATION_BYTES, calibration * width * compute.itemsize)
     stage = step.stage.name
     state = hidden + 12 * width * checkpoint.layer_count
-    matrices = 0 if kept == width else round(ffn * share)
-    if recipe.prune.walks:  # the models of two earlier steps lie there at once
-        matrices += state + min(recipe.prune.steps - 1, 2) * whole
+    matrices = 0 if recipe.prune.ratio == 0 else round(ffn * share)
+    if (
+        recipe.prune.walks
+    ):  # the models of two earlier steps, or one to measure layers of a width, lie there at once
+        measured = 1 if measures(checkpoint, recipe.prune) else 0
+        matrices += state + (min(recipe.prune.steps - 1, 2) + measured) * whole
     disk = {
         "fetch": 8 * calibration,
         "capture": state,

@@ -54,7 +54,7 @@ def decide(
     work: Path,
     capture: CaptureOptions,
     options: PruneOptions,
-    keep: int,
+    widths: tuple[int, ...],
     before_saving: Callable[[], None],
     progress: Progress,
 ) -> Iterator[Decision]:
@@ -66,14 +66,15 @@ def decide(
         work: an existing folder for the walk's state and notes.
         capture: how to walk.
         options: how to choose.
-        keep: FFN channels that stay in every layer.
+        widths: FFN channels that stay in each layer.
         before_saving, progress: as for `propagate`.
 
     Raises:
         CameraError: as `propagate`.
     """
-    selection = None if capture.propagate == "one-shot" else Selection(options.reduce_ratio, keep)
-    surgery = surgery_of(checkpoint.ffn_width, keep, options)
+    keep, of_layers = max(widths), widths if len(set(widths)) > 1 else ()
+    selection = None if capture.propagate == "one-shot" else Selection(options.reduce_ratio, keep, of_layers)
+    surgery = surgery_of(checkpoint.ffn_width, keep, options, of_layers)
     arguments = (checkpoint.folder, tokens_ST, work, capture, selection, surgery)
     with ranks(capture.devices, _help, *arguments) as us:
         for visit in propagate(
@@ -91,7 +92,7 @@ def decide(
             scores_F = importance(visit.statistics, down_HF, options.reduce_ratio)
             record, matrices = None, {}
             if surgery is None:
-                kept_K = kept_channels(scores_F, keep)
+                kept_K = kept_channels(scores_F, widths[visit.layer])
             else:
                 kept_K, record = _noted(work, visit)
             if visit.cut is not None:

@@ -15,6 +15,7 @@ from camera.pruning.decisions import Decision
 from camera.pruning.prune import KEPT, SUMMARY, Pruned, share_kept, summarize
 from camera.pruning.score import SCORES, read_scores, write_scores
 from camera.pruning.statistics import LayerStatistics, read_statistics
+from camera.pruning.widths import Widths
 
 FILES = (KEPT, SUMMARY, STATISTICS, "capture.json", SCORES, "scores.json")
 """What `Outcome.write` writes: what capture, score and prune leave, without the matrices."""
@@ -71,7 +72,7 @@ class Outcome:
         tokens_ST: torch.Tensor,
         capture: CaptureOptions,
         options: PruneOptions,
-        keep: int,
+        widths: Widths,
     ) -> None:
         """Write `FILES`; the summary last."""
         write_tensors(
@@ -82,4 +83,7 @@ class Outcome:
         write_scores(folder, self.scores, options.reduce_ratio)
         shares = [share_kept(*layer) for layer in zip(self.scores, self.kept, strict=True)]
         cuts = {"cuts": self.cuts} if self.cuts else {}
-        write_json(folder / SUMMARY, {**summarize(source, options, shares, keep), **cuts})
+        allocated = {} if widths.record is None else {"allocated": widths.record}
+        mean = sum(widths.layers) / len(widths.layers)
+        summary = summarize(source, options, shares, widths.widest, mean)
+        write_json(folder / SUMMARY, {**summary, **allocated, **cuts})

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,6 +46,12 @@ class Selection:
 
     reduce_ratio: float
     kept: int
+    widths: tuple[int, ...] = ()
+    """What each layer keeps, where that is not `kept` for all."""
+
+    def kept_in(self, layer: int) -> int:
+        """How many channels of a layer stay."""
+        return self.widths[layer] if self.widths else self.kept
 
 
 @dataclass(frozen=True)
@@ -342,7 +349,8 @@ def _select(
     name = checkpoint.family.ffn_names(index)[2]
     if down_HF is None or down_HF.device.type != "cpu" or down_HF.dtype != checkpoint.tensors[name].dtype:
         down_HF = checkpoint.read(name)
-    return kept_channels(importance(statistics, down_HF, selection.reduce_ratio), selection.kept)
+    scores_F = importance(statistics, down_HF, selection.reduce_ratio)
+    return kept_channels(scores_F, selection.kept_in(index))
 
 
 def _cut(
@@ -355,9 +363,12 @@ def _cut(
     ranks: Ranks,
 ) -> Cut:
     """Decide on the first rank, and hand out what the others need to go on."""
+    surgery = surgery.of_layer(index)
     names = dict(zip(ROLES, checkpoint.family.ffn_names(index), strict=True))
     down_HF = checkpoint.read(names["down"])
-    if gram is None:
+    if (
+        gram is None or surgery.kept == down_HF.shape[1]
+    ):  # nothing goes, so that there is nothing to make good
         cut = cut_plainly(statistics, down_HF, surgery)
     else:
         gram.merge(ranks)
@@ -446,10 +457,15 @@ def fingerprint(
             "shape": list(tokens_ST.shape),
             "tokens": digest_json(tokens_ST.flatten().tolist()),
             "dtype": dtype_name(dtype),
-            "selection": None if selection is None else vars(selection),
-            **({} if surgery is None else {"surgery": asdict(surgery)}),
+            "selection": None if selection is None else _said(selection),
+            **({} if surgery is None else {"surgery": _said(surgery)}),
         }
     )
+
+
+def _said(given: Selection | Surgery) -> dict[str, Any]:
+    """As it is, without widths by layer where there are none."""
+    return {name: value for name, value in asdict(given).items() if name != "widths" or value}
 
 
 def trial(

@@ -15,7 +15,11 @@ from camera.progress import Progress, silent
 from camera.pruning.importance import kept_channels, kept_width
 from camera.pruning.score import read_scores
 
-_BEYOND = {"score", "refit", "damping", "round", "steps", "sparsity", "sparsity_pattern"}
+_BEYOND = {"score", "refit", "damping", "round", "steps", "sparsity", "sparsity_pattern"} | {
+    "allocation",
+    "allocation_bound",
+    "allocation_windows",
+}
 """Options beyond CAMERA's method that the summary names where they are in use."""
 KEPT = "kept.safetensors"
 SUMMARY = "prune.json"
@@ -31,7 +35,9 @@ class Pruned:
     hidden_size: int
     source_width: int
     width: int
-    """The kept FFN width (that of the matrices in physical mode)."""
+    """The kept FFN width (that of the matrices in physical mode); of layers that differ the largest."""
+    removed_share: float
+    """Of all FFN channels."""
     sparsity: float = 0.0
     """Share of the weights that stay that were asked to be zero."""
 
@@ -47,6 +53,7 @@ class Pruned:
                 summary["hidden_size"],
                 summary["width"],
                 summary["kept_width"],
+                summary["removed_share"],
                 summary.get("sparsity", 0.0),
             )
         except (KeyError, TypeError) as error:
@@ -70,7 +77,7 @@ class Pruned:
     @property
     def changed(self) -> bool:
         """Whether any matrix is another than the source's."""
-        return self.width < self.source_width or self.sparsity > 0
+        return self.removed_share > 0 or self.sparsity > 0
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
         """The changed matrices of one layer by Hugging Face name; empty where nothing changed.
@@ -146,10 +153,12 @@ def share_kept(scores_F: torch.Tensor, kept_K: torch.Tensor) -> float:
 
 
 def summarize(
-    checkpoint: Checkpoint, options: PruneOptions, shares: list[float], keep: int
+    checkpoint: Checkpoint, options: PruneOptions, shares: list[float], keep: int, mean: float | None = None
 ) -> dict[str, Any]:
-    """What `prune.json` says of a model in which `keep` channels of every layer stay."""
+    """What `prune.json` says of a model in which `keep` channels of every layer stay; or that many at most, `mean` on
+    average."""
     width = checkpoint.ffn_width
+    mean = keep if mean is None else mean
     return {
         "mode": options.mode,
         "ratio": options.ratio,
@@ -158,7 +167,7 @@ def summarize(
         "hidden_size": checkpoint.hidden_size,
         "width": width,
         "kept_width": keep,
-        "removed_share": 1 - keep / width,
+        "removed_share": 1 - mean / width,
         "importance_kept_share": shares,
         **(options.model_dump(include=set(options.identity()) & _BEYOND) if options.walks else {}),
     }
@@ -171,6 +180,7 @@ def pruned_matrix(
     kept_K: torch.Tensor,
     mode: str,
     changed: torch.Tensor | None = None,
+    padded_to: int = 0,
 ) -> torch.Tensor:
     """Gate [F, H], up [F, H] or down [H, F] of a layer without the other channels.
 
@@ -181,6 +191,7 @@ def pruned_matrix(
         kept_K: int64 [K], the channels that stay.
         mode: `physical` slices (K in place of F), `mask` zeroes.
         changed: what stands in place of the kept rows or columns, in their dtype; None for themselves.
+        padded_to: in physical mode, zeros follow up to so many channels.
 
     Raises:
         CameraError: if the matrix holds NaN or infinity.
@@ -188,14 +199,23 @@ def pruned_matrix(
     dim = 1 if name == checkpoint.family.ffn_names(layer)[2] else 0
     if changed is not None:
         if mode == "physical":
-            return changed
+            return _padded(changed, dim, padded_to)
         return changed.new_zeros(checkpoint.tensors[name].shape).index_copy_(dim, kept_K, changed)
     matrix = checkpoint.read_finite(name)
     if mode == "physical":
-        return matrix.index_select(dim, kept_K)
+        return _padded(matrix.index_select(dim, kept_K), dim, padded_to)
     stays_F = torch.zeros(matrix.shape[dim], dtype=torch.bool)
     stays_F[kept_K] = True
     return torch.where(stays_F if dim == 1 else stays_F[:, None], matrix, torch.zeros((), dtype=matrix.dtype))
+
+
+def _padded(matrix: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """The matrix with zeros after its rows or columns, up to `size` of them."""
+    missing = size - matrix.shape[dim]
+    if missing <= 0:
+        return matrix
+    zeros = matrix.new_zeros([missing if at == dim else length for at, length in enumerate(matrix.shape)])
+    return torch.cat([matrix, zeros], dim)
 
 
 def layer_file(index: int) -> str:

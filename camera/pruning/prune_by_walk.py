@@ -16,7 +16,17 @@ from camera.progress import Progress, silent
 from camera.pruning.decisions import Decision
 from camera.pruning.importance import kept_width
 from camera.pruning.prune import layer_file, pruned_matrix
-from camera.pruning.stream import WORK, asked_for, begin, changes, prune_layers, resumable
+from camera.pruning.stream import (
+    WORK,
+    after,
+    asked_for,
+    begin,
+    changes,
+    layer_widths,
+    prune_layers,
+    resumable,
+)
+from camera.pruning.widths import CURVES, measures
 
 
 def prune_by_walk(
@@ -43,13 +53,16 @@ def prune_by_walk(
         CameraError: as `propagate`, or if nothing would be pruned.
     """
     keep = kept_width(checkpoint.ffn_width, options.ratio, options.multiple_of)
-    changed = changes(checkpoint, options, keep)
-    work = out / WORK
+    changes(checkpoint, options, (keep, *measures(checkpoint, options)))  # refuses before anything is done
+    work, curves = out / WORK, out / CURVES
     asked = asked_for(checkpoint, tokens_ST, capture, options)
     if not resumable(work, asked):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         begin(work, asked)
+
+    widths = layer_widths(checkpoint, tokens_ST, curves, capture, options, keep, progress)
+    changed = changes(checkpoint, options, widths.layers)
 
     def write(decision: Decision, kept_K: torch.Tensor) -> None:
         if decision.resumed or not changed:
@@ -59,13 +72,23 @@ def prune_by_walk(
                 temporary,
                 {
                     name: pruned_matrix(
-                        checkpoint, decision.layer, name, kept_K, options.mode, decision.matrices.get(name)
+                        checkpoint,
+                        decision.layer,
+                        name,
+                        kept_K,
+                        options.mode,
+                        decision.matrices.get(name),
+                        widths.widest,
                     )
                     for name in checkpoint.family.ffn_names(decision.layer)
                 },
             )
 
     # Each layer's file is durable when it is in its place.
-    outcome = prune_layers(checkpoint, tokens_ST, work, capture, options, keep, write, lambda: None, progress)
-    outcome.write(out, checkpoint, tokens_ST, capture, options, keep)
+    walking = after(widths, progress)
+    outcome = prune_layers(
+        checkpoint, tokens_ST, work, capture, options, widths.layers, write, lambda: None, walking
+    )
+    outcome.write(out, checkpoint, tokens_ST, capture, options, widths)
+    shutil.rmtree(curves, ignore_errors=True)
     shutil.rmtree(work)

@@ -27,6 +27,7 @@ from camera.pruning.propagate import fingerprint
 from camera.pruning.prune import pruned_matrix
 from camera.pruning.state import clear_states
 from camera.pruning.target import PrunedTarget
+from camera.pruning.widths import CURVES, Widths, measured, measures, uniform
 
 WORK = ".work"
 _BEGUN = "begun.json"
@@ -69,6 +70,55 @@ def prune_checkpoint(
         _prune_checkpoint(checkpoint, tokens_ST, out, capture, options, keep, progress, finish)
 
 
+def layer_widths(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    folder: Path,
+    capture: CaptureOptions,
+    options: PruneOptions,
+    keep: int,
+    progress: Progress = silent,
+) -> Widths:
+    """The widths that options ask for: `keep` for all, or measured ones.
+
+    Args:
+        checkpoint: the source model.
+        tokens_ST: int64 [samples, tokens].
+        folder: for what is measured, made if it is needed; what was measured for the same question is used again.
+        capture: batch size, dtype, device. Damage is that of one-shot pruning, whatever is asked for in the end.
+        options: how to choose.
+        keep: FFN channels of one width for all.
+        progress: as for `widths.measured`.
+    """
+    if not measures(checkpoint, options):
+        return uniform(checkpoint, keep)
+    asked = asked_for(checkpoint, tokens_ST, capture, options)
+    if not resumable(folder, asked):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        begin(folder, asked)
+    dense_below = capture.model_copy(update={"propagate": "one-shot"})
+    one_width = options.model_copy(
+        update={
+            "allocation": "uniform",
+            "mode": "physical",
+            "sparsity": 0.0,
+            "sparsity_pattern": "unstructured",
+        }
+    )
+
+    def cut_at(width: int, model: Path, tell: Progress) -> None:
+        _prune_checkpoint(checkpoint, tokens_ST, model, dense_below, one_width, width, tell, _nothing_more)
+
+    return measured(checkpoint, tokens_ST, folder, capture, options, cut_at, progress)
+
+
+def after(widths: Widths, progress: Progress) -> Progress:
+    """Of the walk that follows the measuring ones."""
+    walks = widths.walks
+    return lambda done, total: progress(walks * total + done, (walks + 1) * total)
+
+
 def unfinished(out: Path) -> Path:
     """Where the model lies that is to become `out`."""
     return out.with_name(f".{out.name}.partial")
@@ -85,16 +135,19 @@ def _prune_checkpoint(
     finish: Callable[[Path, Path], None],
 ) -> None:
     refuse_occupied(out)
-    changed = changes(checkpoint, options, keep)
+    changes(checkpoint, options, (keep, *measures(checkpoint, options)))  # refuses before anything is done
     partial = unfinished(out)
-    work = partial / WORK
+    work, curves = partial / WORK, partial / CURVES
     asked = asked_for(checkpoint, tokens_ST, capture, options)
     resume = resumable(work, asked)
     if not resume:
-        shutil.rmtree(partial, ignore_errors=True)
+        _clear_but(partial, curves)
         work.mkdir(parents=True)
+    widths = layer_widths(checkpoint, tokens_ST, curves, capture, options, keep, progress)
+    progress = after(widths, progress)
+    changed = changes(checkpoint, options, widths.layers)
     sweep(partial)  # a kill may also have come while config or index were written
-    target = PrunedTarget(checkpoint, partial, keep, options.mode, changed=changed, resume=resume)
+    target = PrunedTarget(checkpoint, partial, widths.widest, options.mode, changed=changed, resume=resume)
     if not resume:  # only now, so that what can be resumed has all its shards
         target.sync()
         begin(work, asked)
@@ -105,23 +158,25 @@ def _prune_checkpoint(
         elif changed:
 
             def matrix(name: str) -> torch.Tensor:
+                own = decision.matrices.get(name)
                 return pruned_matrix(
-                    checkpoint, decision.layer, name, kept_K, options.mode, decision.matrices.get(name)
+                    checkpoint, decision.layer, name, kept_K, options.mode, own, widths.widest
                 )
 
             target.write_layer(decision.layer, matrix)
 
     try:
         outcome = prune_layers(
-            checkpoint, tokens_ST, work, capture, options, keep, write, target.sync, progress
+            checkpoint, tokens_ST, work, capture, options, widths.layers, write, target.sync, progress
         )
         target.write_rest()
         target.finish()
     finally:
         target.abandon()
-    outcome.write(work, checkpoint, tokens_ST, capture, options, keep)
+    outcome.write(work, checkpoint, tokens_ST, capture, options, widths)
     finish(partial, work)
     clear_states(work)
+    shutil.rmtree(curves, ignore_errors=True)
     shutil.rmtree(work)
     sync_tree(partial)
     if out.exists():
@@ -136,7 +191,7 @@ def prune_layers(
     work: Path,
     capture: CaptureOptions,
     options: PruneOptions,
-    keep: int,
+    widths: tuple[int, ...],
     write: Callable[[Decision, torch.Tensor], None],
     before_saving: Callable[[], None],
     progress: Progress,
@@ -149,13 +204,13 @@ def prune_layers(
         work: an existing folder for state, notes, and the models of earlier steps.
         capture: how to walk.
         options: how to choose.
-        keep: FFN channels that stay in the end.
+        widths: FFN channels of each layer that stay in the end; in several steps they are one width.
         write: given a layer's decision, and the channels that stay in the source model's numbers.
         before_saving: makes durable what was written.
         progress: told (samples done × layers, all).
     """
     walked, earlier = checkpoint, None
-    removed = checkpoint.ffn_width - keep
+    removed = checkpoint.ffn_width - max(widths)
     steps = min(options.steps, max(removed, 1))
 
     def of_step(step: int) -> Progress:
@@ -171,7 +226,7 @@ def prune_layers(
             walked = Checkpoint.open(model)
             shutil.rmtree(work / f"step-{step - 1}", ignore_errors=True)
     outcome = Outcome() if earlier is None else Outcome(cuts=[*earlier.cuts])
-    for decision in decide(walked, tokens_ST, work, capture, options, keep, before_saving, of_step(steps)):
+    for decision in decide(walked, tokens_ST, work, capture, options, widths, before_saving, of_step(steps)):
         if earlier is not None:
             decision = decision.of_slice(walked)
         write(decision, outcome.add(decision, earlier, steps))
@@ -202,7 +257,7 @@ def _prune_step(
     _prune_checkpoint(walked, tokens_ST, model, capture, once, width, progress, note)
 
 
-def changes(checkpoint: Checkpoint, options: PruneOptions, keep: int) -> bool:
+def changes(checkpoint: Checkpoint, options: PruneOptions, widths: tuple[int, ...]) -> bool:
     """Whether any matrix will be another than the source's.
 
     Raises:
@@ -210,12 +265,26 @@ def changes(checkpoint: Checkpoint, options: PruneOptions, keep: int) -> bool:
     """
     odd = [
         f"{size} {what}"
-        for what, size in (("kept FFN channels", keep), ("hidden", checkpoint.hidden_size))
+        for what, size in (
+            *(("kept FFN channels", width) for width in widths),
+            ("hidden", checkpoint.hidden_size),
+        )
         if size % 4
     ]
     if options.sparsity_pattern == "2:4" and odd:
         raise CameraError(f"prune.sparsity_pattern 2:4 needs rows of a multiple of 4: {odd[0]} are none")
-    return keep < checkpoint.ffn_width or options.sparsity > 0
+    return min(widths) < checkpoint.ffn_width or options.sparsity > 0
+
+
+def _clear_but(folder: Path, kept: Path) -> None:
+    """Remove what is in a folder, but for one folder in it."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and path != kept:
+            shutil.rmtree(path)
+        elif path != kept:
+            path.unlink()
 
 
 def _joined(earlier: Outcome | None, latest: Outcome, step: int) -> Outcome:

@@ -41,6 +41,12 @@ class Surgery:
     per_round: int
     sparsity: float = 0.0
     pattern: SparsityPattern = "unstructured"
+    widths: tuple[int, ...] = ()
+    """What each layer keeps, where that is not `kept` for all."""
+
+    def of_layer(self, layer: int) -> "Surgery":
+        """The same for one layer."""
+        return replace(self, kept=self.widths[layer], widths=()) if self.widths else self
 
     @property
     def needs_gram(self) -> bool:
@@ -48,9 +54,9 @@ class Surgery:
         return self.refit or self.score == "obs"
 
 
-def surgery_of(width: int, kept: int, options: PruneOptions) -> Surgery | None:
+def surgery_of(width: int, kept: int, options: PruneOptions, widths: tuple[int, ...] = ()) -> Surgery | None:
     """The surgery that options ask for on layers of `width` channels; None where plain CAMERA is all there is to do."""
-    cuts = kept < width
+    cuts = min(widths, default=kept) < width
     surgery = Surgery(
         kept,
         options.reduce_ratio,
@@ -60,6 +66,7 @@ def surgery_of(width: int, kept: int, options: PruneOptions) -> Surgery | None:
         options.round or max(1, width // _ROUNDS),
         options.sparsity,
         options.sparsity_pattern,
+        widths,
     )
     return surgery if surgery.needs_gram or surgery.sparsity else None
 

@@ -83,7 +83,7 @@ def render_card(facts: CardFacts, results: Results | None = None) -> str:
         stock=_transformers_knows(facts.model_type),
         found_with=_FOUND_WITH[facts.prune.get("score", "energy")],
         beyond=_beyond(facts.prune),
-        nothing_removed=facts.prune["kept_width"] == facts.prune["width"],
+        nothing_removed=not facts.prune["removed_share"],
     )
 
 

@@ -161,11 +161,11 @@ def importance_curves(layers: Sequence[LayerImportance], prune: PruneSummary | N
     for share in (0, 0.25, 0.5, 0.75, 1):
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
         parts.append(text(LEFT + (RIGHT - LEFT) * share, bottom + 17, f"{100 * share:g} %", "muted", anchor))
-    if prune is not None and prune.kept_width < prune.width:
-        at = LEFT + (RIGHT - LEFT) * prune.kept_width / prune.width
+    if prune is not None and prune.mean_width < prune.width:
+        at = LEFT + (RIGHT - LEFT) * prune.mean_width / prune.width
         parts += [
             line(at, top - 8, at, bottom, "reference"),
-            text(at - 6, top + 2, f"{prune.kept_width} kept", "muted", "end"),
+            text(at - 6, top + 2, f"{prune.mean_width} kept", "muted", "end"),
         ]
     parts.append(
         text((LEFT + RIGHT) / 2, bottom + 34, "micro-experts, most important first", "muted", "middle")
@@ -177,7 +177,7 @@ def kept_importance(layers: Sequence[LayerImportance], prune: PruneSummary | Non
     """The share of each layer's importance that the kept channels hold, beside their share of the channels."""
     top, bottom = 12.0, 226.0
     shares = [(layer, layer.kept_importance) for layer in layers if layer.kept_importance is not None]
-    chance = None if prune is None else prune.kept_width / prune.width
+    chance = None if prune is None else prune.mean_width / prune.width
     low = min([share for _, share in shares] + ([chance] if chance is not None else []))
     low = max(0.0, math.floor(low * 20 - 0.5) / 20)
     high = 1.0

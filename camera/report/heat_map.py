@@ -67,11 +67,11 @@ def importance_map(layers: Sequence[LayerImportance], prune: PruneSummary | None
     rows = [[shade(value) for value in layer.curve] for layer in layers]
     bottom = len(layers) * row_height(len(layers))
     parts: list[str] = [*shaded_rows(rows, [layer.layer for layer in layers], _STEPS)]
-    if prune is not None and prune.kept_width < prune.width:
-        at = LEFT + (RIGHT - LEFT) * prune.kept_width / prune.width
+    if prune is not None and prune.mean_width < prune.width:
+        at = LEFT + (RIGHT - LEFT) * prune.mean_width / prune.width
         parts += [
             line(at, -4, at, bottom + 4, "reference"),
-            text(at, bottom + 16, f"{prune.kept_width} kept", "muted", "middle"),
+            text(at, bottom + 16, f"{prune.mean_width} kept", "muted", "middle"),
         ]
     parts += [
         text(LEFT, bottom + 16, "most important", "muted"),

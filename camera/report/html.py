@@ -135,7 +135,9 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     """Figures at the head of the page: number, what it is, and what it is compared with."""
     tiles = []
     if results.prune is not None:
-        removed = f"{results.prune.width} → {results.prune.kept_width} channels per layer"
+        removed = (
+            f"{results.prune.width} → {results.prune.mean_width} channels per layer{results.prune.averaged}"
+        )
         tiles.append((percent(results.prune.removed_share), "of FFN channels removed", removed))
     product, original = results.product, results.row("original")
     if product and product.bytes and original and original.bytes:

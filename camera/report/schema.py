@@ -106,15 +106,27 @@ class PruneSummary(Options):
     width: int
     """FFN channels before."""
     kept_width: int
-    """FFN channels that stay."""
+    """FFN channels that stay; where layers differ, of the widest."""
     removed_share: float
-    """1 − kept_width / width: what rounding left of the ratio."""
+    """Of all channels: what rounding left of the ratio."""
     reduce_ratio: float | None = None
     """CAMERA's α."""
     propagate: str | None = None
     """`one-shot` or `sequential`."""
     calibration_samples: int | None = None
     calibration_tokens: int | None = None
+
+    @property
+    def mean_width(self) -> int:
+        """FFN channels that stay in a layer on average."""
+        return round(self.width * (1 - self.removed_share))
+
+    @property
+    def averaged(self) -> str:
+        """What to say behind the mean width where layers differ."""
+        if self.mean_width == self.kept_width:
+            return ""
+        return " on average" + (f", padded to {self.kept_width}" if self.mode == "physical" else "")
 
 
 class LayerImportance(Options):

@@ -73,10 +73,10 @@ def speed_words(spread: Spread | None, speedup: float | None, noisy: bool = Fals
 
 def prune_words(prune: PruneSummary) -> str:
     """What became of the FFN channels."""
-    if prune.kept_width == prune.width:
+    if not prune.removed_share:
         return "No FFN channel removed"
     done = "removed" if prune.mode == "physical" else "set to zero"
-    return f"{percent(prune.removed_share)} of the FFN channels {done} ({prune.width} → {prune.kept_width} per layer)"
+    return f"{percent(prune.removed_share)} of the FFN channels {done} ({prune.width} → {prune.mean_width} per layer{prune.averaged})"
 
 
 def quoted_row(results: Results) -> BenchmarkRow | None:

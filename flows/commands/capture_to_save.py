@@ -27,11 +27,11 @@ def capture_to_save(
     tokens_ST = calibration_tokens(calibration, checkpoint.load_tokenizer())
     base_model = checkpoint.folder.resolve().name
 
-    cuts: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
 
     def add_card(model: Path, pruned: Path) -> None:
         write_card(model, checkpoint, pruned, base_model=base_model, name=out.name)
-        cuts.extend(read_json(pruned / SUMMARY).get("cuts", []))
+        summary.update(read_json(pruned / SUMMARY))
 
     try:
         with progress_bar("prune") as progress:
@@ -43,7 +43,13 @@ def capture_to_save(
             f"{error}\nWhat was done is kept in {unfinished(out)}: the same command goes on there; remove it if it is not "
             "wanted"
         ) from error
-    say(f"kept {Checkpoint.open(out).ffn_width} of {checkpoint.ffn_width} FFN channels in each layer: {out}")
+    if "allocated" in summary:
+        widths = summary["allocated"]["widths"]
+        say(f"kept {min(widths)} to {max(widths)} of {checkpoint.ffn_width} FFN channels in a layer: {out}")
+        say(f"on average {sum(widths) / len(widths):.0f}; by layer {', '.join(map(str, widths))}")
+    else:
+        say(f"kept {summary['kept_width']} of {checkpoint.ffn_width} FFN channels in each layer: {out}")
+    cuts = summary.get("cuts", [])
     if options.refit and cuts:
         say(f"refitted {sum(cut['refitted'] for cut in cuts)} of {len(cuts)} down projections")
     shares = [share for cut in cuts for share in (cut["zero_shares"] or {}).values()]

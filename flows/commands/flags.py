@@ -27,6 +27,11 @@ class Pattern(StrEnum):
     two_of_four = "2:4"
 
 
+class Allocation(StrEnum):
+    uniform = "uniform"
+    per_layer = "per_layer"
+
+
 class Block(StrEnum):
     f32 = "f32"
     f16 = "f16"

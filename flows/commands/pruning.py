@@ -7,6 +7,7 @@ import typer
 
 from flows.commands.common import checked, dataset, progress_bar, say
 from flows.commands.flags import (
+    Allocation,
     BatchSize,
     Calibration,
     Device,
@@ -131,6 +132,16 @@ def prune(
     sparsity_pattern: Annotated[
         Pattern, typer.Option(help="unstructured, or 2:4, which goes with --sparsity 0.5.")
     ] = Pattern.unstructured,
+    allocation: Annotated[
+        Allocation,
+        typer.Option(help="One width for all layers, or as many channels spread by what cutting each costs."),
+    ] = Allocation.uniform,
+    allocation_bound: Annotated[
+        float, typer.Option(help="For per_layer: how far from the one width, as a share of it.")
+    ] = 0.5,
+    allocation_windows: Annotated[
+        int, typer.Option(help="For per_layer: calibration windows that the cost is measured on.")
+    ] = 4,
     propagate: PropagateOption = Propagate.sequential,
     multiple_of: MultipleOf = 64,
     samples: Samples = 128,
@@ -174,10 +185,14 @@ def prune(
         steps=steps,
         sparsity=sparsity,
         sparsity_pattern=sparsity_pattern,
+        allocation=allocation,
+        allocation_bound=allocation_bound,
+        allocation_windows=allocation_windows,
     )
     if scores is not None and options.walks:
         raise CameraError(
-            "--score obs, --refit, --steps and --sparsity need the activations: give --calibration, not --scores"
+            "--score obs, --refit, --steps, --sparsity and --allocation per_layer need the activations: "
+            "give --calibration, not --scores"
         )
     checkpoint = Checkpoint.open(model)
     checkpoint.check_shapes()

@@ -164,4 +164,18 @@ def test_what_is_not_in_use_is_no_part_of_a_prunes_identity() -> None:
     assert PruneOptions(refit=True, round=3).identity() == PruneOptions(refit=True).identity()
     assert PruneOptions(refit=True, damping=0.1).identity() != PruneOptions(refit=True).identity()
     assert PruneOptions(score="obs", round=3).identity() != PruneOptions(score="obs").identity()
+    assert PruneOptions(allocation_bound=0.1, allocation_windows=9).identity() == plain.identity()
+    spread = PruneOptions(allocation="per_layer")
+    assert spread.walks
+    assert spread.identity() != plain.identity()
+    assert PruneOptions(allocation="per_layer", allocation_bound=0.1).identity() != spread.identity()
+
+
+def test_measured_widths_are_refused_in_several_steps() -> None:
+    error = refused(PruneOptions, allocation="per_layer", steps=2)
+    assert "goes with a single step, and steps is 2" in error["msg"]
+
+
+def test_a_walk_is_what_options_beyond_the_method_need() -> None:
+    plain = PruneOptions()
     assert not plain.walks

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
+from camera.files import read_json
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.preflight import check_room, plan
 from tasks.sources import find_sources
@@ -192,6 +194,21 @@ def test_a_file_in_the_place_is_refused(pipeline: Pipeline, store: Store, tmp_pa
     (tmp_path / "published" / "tiny").write_text("mine")
     with pytest.raises(CameraError, match="exists with other content"):
         check_room(pipeline, store)
+
+
+def test_padding_is_stated_and_measuring_takes_walks(recipe: MakeRecipe, store: Store) -> None:
+    one_width = {entry.step.name: entry for entry in plan(build(recipe, prune={"multiple_of": 8}), store)}
+    spread = {"multiple_of": 8, "allocation": "per_layer", "allocation_bound": 0.25}
+    pipeline = build(recipe, prune=spread)
+    padded = {entry.step.name: entry for entry in plan(pipeline, store)}
+    assert one_width["save"].padding_bytes == 0
+    assert padded["save"].padding_bytes == padded["save"].disk_bytes - one_width["save"].disk_bytes > 0
+    assert padded["prune"].seconds is not None
+    done = run(pipeline, store, "save")
+    widths = read_json(done["prune"].path / "prune.json")["allocated"]["widths"]
+    assert len(widths) == pipeline.sources.checkpoint.layer_count
+    written = Checkpoint.open(done["save"].path)
+    assert written.ffn_width == max(widths)
 
 
 def test_a_walking_prune_is_estimated_as_a_walk(recipe: MakeRecipe, store: Store) -> None:
