@@ -43,7 +43,9 @@ def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) 
         "report": str(outcome.report),
         "json": str(outcome.report.with_name(JSON)),
         "csv": str(outcome.report.with_name(CSV)),
-        "mlflow run": None if outcome.mlflow_run is None else f"{outcome.mlflow_run} in {project.mlflow_shown}",
+        "mlflow run": None
+        if outcome.mlflow_run is None
+        else f"{outcome.mlflow_run} in {project.mlflow_shown}",
     }
     if as_json:
         print_json(
