@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -98,7 +98,23 @@ def _estimate(pipeline: Pipeline) -> WalkEstimate:
     kept = kept_width(checkpoint.ffn_width, asked.ratio, asked.multiple_of)
     surgery = surgery_of(checkpoint.ffn_width, kept, asked)
     walks = asked.steps + len(measures(checkpoint, asked))  # each with a whole model at one of several widths
-    return estimate_walk(checkpoint, tokens.samples, tokens.length, recipe.capture, selection, surgery, walks)
+    estimate = estimate_walk(
+        checkpoint, tokens.samples, tokens.length, recipe.capture, selection, surgery, walks
+    )
+    return replace(estimate, peak_bytes=max(estimate.peak_bytes, _measuring(pipeline)))
+
+
+def _measuring(pipeline: Pipeline) -> int:
+    """Peak memory of measuring what cutting each layer costs; 0 where all layers get one width."""
+    checkpoint, recipe = pipeline.sources.checkpoint, pipeline.recipe
+    if not measures(checkpoint, recipe.prune):
+        return 0
+    compute = resolve_dtype(recipe.capture.dtype, checkpoint.dtype).itemsize
+    windows = min(recipe.prune.allocation_windows, recipe.calibration.samples)
+    hidden = windows * recipe.calibration.length * checkpoint.hidden_size * compute
+    layer = sum(checkpoint.tensors[name].size_bytes for name in checkpoint.layer_tensors(0))
+    weights = 2 * layer * compute // checkpoint.dtype.itemsize
+    return _PROCESS_BYTES + weights + (checkpoint.layer_count + 2) * hidden
 
 
 def _kept(pipeline: Pipeline) -> int:

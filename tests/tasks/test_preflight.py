@@ -204,6 +204,20 @@ def test_padding_is_stated_and_measuring_takes_walks(recipe: MakeRecipe, store: 
     assert one_width["save"].padding_bytes == 0
     assert padded["save"].padding_bytes == padded["save"].disk_bytes - one_width["save"].disk_bytes > 0
     assert padded["prune"].seconds is not None
+    few, many = (
+        next(
+            entry.memory_bytes
+            for entry in plan(
+                build(
+                    recipe, prune={**spread, "allocation_windows": windows}, calibration={"samples": 10**6}
+                ),
+                store,
+            )
+            if entry.step.name == "prune"
+        )
+        for windows in (1, 10**6)
+    )
+    assert many > few
     done = run(pipeline, store, "save")
     widths = read_json(done["prune"].path / "prune.json")["allocated"]["widths"]
     assert len(widths) == pipeline.sources.checkpoint.layer_count
