@@ -14,8 +14,9 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import memory_bytes, resolve_device, resolve_dtype, synchronize
 from camera.options import CaptureOptions
 from camera.pruning.gram import LayerGram
-from camera.pruning.propagate import ACTIVATION_BUDGET_BYTES, Selection, trial
+from camera.pruning.propagate import Selection
 from camera.pruning.surgery import Surgery, exact_device
+from camera.pruning.visitor import ACTIVATION_BUDGET_BYTES, trial
 from camera.pruning.walk import LayerWalk
 
 _PROBE = 512
@@ -67,12 +68,13 @@ def estimate_walk(
     with torch.inference_mode():
         hidden_BTH = walk.embed(tokens_BT)
         starting = time.perf_counter() - begun
+        kept = None if selection is None else selection.kept
         trial(
-            walk, hidden_BTH, batch, selection, gram
+            walk, hidden_BTH, batch, kept, gram
         )  # the first use of kernels and pages is slower than the rest
         synchronize(device)
         started = time.perf_counter()
-        computing = trial(walk, hidden_BTH, batch, selection, gram)
+        computing = trial(walk, hidden_BTH, batch, kept, gram)
         synchronize(device)
         whole = time.perf_counter() - started
     mine = -(-samples // options.devices)

@@ -1,14 +1,12 @@
 """One streamed pass over all decoder layers: hidden states go in, statistics of each layer come out.
 
 In one-shot propagation a layer's output is the original model's. In sequential propagation its channels are selected
-as soon as its statistics are complete, and the next layer sees what the pruned layer puts out. Either way attention,
-gate and up run once per layer: sequential propagation keeps the activations, within a budget of memory, and computes
-only the down projection on the kept channels.
+as soon as its statistics are complete, and the next layer sees what the pruned layer puts out.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import dtype_name, free_memory_bytes, resolve_device, resolve_dtype
@@ -31,11 +28,9 @@ from camera.pruning.ranks import Ranks
 from camera.pruning.state import StateFiles
 from camera.pruning.statistics import LayerStatistics
 from camera.pruning.surgery import ROLES, Cut, CutRecord, Surgery, cut_layer, cut_plainly, make_sparse
+from camera.pruning.visitor import Visitor
 from camera.pruning.walk import LayerWalk
-from camera.quantization.moments import squares
 
-ACTIVATION_BUDGET_BYTES = 1 << 30
-"""Most memory that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
 _SHARE_OF_FREE = 0.5
 _SAVING_SHARE = 0.05
 
@@ -149,7 +144,7 @@ def propagate(
                 progress(done + seen, samples * count)
 
             with walk.layer(index) as module:
-                visit = _Visitor(module, call, hidden_STH, options.batch_size, last=index + 1 == count)
+                visit = Visitor(module, call, hidden_STH, options.batch_size, last=index + 1 == count)
                 gram = None
                 if surgery is not None and surgery.needs_gram:
                     gram = LayerGram(checkpoint.ffn_width, device)
@@ -179,138 +174,6 @@ def propagate(
                     states.drop_before(len(layers))
     ranks.wait()
     progress(samples * count, samples * count)
-
-
-class _Visitor:
-    """One layer and the hidden states of all samples, which it replaces in place by what the layer puts out."""
-
-    def __init__(
-        self,
-        layer: nn.Module,
-        call: Callable[[nn.Module, torch.Tensor], torch.Tensor],
-        hidden_STH: torch.Tensor,
-        batch_size: int,
-        *,
-        last: bool,
-    ) -> None:
-        self._layer = layer
-        self._call = call
-        self._hidden_STH = hidden_STH
-        self._batches = [slice(start, start + batch_size) for start in range(0, len(hidden_STH), batch_size)]
-        self._last = last
-        self._mlp: nn.Module = layer.mlp  # type: ignore[assignment]
-        self._down: nn.Linear = self._mlp.down_proj  # type: ignore[assignment]
-        self._device = self._down.weight.device
-        self._held: dict[int, torch.Tensor] = {}  # activations by batch, as many as the budget allows
-        self.input_squares_H = torch.zeros(self._down.out_features, dtype=torch.float64)
-        """Σ x² of what enters gate and up, on the CPU; gathered where nothing is to be held."""
-
-    @property
-    def down_HF(self) -> torch.Tensor:
-        """The down projection as the layer computes with it."""
-        return self._down.weight
-
-    def look(
-        self,
-        *,
-        sequential: bool,
-        hold: bool = True,
-        tell: Callable[[int], None],
-        gram: LayerGram | None = None,
-        held_S: Sequence[bool] = (),
-    ) -> LayerStatistics:
-        """Run the layer over all samples and gather statistics of what enters `down_proj`, and its Gram matrix.
-
-        Args:
-            sequential: whether `narrow` follows.
-            hold: keep activations for it; not where gate and up will change, whose inputs are then measured.
-            tell: told the samples seen.
-            gram: to add to.
-            held_S: which of the samples are held back.
-        """
-        statistics = LayerStatistics.zeros(self._down.in_features)
-        room = min(ACTIVATION_BUDGET_BYTES, int(_SHARE_OF_FREE * free_memory_bytes(self._device)))
-        room = room if hold else 0
-        hook = None
-        if not hold:
-            gate: nn.Linear = self._mlp.gate_proj  # type: ignore[assignment]
-            hook = gate.register_forward_pre_hook(self._see_input)
-
-        def see(act_BTF: torch.Tensor) -> bool:
-            nonlocal room
-            statistics.update(act_BTF)
-            if gram is not None:
-                gram.update(act_BTF, held_S[batch])
-            if self._last:
-                return False
-            if sequential and act_BTF.nbytes <= room:
-                room -= act_BTF.nbytes
-                self._held[number] = act_BTF
-            return not sequential
-
-        self._mlp.down_proj = _Recorder(self._down, see)
-        for number, batch in enumerate(self._batches):
-            out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
-            if not self._last and (not sequential or number in self._held):  # output, or residual stream
-                self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
-            tell(min(batch.stop, len(self._hidden_STH)))
-        self._mlp.down_proj = self._down
-        if hook is not None:
-            hook.remove()
-        return statistics
-
-    def _see_input(self, gate: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.input_squares_H += squares(inputs[0])
-
-    def narrow(self, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
-        """Make the hidden states what the layer puts out with the kept channels alone.
-
-        Args:
-            kept_K: int64 [K].
-            matrices: `gate`, `up` or `down` of these channels, where they are not slices of the layer's own.
-        """
-        if self._last:
-            return
-        kept_K = kept_K.to(self._device)
-        bias = self._down.bias
-        whole_HF = self._down.weight
-        kept_down_HK = (
-            matrices["down"].to(whole_HF) if "down" in matrices else whole_HF.index_select(1, kept_K)
-        )
-        narrowed = False
-        for number, batch in enumerate(self._batches):
-            if (act_BTF := self._held.pop(number, None)) is not None:
-                ffn_BTH = nn.functional.linear(act_BTF[..., kept_K], kept_down_HK, bias)
-                out_BTH = self._hidden_STH[batch].to(self._device) + ffn_BTH
-            else:
-                if not narrowed:
-                    _narrow(self._mlp, kept_K, {**matrices, "down": kept_down_HK})
-                    narrowed = True
-                out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
-            self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
-
-
-class _Recorder(nn.Module):
-    """Stands in for `down_proj`: sees the activations that enter it, and lets them through or not."""
-
-    def __init__(self, down: nn.Linear, see: Callable[[torch.Tensor], bool]) -> None:
-        super().__init__()
-        self.down = down
-        self.see = see
-
-    def forward(self, act_BTF: torch.Tensor) -> torch.Tensor:
-        if self.see(act_BTF):
-            return self.down(act_BTF)
-        # Zeros in place of the FFN's output: the layer then returns its residual stream alone.
-        return act_BTF.new_zeros(*act_BTF.shape[:-1], self.down.out_features)
-
-
-def _narrow(mlp: nn.Module, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
-    """Narrow a gated FFN in place to its kept channels."""
-    for role in ROLES:
-        linear: nn.Linear = getattr(mlp, f"{role}_proj")
-        weight = matrices[role].to(linear.weight) if role in matrices else linear.weight[kept_K]
-        linear.weight = nn.Parameter(weight, requires_grad=False)
 
 
 class _SavingClock:
@@ -466,22 +329,3 @@ def fingerprint(
 def _said(given: Selection | Surgery) -> dict[str, Any]:
     """As it is, without widths by layer where there are none."""
     return {name: value for name, value in asdict(given).items() if name != "widths" or value}
-
-
-def trial(
-    walk: LayerWalk,
-    hidden_BTH: torch.Tensor,
-    batch_size: int,
-    selection: Selection | None,
-    gram: LayerGram | None = None,
-) -> float:
-    """Run the first layer on one batch as a walk does; the seconds without loading it. For estimates."""
-    call = walk.caller(hidden_BTH.shape[1])
-    with walk.layer(0) as module:
-        started = time.perf_counter()
-        visit = _Visitor(module, call, hidden_BTH.clone(), batch_size, last=False)
-        held_S = [False] * len(hidden_BTH)
-        visit.look(sequential=selection is not None, tell=lambda seen: None, gram=gram, held_S=held_S)
-        if selection is not None:
-            visit.narrow(torch.arange(selection.kept), {})
-        return time.perf_counter() - started

@@ -10,6 +10,7 @@ from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning import propagate as walk
+from camera.pruning import visitor
 from camera.pruning.capture import STATISTICS, capture
 from camera.pruning.importance import importance, kept_channels, kept_width
 from camera.pruning.propagate import selection_of
@@ -140,7 +141,7 @@ def test_sequential_capture_needs_no_room_for_activations(
     folder = build(**KINDS[kind])
     with_room = captured(folder, tokens, tmp_path / "room", propagate="sequential")
     batch_bytes = 2 * tokens.shape[1] * Checkpoint.open(folder).ffn_width * 4
-    monkeypatch.setattr(walk, "ACTIVATION_BUDGET_BYTES", held_batches * batch_bytes)
+    monkeypatch.setattr(visitor, "ACTIVATION_BUDGET_BYTES", held_batches * batch_bytes)
     without = captured(folder, tokens, tmp_path / "none", propagate="sequential")
     for layer, reference in zip(without, with_room, strict=True):
         close(layer, reference, rtol=1e-5)

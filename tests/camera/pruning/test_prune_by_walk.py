@@ -15,6 +15,7 @@ from camera.errors import CameraError
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning import propagate as walk
+from camera.pruning import visitor
 from camera.pruning.capture import STATISTICS
 from camera.pruning.outcome import FILES
 from camera.pruning.prune import KEPT, SUMMARY, Pruned
@@ -168,7 +169,7 @@ def whole_model_reference(
 def test_streamed_refits_are_those_of_a_model_whole_in_memory(
     build: Build, many: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
-    monkeypatch.setattr(walk, "ACTIVATION_BUDGET_BYTES", budget)
+    monkeypatch.setattr(visitor, "ACTIVATION_BUDGET_BYTES", budget)
     folder = build(model_type="PanguEmbedded")
     pruned = Pruned.open(by_walk(folder, many, tmp_path / "pruned", options("obs and refit")))
     family = Checkpoint.open(folder).family

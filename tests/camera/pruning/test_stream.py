@@ -20,6 +20,7 @@ from camera.errors import CameraError
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning import propagate as walk
+from camera.pruning import visitor
 from camera.pruning.prune import KEPT, SUMMARY, Pruned
 from camera.pruning.state import StateFiles
 from camera.pruning.stream import prune_checkpoint
@@ -184,7 +185,8 @@ def test_hidden_states_that_exceed_memory_lie_in_a_mapped_file_and_change_nothin
         return from_file(*arguments, **options)
 
     monkeypatch.setattr(torch, "from_file", noting)
-    monkeypatch.setattr(walk, "free_memory_bytes", lambda device: 1000)
+    for module in (walk, visitor):
+        monkeypatch.setattr(module, "free_memory_bytes", lambda device: 1000)
     out = tmp_path / "mapped" / "out"
     with pytest.raises(KilledError):
         stream(folder, tokens, out, progress=kill_at(8), propagate=propagate)
