@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from camera.data.documents import Documents
 from camera.errors import CameraError, NetworkError
+from camera.hub_client import bound_waiting
 
 Split = Literal["train", "test"]
 
@@ -71,6 +72,8 @@ def read(dataset: HubDataset, split: Split, revision: str | None = None) -> Docu
 def _load(dataset: HubDataset, part: str, revision: str) -> Any:
     import datasets  # slow to import, and needed for hub datasets only
     from huggingface_hub.errors import HfHubHTTPError
+
+    bound_waiting()
 
     files = {part: dataset.files[part]} if dataset.files else None
     try:
