@@ -1,12 +1,11 @@
 """The command line `camera`. Heavy imports happen inside the commands, so that help shows at once."""
 
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 
 import typer
 
+from flows import interruption
 from flows.commands import (
     cleaning,
     inspecting,
@@ -57,7 +56,7 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run a command. What a user can mend is one message and exit code 2; an interruption is 130."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruption.listen()
     try:
         app()
     except SystemExit as ended:  # typer makes it of a KeyboardInterrupt
@@ -74,11 +73,6 @@ def main() -> None:
             raise
         _say(f"camera: {without_secrets(str(told))}")
         sys.exit(2)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A polite kill is a Ctrl-C: the stage stops where it is and resumes there."""
-    raise KeyboardInterrupt
 
 
 def _say(message: str) -> None:

@@ -23,6 +23,7 @@ from camera.report.results import read_results
 from camera.report.table import results_markdown
 from flows.accelerators import accelerators_of
 from flows.elsewhere import perform_elsewhere
+from flows.interruption import stop_if_told
 from flows.listeners import LogListener
 from flows.parameters import Override, RecipeFile
 from flows.presence import present
@@ -137,6 +138,7 @@ def _compress(recipe: str, overrides: list[str], project: Project) -> Outcome:
     check_room(pipeline, store)
 
     def through_prefect(request: Request) -> tuple[Artifact, bool]:
+        stop_if_told()
         stage = perform_stage.with_options(name=request.stage.name, result_storage=project.prefect_results)
         asked = checked.benchmark
         elsewhere = asked if request.stage is benchmark.STAGE and asked.deployment is not None else None

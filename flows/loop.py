@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from camera.errors import CameraError
+from flows.interruption import stop_if_told
 from tasks.pipeline import build_pipeline
 from tasks.preflight import check_room
 from tasks.project import Project
@@ -27,6 +28,7 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
     check_room(pipeline, store)
 
     def directly(request: Request) -> tuple[Artifact, bool]:
+        stop_if_told()
         elsewhere = checked.benchmark.deployment if request.stage is benchmark.STAGE else None
         if elsewhere is not None and find(store, request) is None:
             raise CameraError(
