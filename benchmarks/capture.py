@@ -107,11 +107,13 @@ def measure(folder: Path, dtype: str, arguments: argparse.Namespace) -> list[dic
 
         def walk(capture: CaptureOptions = capture, out: Path = out) -> None:
             prune_checkpoint(checkpoint, tokens, out, capture, PruneOptions(ratio=0.2))
-            shutil.rmtree(out)
+
+        def clear(out: Path = out) -> None:
+            shutil.rmtree(out, ignore_errors=True)
 
         plain()
         walk()  # warm caches and kernels
-        times = in_turns((plain, walk), arguments.repeats)
+        times = in_turns((plain, walk), arguments.repeats, before=clear)
         rows.append(
             {
                 "dtype": dtype,
@@ -127,12 +129,15 @@ def measure(folder: Path, dtype: str, arguments: argparse.Namespace) -> list[dic
     return rows
 
 
-def in_turns(works: tuple[Callable[[], None], ...], repeats: int) -> list[list[float]]:
-    """Seconds of each work, run in turns, the order reversed every other turn."""
+def in_turns(
+    works: tuple[Callable[[], None], ...], repeats: int, before: Callable[[], None]
+) -> list[list[float]]:
+    """Seconds of each work, run in turns, the order reversed every other turn; `before` each is not counted."""
     times: list[list[float]] = [[] for _ in works]
     for turn in range(repeats):
         order = range(len(works)) if turn % 2 == 0 else reversed(range(len(works)))
         for number in order:
+            before()
             started = perf_counter()
             works[number]()
             times[number].append(perf_counter() - started)

@@ -1,12 +1,10 @@
 """The devices that can compute: which one a name means, what it is, and how to time and weigh work on it."""
 
-import ctypes
 import importlib
 import importlib.util
 import os
 import platform
 import re
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+from camera import heap
 from camera.errors import CameraError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,25 +108,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give memory that the allocator caches back to the device; on the CPU, to the system.
-
-    glibc keeps blocks of up to 32 MB in its heap, where a few small ones that live on fence them in: without this
-    a walk over 34 layers of a 7B model holds half a gigabyte of nothing.
-    """
+    """Give memory that the allocator caches back to the device; on the CPU, to the system."""
     if device.type != "cpu":
         torch.get_device_module(device.type).empty_cache()
-    elif (trim := _malloc_trim()) is not None:
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's `malloc_trim`; None where the C library has none."""
-    try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # musl, macOS, Windows
-        return None
-    return trim
+    else:
+        heap.trim()
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -32,7 +32,7 @@ from camera.pruning.visitor import Visitor
 from camera.pruning.walk import LayerWalk
 
 _SHARE_OF_FREE = 0.5
-_SAVING_SHARE = 0.05
+_SAVING_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def propagate(
     """Walk the layers and yield each with its statistics.
 
     The walk's state is saved in `work` after a layer has been yielded and dealt with, as often as costs no more
-    than a twentieth of the time; a walk that finds a state of the same inputs there yields the layers it holds as
+    than 3 % of the time; a walk that finds a state of the same inputs there yields the layers it holds as
     `resumed` and goes on behind them. The last state stays: `clear_states` once what the walk was for is safe.
 
     Args:
@@ -177,7 +177,7 @@ def propagate(
 
 
 class _SavingClock:
-    """Says when to save, so that saving takes no more than a twentieth of the time."""
+    """Says when to save, so that saving takes no more than 3 % of the time."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()

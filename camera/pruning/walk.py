@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.devices import release_memory
 from camera.errors import CameraError
+from camera.heap import SteadyHeap
 
 
 class LayerWalk:
@@ -33,6 +33,8 @@ class LayerWalk:
         rotary = type(self._model.rotary_emb)
         self._rotary = rotary(checkpoint.hf_config).to(device)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        # An accelerator's allocator uses its blocks again as they are.
+        self._heap = SteadyHeap() if device.type == "cpu" else None
         self._ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
 
     def embed(self, tokens_ST: torch.Tensor) -> torch.Tensor:
@@ -82,8 +84,8 @@ class LayerWalk:
             yield module
         finally:
             module.to("meta")
-            if self.device.type == "cpu":  # an accelerator's allocator uses its blocks again as they are
-                release_memory(self.device)
+            if self._heap is not None:
+                self._heap.end_round()
 
     def _taken(self, index: int) -> dict[str, torch.Tensor]:
         """The weights of a layer on the device: those read ahead, or read now."""
