@@ -16,6 +16,7 @@ from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress
+from camera.pruning.channels import of_channels
 from camera.pruning.importance import importance, kept_channels
 from camera.pruning.propagate import Selection, Visit, propagate
 from camera.pruning.ranks import Ranks, ranks
@@ -45,7 +46,7 @@ class Decision:
         name = walked.family.ffn_names(self.layer)[2]
         if self.resumed or name in self.matrices:
             return self
-        return replace(self, matrices={**self.matrices, name: walked.read(name).index_select(1, self.kept_K)})
+        return replace(self, matrices={**self.matrices, name: of_channels(walked.read(name), self.kept_K)})
 
 
 def decide(

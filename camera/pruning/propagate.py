@@ -5,9 +5,7 @@ as soon as its statistics are complete, and the next layer sees what the pruned 
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -25,6 +23,7 @@ from camera.progress import Progress, silent
 from camera.pruning.gram import LayerGram, held_back
 from camera.pruning.importance import importance, kept_channels, kept_width
 from camera.pruning.ranks import Ranks
+from camera.pruning.saving import Saving
 from camera.pruning.state import StateFiles
 from camera.pruning.statistics import LayerStatistics
 from camera.pruning.surgery import ROLES, Cut, CutRecord, Surgery, cut_layer, cut_plainly, make_sparse
@@ -32,7 +31,6 @@ from camera.pruning.visitor import Visitor
 from camera.pruning.walk import LayerWalk
 
 _SHARE_OF_FREE = 0.5
-_SAVING_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def propagate(
     """Walk the layers and yield each with its statistics.
 
     The walk's state is saved in `work` after a layer has been yielded and dealt with, as often as costs no more
-    than 3 % of the time; a walk that finds a state of the same inputs there yields the layers it holds as
+    than 1.5 % of the time; a walk that finds a state of the same inputs there yields the layers it holds as
     `resumed` and goes on behind them. The last state stays: `clear_states` once what the walk was for is safe.
 
     Args:
@@ -98,7 +96,7 @@ def propagate(
         surgery: cut every layer from its Gram matrix; in sequential propagation the next layer sees the cut one.
             What was decided for a layer is not in the walk's state: whoever asks for it keeps it.
         ranks: the processes that share the samples.
-        before_saving: called before a state is saved, to make durable what was done with the layers so far.
+        before_saving: called before a state counts, in a thread, to make durable what was done with its layers.
         progress: told (samples done × layers, all).
 
     Raises:
@@ -118,7 +116,7 @@ def propagate(
     call = walk.caller(tokens_ST.shape[1])
     count, samples = checkpoint.layer_count, len(mine_ST)
     layers: list[LayerStatistics] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), Saving(states, ranks, before_saving) as saving:
         state = states.newest()
         if not ranks.all_equal(0 if state is None else len(state.layers)):
             state = None
@@ -136,7 +134,6 @@ def propagate(
         for index, statistics in enumerate(layers):
             kept_K = None if surgery is not None else _select(checkpoint, index, selection, statistics)
             yield Visit(index, statistics, kept_K, resumed=True)
-        clock = _SavingClock()
         for index in range(len(layers), count):
             done = index * samples
 
@@ -166,32 +163,10 @@ def propagate(
                     visit.narrow(kept_K, matrices)
             layers.append(statistics)
             yield Visit(index, statistics, kept_K, resumed=False, cut=cut)
-            if index + 1 < count and ranks.agree(clock.due()):
-                with clock.saving():
-                    before_saving()
-                    states.save(layers, hidden_STH)
-                    ranks.wait()
-                    states.drop_before(len(layers))
+            if index + 1 < count:
+                saving.save_if_due(layers, hidden_STH)
     ranks.wait()
     progress(samples * count, samples * count)
-
-
-class _SavingClock:
-    """Says when to save, so that saving takes no more than 3 % of the time."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._cost = 0.0
-
-    def due(self) -> bool:
-        return (time.monotonic() - self._since) * _SAVING_SHARE >= self._cost
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        begun = time.monotonic()
-        yield
-        self._since = time.monotonic()
-        self._cost = self._since - begun
 
 
 def _select(

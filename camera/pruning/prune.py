@@ -12,6 +12,7 @@ from camera.errors import CameraError
 from camera.files import read_json, whole_file, write_json
 from camera.options import PruneOptions
 from camera.progress import Progress, silent
+from camera.pruning.channels import of_channels
 from camera.pruning.importance import kept_channels, kept_width
 from camera.pruning.score import read_scores
 
@@ -203,7 +204,8 @@ def pruned_matrix(
         return changed.new_zeros(checkpoint.tensors[name].shape).index_copy_(dim, kept_K, changed)
     matrix = checkpoint.read_finite(name)
     if mode == "physical":
-        return _padded(matrix.index_select(dim, kept_K), dim, padded_to)
+        kept = of_channels(matrix, kept_K) if dim == 1 else matrix.index_select(0, kept_K)
+        return _padded(kept, dim, padded_to)
     stays_F = torch.zeros(matrix.shape[dim], dtype=torch.bool)
     stays_F[kept_K] = True
     return torch.where(stays_F if dim == 1 else stays_F[:, None], matrix, torch.zeros((), dtype=matrix.dtype))

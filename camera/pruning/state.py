@@ -4,6 +4,7 @@ One file per rank and layer, written whole; all ranks' files of the same layer m
 the inputs whose fingerprint it holds and is ignored for any other.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +38,20 @@ class StateFiles:
         self._ranks = ranks
 
     def save(self, layers: list[LayerStatistics], hidden_STH: torch.Tensor) -> None:
-        """Save the state after `len(layers)` layers."""
+        """Save the state after `len(layers)` layers, durably."""
+        self.write(layers, hidden_STH).close()
+
+    def write(self, layers: list[LayerStatistics], hidden_STH: torch.Tensor) -> ExitStack:
+        """Write the state after `len(layers)` layers; it counts once the stack that is returned has been left.
+
+        Leaving it waits for the disk; leaving it by an exception removes what was written.
+        """
         tensors = statistics_tensors(layers)
         tensors[_HIDDEN] = hidden_STH
         tensors[_FINGERPRINT] = torch.tensor(list(bytes.fromhex(self._fingerprint)), dtype=torch.uint8)
-        with whole_file(self._path(len(layers), self._rank)) as temporary:
-            write_tensors(temporary, tensors)
+        with ExitStack() as unfinished:
+            write_tensors(unfinished.enter_context(whole_file(self._path(len(layers), self._rank))), tensors)
+            return unfinished.pop_all()
 
     def drop_before(self, count: int) -> None:
         """Remove this rank's states of fewer than `count` layers; call once all ranks have saved theirs."""

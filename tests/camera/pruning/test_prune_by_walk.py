@@ -14,8 +14,7 @@ from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning import propagate as walk
-from camera.pruning import visitor
+from camera.pruning import saving, visitor
 from camera.pruning.capture import STATISTICS
 from camera.pruning.outcome import FILES
 from camera.pruning.prune import KEPT, SUMMARY, Pruned
@@ -54,7 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def _save_after_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "_SAVING_SHARE", 1e9)
+    monkeypatch.setattr(saving, "_SHARE", 1e9)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning import propagate as walk
 from camera.pruning import ranks as ranks_module
+from camera.pruning import saving
 from camera.pruning.capture import STATISTICS, capture
 from camera.pruning.importance import importance, kept_channels, kept_width
 from camera.pruning.propagate import selection_of
@@ -115,7 +115,7 @@ def test_a_killed_walk_of_two_ranks_goes_on_at_the_layer_it_was_in(
 ) -> None:
     folder = build(model_type="llama")
     undisturbed = run_capture(folder, seven, tmp_path / "undisturbed", 1, "sequential")
-    monkeypatch.setattr(walk, "_SAVING_SHARE", 1e9)  # the first rank decides when to save
+    monkeypatch.setattr(saving, "_SHARE", 1e9)  # the first rank decides when to save
     with pytest.raises(KilledError):
         run_capture(folder, seven, tmp_path / "killed", 2, "sequential", kill_at(2 * 4 + 1))
     saved = {f"resume-0002-{rank}of2.safetensors" for rank in range(2)}
@@ -135,7 +135,7 @@ def test_a_state_that_not_every_rank_can_read_is_no_state(
     build: Build, seven: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     folder = build(model_type="llama")
-    monkeypatch.setattr(walk, "_SAVING_SHARE", 1e9)
+    monkeypatch.setattr(saving, "_SHARE", 1e9)
     with pytest.raises(KilledError):
         run_capture(folder, seven, tmp_path / "out", 2, "one-shot", kill_at(2 * 4 + 1))
     theirs = tmp_path / "out" / "resume-0002-1of2.safetensors"

@@ -10,7 +10,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning import propagate as walk
+from camera.pruning import saving
 from camera.pruning.capture import STATISTICS, capture
 from camera.pruning.propagate import selection_of
 from camera.pruning.prune import prune
@@ -31,7 +31,7 @@ def state_after(layers: int) -> str:
 
 @pytest.fixture(autouse=True)
 def _save_after_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "_SAVING_SHARE", 1e9)
+    monkeypatch.setattr(saving, "_SHARE", 1e9)
 
 
 def run_capture(
@@ -112,7 +112,7 @@ def test_a_damaged_resume_file_is_ignored(
 def test_after_the_first_layer_saving_takes_no_more_than_its_share(
     build: Build, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walk, "_SAVING_SHARE", 0.0)
+    monkeypatch.setattr(saving, "_SHARE", 0.0)
     checkpoint = Checkpoint.open(build(model_type="llama"))
     options = CaptureOptions(propagate="one-shot", device="cpu")
     with pytest.raises(KilledError):

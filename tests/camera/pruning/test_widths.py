@@ -10,7 +10,7 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning import propagate as walk
+from camera.pruning import saving
 from camera.pruning import widths as measuring
 from camera.pruning.layer_loss import layer_losses
 from camera.pruning.outcome import FILES
@@ -125,7 +125,7 @@ def test_losses_are_the_divergences_of_models_with_one_layer_cut(
 def test_a_killed_prune_keeps_its_curves_and_ends_with_the_same_bytes(
     build: Build, many: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    monkeypatch.setattr(walk, "_SAVING_SHARE", 1e9)
+    monkeypatch.setattr(saving, "_SHARE", 1e9)
     folder = build(**PANGU)
     ends: list[int] = []
     pruned(folder, many, tmp_path / "whole", PER_LAYER, progress=lambda done, total: ends.append(total))
