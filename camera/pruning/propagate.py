@@ -84,7 +84,7 @@ def propagate(
     """Walk the layers and yield each with its statistics.
 
     The walk's state is saved in `work` after a layer has been yielded and dealt with, as often as costs no more
-    than 1.5 % of the time; a walk that finds a state of the same inputs there yields the layers it holds as
+    than a few per cent of the time; a walk that finds a state of the same inputs there yields the layers it holds as
     `resumed` and goes on behind them. The last state stays: `clear_states` once what the walk was for is safe.
 
     Args:
