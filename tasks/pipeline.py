@@ -1,7 +1,6 @@
-"""The pipeline of a recipe: which steps there are, and what each reads. A plan, not an execution."""
+"""The pipeline of a recipe: which steps there are, and what each reads. A plan; `tasks/walk.py` performs it."""
 
 import platform
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from camera.pruning.propagate import selection_of
 from tasks.gate import check_tasks, check_texts
 from tasks.recipe import Recipe
 from tasks.sources import Sources
-from tasks.stage import Input, Request, RunReferences, Stage, find
+from tasks.stage import Input, Step
 from tasks.stages import (
     benchmark,
     capture,
@@ -34,36 +33,9 @@ from tasks.stages import (
     save,
     score,
 )
-from tasks.store import Artifact, Store
 
 _BENCHMARK_PLACE = {"deployment", "device_name", "start_within", "finish_within"}
 """Where the benchmark is done and how long one waits for it: nothing of the result, which names its device itself."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of one run, before its inputs exist."""
-
-    name: str
-    stage: Stage
-    options: dict[str, Any]
-    inputs: dict[str, "str | Input"]
-    """By the stage's own name for an input: the step that makes it, or a source."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """How to do it; no part of the result's identity."""
-
-    @property
-    def needs(self) -> list[str]:
-        """The steps that must be done before this one."""
-        return [given for given in self.inputs.values() if isinstance(given, str)]
-
-    def request(self, done: Mapping[str, Artifact], references: RunReferences) -> Request:
-        """The request, once the artifacts of all needed steps are known."""
-        inputs = {
-            name: given if isinstance(given, Input) else Input.of(done[given])
-            for name, given in self.inputs.items()
-        }
-        return Request(self.name, self.stage, self.options, inputs, self.settings, references)
 
 
 @dataclass(frozen=True)
@@ -87,67 +59,6 @@ class Pipeline:
         """The steps whose files a run is for; of the others only what these still need is ever made."""
         names = [step.name for step in self.steps]
         return [name for name in ("report", "publish" if "publish" in names else "convert") if name in names]
-
-    def run(
-        self,
-        perform: Callable[[Step, Request], Artifact],
-        references: RunReferences | None = None,
-        store: Store | None = None,
-        in_use: Callable[[str], None] = lambda key: None,
-    ) -> dict[str, Artifact]:
-        """Perform every step in order; the artifacts by step name.
-
-        Args:
-            perform: gives the artifact of a request.
-            references: where else the run is recorded.
-            store: where evicted artifacts are known; one whose files no step needs is not made again, and comes
-                back as it is. Without a store every step is performed.
-            in_use: told the key of every step before it is looked up.
-        """
-        walk = _Walk(self, perform, references or RunReferences(), store, in_use)
-        while True:
-            try:
-                return walk.all_steps()
-            except _AnotherContentError:
-                continue  # what was evicted came out differently, and is whole now: all that follows has new keys
-
-
-class _AnotherContentError(Exception):
-    """An evicted artifact was made again, and its content is not what its manifest said."""
-
-
-@dataclass(frozen=True)
-class _Walk:
-    pipeline: Pipeline
-    perform: Callable[[Step, Request], Artifact]
-    references: RunReferences
-    store: Store | None
-    in_use: Callable[[str], None]
-
-    def all_steps(self) -> dict[str, Artifact]:
-        done: dict[str, Artifact] = {}
-        for step in self.pipeline.steps:
-            request = step.request(done, self.references)
-            self.in_use(request.key)
-            done[step.name] = self._evicted(step, request) or self._made(step, done)
-        return done
-
-    def _evicted(self, step: Step, request: Request) -> Artifact | None:
-        if self.store is None or step.name in self.pipeline.results:
-            return None
-        return self.store.evicted(step.stage.name, request.key)
-
-    def _made(self, step: Step, done: dict[str, Artifact]) -> Artifact:
-        """The artifact of a step, after those of its inputs that were evicted if it must run."""
-        lacking = [name for name in step.needs if done[name].evicted]
-        if lacking and self.store and find(self.store, step.request(done, self.references)) is None:
-            for earlier in self.pipeline.steps:
-                if earlier.name in lacking:
-                    known = done[earlier.name].digest
-                    done[earlier.name] = self._made(earlier, done)
-                    if done[earlier.name].digest != known:
-                        raise _AnotherContentError
-        return self.perform(step, step.request(done, self.references))
 
 
 def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:

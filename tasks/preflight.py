@@ -17,8 +17,8 @@ from camera.pruning.propagate import selection_of
 from camera.pruning.surgery import surgery_of
 from camera.pruning.widths import measures, widest_possible
 from camera.units import bytes_text
-from tasks.pipeline import Pipeline, Step
-from tasks.stage import Request, RunReferences, find
+from tasks.pipeline import Pipeline
+from tasks.stage import Request, RunReferences, Step, find
 from tasks.stages import capture, prune, publish, save
 from tasks.store import Artifact, Store
 
@@ -64,7 +64,7 @@ def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
 def _states(
     pipeline: Pipeline, look: Callable[[Request], Artifact | None], store: Store
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What would become of every step, and the keys as far as they are known; as in `Pipeline.run`."""
+    """What would become of every step, and the keys as far as they are known; as in `tasks.walk`."""
     done: dict[str, Artifact] = {}
     states: dict[str, str] = {}
     keys: dict[str, str] = {}

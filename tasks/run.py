@@ -14,14 +14,15 @@ from camera.report.gate import Gate
 from camera.report.results import read_results
 from camera.units import bytes_text
 from tasks.lease import lease
-from tasks.pipeline import Pipeline, Step
+from tasks.pipeline import Pipeline
 from tasks.preflight import room_needed
 from tasks.project import Project
-from tasks.stage import Request, RunReferences
+from tasks.stage import Request, RunReferences, Step
 from tasks.stages import fetch, publish, report
 from tasks.stages.convert import main_gguf
 from tasks.store import Artifact, Store
 from tasks.tracking import Tracker
+from tasks.walk import walk
 
 
 class Listener(Protocol):
@@ -133,7 +134,7 @@ def run_pipeline(
     try:
         with ExitStack() as held:
             in_use = [] if store is None else [held.enter_context(lease(store))]
-            artifacts = pipeline.run(step_done, references, store, *in_use)
+            artifacts = walk(pipeline, step_done, references, store, *in_use)
         for step in pipeline.steps:
             if artifacts[step.name].evicted:
                 if tracker is not None:

@@ -1,6 +1,6 @@
-"""A stage: a function from named inputs and options to one folder, and the request to perform it."""
+"""A stage: a function from named inputs and options to one folder; its place in a run, and the request to perform it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,32 @@ class Request:
                 "inputs": {name: given.digest for name, given in self.inputs.items()},
             }
         )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of one run, before its inputs exist."""
+
+    name: str
+    stage: Stage
+    options: dict[str, Any]
+    inputs: dict[str, "str | Input"]
+    """By the stage's own name for an input: the step that makes it, or a source."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How to do it; no part of the result's identity."""
+
+    @property
+    def needs(self) -> list[str]:
+        """The steps that must be done before this one."""
+        return [given for given in self.inputs.values() if isinstance(given, str)]
+
+    def request(self, done: Mapping[str, Artifact], references: RunReferences) -> Request:
+        """The request, once the artifacts of all needed steps are known."""
+        inputs = {
+            name: given if isinstance(given, Input) else Input.of(done[given])
+            for name, given in self.inputs.items()
+        }
+        return Request(self.name, self.stage, self.options, inputs, self.settings, references)
 
 
 def find(store: Store, request: Request) -> Artifact | None:

@@ -9,11 +9,12 @@ from typing import Any
 from camera.errors import CameraError
 from tasks.audit.finding import Finding, ok, unverified, wrong
 from tasks.lineage import environment
-from tasks.pipeline import Pipeline, Step, build_pipeline
+from tasks.pipeline import Pipeline, build_pipeline
 from tasks.recipe import check_recipe
 from tasks.sources import find_sources
-from tasks.stage import Request, perform
+from tasks.stage import Request, Step, perform
 from tasks.store import Artifact, Store
+from tasks.walk import walk
 
 NAME = "rebuilt from nothing"
 _COMPARED = (".gguf", ".safetensors")
@@ -45,7 +46,7 @@ def rebuild(
 
     with TemporaryDirectory(prefix="rebuild-", dir=room) as folder:
         store = Store(Path(folder))
-        done = pipeline.run(made)
+        done = walk(pipeline, made)
         found = {
             name: str(entry["sha256"])
             for step in ("save", "convert")

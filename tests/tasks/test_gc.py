@@ -14,10 +14,11 @@ from camera.files import read_json
 from tasks import gc
 from tasks.gc import References, collect
 from tasks.lease import lease
-from tasks.pipeline import Pipeline, Step, build_pipeline
+from tasks.pipeline import Pipeline, build_pipeline
 from tasks.sources import find_sources
-from tasks.stage import Request, find, perform
+from tasks.stage import Request, Step, find, perform
 from tasks.store import Artifact, Store
+from tasks.walk import walk
 from tests.tasks.conftest import MakeRecipe, flip
 
 DAY = 86400.0
@@ -171,7 +172,7 @@ def run(store: Store) -> Run:
                 executed.append(step.name)
             return perform(store, request)
 
-        return pipeline.run(made, store=store), executed
+        return walk(pipeline, made, store=store), executed
 
     return all_steps
 

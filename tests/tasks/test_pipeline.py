@@ -13,11 +13,12 @@ from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.pruning.prune import Pruned
-from tasks.pipeline import Pipeline, Step, build_pipeline, dataset_label
+from tasks.pipeline import Pipeline, build_pipeline, dataset_label
 from tasks.recipe import Recipe
 from tasks.sources import find_sources
-from tasks.stage import Request, RunReferences, perform
+from tasks.stage import Request, RunReferences, Step, perform
 from tasks.store import Artifact, Store
+from tasks.walk import walk
 from tests.tasks.conftest import MakeRecipe, flip
 
 STEPS = """
@@ -44,7 +45,7 @@ def keys(pipeline: Pipeline) -> dict[str, str]:
         done[step.name] = Artifact(Path("nowhere"), manifest)
         return done[step.name]
 
-    pipeline.run(pretend)
+    walk(pipeline, pretend)
     return {name: artifact.key for name, artifact in done.items()}
 
 
