@@ -4,7 +4,6 @@ In one-shot propagation a layer's output is the original model's. In sequential 
 as soon as its statistics are complete, and the next layer sees what the pruned layer puts out.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -29,6 +28,7 @@ from camera.pruning.statistics import LayerStatistics
 from camera.pruning.surgery import ROLES, Cut, CutRecord, Surgery, cut_layer, cut_plainly, make_sparse
 from camera.pruning.visitor import Visitor
 from camera.pruning.walk import LayerWalk
+from camera.temporaries import temporary_of
 
 _SHARE_OF_FREE = 0.5
 
@@ -115,22 +115,8 @@ def propagate(
     walk = LayerWalk(checkpoint, device, dtype)
     call = walk.caller(tokens_ST.shape[1])
     count, samples = checkpoint.layer_count, len(mine_ST)
-    layers: list[LayerStatistics] = []
     with torch.inference_mode(), Saving(states, ranks, before_saving) as saving:
-        state = states.newest()
-        if not ranks.all_equal(0 if state is None else len(state.layers)):
-            state = None
-        if state is not None:
-            layers = state.layers
-        shape = (*mine_ST.shape, checkpoint.hidden_size)
-        hidden_STH = _room(shape, dtype, device, work, ranks)
-        if state is not None:
-            hidden_STH.copy_(state.hidden_STH)
-            del state  # a map of a file that is soon removed
-        else:
-            for start in range(0, samples, options.batch_size):
-                batch = slice(start, start + options.batch_size)
-                hidden_STH[batch] = walk.embed(mine_ST[batch]).to(hidden_STH.device)
+        layers, hidden_STH = _entering(walk, states, mine_ST, options.batch_size, work, ranks)
         for index, statistics in enumerate(layers):
             kept_K = None if surgery is not None else _select(checkpoint, index, selection, statistics)
             yield Visit(index, statistics, kept_K, resumed=True)
@@ -167,6 +153,23 @@ def propagate(
                 saving.save_if_due(layers, hidden_STH)
     ranks.wait()
     progress(samples * count, samples * count)
+
+
+def _entering(
+    walk: LayerWalk, states: StateFiles, mine_ST: torch.Tensor, batch_size: int, work: Path, ranks: Ranks
+) -> tuple[list[LayerStatistics], torch.Tensor]:
+    """Statistics of the layers that an earlier walk saw, and the hidden states that enter the next one."""
+    state = states.newest()
+    if not ranks.all_equal(0 if state is None else len(state.layers)):
+        state = None
+    hidden_STH = _room((*mine_ST.shape, walk.checkpoint.hidden_size), walk.dtype, walk.device, work, ranks)
+    if state is not None:
+        hidden_STH.copy_(state.hidden_STH)
+        return state.layers, hidden_STH
+    for start in range(0, len(mine_ST), batch_size):
+        batch = slice(start, start + batch_size)
+        hidden_STH[batch] = walk.embed(mine_ST[batch]).to(hidden_STH.device)
+    return [], hidden_STH
 
 
 def _select(
@@ -251,7 +254,7 @@ def _room(
         return torch.empty(shape, dtype=dtype, device=device)
     if ranks.count * size <= _SHARE_OF_FREE * free_memory_bytes(torch.device("cpu")):  # ranks share the host
         return torch.empty(shape, dtype=dtype)
-    path = work / f".hidden.{os.getpid()}.tmp"
+    path = temporary_of(work / "hidden")
     with path.open("wb") as file:  # a full disk is an error here; through the map it would be a SIGBUS
         reserve(file.fileno(), size)
     mapped = torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype)
