@@ -86,8 +86,10 @@ def test_streamed_gptq_makes_what_a_whole_model_in_memory_makes(tmp_path: Path, 
     model = QuantizedModel.open(tmp_path / "out")
     assert model.tensors.keys() == {*source.needed}
     for name, expected in gptq_in_memory(source).items():
-        # One code that falls the other way in a sum of another order moves the columns after it.
-        assert share_of_equal_bytes(model, name, expected) > 0.7, name
+        # One code in a thousand that falls the other way in a sum of another order moves all that is rounded after it,
+        # so that the first layer is the same and the last one is not.
+        least = 0.99 if ".0." in name else 0.7
+        assert share_of_equal_bytes(model, name, expected) > least, name
     for name, record in model.tensors.items():
         if len(record.shape) == 1:
             assert torch.equal(model.dequantize(name), source.read(name).float())
