@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from camera.disk import told_of_disks
 from camera.errors import CameraError
+from camera.temporaries import sweep, temporary_of, this_host, this_writer
 
 _BUFFER_BYTES = 8 << 20
 _MAX_JSON_BYTES = (
@@ -42,7 +43,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         DiskError: if the disk is full or cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with told_of_disks(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         DiskError: if the disk is full or cannot be written to.
     """
     refuse_occupied(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with told_of_disks(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ def held(path: Path, *, wait: bool = False) -> Iterator[None]:
                 continue
             try:
                 file.truncate(0)
-                file.write(str(os.getpid()))
+                file.write(this_writer())
                 file.flush()
                 yield
             finally:
@@ -132,9 +133,12 @@ def is_still(file: IO[str], path: Path) -> bool:
 
 
 def _holder(file: IO[str]) -> str:
+    """Who holds a lock, as it wrote there; nothing while it writes."""
     file.seek(0)
-    number = file.read(20)
-    return f" ({number})" if number.isdigit() else ""
+    host, _, number = file.read(40).rpartition(".")
+    if not number.isdigit():
+        return ""
+    return f" ({number})" if host == this_host() else f" ({number}, on another host)"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -204,27 +208,3 @@ def copy_bytes(source: Path, offset: int, target: int, target_offset: int, count
             if copied == 0:
                 raise CameraError(f"{source} ends {count} bytes too early: it was truncated while being read")
             count, offset, target_offset = count - copied, offset + copied, target_offset + copied
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder: temporaries of `whole_file` and `whole_folder`.
-
-    Those of a process that is alive stay.
-    """
-    for path in folder.glob(".*.tmp"):
-        owner = path.name.split(".")[-2]
-        if owner.isdigit() and not _alive(int(owner)):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

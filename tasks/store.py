@@ -22,6 +22,7 @@ from camera.digests import digest_file, digest_files, digest_json, files_below
 from camera.disk import READ_ONLY
 from camera.errors import CameraError
 from camera.files import is_still, read_json, sync, sync_tree, whole_folder, write_json
+from camera.temporaries import this_writer
 
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
@@ -296,7 +297,7 @@ def _lineage_damage(path: Path, manifest: dict[str, Any]) -> str | None:
 
 def _doom(folder: Path) -> Path:
     """Take a folder out of sight in one step: a kill while it is deleted leaves no half under its name."""
-    doomed = folder.with_name(f".{folder.name.lstrip('.')}.{os.getpid()}.doomed")
+    doomed = folder.with_name(f".{folder.name.lstrip('.')}.{this_writer()}.doomed")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     return doomed

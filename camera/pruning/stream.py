@@ -17,7 +17,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_dtype
 from camera.disk import told_of_disks
 from camera.errors import CameraError
-from camera.files import held, read_json, refuse_occupied, sweep, sync, sync_tree, write_json
+from camera.files import held, read_json, refuse_occupied, sync, sync_tree, write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.decisions import Decision, decide
@@ -28,6 +28,7 @@ from camera.pruning.prune import pruned_matrix
 from camera.pruning.state import clear_states
 from camera.pruning.target import PrunedTarget
 from camera.pruning.widths import CURVES, Widths, measured, measures, uniform
+from camera.temporaries import sweep
 
 WORK = ".work"
 _BEGUN = "begun.json"
@@ -146,7 +147,7 @@ def _prune_checkpoint(
     widths = layer_widths(checkpoint, tokens_ST, curves, capture, options, keep, progress)
     progress = after(widths, progress)
     changed = changes(checkpoint, options, widths.layers)
-    sweep(partial)  # a kill may also have come while config or index were written
+    sweep(partial, alone=True)  # a kill may also have come while config or index were written
     target = PrunedTarget(checkpoint, partial, widths.widest, options.mode, changed=changed, resume=resume)
     if not resume:  # only now, so that what can be resumed has all its shards
         target.sync()
@@ -312,7 +313,7 @@ def resumable(work: Path, asked: dict[str, Any]) -> bool:
     """Whether the working folder was begun for what is asked for; swept then of what a kill left half written."""
     try:
         if (work / _BEGUN).is_file() and read_json(work / _BEGUN) == asked:
-            sweep(work)
+            sweep(work, alone=True)
             return True
     except CameraError:
         pass  # damaged: begin again

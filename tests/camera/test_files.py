@@ -1,7 +1,5 @@
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import pytest
 
 from camera import files
 from camera.errors import CameraError
-from camera.files import copy_bytes, read_json, refuse_occupied, sweep, whole_file, whole_folder, write_json
+from camera.files import copy_bytes, read_json, refuse_occupied, whole_file, whole_folder, write_json
 
 
 class StoppedError(Exception):
@@ -222,42 +220,3 @@ def test_where_room_cannot_be_promised_the_size_is_given_and_a_full_disk_is_told
         monkeypatch.setattr(os, "posix_fallocate", refuse_with(errno.ENOSPC))
         with pytest.raises(OSError, match="No space left"):
             files.reserve(file.fileno(), 2000)
-
-
-# What killed writers leave
-
-
-@pytest.fixture
-def dead() -> int:
-    """The number of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_a_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path: Path, dead: int) -> None:
-    mine = os.getpid()
-    stays = [f".x.{mine}.tmp", "x.tmp", ".x.name.tmp", f".x.{dead}", ".hidden", "x"]
-    for name in [*stays, f".x.{dead}.tmp", f".x.safetensors.{dead}.tmp"]:
-        (tmp_path / name).write_text("")
-    (tmp_path / f".folder.{dead}.tmp" / "deep").mkdir(parents=True)
-    (tmp_path / f".folder.{mine}.tmp").mkdir()
-    sweep(tmp_path)
-    assert names(tmp_path) == sorted([*stays, f".folder.{mine}.tmp"])
-
-
-def test_a_process_of_another_user_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(process: int, signal: int) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "kill", refuse)
-    (tmp_path / ".x.1.tmp").write_text("")
-    sweep(tmp_path)
-    assert names(tmp_path) == [".x.1.tmp"]
-
-
-def test_a_new_folder_sweeps_beside_it(tmp_path: Path, dead: int) -> None:
-    (tmp_path / f".out.{dead}.tmp").mkdir()
-    with whole_folder(tmp_path / "out"):
-        pass
-    assert names(tmp_path) == ["out"]
