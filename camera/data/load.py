@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.data import hub, local, stdlib
 from camera.data.documents import Documents
 from camera.data.sampling import document_windows, joined_windows
@@ -40,6 +41,29 @@ def read_documents(options: DatasetOptions) -> Documents:
     return documents
 
 
+def calibration_windows(options: CalibrationOptions, checkpoint: Checkpoint) -> torch.Tensor:
+    """The windows that a model's importance is measured on, as `calibration_tokens` gives them.
+
+    Only text needs the model's tokenizer: ready-made windows are held to the rows of its embedding.
+
+    Returns:
+        int64 [samples, length].
+
+    Raises:
+        CameraError: as `calibration_tokens`; if text is to be read and the model's folder has no tokenizer.
+    """
+    if _holds_tokens(options):
+        return _ready_windows(options, int(checkpoint.config["vocab_size"]))
+    try:
+        tokenizer = checkpoint.load_tokenizer()
+    except CameraError as error:
+        raise CameraError(
+            f"{error}\nWithout a tokenizer a model is calibrated on ready-made windows: a .safetensors file with "
+            f"`{local.TOKENS_NAME}`"
+        ) from error
+    return calibration_tokens(options, tokenizer)
+
+
 def calibration_tokens(options: CalibrationOptions, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
     """The windows that importance is measured on.
 
@@ -54,7 +78,7 @@ def calibration_tokens(options: CalibrationOptions, tokenizer: "PreTrainedTokeni
             `read_documents`.
     """
     if _holds_tokens(options):
-        return _ready_windows(options, tokenizer)
+        return _ready_windows(options, len(tokenizer))
     documents = read_documents(options)
     samples, length, seed = options.samples, options.length, options.seed
     try:
@@ -115,8 +139,8 @@ def _path(options: DatasetOptions) -> Path:
     return options.path
 
 
-def _ready_windows(options: CalibrationOptions, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
-    ids_SL = local.read_input_ids(_path(options), len(tokenizer))
+def _ready_windows(options: CalibrationOptions, vocab_size: int) -> torch.Tensor:
+    ids_SL = local.read_input_ids(_path(options), vocab_size)
     samples, length = ids_SL.shape
     if samples < options.samples or length < options.length:
         raise CameraError(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.data import calibration_tokens
+from camera.data import calibration_windows
 from camera.errors import CameraError
 from camera.files import TakenError, read_json, refuse_occupied
 from camera.options import CalibrationOptions, CaptureOptions, PruneOptions
@@ -24,7 +24,7 @@ def capture_to_save(
 ) -> None:
     """Write the pruned model to `out`; a killed command goes on at the layer it was in."""
     refuse_occupied(out)
-    tokens_ST = calibration_tokens(calibration, checkpoint.load_tokenizer())
+    tokens_ST = calibration_windows(calibration, checkpoint)
     base_model = checkpoint.folder.resolve().name
 
     summary: dict[str, Any] = {}

@@ -70,7 +70,7 @@ def quantize(
     `camera quantize MODEL packed --target-bpw 4.5 --calibration text.txt`
     """
     from camera.checkpoints.checkpoint import Checkpoint
-    from camera.data import calibration_tokens
+    from camera.data import calibration_windows
     from camera.errors import CameraError
     from camera.files import whole_folder
     from camera.options import CalibrationOptions, QuantizeOptions
@@ -113,7 +113,7 @@ def quantize(
         text = checked(
             CalibrationOptions, **dataset(calibration or "stdlib"), samples=samples, length=length, seed=seed
         )
-        tokens_ST = calibration_tokens(text, checkpoint.load_tokenizer())
+        tokens_ST = calibration_windows(text, checkpoint)
     with whole_folder(out) as folder, progress_bar("quantize") as progress:
         report = quantize_calibrated(checkpoint, folder, options, tokens_ST, matrix, progress)
     if as_json:
@@ -144,7 +144,7 @@ def imatrix(
     Example: `camera imatrix MODEL imatrix.gguf --calibration text.txt`
     """
     from camera.checkpoints.checkpoint import Checkpoint
-    from camera.data import calibration_tokens
+    from camera.data import calibration_windows
     from camera.files import refuse_occupied
     from camera.options import CalibrationOptions, QuantizeOptions
     from camera.quantization.imatrix import collect_imatrix, write_imatrix
@@ -154,7 +154,7 @@ def imatrix(
     text = checked(CalibrationOptions, **dataset(calibration), samples=samples, length=length, seed=seed)
     checkpoint = Checkpoint.open(model)
     checkpoint.check_shapes()
-    tokens_ST = calibration_tokens(text, checkpoint.load_tokenizer())
+    tokens_ST = calibration_windows(text, checkpoint)
     with progress_bar("imatrix") as progress:
         found = collect_imatrix(checkpoint, tokens_ST, options, progress, datasets=(Path(calibration).name,))
     write_imatrix(out, found, checkpoint.family, checkpoint.layer_count)

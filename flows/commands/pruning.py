@@ -54,7 +54,7 @@ def capture(
     Example: `camera capture MODEL stats --calibration text.txt --samples 64 --length 512`
     """
     from camera.checkpoints.checkpoint import Checkpoint
-    from camera.data import calibration_tokens
+    from camera.data import calibration_windows
     from camera.files import whole_folder
     from camera.options import CalibrationOptions, CaptureOptions, PruneOptions
     from camera.pruning.capture import capture as run
@@ -68,7 +68,7 @@ def capture(
     prune_options = checked(PruneOptions, ratio=ratio, reduce_ratio=reduce_ratio, multiple_of=multiple_of)
     selection = selection_of(checkpoint, options, prune_options)
     text = checked(CalibrationOptions, **dataset(calibration), samples=samples, length=length, seed=seed)
-    tokens_ST = calibration_tokens(text, checkpoint.load_tokenizer())
+    tokens_ST = calibration_windows(text, checkpoint)
     with whole_folder(out) as folder, progress_bar("capture") as progress:
         run(checkpoint, tokens_ST, folder, options, selection, progress)
     say(f"statistics of {tokens_ST.numel()} tokens: {out}")

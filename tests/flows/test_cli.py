@@ -85,14 +85,18 @@ def test_the_single_stages_make_what_prune_makes_in_one_go(workplace: Workplace)
     assert "model.gguf" in table
 
 
-def test_calibration_tokens_may_come_from_a_safetensors_file(workplace: Workplace):
+def test_calibration_tokens_may_come_from_a_safetensors_file_and_then_need_no_tokenizer(workplace: Workplace):
+    edit(workplace)
+    model = workplace.folder / "model"
+    for name in Checkpoint.open(model).tokenizer_files:
+        (model / name).unlink()
     tokens = torch.randint(3, 300, (4, 64), generator=torch.Generator().manual_seed(0))
     write_tensors(workplace.folder / "tokens.safetensors", {"input_ids": tokens})
-    workplace.camera(
-        *("capture", "model", "stats", "--calibration", "tokens.safetensors"),
-        *("--samples", "4", "--length", "64", "--dtype", "float32"),
-    )
+    windows = ("--calibration", "tokens.safetensors", "--samples", "4", "--length", "64")
+    workplace.camera("capture", "model", "stats", *windows, "--dtype", "float32")
     assert "layers.0.sum_squares" in read_tensors(workplace.folder / "stats" / "statistics.safetensors")
+    workplace.camera("prune", "model", "out", *windows, "--ratio", "0.4")
+    assert Checkpoint.open(workplace.folder / "out").ffn_width == 128
 
 
 def test_doctor_says_where_things_are(workplace: Workplace):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.data import calibration_tokens, evaluation_tokens, hub, read_documents
+from camera.data import calibration_tokens, calibration_windows, evaluation_tokens, hub, read_documents
 from camera.errors import CameraError
 from camera.options import CalibrationOptions, DatasetOptions
 from tests.tiny import MODEL_TYPES, tiny_checkpoint
@@ -98,6 +98,37 @@ def test_ready_made_windows_are_taken_in_order_and_cut(
     save_file({"input_ids": ids}, file)
     assert torch.equal(calibration_tokens(from_file(file, samples=4, length=20), tokenizer), ids[:4, :20])
     assert torch.equal(evaluation_tokens(DatasetOptions(name="file", path=file), tokenizer), ids.flatten())
+
+
+def test_ready_made_windows_need_no_tokenizer_and_fit_the_embedding(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "model"))
+    for name in checkpoint.tokenizer_files:
+        (checkpoint.folder / name).unlink()
+    rows = int(checkpoint.config["vocab_size"])
+    file, outside = tmp_path / "ids.safetensors", tmp_path / "outside.safetensors"
+    ids = torch.tensor([[0, rows - 1]])
+    save_file({"input_ids": ids}, file)
+    save_file({"input_ids": ids + 1}, outside)
+    assert torch.equal(calibration_windows(from_file(file, samples=1, length=2), checkpoint), ids)
+    with pytest.raises(CameraError, match=f"ids 0 to {rows - 1}"):
+        calibration_windows(from_file(outside, samples=1, length=2), checkpoint)
+
+
+def test_text_for_a_model_without_a_tokenizer_is_an_error_that_names_the_other_way(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "model"))
+    for name in checkpoint.tokenizer_files:
+        (checkpoint.folder / name).unlink()
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(CameraError, match=r"cannot be loaded(.|\n)*`input_ids`"):
+        calibration_windows(from_file(tmp_path / "a.txt"), checkpoint)
+
+
+def test_text_becomes_a_models_windows_by_its_own_tokenizer(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "model"))
+    (tmp_path / "a.txt").write_text("The keeper lit the lamp above the sea. " * 40)
+    options = from_file(tmp_path / "a.txt", samples=2, length=16)
+    expected = calibration_tokens(options, checkpoint.load_tokenizer())
+    assert torch.equal(calibration_windows(options, checkpoint), expected)
 
 
 def test_too_few_ready_made_windows_are_an_error(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
