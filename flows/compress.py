@@ -5,11 +5,14 @@ behind a record is gone or damaged, the record is removed and the stage runs aga
 follows stays cached. Two runs that want the same artifact at once meet at the store's lock.
 """
 
+import logging
 from contextlib import ExitStack
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE, CachePolicy
@@ -23,7 +26,7 @@ from camera.report.results import read_results
 from camera.report.table import results_markdown
 from flows.accelerators import accelerators_of
 from flows.elsewhere import perform_elsewhere
-from flows.interruption import stop_if_told
+from flows.interruption import keep_listening, stop_if_told
 from flows.listeners import LogListener
 from flows.parameters import Override, RecipeFile
 from flows.presence import present
@@ -39,6 +42,18 @@ from tasks.store import Artifact, Store
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 """Who is told of the steps; the command line sets its display here, a worker writes to its log."""
+_log = logging.getLogger("camera.run")
+
+
+@dataclass
+class _End:
+    """How a run ended, whatever the server could be told of it."""
+
+    outcome: Outcome | None = None
+    error: BaseException | None = None
+
+
+_END: ContextVar[_End | None] = ContextVar("end", default=None)
 
 
 class StorePolicy(CachePolicy):
@@ -93,10 +108,14 @@ def perform_stage(
             held.enter_context(accelerators_of(request))
             listener.started(request.step)
 
+        def progress(done: int, total: int) -> None:
+            stop_if_told()
+            listener.progress(request.step, done, total)
+
         artifact = perform(
             Store(Path(store)),
             request,
-            progress=lambda done, total: listener.progress(request.step, done, total),
+            progress=progress,
             started=started,
             waiting=lambda: listener.waiting(request.step),
         )
@@ -125,10 +144,47 @@ def compress(recipe: RecipeFile, overrides: list[Override] | None = None) -> Out
     Raises:
         GateFailed: once all is done, if the recipe has a quality gate and the model fails it.
     """
+    keep_listening()
     project = Project.here()
     project.configure()
-    with present(project.home):
-        return _compress(recipe, overrides or [], project)
+    end = _END.get() or _End()
+    try:
+        with present(project.home):
+            end.outcome = _compress(recipe, overrides or [], project)
+    except BaseException as error:
+        end.error = error
+        raise
+    return end.outcome
+
+
+def run_here(recipe: str, overrides: list[str], listener: Listener) -> Outcome:
+    """Run the flow in this process. A server that ends in the middle costs its record of the run, not the run.
+
+    Raises:
+        NetworkError: if the server is away before the run is under way.
+        CameraError: what the run ended with, whether or not the server could be told.
+    """
+    end = _End()
+    told, kept = LISTENER.set(listener), _END.set(end)
+    try:
+        return compress(recipe, overrides)
+    except httpx.HTTPError as lost:  # the run's own HTTP is wrapped where it is used: this is the server's
+        if end.error is not None and end.error is not lost:
+            raise end.error from None
+        if end.outcome is None:
+            raise NetworkError(
+                f"Prefect's API at {Project.here().prefect_api} stopped answering ({lost}); what is finished is kept: "
+                "start it and run the same command again, or give --no-prefect"
+            ) from lost
+        _log.warning(
+            "Prefect's API at %s stopped answering (%s), so it does not know that this run ended; all is done",
+            Project.here().prefect_api,
+            lost,
+        )
+        return end.outcome
+    finally:
+        _END.reset(kept)
+        LISTENER.reset(told)
 
 
 def _compress(recipe: str, overrides: list[str], project: Project) -> Outcome:
@@ -153,7 +209,10 @@ def _compress(recipe: str, overrides: list[str], project: Project) -> Outcome:
         pipeline, through_prefect, project, LISTENER.get() or LogListener(), str(flow_run.id), store
     )
     results = read_results(outcome.report.with_name("results.json"))
-    create_markdown_artifact(
-        results_markdown(results), key="results", description=f"Results of {checked.name}"
-    )
+    try:
+        create_markdown_artifact(
+            results_markdown(results), key="results", description=f"Results of {checked.name}"
+        )
+    except httpx.HTTPError as error:  # the same table is in the report
+        _log.warning("Prefect's API did not take the table of results: %s", error)
     return hold_to_the_gate(outcome)  # a flow run that failed is what schedules and automations notice

@@ -163,8 +163,9 @@ def _prepare(served: Served, webhook: str | None) -> None:
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
 
-    from flows.accelerators import create_limits, limit_name
+    from flows.accelerators import limit_name
     from flows.automations import apply_automations
+    from flows.slots import create_limits
 
     with get_client(sync_client=True) as client:
         existing = {pool.name for pool in client.read_work_pools()}

@@ -57,11 +57,7 @@ def _run(
 
     start_local_api()
     check_api()
-    token = compress.LISTENER.set(listener)
-    try:
-        return compress.compress(str(recipe), overrides)
-    finally:
-        compress.LISTENER.reset(token)
+    return compress.run_here(str(recipe), overrides, listener)
 
 
 def _places(outcome: Outcome, project: Project) -> dict[str, str | None]:
@@ -73,7 +69,14 @@ def _places(outcome: Outcome, project: Project) -> dict[str, str | None]:
         "published": None if folder is None else str(folder),
         "gguf": str(gguf),
         "report": str(report),
-        "mlflow run": None
-        if outcome.mlflow_run is None
-        else f"{outcome.mlflow_run} in {project.mlflow_shown}",
+        "mlflow run": _tracked(outcome, project),
     }
+
+
+def _tracked(outcome: Outcome, project: Project) -> str | None:
+    """Where MLflow has the run, and what is still to be delivered there."""
+    pending = outcome.mlflow_pending and f"pending: {outcome.mlflow_pending}; run the recipe again"
+    if outcome.mlflow_run is None:
+        return pending
+    place = f"{outcome.mlflow_run} in {project.mlflow_shown}"
+    return f"{place}, {pending}" if pending else place
