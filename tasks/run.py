@@ -1,9 +1,10 @@
 """One run of a pipeline: every step in order, told to whoever listens, recorded in MLflow, stopped cleanly."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from tasks.stages.convert import main_gguf
 from tasks.store import Artifact, Store
 from tasks.tracking import Tracker
 from tasks.walk import walk
+
+_log = logging.getLogger("camera.tracking")
 
 
 class Listener(Protocol):
@@ -61,6 +64,8 @@ class Outcome:
     """The record of the publication; None if there is none."""
     gate: Gate | None = None
     """What the quality gate says; None if the recipe has none."""
+    mlflow_pending: str | None = None
+    """Why MLflow lacks some or all of the run; None if it has all, or is to have nothing."""
 
 
 class GateFailed(CameraError):
@@ -110,12 +115,13 @@ def run_pipeline(
         tracker.log_recipe(
             recipe.model_dump(mode="json"), tags | ({"prefect.flow_run": prefect_run} if prefect_run else {})
         )
-    references = RunReferences(None if tracker is None else tracker.run_id, prefect_run)
     executed: list[str] = []
 
     def step_done(step: Step, request: Request) -> Artifact:
+        if tracker is not None and step.stage is publish.STAGE:
+            tracker.catch_up()  # the registration needs the run
         try:
-            artifact, cached = perform(request)
+            artifact, cached = perform(replace(request, references=_references(tracker, prefect_run)))
         except BaseException as error:
             listener.failed(step.name, error)
             if isinstance(error, DiskError) and error.full and store is not None:
@@ -133,14 +139,14 @@ def run_pipeline(
     listener.begin(pipeline)
     try:
         with ExitStack() as held:
-            in_use = [] if store is None else [held.enter_context(lease(store))]
-            artifacts = walk(pipeline, step_done, references, store, *in_use)
+            in_use = (lambda key: None) if store is None else held.enter_context(lease(store))
+            artifacts = walk(pipeline, step_done, store=store, in_use=in_use)
         for step in pipeline.steps:
             if artifacts[step.name].evicted:
                 if tracker is not None:
                     tracker.log_stage(step.name, artifacts[step.name], cached=True)
                 listener.finished(step.name, artifacts[step.name], cached=True)
-        outcome = _outcome(artifacts, executed, references.mlflow_run)
+        outcome = _outcome(artifacts, executed)
         if tracker is not None:
             for file in _files_to_look_at(outcome):
                 tracker.log_file(file)
@@ -150,9 +156,19 @@ def run_pipeline(
         if tracker is not None:
             tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    if tracker is not None:
-        tracker.finish("FINISHED")
-    return outcome
+    if tracker is None:
+        return outcome
+    tracker.finish("FINISHED")
+    if outcome.published is not None and outcome.published.get("registry_error"):
+        _log.warning("%s is published and not registered; run the recipe again to register it", recipe.name)
+    return replace(outcome, mlflow_run=tracker.run_id, mlflow_pending=tracker.pending)
+
+
+def _references(tracker: Tracker | None, prefect_run: str | None) -> RunReferences:
+    """Where the run is recorded by now: a server that was away at the start may have answered since."""
+    if tracker is None:
+        return RunReferences(None, prefect_run)
+    return RunReferences(tracker.run_id, prefect_run, tracker.pending)
 
 
 def _with_what_is_missing(error: DiskError, pipeline: Pipeline, store: Store) -> DiskError:
@@ -164,7 +180,7 @@ def _with_what_is_missing(error: DiskError, pipeline: Pipeline, store: Store) ->
     )
 
 
-def _outcome(artifacts: dict[str, Artifact], executed: list[str], mlflow_run: str | None) -> Outcome:
+def _outcome(artifacts: dict[str, Artifact], executed: list[str]) -> Outcome:
     published = None
     made_report = artifacts["report"].path / report.HTML
     if "publish" in artifacts:
@@ -173,7 +189,7 @@ def _outcome(artifacts: dict[str, Artifact], executed: list[str], mlflow_run: st
     return Outcome(
         artifacts,
         executed,
-        mlflow_run,
+        None,
         made_report,
         _gguf(artifacts["convert"], published),
         published,

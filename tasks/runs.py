@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from camera.errors import CameraError, NetworkError
 from camera.secrets import without_secrets
+from tasks.tracking_server import check_server
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -118,13 +119,16 @@ def connect() -> "MlflowClient":
     """A client of the tracking server or database in use.
 
     Raises:
-        OSError: if it is an SQLite database that cannot be opened. MLflow itself would try for 100 s.
+        OSError: if it is an SQLite database that cannot be opened (MLflow itself would try for 100 s), or a server
+            that does not answer within seconds.
     """
     from mlflow.tracking import MlflowClient  # 2.5 s; only who tracks or asks pays it
 
-    database = _sqlite_path(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    database = _sqlite_path(uri)
     if database is not None:
         _check_database(database)
+    check_server(uri)
     return MlflowClient()
 
 

@@ -18,6 +18,8 @@ class RunReferences:
 
     mlflow_run: str | None = None
     prefect_run: str | None = None
+    mlflow_pending: str | None = None
+    """Why MLflow cannot be used now, although it is to record the run."""
 
 
 @dataclass(frozen=True)

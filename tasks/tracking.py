@@ -20,6 +20,7 @@ from camera.secrets import without_secrets
 from tasks.abandoned import PROCESS_TAG, close_abandoned, this_process
 from tasks.runs import KEY_TAG, connect
 from tasks.store import Artifact
+from tasks.tracking_server import Patience, check_server, is_server, patience_with, says_nothing
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -40,15 +41,12 @@ _PER_LAYER = re.compile(r"(.+)\.layer_(\d+)")
 _NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
 _DATASET_DIGEST_LENGTH = 36  # MLflow cuts longer ones; the whole sha256 is in a tag
 _PARAMETER_LENGTH = 6000
-_PAUSE_SECONDS = 60.0
-_UNREACHABLE = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
-"""What MLflow calls an error that says nothing of the record; any other is a refusal of this one."""
 
 
 def _going_on(record: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Make a recording that fails a warning: a night's work does not end because a server is down.
 
-    It is kept, and delivered when the run ends. Meanwhile the server is asked again once a minute.
+    It is kept, and delivered as soon as the server answers again, at the latest when the run ends.
     """
 
     @wraps(record)
@@ -63,44 +61,62 @@ def _going_on(record: Callable[Arguments, None]) -> Callable[Arguments, None]:
 class Tracker:
     """The MLflow run of one pipeline.
 
-    Once the run is there, what cannot be recorded is a warning; the same recipe run again records it.
+    What cannot be recorded, be it the run itself, is a warning; the same recipe run again records it.
     """
+
+    run_id: str | None = None
+    """None while the server has not yet answered."""
+    experiment_id: str | None = None
 
     def __init__(self, experiment: str, pipeline_key: str, name: str, artifacts: Path) -> None:
         """Find the run of this key, or create it; a run that a kill left open is continued.
 
-        Raises:
-            NetworkError: if the tracking server or database cannot be used.
-        """
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
+        A server that is away is waited for while the run goes on: a night's work is worth more than its record.
 
-        try:
-            self._undelivered: list[tuple[str, Callable[[], None]]] = []
-            self._ask_again = 0.0
-            self._client = connect()
-            self.experiment_id = _experiment(self._client, experiment, artifacts)
-            found = self._client.search_runs(
-                [self.experiment_id], f"tags.`{KEY_TAG}` = '{pipeline_key}'", max_results=1
-            )
-            if found:
-                self.run_id = str(found[0].info.run_id)
-                self._logged = dict(found[0].data.params)
-            else:
-                created = self._client.create_run(
-                    self.experiment_id, run_name=name, tags={KEY_TAG: pipeline_key}
-                )
-                self.run_id, self._logged = str(created.info.run_id), {}
-            self._client.update_run(self.run_id, status="RUNNING")
-            self._client.set_tag(self.run_id, PROCESS_TAG, this_process())
-            close_abandoned(self._client, self.experiment_id)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise NetworkError(
-                without_secrets(
-                    f"MLflow at {os.environ.get('MLFLOW_TRACKING_URI')} cannot be used: {error}. "
-                )
-                + "Mend it, or run with --set tracking.enabled=false"
-            ) from error
+        Raises:
+            CameraError: if waiting would not help: a database that cannot be used, an address that is none, a server
+                that refuses (a wrong password, say).
+        """
+        self._uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+        self._patience = patience_with(self._uri) if is_server(self._uri) else Patience()
+        self._undelivered: list[tuple[str, Callable[[], None]]] = []
+        self._failure: Exception | None = None
+        self._logged: dict[str, str] = {}
+        now = int(time.time() * 1000)
+        self._undelivered.append(
+            ("the run", partial(self._begin, experiment, pipeline_key, name, artifacts, now))
+        )
+        self.catch_up()
+        if self._failure is not None and not (is_server(self._uri) and says_nothing(self._failure)):
+            raise CameraError(f"{self.pending}. Mend it, or run with --set tracking.enabled=false")
+        if self.pending is not None and self._failure is None:
+            _log.warning("%s. Tracking is pending, and the run goes on", self.pending)
+
+    def _begin(self, experiment: str, pipeline_key: str, name: str, artifacts: Path, started: int) -> None:
+        self._client = connect()
+        self.experiment_id = _experiment(self._client, experiment, artifacts)
+        found = self._client.search_runs(
+            [self.experiment_id], f"tags.`{KEY_TAG}` = '{pipeline_key}'", max_results=1
+        )
+        if found:
+            run_id = str(found[0].info.run_id)
+            self._logged = dict(found[0].data.params)
+        else:
+            tags = {KEY_TAG: pipeline_key}
+            created = self._client.create_run(self.experiment_id, started, tags, name)
+            run_id = str(created.info.run_id)
+        self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, PROCESS_TAG, this_process())
+        close_abandoned(self._client, self.experiment_id)
+        self.run_id = run_id
+
+    @property
+    def pending(self) -> str | None:
+        """Why MLflow lacks what was to be recorded, in words; None if it has all."""
+        if not self._undelivered:
+            return None
+        said = "it did not answer a moment ago" if self._failure is None else str(self._failure)
+        return without_secrets(f"MLflow at {self._uri} cannot be used: {said}")
 
     @_going_on
     def log_recipe(self, recipe: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -110,7 +126,7 @@ class Tracker:
         flat = dict(parameter(name, value) for name, value in flatten(recipe).items())
         new = [Param(name, value) for name, value in flat.items() if name not in self._logged]
         self._client.log_batch(
-            self.run_id, params=new, tags=[RunTag(name, value) for name, value in tags.items()]
+            self._run, params=new, tags=[RunTag(name, value) for name, value in tags.items()]
         )
 
     @_going_on
@@ -118,7 +134,7 @@ class Tracker:
         """Set tags of the run."""
         from mlflow.entities import RunTag
 
-        self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        self._client.log_batch(self._run, tags=[RunTag(name, value) for name, value in tags.items()])
 
     @_going_on
     def measure(self, metrics: Mapping[str, float]) -> None:
@@ -127,7 +143,7 @@ class Tracker:
 
         now = int(time.time() * 1000)
         self._client.log_batch(
-            self.run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()]
+            self._run, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()]
         )
 
     @_going_on
@@ -136,7 +152,7 @@ class Tracker:
         from mlflow.entities import Metric, RunTag
 
         prefix = spelled(step)
-        self._client.log_batch(self.run_id, tags=[RunTag(f"camera.digest.{prefix}", artifact.digest)])
+        self._client.log_batch(self._run, tags=[RunTag(f"camera.digest.{prefix}", artifact.digest)])
         if cached and self._has(f"{prefix}/seconds"):
             return
         now = int(time.time() * 1000)
@@ -147,7 +163,7 @@ class Tracker:
             clean = _NOT_ALLOWED.sub("_", layered[1] if layered else name)
             metrics.append(Metric(f"{prefix}/{clean}", value, now, int(layered[2]) if layered else 0))
         for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+            self._client.log_batch(self._run, metrics=metrics[start : start + 1000])
 
     @_going_on
     def log_dataset(self, artifact: Artifact) -> None:
@@ -168,47 +184,69 @@ class Tracker:
             InputTag("mlflow.data.context", described["purpose"]),
             InputTag("camera.sha256", artifact.digest),
         ]
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+        self._client.log_inputs(self._run, [DatasetInput(dataset, tags)])
 
     @_going_on
     def log_file(self, path: Path) -> None:
         """Record a file that people look at."""
-        self._client.log_artifact(self.run_id, str(path))
+        self._client.log_artifact(self._run, str(path))
 
     def finish(self, status: str) -> None:
         """Deliver what could not be recorded before, and close the run: FINISHED, FAILED or KILLED."""
-        self._ask_again = 0.0
-        self.deliver("finish", lambda: self._client.set_terminated(self.run_id, status))
+        self._undelivered.append(("finish", lambda: self._client.set_terminated(self._run, status)))
+        self.catch_up()
         if self._undelivered:
-            _log.warning(
-                "MLflow lacks %d records; run the recipe again to deliver them", len(self._undelivered)
-            )
+            lacking = "this run" if self.run_id is None else f"{len(self._undelivered)} records of this run"
+            _log.warning("tracking is pending: MLflow lacks %s; run the recipe again to deliver it", lacking)
 
     def deliver(self, what: str, record: Callable[[], None]) -> None:
         """Record something after all that is still to be recorded; it is kept while MLflow cannot be used."""
+        self._undelivered.append((what, record))
+        if self._patience.may_ask(urgent=False):
+            self._ask()
+
+    def catch_up(self) -> None:
+        """Deliver now what could not be recorded before, if MLflow can be used; where there may be no later time."""
+        if self._undelivered and self._patience.may_ask(urgent=True):
+            self._ask()
+
+    def _ask(self) -> None:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        self._undelivered.append((what, record))
-        if time.monotonic() < self._ask_again:
-            return
-        while self._undelivered:
-            name, first = self._undelivered[0]
-            try:
-                first()
-            except (MlflowException, SQLAlchemyError, OSError) as error:
-                said = without_secrets(str(error))
-                if getattr(error, "error_code", _UNREACHABLE[0]) in _UNREACHABLE:
-                    self._ask_again = time.monotonic() + _PAUSE_SECONDS
-                    _log.warning(
-                        "MLflow cannot be used (%s); it is asked again later, and the run goes on", said
-                    )
-                    return
-                _log.warning("MLflow did not take %s (%s); run the recipe again to deliver it", name, said)
-            self._undelivered.pop(0)
+        try:
+            with self._patience.asking():
+                check_server(self._uri)
+                while self._undelivered:
+                    self._record(*self._undelivered[0])
+                    self._undelivered.pop(0)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            self._failure = error
+            _log.warning("%s. Tracking is pending, and the run goes on; MLflow is asked again", self.pending)
+        else:
+            if self._failure is not None:
+                _log.warning("MLflow answers again, and has all that was recorded meanwhile")
+            self._failure = None
+
+    def _record(self, what: str, record: Callable[[], None]) -> None:
+        """Record one thing; that MLflow refuses it is a warning, unless it is the run itself."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            record()
+        except MlflowException as error:
+            if self.run_id is None or says_nothing(error):
+                raise
+            said = without_secrets(str(error))
+            _log.warning("MLflow did not take %s (%s); run the recipe again to deliver it", what, said)
+
+    @property
+    def _run(self) -> str:
+        assert self.run_id is not None  # the run is the first thing delivered
+        return self.run_id
 
     def _has(self, metric: str) -> bool:
-        return metric in self._client.get_run(self.run_id).data.metrics
+        return metric in self._client.get_run(self._run).data.metrics
 
 
 def register(

@@ -46,10 +46,10 @@ def _remote(folder: Path, file: Path) -> Finding:
 
 def mlflow_run(lineage: dict[str, Any]) -> Finding:
     """The run: the digests of its artifacts, its source model, and its recipe."""
-    run_id = lineage["references"].get("mlflow_run")
-    if run_id is None:
-        return unverified("MLflow run", "the run was not tracked", "untracked")
     try:
+        run_id = lineage["references"].get("mlflow_run") or _registered_run(lineage)
+        if run_id is None:
+            return unverified("MLflow run", "the run was not tracked", "untracked")
         run = runs.find_run(run_id)
     except NetworkError as error:
         return unverified("MLflow run", str(error), "offline")
@@ -74,6 +74,12 @@ def mlflow_run(lineage: dict[str, Any]) -> Finding:
     if unknown := sorted(steps.keys() - run.digests.keys()):
         return unverified("MLflow run", f"{run_id} has no record of {', '.join(unknown)}", "untracked")
     return ok("MLflow run", run_id)
+
+
+def _registered_run(lineage: dict[str, Any]) -> str | None:
+    """The run that the registry names, for a model published while MLflow was away and registered later."""
+    known = registry.versions(lineage["name"])
+    return next((entry.run_id for entry in known if entry.lineage_digest == lineage["digest"]), None)
 
 
 def mlflow_registry(lineage: dict[str, Any], dvc_file: Path) -> Finding:

@@ -75,7 +75,9 @@ def run(context: Context) -> dict[str, float]:
         with _DVC:
             version = versioning.add_and_push(target, options["remote"])
         record["dvc"] = None if version is None else vars(version)
-    if options["register"] and context.references.mlflow_run is not None:
+    if options["register"] and context.references.mlflow_pending is not None:
+        record["registry_error"] = context.references.mlflow_pending
+    elif options["register"] and context.references.mlflow_run is not None:
         try:
             record["registry"] = tracking.register(
                 name, target, lineage, record["dvc"], options["alias"], context.references.mlflow_run
@@ -170,7 +172,11 @@ def _place(target: Path, context: Context) -> None:
         "recipe": context.options["recipe"],
         "files": hashes,
         "environment": environment(None),
-        "references": {field: value for field, value in vars(context.references).items() if value},
+        "references": {
+            field: value
+            for field in ("mlflow_run", "prefect_run")
+            if (value := getattr(context.references, field)) is not None
+        },
     }
     lineage["digest"] = digest_json(lineage)
     write_json(making / LINEAGE, lineage)

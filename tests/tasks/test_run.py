@@ -150,11 +150,35 @@ def test_a_run_can_go_untracked(
     assert not project.home.exists()
 
 
-def test_a_server_that_is_gone_stops_the_run_before_any_work(
-    short: Short, performed: Perform, project: Project, store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:99999", "carrier-pigeon://roof"], ids=["no address", "no such scheme"]
+)
+def test_a_tracking_address_that_is_wrong_stops_the_run_before_any_work(
+    short: Short,
+    performed: Perform,
+    project: Project,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    uri: str,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(CameraError, match="MLflow at"):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(CameraError, match=r"MLflow at .* cannot be used.*tracking.enabled=false"):
         run_pipeline(short(), performed, project, Quiet())
     assert not store.root.exists()
+
+
+def test_a_server_that_is_away_leaves_a_run_whose_tracking_is_pending(
+    short: Short,
+    performed: Perform,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:a-password@127.0.0.1:9")
+    outcome = run_pipeline(short(), performed, project, Quiet())
+    assert outcome.executed == STEPS
+    assert outcome.mlflow_run is None
+    assert "MLflow at http://***@127.0.0.1:9 cannot be used" in str(outcome.mlflow_pending)
+    assert "Tracking is pending, and the run goes on" in caplog.text
+    assert "MLflow lacks this run; run the recipe again to deliver it" in caplog.text
+    assert "a-password" not in caplog.text

@@ -1,0 +1,168 @@
+"""A server that is away costs seconds, is told from an address that is wrong, and is left alone for a while."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tasks.tracking_server import NotAServer, Patience, ServerAway, check_server, is_server, says_nothing
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def answering(status: int, body: str) -> Iterator[str]:
+    """The address of a server that answers everything alike, as a proxy or a stranger on the port would."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_nothing_is_asked_of_a_database() -> None:
+    check_server("sqlite:////nowhere/mlflow.db")
+    assert not is_server("postgresql://db/mlflow")
+    assert is_server("HTTPS://mlflow.example.org")
+
+
+def test_a_refused_connection_is_told_in_a_few_words_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(ServerAway, match=r"^\[Errno 111\] Connection refused$"):
+        check_server("http://127.0.0.1:9")
+    assert time.monotonic() - started < 5
+
+
+def test_silence_is_waited_for_a_few_seconds_and_not_again(silent: str) -> None:
+    check_imports_are_paid()
+    started = time.monotonic()
+    with pytest.raises(ServerAway, match="no answer within 5 s"):
+        check_server(silent)
+    assert 4 < time.monotonic() - started < 10
+
+
+def check_imports_are_paid() -> None:
+    with pytest.raises(ServerAway):
+        check_server("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_server_that_says_it_cannot_now_is_away(status: int) -> None:
+    with (
+        answering(status, "upstream is gone") as uri,
+        pytest.raises(ServerAway, match=f"answers {status}") as away,
+    ):
+        check_server(uri)
+    assert says_nothing(away.value)
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 404])
+def test_an_answer_in_json_or_a_refusal_is_an_answer(status: int) -> None:
+    with answering(status, '{"error_code": "RESOURCE_DOES_NOT_EXIST"}') as uri:
+        check_server(uri)
+
+
+def test_a_page_is_no_mlflow_server() -> None:
+    with (
+        answering(200, "<html>It works!") as uri,
+        pytest.raises(NotAServer, match="no MLflow server") as other,
+    ):
+        check_server(uri)
+    assert not says_nothing(other.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("http://", "names no host"),
+        ("http:///mlflow", "names no host"),
+        ("http://127.0.0.1:99999", "out of range"),
+        ("http://127.0.0.1:port", "port"),
+        ("http://127.0.0.1:0", "port 0"),
+        ("https://[::1", "Invalid IPv6"),
+    ],
+)
+def test_a_malformed_address_is_said_to_be_one(uri: str, reason: str) -> None:
+    with pytest.raises(NotAServer, match=reason):
+        check_server(uri)
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def after(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def fail(patience: Patience, clock: Clock, seconds: float) -> None:
+    with suppress(ServerAway), patience.asking():
+        clock.after(seconds)
+        raise ServerAway
+
+
+def test_a_night_with_a_silent_server_costs_less_than_a_minute(clock: Clock) -> None:
+    patience, asked = Patience(clock), 0
+    for _ in range(8 * 3600):
+        if patience.may_ask(urgent=False):
+            fail(patience, clock, 5.0)
+            asked += 1
+        clock.after(1)
+    assert 5 * asked <= 50
+
+
+def test_a_refusing_server_is_asked_every_minute_since_that_costs_nothing(clock: Clock) -> None:
+    patience, asked = Patience(clock), 0
+    for _ in range(60):
+        if patience.may_ask(urgent=False):
+            fail(patience, clock, 0.01)
+            asked += 1
+        clock.after(60)
+    assert asked == 60
+    fail(patience, clock, 0.01)
+    assert not patience.may_ask(urgent=False)
+    assert patience.may_ask(urgent=True)
+
+
+def test_the_end_of_a_run_asks_a_silent_server_once_more_but_not_within_a_minute(clock: Clock) -> None:
+    patience = Patience(clock)
+    for _ in range(4):
+        fail(patience, clock, 5.0)
+    assert not patience.may_ask(urgent=True)
+    clock.after(61)
+    assert patience.may_ask(urgent=True)
+    assert not patience.may_ask(urgent=False)
+    with patience.asking():
+        pass
+    assert patience.may_ask(urgent=False)
