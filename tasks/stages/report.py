@@ -1,8 +1,8 @@
 """The report as a stage: one HTML file, and the same results as JSON and CSV."""
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.report.collect import collect_results
 from camera.report.html import write_report
-from camera.report.results import collect_results
 from tasks.gate import judge
 from tasks.recipe import RequireOptions
 from tasks.stage import Context, Stage

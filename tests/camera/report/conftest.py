@@ -19,7 +19,7 @@ from camera.pruning.capture import capture
 from camera.pruning.prune import prune
 from camera.pruning.save import save
 from camera.pruning.score import score
-from camera.report.results import collect_results
+from camera.report.collect import collect_results
 from camera.report.schema import Results
 from tests.tiny import TOKENS, tiny_checkpoint
 
