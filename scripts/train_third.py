@@ -126,14 +126,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         checkpoint.check_shapes()
         loaded = checkpoint.load_model(torch.float32)
         record = {
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "seed": arguments.seed,
-            "steps": arguments.steps,
-            "tokens_seen": arguments.steps * TOKENS_PER_STEP,
-            "train_tokens": len(train_ids),
-            "test_tokens": len(test_ids),
-            "seconds": round(seconds, 1),
-            "threads": arguments.threads,
+            **training.record(model, schedule, arguments.seed, train_ids, test_ids, seconds),
             "held_out_perplexity": {
                 "model": training.perplexity(loaded, torch.from_numpy(test_ids), SHORT),
                 "unigram": training.unigram_perplexity(train_ids, test_ids, VOCAB_SIZE),

@@ -153,28 +153,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         train_ids = np.array(processor.encode("\n\n".join(train_texts)), dtype=np.int64)
         test_ids = np.array(processor.encode(test_text), dtype=np.int64)
         model = PanguEmbeddedForCausalLM(PanguEmbeddedConfig.from_pretrained(folder)).float().train()
+        schedule = training.Schedule(
+            arguments.steps, TOKENS_PER_STEP, SHORT, LONG, arguments.lr, arguments.weight_decay
+        )
         began = time.monotonic()
         random = np.random.default_rng(arguments.seed)
         rows = training.fit(
             model,
             lambda length: training.windows(train_texts, processor.encode, length, random, BOS),
             torch.from_numpy(test_ids),
-            training.Schedule(
-                arguments.steps, TOKENS_PER_STEP, SHORT, LONG, arguments.lr, arguments.weight_decay
-            ),
+            schedule,
         )
         seconds = time.monotonic() - began
         write_weights(folder, tensors_of(model))
         training.write_log(folder / "training_log.csv", rows)
         record = {
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "seed": arguments.seed,
-            "steps": arguments.steps,
-            "tokens_seen": arguments.steps * TOKENS_PER_STEP,
-            "train_tokens": len(train_ids),
-            "test_tokens": len(test_ids),
-            "seconds": round(seconds, 1),
-            "threads": arguments.threads,
+            **training.record(model, schedule, arguments.seed, train_ids, test_ids, seconds),
             "peak_learning_rate": arguments.lr,
             "weight_decay": arguments.weight_decay,
             "held_out_perplexity": measure(folder, train_ids, test_ids),

@@ -152,6 +152,35 @@ def fit(
     return rows
 
 
+def record(
+    model: torch.nn.Module,
+    schedule: Schedule,
+    seed: int,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    seconds: float,
+) -> dict[str, Any]:
+    """What `training.json` says of any training: how large, how long, on how much; of this process its threads.
+
+    Args:
+        model: the trained model.
+        schedule: of `fit`.
+        seed: of weights and windows.
+        train, held_out: the tokens of an epoch and of the held-out text, int64 [N].
+        seconds: how long `fit` took.
+    """
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seed": seed,
+        "steps": schedule.steps,
+        "tokens_seen": schedule.steps * schedule.tokens_per_step,
+        "train_tokens": len(train),
+        "test_tokens": len(held_out),
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
     """The rows of `fit` as CSV."""
     with path.open("w", newline="") as file:
