@@ -221,8 +221,11 @@ class Tracker:
                     self._record(*self._undelivered[0])
                     self._undelivered.pop(0)
         except (MlflowException, SQLAlchemyError, OSError) as error:
+            level = logging.INFO if str(error) == str(self._failure) else logging.WARNING  # said already
             self._failure = error
-            _log.warning("%s. Tracking is pending, and the run goes on; MLflow is asked again", self.pending)
+            _log.log(
+                level, "%s. Tracking is pending, and the run goes on; MLflow is asked again", self.pending
+            )
         else:
             if self._failure is not None:
                 _log.warning("MLflow answers again, and has all that was recorded meanwhile")

@@ -1,15 +1,20 @@
 """A server that is away costs seconds, is told from an address that is wrong, and is left alone for a while."""
 
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from camera.errors import CameraError
+from tasks.tracking import Tracker
 from tasks.tracking_server import NotAServer, Patience, ServerAway, check_server, is_server, says_nothing
 
 
@@ -21,7 +26,7 @@ def silent() -> Iterator[str]:
 
 
 @contextmanager
-def answering(status: int, body: str) -> Iterator[str]:
+def answering(status: int, body: str, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The address of a server that answers everything alike, as a proxy or a stranger on the port would."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -34,9 +39,11 @@ def answering(status: int, body: str) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
@@ -91,6 +98,51 @@ def test_a_page_is_no_mlflow_server() -> None:
     ):
         check_server(uri)
     assert not says_nothing(other.value)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=127.0.0.1",
+    ]
+    subprocess.run([*make, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with answering(200, "{}", context) as uri, pytest.raises(NotAServer, match="certificate is not trusted"):
+        check_server(uri)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_refuses_this_run_stops_it(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(status, "You are not welcome") as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(CameraError, match=rf"{status}(.|\n)*tracking.enabled=false"):
+            Tracker("experiment", "key", "tiny", tmp_path)
+
+
+def test_trackers_of_one_process_wait_for_the_same_silence_once(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", silent)
+    started = time.monotonic()
+    for member in range(10):
+        tracker = Tracker("experiment", f"member {member}", "tiny", tmp_path)
+        tracker.log_recipe({"prune": {"ratio": 0.2}}, {})
+        tracker.finish("FINISHED")
+        assert tracker.run_id is None
+        assert str(tracker.pending).startswith(f"MLflow at {silent} cannot be used: ")
+    assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize(
