@@ -51,19 +51,30 @@ for panel, commands in _PANELS.items():
         app.command(rich_help_panel=panel)(command)
 
 
-_INTERRUPTED = 130
-
-
 def main() -> None:
     """Run a command. What a user can mend is one message and exit code 2; an interruption is 130."""
     interruption.listen()
+    code = 1  # of an error that nobody expects, which Python shows
+    try:
+        code = _run()
+    finally:
+        interruption.wind_down(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run a command to its end; the exit code."""
     try:
         app()
-    except SystemExit as ended:  # typer makes it of a KeyboardInterrupt
-        if ended.code == _INTERRUPTED:
-            _say("stopped; run the same command again to go on from here")
-        raise
+        return 0
+    except KeyboardInterrupt:
+        return _stopped()
+    except SystemExit as ended:  # typer's own end; of a KeyboardInterrupt it makes 130
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        return _stopped() if code not in _COMPLETE and interruption.was_told() else code
     except Exception as error:
+        if interruption.was_told():  # what a library makes of an interruption
+            return _stopped()
         from camera.disk import disk_error  # only on the way out
         from camera.errors import CameraError
         from camera.secrets import without_secrets
@@ -72,7 +83,16 @@ def main() -> None:
         if not isinstance(told, CameraError):
             raise
         _say(f"camera: {without_secrets(str(told))}")
-        sys.exit(2)
+        return 2
+
+
+_COMPLETE = (0, 3)
+"""Exit codes of commands that did all they were asked to."""
+
+
+def _stopped() -> int:
+    _say("stopped; run the same command again to go on from here")
+    return interruption.EXIT_CODE
 
 
 def _say(message: str) -> None:

@@ -28,6 +28,7 @@ from flows.accelerators import accelerators_of
 from flows.elsewhere import perform_elsewhere
 from flows.interruption import keep_listening, stop_if_told
 from flows.listeners import LogListener
+from flows.local_api import forget_events
 from flows.parameters import Override, RecipeFile
 from flows.presence import present
 from tasks.pipeline import build_pipeline
@@ -169,6 +170,7 @@ def run_here(recipe: str, overrides: list[str], listener: Listener) -> Outcome:
     try:
         return compress(recipe, overrides)
     except httpx.HTTPError as lost:  # the run's own HTTP is wrapped where it is used: this is the server's
+        forget_events()
         if end.error is not None and end.error is not lost:
             raise end.error from None
         if end.outcome is None:

@@ -41,10 +41,14 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
             ran.append(request.step)
             listener.started(request.step)
 
+        def progress(done: int, total: int) -> None:
+            stop_if_told()
+            listener.progress(request.step, done, total)
+
         artifact = perform(
             store,
             request,
-            progress=lambda done, total: listener.progress(request.step, done, total),
+            progress=progress,
             started=started,
             waiting=lambda: listener.waiting(request.step),
         )

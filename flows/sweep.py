@@ -18,7 +18,10 @@ from prefect.runtime import flow_run
 from camera.errors import CameraError
 from camera.report.pareto_table import sweep_markdown
 from flows.compress import LISTENER, compress
+from flows.interruption import heeded, keep_listening
 from flows.listeners import MemberListener
+from flows.parameters import Override, RecipeFile
+from flows.presence import present
 from tasks.project import Project
 from tasks.run import GateFailed
 from tasks.sweep import Member, Sweep, load_sweep
@@ -30,7 +33,7 @@ SAY: ContextVar[Callable[[str], None]] = ContextVar("say", default=_log.info)
 
 
 @flow(name="sweep", flow_run_name="sweep {recipe}", persist_result=False)
-def sweep(recipe: str, overrides: list[str] | None = None) -> SweepOutcome:
+def sweep(recipe: RecipeFile, overrides: list[Override] | None = None) -> SweepOutcome:
     """Run every combination of a recipe's lists; what they share is made once, and what is done is not done again.
 
     Args:
@@ -40,9 +43,15 @@ def sweep(recipe: str, overrides: list[str] | None = None) -> SweepOutcome:
     Raises:
         SweepFailed: once all is done, if a member has no result or none could be published.
     """
+    keep_listening()
     project = Project.here()
     project.configure()
-    checked = load_sweep(Path(recipe), overrides or [])
+    with present(project.home):
+        return _sweep(recipe, overrides or [], project)
+
+
+def _sweep(recipe: str, overrides: list[str], project: Project) -> SweepOutcome:
+    checked = load_sweep(Path(recipe), overrides)
     say = SAY.get()
     run_member = _here(checked, say) if checked.options.deployment is None else _elsewhere(checked, say)
     outcome = run_sweep(
@@ -58,7 +67,8 @@ def _here(sweep: Sweep, say: Callable[[str], None]) -> RunMember:
     def run(member: Member, overrides: list[str]) -> None:
         token = LISTENER.set(MemberListener(say, member.name))
         try:
-            compress(str(sweep.path), overrides)
+            with heeded():
+                compress(str(sweep.path), overrides)
         finally:
             LISTENER.reset(token)
 
@@ -70,7 +80,8 @@ def _elsewhere(sweep: Sweep, say: Callable[[str], None]) -> RunMember:
 
     def run(member: Member, overrides: list[str]) -> None:
         say(f"{member.name}: asked of {deployment}")
-        made = run_deployment(deployment, parameters={"recipe": str(sweep.path), "overrides": overrides})
+        with heeded():
+            made = run_deployment(deployment, parameters={"recipe": str(sweep.path), "overrides": overrides})
         assert isinstance(made, FlowRun)
         state = made.state
         if state is None or state.is_completed():

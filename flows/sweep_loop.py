@@ -5,6 +5,7 @@ from pathlib import Path
 
 from camera.errors import CameraError
 from flows import loop
+from flows.interruption import heeded
 from flows.listeners import MemberListener
 from tasks.project import Project
 from tasks.sweep import Member, load_sweep
@@ -25,7 +26,8 @@ def sweep(recipe: Path, overrides: list[str], say: Callable[[str], None]) -> Swe
         )
 
     def run(member: Member, changes: list[str]) -> None:
-        loop.compress(recipe, changes, MemberListener(say, member.name))
+        with heeded():
+            loop.compress(recipe, changes, MemberListener(say, member.name))
 
     outcome = run_sweep(checked, run, Project.here(), lambda member, line: say(f"{member.name}: {line}"))
     return hold_to_its_members(outcome)

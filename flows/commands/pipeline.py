@@ -6,6 +6,7 @@ import typer
 
 from flows.commands.common import print_json, say
 from flows.commands.flags import Json, Overrides, RecipePath
+from flows.interruption import starting
 
 
 def run(
@@ -25,10 +26,11 @@ def run(
 
     Examples: `camera run recipes/demo.yaml`  `camera run recipes/demo.yaml --set prune.ratio=0.3 --no-prefect`
     """
-    from flows.commands.start_up import begin_run
+    with starting():
+        from flows.commands.start_up import begin_run
 
-    begin_run(recipe, list(overrides or ()), no_prefect=no_prefect)
-    from flows.commands.running import run_recipe  # brings torch, while Prefect's API starts
+        begin_run(recipe, list(overrides or ()), no_prefect=no_prefect)
+        from flows.commands.running import run_recipe  # brings torch, while Prefect's API starts
 
     run_recipe(recipe, list(overrides or ()), no_prefect=no_prefect, as_json=as_json)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from camera.report.results import read_results
 from camera.report.table import results_table
 from flows.commands.common import print_json
+from flows.interruption import starting
 from flows.listeners import LiveListener, LogListener
 from tasks.project import Project
 from tasks.run import GateFailed, Listener, Outcome
@@ -50,13 +51,14 @@ def _run(
         return loop.compress(recipe, overrides, listener)
     if "PREFECT_API_URL" not in os.environ:
         console.print("starting Prefect's API in this process …", style="dim")
-    import mlflow.tracking  # noqa: F401  # two more, which the run would pay later: here the API is still starting
+    with starting():
+        import mlflow.tracking  # noqa: F401  # two more, which the run would pay later: here the API is still starting
 
-    from flows import compress  # two seconds of imports, which --no-prefect does not pay
-    from flows.local_api import check_api, start_local_api
+        from flows import compress  # two seconds of imports, which --no-prefect does not pay
+        from flows.local_api import check_api, start_local_api
 
-    start_local_api()
-    check_api()
+        start_local_api()
+        check_api()
     return compress.run_here(str(recipe), overrides, listener)
 
 

@@ -6,6 +6,7 @@ import typer
 
 from flows.commands.common import print_json, say
 from flows.commands.flags import Json, Overrides, RecipePath
+from flows.interruption import starting
 
 if TYPE_CHECKING:
     from tasks.sweep import MemberPlan, Sweep
@@ -44,7 +45,8 @@ def sweep(
     if dry_run:
         _show_plan(recipe, changes, as_json)
         return
-    from flows.commands.running_sweeps import run
+    with starting():
+        from flows.commands.running_sweeps import run
 
     run(recipe, changes, no_prefect=no_prefect, as_json=as_json)
 

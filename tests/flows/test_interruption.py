@@ -1,32 +1,227 @@
+"""Being told to stop: never forgotten, at once when it is said twice, and with the exit code that scripts expect."""
+
 import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-DROPPED = """
-import contextlib, os, signal
+from tests.conftest import REPOSITORY
+
+BOTH = pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+BEGIN = """
+import contextlib, os, signal, sys, time, weakref
 from flows import interruption
 
+def tell(name):
+    os.kill(os.getpid(), getattr(signal, name))
+
+class Thing:
+    pass
+
 interruption.listen()
-interruption.stop_if_told()  # nobody has said anything yet
-with contextlib.suppress(KeyboardInterrupt):  # as a destructor does, or an import that is tried
-    os.kill(os.getpid(), signal.{signal})
-print("went on", flush=True)
-interruption.stop_if_told()
-print("and on")
+name = sys.argv[1]
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interruption_that_was_dropped_stops_the_run_before_its_next_step(name: str):
-    done = subprocess.run(
-        [sys.executable, "-c", DROPPED.format(signal=name)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        check=False,
+def run(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", BEGIN + script, *arguments],
+        capture_output=True, text=True, env=environment(), timeout=60, check=False,
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+@BOTH
+def test_what_was_caught_and_kept_stops_the_run_before_its_next_step(name: str) -> None:
+    done = run(
+        """
+interruption.stop_if_told()  # nobody has said anything yet
+with contextlib.suppress(KeyboardInterrupt):  # as an import does that is tried and given up
+    tell(name)
+print("went on", flush=True)
+interruption.stop_if_told()
+print("and on")
+""",
+        name,
     )
     assert done.stdout == "went on\n"
     assert done.returncode == -signal.SIGINT, done.stderr
+
+
+@BOTH
+@pytest.mark.parametrize("where", ["callback", "destructor"])
+def test_what_was_raised_while_an_object_is_collected_is_raised_again_in_the_work_that_goes_on(
+    name: str, where: str
+) -> None:
+    done = run(
+        """
+if sys.argv[2] == "callback":
+    thing = Thing()
+    seen = weakref.ref(thing, lambda _: tell(name))
+else:
+    class Last:
+        def __del__(self):
+            tell(name)
+    thing = Last()
+del thing
+print("went on", flush=True)
+began = time.monotonic()
+try:
+    while time.monotonic() < began + 30:
+        sum(range(1000))
+except KeyboardInterrupt:
+    print("stopped" if time.monotonic() < began + 5 else "late")
+""",
+        name,
+        where,
+    )
+    assert done.stdout == "went on\nstopped\n", done.stderr
+    assert "Exception ignored" not in done.stderr, "it is not ignored"
+
+
+def test_a_chain_of_destructors_cannot_wear_it_out() -> None:
+    done = run(
+        """
+class Slow:
+    def __del__(self):
+        if not interruption.was_told():
+            tell(name)
+        time.sleep(0.2)  # long enough for the next time to come within it
+things = [Slow() for _ in range(5)]
+try:
+    things.clear()
+    time.sleep(20)
+    print("forgotten")
+except KeyboardInterrupt:
+    print("stopped")
+""",
+        "SIGINT",
+    )
+    assert done.stdout == "stopped\n", done.stderr
+
+
+def test_what_another_destructor_says_is_still_shown() -> None:
+    done = run(
+        """
+class Bad:
+    def __del__(self):
+        raise ValueError("of its own")
+Bad()
+""",
+        "SIGINT",
+    )
+    assert done.returncode == 0
+    assert "ValueError: of its own" in done.stderr
+
+
+CLEANING = """
+try:
+    print("at work", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("cleaning", flush=True)
+    time.sleep(float(sys.argv[1]))
+    print("clean", flush=True)
+"""
+
+
+@BOTH
+def test_the_second_time_ends_at_once_with_130(name: str) -> None:
+    number = getattr(signal, name)
+    with started(CLEANING, "60") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "cleaning\n"
+        time.sleep(0.7)
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 130
+        assert time.monotonic() - began < 5
+        assert process.stderr is not None
+        assert "stopped at once" in process.stderr.read()
+
+
+def test_two_signals_in_a_moment_are_one() -> None:
+    with started(CLEANING, "1") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        assert process.stdout.read() == "cleaning\nclean\n"
+
+
+def test_a_signal_after_all_work_is_done_changes_no_exit_code_and_waits_for_nothing() -> None:
+    with started('interruption.wind_down(3)\nprint("done", flush=True)\ntime.sleep(60)', "") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "done\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 3
+
+
+def test_before_anything_has_begun_it_ends_at_once_whatever_an_import_makes_of_it() -> None:
+    done = run(
+        """
+with interruption.starting():
+    with contextlib.suppress(KeyboardInterrupt):
+        tell(name)
+    print("went on")
+""",
+        "SIGINT",
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "stopped; run the same command again" in done.stderr
+
+
+def test_the_exit_code_is_ours_wherever_the_signal_came(tmp_path: Path) -> None:
+    def code(end: str) -> int:
+        script = f'try:\n    exec("tell(name)")\nexcept KeyboardInterrupt:\n    {end}\n    sys.exit(130)\n'
+        (tmp_path / "program.py").write_text(BEGIN + script)
+        command = [sys.executable, "-m", "program", "SIGINT"]
+        return subprocess.run(command, cwd=tmp_path, env=environment(), timeout=60, check=False).returncode
+
+    assert code("pass") == -signal.SIGINT, "Python's own doing"
+    assert code("interruption.wind_down(130)") == 130
+
+
+def test_work_that_makes_another_error_of_it_does_not_hide_it() -> None:
+    done = run(
+        """
+try:
+    with interruption.heeded():
+        try:
+            tell(name)
+        except KeyboardInterrupt:
+            raise ValueError("what a library makes of it")
+except KeyboardInterrupt:
+    print("stopped")
+""",
+        "SIGINT",
+    )
+    assert done.stdout == "stopped\n", done.stderr
+
+
+def test_sigterm_is_taken_back_from_a_flow_and_left_to_a_worker() -> None:
+    script = """
+def other(number, frame): ...
+signal.signal(signal.SIGTERM, other)
+interruption.keep_listening()
+print(signal.getsignal(signal.SIGTERM) is not other)
+"""
+    assert run(script, "").stdout == "True\n"
+    assert run("interruption._listens = False\n" + script, "").stdout == "False\n"
+
+
+def started(script: str, argument: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", BEGIN + script, argument],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
