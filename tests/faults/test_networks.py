@@ -57,7 +57,7 @@ def camera(project: Project, *arguments: str, **more: str) -> "subprocess.Comple
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+def mlflow_server(folder: Path, port: int, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
     """MLflow's own server on loopback; ended with all its workers."""
     command = [
         sys.executable,
@@ -76,6 +76,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"
         f"sqlite:///{folder / 'mlflow.db'}",
         "--artifacts-destination",
         str(folder / "files"),
+        *options,
     ]
     server = subprocess.Popen(
         command,
@@ -135,38 +136,73 @@ def test_mlflow_that_is_away_at_the_start_stops_nothing_and_is_told_by_the_next_
     assert read_json(project.published / "lineage.json") == lineage
 
 
-def test_mlflow_that_comes_late_is_told_by_the_run_at_work(undisturbed: Project, tmp_path: Path) -> None:
-    project = before(undisturbed, "evaluate original held-out", tmp_path / "project")
-    port = free_port()
+@contextmanager
+def stopped_at_work(project: Project, uri: str, said: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A tracked run that stands still in the first step that the store lacks; to be told SIGCONT."""
+    command = [sys.executable, "-m", "flows.cli", "run", "recipe.yaml", "--no-prefect"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "flows.cli",
-            "run",
-            "recipe.yaml",
-            "--no-prefect",
-            *(f"--set={override}" for override in TRACKED),
-        ],
+        [*command, *(f"--set={override}" for override in TRACKED)],
         cwd=project.folder,
-        env=environment(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}"),
+        env=environment(MLFLOW_TRACKING_URI=uri),
         stdout=subprocess.PIPE,
-        stderr=(tmp_path / "said.txt").open("w"),
+        stderr=said.open("w"),
         text=True,
     )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("running"):  # all that came before is in the store, and could not be told
-            process.send_signal(signal.SIGSTOP)
-            break
-    with mlflow_server(tmp_path, port):
-        process.send_signal(signal.SIGCONT)
-        process.stdout.read()
-        said = (tmp_path / "said.txt").read_text()
-        assert process.wait(timeout=180) == 0, said
-        assert "Tracking is pending, and the run goes on" in said
-        assert "MLflow answers again, and has all that was recorded meanwhile" in said
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith("running") for line in process.stdout), said.read_text()
+        process.send_signal(signal.SIGSTOP)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_mlflow_that_comes_late_is_told_by_the_run_at_work(undisturbed: Project, tmp_path: Path) -> None:
+    project = before(undisturbed, "evaluate original held-out", tmp_path / "project")
+    port, said = free_port(), tmp_path / "said.txt"
+    with stopped_at_work(project, f"http://127.0.0.1:{port}", said) as run, mlflow_server(tmp_path, port):
+        run.send_signal(signal.SIGCONT)
+        run.communicate(timeout=180)
+        assert run.returncode == 0, said.read_text()
+        assert "Tracking is pending, and the run goes on" in said.read_text()
+        assert "MLflow answers again, and has all that was recorded meanwhile" in said.read_text()
         is_whole(port, project)
+
+
+def test_mlflow_that_falls_silent_in_the_middle_costs_a_run_seconds(
+    undisturbed: Project, tmp_path: Path
+) -> None:
+    project = before(undisturbed, "report", tmp_path / "project")
+    port, said = free_port(), tmp_path / "said.txt"
+    uri = f"http://127.0.0.1:{port}"
+    with mlflow_server(tmp_path, port) as server, stopped_at_work(project, uri, said) as run:
+        os.killpg(server.pid, signal.SIGSTOP)  # the kernel goes on taking connections for it
+        started = time.monotonic()
+        run.send_signal(signal.SIGCONT)
+        run.communicate(timeout=180)
+        assert run.returncode == 0, said.read_text()
+        assert time.monotonic() - started < 40
+        assert "no answer within 5 s" in said.read_text()
+        assert publish.damage(project.published) is None
+
+        os.killpg(server.pid, signal.SIGCONT)
+        assert project.run(environment={"MLFLOW_TRACKING_URI": uri}, overrides=TRACKED) == 0, project.output()
+        is_whole(port, project)
+
+
+def test_mlflow_that_refuses_at_the_start_is_said_at_once(project: Project, tmp_path: Path) -> None:
+    port = free_port()
+    with mlflow_server(tmp_path, port, "--allowed-hosts", "mlflow.example.org"):
+        refused = camera(
+            project, "run", "recipe.yaml", "--no-prefect", f"--set={TRACKED[0]}",
+            MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}",
+        )  # fmt: skip
+    assert refused.returncode == 2, refused.stderr
+    assert f"MLflow at http://127.0.0.1:{port} cannot be used" in refused.stderr
+    assert "403" in refused.stderr
+    assert "--set tracking.enabled=false" in refused.stderr
+    assert "running" not in refused.stdout
 
 
 @pytest.mark.parametrize("kind", ["hangs", "resets"])
