@@ -36,12 +36,19 @@ _PAYLOAD = """\
 "flow": {{ flow.name | tojson }}, "state": {{ flow_run.state.name | tojson }}, "url": {{ (flow_run | ui_url) | tojson }}}"""
 
 
-def closing_automations() -> list[AutomationCore]:
-    """Automations that close runs whose process is gone, so that none stays Running or Pending for ever."""
+def closing_automations(
+    silence_seconds: int = SILENCE_SECONDS, start_seconds: int = START_SECONDS
+) -> list[AutomationCore]:
+    """Automations that close runs whose process is gone, so that none stays Running or Pending for ever.
+
+    Args:
+        silence_seconds: without a heartbeat; more than twice the 30 s that runs under `camera serve` speak in.
+        start_seconds: from Pending to Running.
+    """
     return [
         AutomationCore(
             name="camera: close runs that show no sign of life",
-            description=f"A run that sends no heartbeat for {SILENCE_SECONDS} s was killed, or its host was.",
+            description=f"A run that sends no heartbeat for {silence_seconds} s was killed, or its host was.",
             trigger=EventTrigger(
                 match=_RUNS,
                 for_each={"prefect.resource.id"},
@@ -49,20 +56,20 @@ def closing_automations() -> list[AutomationCore]:
                 expect={"prefect.flow-run.heartbeat", *_ENDS},
                 posture=Posture.Proactive,
                 threshold=1,
-                within=timedelta(seconds=SILENCE_SECONDS),
+                within=timedelta(seconds=silence_seconds),
             ),
             actions=[
                 ChangeFlowRunState(
                     name=None,
                     force=False,
                     state=StateType.CRASHED,
-                    message=f"{NO_HEARTBEAT} for {SILENCE_SECONDS} s: its process is gone",
+                    message=f"{NO_HEARTBEAT} for {silence_seconds} s: its process is gone",
                 )
             ],
         ),
         AutomationCore(
             name="camera: close runs that never begin",
-            description=f"A run that a worker took and that is not Running after {START_SECONDS} s died at its start.",
+            description=f"A run that a worker took and that is not Running after {start_seconds} s died at its start.",
             trigger=EventTrigger(
                 match=_RUNS,
                 for_each={"prefect.resource.id"},
@@ -70,14 +77,14 @@ def closing_automations() -> list[AutomationCore]:
                 expect={"prefect.flow-run.Running", "prefect.flow-run.AwaitingConcurrencySlot", *_ENDS},
                 posture=Posture.Proactive,
                 threshold=1,
-                within=timedelta(seconds=START_SECONDS),
+                within=timedelta(seconds=start_seconds),
             ),
             actions=[
                 ChangeFlowRunState(
                     name=None,
                     force=False,
                     state=StateType.CRASHED,
-                    message=f"{NO_HEARTBEAT}: it did not begin within {START_SECONDS} s",
+                    message=f"{NO_HEARTBEAT}: it did not begin within {start_seconds} s",
                 )
             ],
         ),
@@ -113,14 +120,19 @@ def notifying_automations(webhook: UUID) -> list[AutomationCore]:
     ]
 
 
-def apply_automations(webhook_url: str | None = None) -> list[str]:
+def apply_automations(
+    webhook_url: str | None = None,
+    silence_seconds: int = SILENCE_SECONDS,
+    start_seconds: int = START_SECONDS,
+) -> list[str]:
     """Create or update all automations on the server in use; their names.
 
     Args:
         webhook_url: where notifications are POSTed as JSON with `text`, `run`, `flow`, `state` and `url`. None keeps
             the one that was given before; if none ever was, nobody is told.
+        silence_seconds, start_seconds: see `closing_automations`.
     """
-    automations = closing_automations()
+    automations = closing_automations(silence_seconds, start_seconds)
     with get_client(sync_client=True) as client:
         block = _webhook(webhook_url)
         if block is not None:

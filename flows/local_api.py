@@ -4,13 +4,16 @@ Prefect starts it by itself, and stops it when Python exits. After kill -9 it wo
 output still open, and every killed nightly run would leave another.
 """
 
+import queue
 import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from contextlib import suppress
 
 from prefect.client.orchestration import get_client
+from prefect.events.worker import EventsWorker
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
@@ -55,6 +58,13 @@ def check_api() -> None:
             f"Prefect's API at {where} does not answer ({problem}): start it, unset PREFECT_API_URL to run without a "
             "server, or give --no-prefect; what is finished is kept in either case"
         )
+
+
+def forget_events() -> None:
+    """Forget what an API that is gone was to be told: at its end the process would try for seven seconds with each."""
+    with suppress(queue.Empty):
+        while True:
+            EventsWorker.instance()._queue.get_nowait()
 
 
 def _in_thread(work: Callable[[], None]) -> "Future[None]":
