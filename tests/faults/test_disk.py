@@ -13,7 +13,8 @@ import pytest
 from tasks.stages import publish
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Project, ended, mount, start
-from tests.faults.test_kill import STEPS, before
+from tests.faults.test_kill import before
+from tests.flows.steps import STEPS
 from tests.tasks.conftest import flip
 
 pytestmark = pytest.mark.faults

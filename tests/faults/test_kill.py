@@ -9,28 +9,10 @@ import pytest
 
 from tasks.stages import publish
 from tests.faults.conftest import Project
+from tests.flows.steps import STEPS
 
 pytestmark = pytest.mark.faults
 
-STEPS = [
-    "fetch calibration",
-    "capture",
-    "score",
-    "prune",
-    "save",
-    "quantize",
-    "convert",
-    "quantize baseline",
-    "convert baseline",
-    "fetch held-out",
-    "evaluate original held-out",
-    "evaluate baseline held-out",
-    "evaluate pruned held-out",
-    "evaluate pruned+quantized held-out",
-    "benchmark",
-    "report",
-    "publish",
-]
 _MEASURES_TIME = ("benchmark", "report", "publish")
 """Times differ from run to run, and so does what is made of them."""
 

@@ -12,8 +12,9 @@ import pytest
 from tasks.stages import publish
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Project, ended, lay_out, start
-from tests.faults.test_kill import STEPS, before
+from tests.faults.test_kill import before
 from tests.faults.work import run_recipe
+from tests.flows.steps import STEPS
 
 pytestmark = pytest.mark.faults
 

@@ -8,28 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.flows.conftest import Workplace, flip_a_bit
+from tests.flows.steps import STEPS
 
 States = Callable[[str], dict[str, str]]
-
-STEPS = [
-    "fetch calibration",
-    "capture",
-    "score",
-    "prune",
-    "save",
-    "quantize",
-    "convert",
-    "quantize baseline",
-    "convert baseline",
-    "fetch held-out",
-    "evaluate original held-out",
-    "evaluate baseline held-out",
-    "evaluate pruned held-out",
-    "evaluate pruned+quantized held-out",
-    "benchmark",
-    "report",
-    "publish",
-]
 
 pytestmark = pytest.mark.slow
 
