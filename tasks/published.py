@@ -11,7 +11,6 @@ from tasks import registry
 from tasks.audit import Finding, audit
 from tasks.audit.finding import unverified
 from tasks.registry import Version
-from tasks.stages import publish
 from tasks.store import LINEAGE, Store
 
 
@@ -78,6 +77,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _recorded(store: Store) -> Iterator[Path]:
+    from tasks.stages import publish  # brings torch, which the audit of one model does not need
+
     for path in store.root.glob(f"{publish.STAGE.name}/*/{publish.RECORD}"):
         place = read_json(path)["folder"]
         if place is not None and (Path(place) / LINEAGE).is_file():

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +28,8 @@ MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
 _FORMAT = 1
 _NOT_CONTENT = (MANIFEST, LINEAGE)
+Digests = Callable[[Path, Iterable[str]], dict[str, str]]
+"""Gives hex sha256 of files of a folder, by relative name."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,13 @@ class Store:
         path = self.path(stage, key)
         return Artifact(path, read_json(path / MANIFEST))
 
-    def damage(self, stage: str, key: str) -> str | None:
-        """What is wrong with an artifact that is there, in words, or None. Hashes every byte."""
+    def damage(self, stage: str, key: str, digests: Digests = digest_files) -> str | None:
+        """What is wrong with an artifact that is there, in words, or None. Hashes every byte.
+
+        Args:
+            stage, key: the artifact's name.
+            digests: what hashes; a reader of many artifacts has its own.
+        """
         path = self.path(stage, key)
         if not path.exists():
             return None
@@ -130,7 +137,7 @@ class Store:
         present = [name for name in files_below(path) if name not in _NOT_CONTENT]
         for name in sorted(set(expected) ^ set(present)):
             return f"{path / name} is {'missing' if name in expected else 'not part of the artifact'}"
-        for name, found in digest_files(path, present).items():
+        for name, found in digests(path, present).items():
             if found != expected[name]:
                 return f"{path / name} does not have the sha256 in its manifest"
         if digest_json(expected) != manifest["digest"]:

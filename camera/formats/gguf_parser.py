@@ -45,6 +45,33 @@ class TensorEntry:
     """From the start of the tensors' bytes."""
 
 
+def map_file(path: Path) -> mmap.mmap:
+    """A GGUF file's bytes, to be read where they are asked for.
+
+    Raises:
+        CameraError: if the file is missing, empty or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise CameraError(f"{path} is empty: fetch or write it again")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise CameraError(f"{path} is missing: give the path of a .gguf file") from None
+    except OSError as error:
+        raise CameraError(f"{path} cannot be read: {error}") from None
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The keys of a GGUF file alone; unlike `gguf_reader.open_gguf` it brings no torch.
+
+    Raises:
+        CameraError: if the file is missing, or its head is damaged or of another version or byte order.
+    """
+    metadata, _, _ = Parser(path, map_file(path)).parse()
+    return metadata
+
+
 class Parser:
     """Walks once over the head of a file."""
 

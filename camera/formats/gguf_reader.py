@@ -5,7 +5,6 @@ refuses a type number that it does not know, reads Q4_0_64 as the NVFP4 that sha
 count in the file at its word.
 """
 
-import mmap
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.formats.gguf_file import GgufFile, GgufTensor, numbers
-from camera.formats.gguf_parser import Parser, TensorEntry
+from camera.formats.gguf_parser import Parser, TensorEntry, map_file
 from camera.formats.layout import LAYOUT_KEY, Q4_0_64_LAYOUT
 from camera.formats.names import (
     EMBEDDING,
@@ -53,15 +52,7 @@ def open_gguf(path: Path | str) -> GgufFile:
             type 40 without saying that this is Q4_0_64.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise CameraError(f"{path} is empty: fetch or write it again")
-            raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise CameraError(f"{path} is missing: give the path of a .gguf file") from None
-    except OSError as error:
-        raise CameraError(f"{path} cannot be read: {error}") from None
+    raw = map_file(path)
     parser = Parser(path, raw)
     metadata, entries, data_start = parser.parse()
     content = np.frombuffer(raw, np.uint8)

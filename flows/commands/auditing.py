@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -14,12 +14,13 @@ from camera.files import read_json
 from camera.units import bytes_text
 from flows.commands.common import note
 from tasks.audit import Finding
-from tasks.audit.rebuild import rebuild
-from tasks.diff import Change, Comparison
 from tasks.lineage_form import check_lineage
 from tasks.project import Project
 from tasks.published import Found, audit_all, audit_found, located
 from tasks.store import LINEAGE, Store
+
+if TYPE_CHECKING:
+    from tasks.diff import Change, Comparison
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,12 @@ class Audit:
             raise CameraError(
                 f"{path} was changed after publishing: a recipe that may be another's is not run"
             )
+        from tasks.audit.rebuild import rebuild  # brings torch, which a plain audit does not need
+
         return rebuild(lineage, self.project.home, lambda step: note(f"rebuilding {step}"))
 
 
-def comparison_tables(found: Comparison, before: str, after: str) -> Iterator[Table | Text]:
+def comparison_tables(found: "Comparison", before: str, after: str) -> Iterator[Table | Text]:
     """What a terminal shows of a comparison."""
     if not found.changes:
         yield Text("nothing changed")
@@ -111,13 +114,13 @@ def comparison_tables(found: Comparison, before: str, after: str) -> Iterator[Ta
     yield table
 
 
-def _cell(change: Change, value: Any) -> str:
+def _cell(change: "Change", value: Any) -> str:
     if value is None:
         return "–"
     return bytes_text(value) if change.what == "bytes" else str(value)
 
 
-def _percent(change: Change) -> str:
+def _percent(change: "Change") -> str:
     numbers = change.before, change.after
     if change.section in ("quality", "speed", "size") and all(
         isinstance(value, int | float) for value in numbers

@@ -7,14 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from camera.digests import digest_file, digest_files, digest_json, files_below
+from camera.digests import digest_json, files_below
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.formats.gguf_reader import open_gguf
+from camera.formats.gguf_parser import read_metadata
 from camera.formats.layout import LINEAGE_KEY
 from tasks.audit import records
 from tasks.audit.ancestors import ancestors, artifact
 from tasks.audit.finding import Finding, ok, unverified, wrong
+from tasks.audit.hashing import Hashing, files_of, reading_ahead
 from tasks.lease import lease
 from tasks.lineage import portable
 from tasks.lineage_form import check_lineage
@@ -45,9 +46,9 @@ def audit(
     Raises:
         CameraError: if there is no lineage to walk.
     """
-    with lease(store) as in_use:  # nothing is evicted under our eyes
+    with lease(store) as in_use, reading_ahead() as hashes:  # nothing is evicted under our eyes
         if path.is_file():
-            return _gguf(path, store, from_remote)
+            return _gguf(path, store, hashes, from_remote)
         if not path.is_dir():
             raise CameraError(f"{path} does not exist: give a published folder, a GGUF file or an artifact")
         if not (path / LINEAGE).is_file():
@@ -59,38 +60,42 @@ def audit(
             in_use(key)
         root = Finding(str(path), "ok")
         if "files" in lineage:
-            root.parts += _published(path, lineage, from_remote, restored)
+            hashes.begin([*_present(path), *files_of(lineage, store)])
+            root.parts += _published(path, lineage, hashes, from_remote, restored)
             if (signed := records.signature(path, signers, require_signature)) is not None:
                 root.parts.append(signed)
         elif (path / MANIFEST).is_file():
             manifest = read_json(path / MANIFEST)
             root.parts.append(
-                artifact(Store(path.parent.parent), manifest["stage"], manifest["key"], manifest["digest"])
+                artifact(
+                    Store(path.parent.parent), hashes, manifest["stage"], manifest["key"], manifest["digest"]
+                )
             )
-        root.parts += ancestors(lineage, store, from_remote)
+        root.parts += ancestors(lineage, store, hashes, from_remote)
         return root
 
 
-def _gguf(path: Path, store: Store, from_remote: bool) -> Finding:
+def _gguf(path: Path, store: Store, hashes: Hashing, from_remote: bool) -> Finding:
     embedded = _embedded(path)
     if embedded is None:
         raise CameraError(f"{path} holds no lineage ({LINEAGE_KEY}): it was not published by this pipeline")
+    hashes.begin([path, *files_of(embedded, store)])
     root = Finding(str(path), "ok")
     beside = path.parent / LINEAGE
     published = check_lineage(read_json(beside), str(beside)) if beside.is_file() else {}
     name = "bytes of the file"
+    digest = hashes.digests(path.parent, [path.name])[path.name]
     if "files" in published:
-        right = published["files"].get(path.name) == digest_file(path)
+        right = published["files"].get(path.name) == digest
         detail = f"sha256 is {'as' if right else 'not the one'} in {beside}"
         root.parts.append(ok(name, detail) if right else wrong(name, detail))
     else:
-        root.parts.append(_bytes_in_store(name, path, store))
-    root.parts += ancestors(embedded, store, from_remote)
+        root.parts.append(_bytes_in_store(name, digest, store))
+    root.parts += ancestors(embedded, store, hashes, from_remote)
     return root
 
 
-def _bytes_in_store(name: str, path: Path, store: Store) -> Finding:
-    found = digest_file(path)
+def _bytes_in_store(name: str, found: str, store: Store) -> Finding:
     for pattern in (f"convert/*/{MANIFEST}", f".evicted/convert/*/{MANIFEST}"):
         for manifest_path in sorted(store.root.glob(pattern)):
             manifest = read_json(manifest_path)
@@ -101,13 +106,21 @@ def _bytes_in_store(name: str, path: Path, store: Store) -> Finding:
     )
 
 
-def _published(path: Path, lineage: dict[str, Any], from_remote: bool, restored: str | None) -> list[Finding]:
+def _published(
+    path: Path, lineage: dict[str, Any], hashes: Hashing, from_remote: bool, restored: str | None
+) -> list[Finding]:
+    recorded = _recorded(path, lineage, from_remote, restored)  # first: the files are being hashed meanwhile
     name = f"{len(lineage['files'])} published files"
-    damages = _damages(path, lineage)
+    damages = _damages(path, lineage, hashes)
     findings = [Finding(name, "ok")] if not damages else [wrong(name, damage) for damage in damages]
     for file in lineage["files"]:
         if file.endswith(".gguf") and (path / file).is_file():
             findings.append(_lineage_inside(path / file, lineage))
+    return findings + recorded
+
+
+def _recorded(path: Path, lineage: dict[str, Any], from_remote: bool, restored: str | None) -> list[Finding]:
+    findings = []
     if restored is None:
         findings.append(records.dvc(path, from_remote))
     else:
@@ -120,13 +133,17 @@ def _published(path: Path, lineage: dict[str, Any], from_remote: bool, restored:
     return findings
 
 
-def _damages(path: Path, lineage: dict[str, Any]) -> list[str]:
+def _present(path: Path) -> list[Path]:
+    return [path / name for name in files_below(path) if name != LINEAGE]
+
+
+def _damages(path: Path, lineage: dict[str, Any], hashes: Hashing) -> list[str]:
     """Everything that is wrong with a published folder: its lineage's own digest, and each file by name."""
     found = []
     body = {field: value for field, value in lineage.items() if field != "digest"}
     if digest_json(body) != lineage["digest"]:
         found.append(f"{path / LINEAGE} does not have its own digest: it was changed after publishing")
-    present = digest_files(path, (name for name in files_below(path) if name != LINEAGE))
+    present = hashes.digests(path, (name for name in files_below(path) if name != LINEAGE))
     for name in sorted(lineage["files"].keys() | present.keys()):
         if name not in present:
             found.append(f"{path / name} is missing")
@@ -151,7 +168,7 @@ def _lineage_inside(path: Path, lineage: dict[str, Any]) -> Finding:
 
 
 def _embedded(path: Path) -> dict[str, Any] | None:
-    text = open_gguf(path).metadata.get(LINEAGE_KEY)
+    text = read_metadata(path).get(LINEAGE_KEY)
     if text is None:
         return None
     try:

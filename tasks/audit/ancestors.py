@@ -4,26 +4,31 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from camera.digests import digest_files, digest_json
+from camera.digests import digest_json
 from camera.errors import CameraError, NetworkError
 from tasks import versioning
 from tasks.audit.finding import Finding, ok, unverified, wrong
+from tasks.audit.hashing import Hashing, source_folder
 from tasks.store import Store
 
 
-def ancestors(lineage: dict[str, Any], store: Store, from_remote: bool = False) -> list[Finding]:
+def ancestors(
+    lineage: dict[str, Any], store: Store, hashes: Hashing, from_remote: bool = False
+) -> list[Finding]:
     """The stages, oldest first, and the sources.
 
     Raises:
         CameraError: if a stage descends from itself.
     """
-    hashed: dict[Path, str] = {}
-    stages = [_stage(key, lineage["stages"][key], lineage, store) for key in _oldest_first(lineage["stages"])]
-    sources = [_source(entry, hashed, from_remote) for entry in lineage["sources"].values()]
+    keys = _oldest_first(lineage["stages"])
+    stages = [_stage(key, lineage["stages"][key], lineage, store, hashes) for key in keys]
+    sources = [_source(entry, hashes, from_remote) for entry in lineage["sources"].values()]
     return [Finding("stages", "ok", parts=stages), Finding("sources", "ok", parts=sources)]
 
 
-def artifact(store: Store, stage: str, key: str, digest: str, name: str | None = None) -> Finding:
+def artifact(
+    store: Store, hashes: Hashing, stage: str, key: str, digest: str, name: str | None = None
+) -> Finding:
     """An artifact of the store, held to the digest that a lineage names."""
     name = name or f"{stage} {key[:12]}"
     if (gone := store.evicted(stage, key)) is not None:
@@ -32,7 +37,7 @@ def artifact(store: Store, stage: str, key: str, digest: str, name: str | None =
         return unverified(name, "evicted by `camera gc`; its manifest names this digest", "evicted")
     if not store.path(stage, key).exists():
         return unverified(name, "not in this store: made elsewhere, or the store was deleted", "absent")
-    if (damage := store.damage(stage, key)) is not None:
+    if (damage := store.damage(stage, key, hashes.digests)) is not None:
         return wrong(name, damage)
     if store.open(stage, key).digest != digest:
         return wrong(name, f"the store holds another content under this key, made later: {stage}/{key}")
@@ -50,7 +55,9 @@ def _oldest_first(stages: dict[str, Any]) -> list[str]:
         raise CameraError("the lineage was forged: a stage in it descends from itself") from None
 
 
-def _stage(key: str, entry: dict[str, Any], lineage: dict[str, Any], store: Store) -> Finding:
+def _stage(
+    key: str, entry: dict[str, Any], lineage: dict[str, Any], store: Store, hashes: Hashing
+) -> Finding:
     name = f"{entry['step']} {key[:12]}"
     asked = {
         "stage": entry["stage"],
@@ -65,15 +72,15 @@ def _stage(key: str, entry: dict[str, Any], lineage: dict[str, Any], store: Stor
         parent = known.get(value["digest"] if value["key"] is None else value["key"])
         if parent is None or parent["digest"] != value["digest"]:
             return wrong(name, f"its input {given} is not in the lineage with that digest")
-    return artifact(store, entry["stage"], key, entry["digest"], name)
+    return artifact(store, hashes, entry["stage"], key, entry["digest"], name)
 
 
-def _source(entry: dict[str, Any], hashed: dict[Path, str], from_remote: bool) -> Finding:
+def _source(entry: dict[str, Any], hashes: Hashing, from_remote: bool) -> Finding:
     path = Path(entry["path"])
     name = f"{entry['name']} {entry['path']}"
     if digest_json(entry["files"]) != entry["digest"]:
         return wrong(name, "its digest is not that of its files")
-    found = _in_workspace(name, path, entry, hashed)
+    found = _in_workspace(name, path, entry, hashes)
     version = _dvc(entry, path, from_remote) if "dvc" in entry else None
     if version is None:
         return found
@@ -89,17 +96,15 @@ def _source(entry: dict[str, Any], hashed: dict[Path, str], from_remote: bool) -
     return ok(name, f"digest {entry['digest'][:12]}, {version.detail}")
 
 
-def _in_workspace(name: str, path: Path, entry: dict[str, Any], hashed: dict[Path, str]) -> Finding:
+def _in_workspace(name: str, path: Path, entry: dict[str, Any], hashes: Hashing) -> Finding:
     if not path.exists():
         return unverified(name, f"{path} is not here", "absent")
-    folder = path if path.is_dir() else path.parent
+    folder = source_folder(path)
     for file in entry["files"]:
         if not (folder / file).is_file():
             return wrong(name, f"{folder / file} is missing")
-    new = [file for file in entry["files"] if folder / file not in hashed]
-    hashed |= {folder / file: digest for file, digest in digest_files(folder, new).items()}
-    for file, expected in entry["files"].items():
-        if hashed[folder / file] != expected:
+    for file, found in hashes.digests(folder, entry["files"]).items():
+        if found != entry["files"][file]:
             return wrong(name, f"{folder / file} does not have the sha256 it had")
     return ok(name, f"digest {entry['digest'][:12]}")
 

@@ -11,3 +11,9 @@ def test_the_plain_loop_loads_no_library_that_only_stages_need():
     code = f"import sys, flows.commands.running, flows.loop; print([n for n in {NOT_NEEDED} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_audit_begins_to_hash_before_any_library_of_weights_is_there():
+    code = "import sys, flows.commands.auditing; print([n for n in ('torch', 'mlflow', 'dvc') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
