@@ -1,5 +1,6 @@
 """What the deployments' parameters let through."""
 
+import importlib
 import json
 import re
 
@@ -50,3 +51,21 @@ def test_fields_of_an_optional_section_can_be_overridden() -> None:
     ):
         assert pattern.match(override), override
     assert not pattern.match("publish.require.nothing=1")
+
+
+@pytest.mark.parametrize("module", ["compress", "sweep", "nightly"])
+def test_every_deployment_that_takes_recipes_has_their_patterns_in_its_schema(module: str) -> None:
+    flow = getattr(importlib.import_module(f"flows.{module}"), module)
+    schema = flow.parameters.properties
+    overrides = next(choice for choice in schema["overrides"]["anyOf"] if choice.get("type") == "array")
+    assert overrides["items"]["pattern"] == override_pattern()
+    recipe = schema["recipes"]["items"] if module == "nightly" else schema["recipe"]
+    assert recipe["pattern"]
+
+
+def test_what_a_sweep_varies_can_be_overridden() -> None:
+    for override in ("sweep.ratios=[0.1, 0.3]", "sweep.grid.prune.multiple_of=[64]", "sweep.workers=2"):
+        assert OVERRIDE.validate_python(override) == override
+    for wrong in ("sweep.ratio=[0.1]", "sweep.ratios.0=0.1", "ratios=[0.1]"):
+        with pytest.raises(ValidationError):
+            OVERRIDE.validate_python(wrong)
