@@ -129,10 +129,11 @@ def test_mlflow_that_is_away_at_the_start_stops_nothing_and_is_told_by_the_next_
             line for line in again.stdout.splitlines() if line.startswith("done     publish")
         ]
         assert "pending" not in again.stdout + again.stderr
-        is_whole(port, project)
+        run_id = is_whole(port, project)
         audited = camera(project, "audit", "published/tiny", MLFLOW_TRACKING_URI=uri)
         assert audited.returncode == 0, audited.stdout
-        assert "untracked" not in audited.stdout.split("MLflow run")[1].splitlines()[0]
+        assert f"✓ MLflow run  {run_id}" in audited.stdout
+        assert "✓ MLflow registry  version 1" in audited.stdout
     assert read_json(project.published / "lineage.json") == lineage
 
 
@@ -276,8 +277,8 @@ def test_mlflow_that_ends_in_the_middle_stops_nothing_and_is_told_later(
     assert record["registry"]["version"] == "1"
 
 
-def is_whole(port: int, project: Project) -> None:
-    """That a server has the whole run, and the registry the publication with its alias."""
+def is_whole(port: int, project: Project) -> str:
+    """That a server has the whole run, and the registry the publication with its alias; the run's id."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"http://127.0.0.1:{port}")
@@ -298,6 +299,7 @@ def is_whole(port: int, project: Project) -> None:
     version = client.get_model_version_by_alias("tiny", record["registry"]["alias"])
     assert version.run_id == run.info.run_id
     assert version.tags["camera.lineage_digest"] == record["lineage_digest"]
+    return str(run.info.run_id)
 
 
 def recorded(port: int) -> dict[str, Any]:
