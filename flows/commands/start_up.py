@@ -16,6 +16,8 @@ def begin_run(recipe: Path, overrides: list[str], *, no_prefect: bool) -> None:
     # What fails is told once, by the command line; Prefect would print a traceback of its own for every layer.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    # Prefect's own 180 s are as long as the silence after which `camera serve`'s server takes a run for dead.
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     # A server that is gone is asked again for 14 s, not for a minute at each of the last few calls.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     Project.here().configure()

@@ -318,7 +318,8 @@ def test_the_server_closes_dead_runs_and_tells_of_failed_crashed_and_late_ones(
             ask_for("stuck", **later),
         )
         late = ask_for("late")  # due now, and no worker polls
-        for run in (silent, failing, stuck):  # as a worker does that takes a run; it dies before it starts the last
+        # As a worker does that takes runs; it dies before it starts the last.
+        for run in (silent, failing, stuck):
             server.ask(f"/flow_runs/{run}/set_state", state={"type": "PENDING"})
         executing = [
             subprocess.Popen(
