@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 EXIT_CODE = 130
@@ -95,6 +95,8 @@ def wind_down(code: int) -> None:
     """All work is done and shown: from now on a signal ends the process at once, with the code it would end with."""
     global _over
     _over = code
+    with suppress(OSError, ValueError):  # of a pipe whose reader has gone
+        sys.stdout.flush()
     if _listens:
         signal.setitimer(signal.ITIMER_REAL, 0)
     # `python -m` ends itself by SIGINT if one came within an `exec` of a text, caught or not (dataclasses are made

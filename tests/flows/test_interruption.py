@@ -35,7 +35,7 @@ def run(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""}
 
 
 @BOTH
@@ -160,7 +160,7 @@ def test_two_signals_in_a_moment_are_one() -> None:
 
 
 def test_a_signal_after_all_work_is_done_changes_no_exit_code_and_waits_for_nothing() -> None:
-    with started('interruption.wind_down(3)\nprint("done", flush=True)\ntime.sleep(60)', "") as process:
+    with started('print("done")\ninterruption.wind_down(3)\ntime.sleep(60)', "") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "done\n"
         process.send_signal(signal.SIGINT)
