@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from camera.benchmark.bandwidth import BUFFER_BYTES
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_dtype
 from camera.errors import CameraError
@@ -23,7 +24,11 @@ from tasks.stages import capture, prune, publish, save
 from tasks.store import Artifact, Store
 
 BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_0_64": 4.25}
-_PROCESS_BYTES = 900 << 20  # python with torch, transformers, prefect and mlflow, before any weight
+_PROCESS_BYTES = 680 << 20
+"""Resident in the process of a run before any weight: 400 MiB are Python, torch for the CPU and transformers with the
+modules of a model's layers; MLflow adds 180, Prefect 90, and what the stages import the rest."""
+_STAGE_BYTES = {"task": 40 << 20}
+"""Libraries that one stage alone brings: lm-eval."""
 _MOMENT_SQUARES = 5
 """Of float64, alive at most while GPTQ inverts the moments of one input."""
 _ACTIVATION_BYTES = 1 << 30  # what sequential capture keeps at most
@@ -101,7 +106,10 @@ def _estimate(pipeline: Pipeline) -> WalkEstimate:
     estimate = estimate_walk(
         checkpoint, tokens.samples, tokens.length, recipe.capture, selection, surgery, walks
     )
-    return replace(estimate, peak_bytes=max(estimate.peak_bytes, _measuring(pipeline)))
+    peak = estimate.peak_bytes
+    if estimate.process_bytes:  # tried in this process, and run in one that holds more
+        peak += _PROCESS_BYTES - estimate.process_bytes
+    return replace(estimate, peak_bytes=max(peak, _measuring(pipeline)))
 
 
 def _measuring(pipeline: Pipeline) -> int:
@@ -235,9 +243,9 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
         "convert": 2 * largest,
         "evaluate": elements * evaluate.itemsize + 2 * largest,
         "task": elements * evaluate.itemsize + 2 * largest,
-        "benchmark": 2 * whole + elements * torch.float32.itemsize,
+        "benchmark": max(BUFFER_BYTES, 2 * whole + elements * torch.float32.itemsize),
     }
-    return disk.get(stage, 0), _PROCESS_BYTES + memory.get(stage, 0)
+    return disk.get(stage, 0), _PROCESS_BYTES + _STAGE_BYTES.get(stage, 0) + memory.get(stage, 0)
 
 
 def _packed(type_name: str, elements: int) -> int:

@@ -6,14 +6,14 @@ import torch
 
 from camera.devices import free_memory_bytes, release_memory, synchronize
 
-_BYTES = 512 << 20
+BUFFER_BYTES = 512 << 20
 """Enough to leave no part of note in the caches."""
 _TRIES = 5
 
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes per second of summing a large float32 tensor, the best of five tries, with torch's current threads."""
-    count = min(_BYTES, free_memory_bytes(device) // 4) // 4
+    count = min(BUFFER_BYTES, free_memory_bytes(device) // 4) // 4
     tensor = torch.ones(count, dtype=torch.float32, device=device)
     best = 0.0
     for _ in range(_TRIES):

@@ -12,6 +12,7 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import memory_bytes, resolve_device, resolve_dtype, synchronize
+from camera.heap import SLACK_BYTES
 from camera.options import CaptureOptions
 from camera.pruning.gram import LayerGram
 from camera.pruning.propagate import Selection
@@ -31,6 +32,8 @@ class WalkEstimate:
     seconds: float
     peak_bytes: int
     """Resident in this process, Python and its libraries included; on an accelerator what is on the device."""
+    process_bytes: int
+    """Of it, what this process had before any weight; another process may hold other libraries."""
 
 
 def estimate_walk(
@@ -59,6 +62,8 @@ def estimate_walk(
     dtype = resolve_dtype(options.dtype, checkpoint.dtype)
     begun = time.perf_counter()
     walk = LayerWalk(checkpoint, device, dtype)
+    # Not after the trial, which leaves freed memory and mapped weights that are counted by themselves.
+    process = 0 if device.type != "cpu" else psutil.Process().memory_info().rss
     batch = min(options.batch_size, samples)
     tokens_BT = (
         torch.arange(batch * length).remainder(int(checkpoint.config["vocab_size"])).view(batch, length)
@@ -81,8 +86,9 @@ def estimate_walk(
     batches = mine / batch
     deciding = 0.0 if surgery is None else _deciding_seconds(checkpoint, surgery, exact_device(device))
     seconds = starting + checkpoint.layer_count * (whole - computing + computing * batches + deciding)
-    peak = _peak(checkpoint, dtype, device, mine, length, batch, selection, surgery)
-    return WalkEstimate(steps * seconds, peak)
+    before = memory_bytes(device) if device.type != "cpu" else process
+    needed = _needed(checkpoint, dtype, device, mine, length, batch, selection, surgery)
+    return WalkEstimate(steps * seconds, before + needed, process)
 
 
 def _deciding_seconds(checkpoint: Checkpoint, surgery: Surgery, device: torch.device) -> float:
@@ -105,7 +111,7 @@ def _deciding_seconds(checkpoint: Checkpoint, surgery: Surgery, device: torch.de
     return products * (time.perf_counter() - started) / _PROBE**3
 
 
-def _peak(
+def _needed(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
@@ -132,11 +138,13 @@ def _peak(
     if selection is not None:
         held = min(ACTIVATION_BUDGET_BYTES, samples * length * width * dtype.itemsize)
         kept_down = 2 * hidden * selection.kept * dtype.itemsize
-    base = memory_bytes(device) if device.type != "cpu" else psutil.Process().memory_info().rss
     grams = deciding = 0
     if surgery is not None and surgery.needs_gram:
         grams = 2 * 4 * width**2
         deciding = held
         if exact_device(device) == device:  # the matrix in float64, its inverse, and what either is made from
             deciding += 3 * 8 * width**2 + 3 * 8 * hidden * width
-    return base + weights + states + max(grams + computing + held, held + kept_down + act, grams + deciding)
+    needed = weights + states + max(grams + computing + held, held + kept_down + act, grams + deciding)
+    return (
+        needed if device.type != "cpu" else needed + min(needed, SLACK_BYTES)
+    )  # freed, and kept by the heap

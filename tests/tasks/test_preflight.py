@@ -1,10 +1,13 @@
 """Before a run it is known what would run, and whether there is room."""
 
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
@@ -247,3 +250,30 @@ def test_a_quantisation_that_calibrates_is_estimated_with_its_walk_and_moments(
     assert gptq[1] - search[1] >= 5 * 8 * width**2
     assert needs(target_bpw=9.0)[0] == pytest.approx(2 * plain[0], rel=0.01)
     assert needs(target_bpw=9.0)[1] == search[1]
+
+
+OF_A_RUN = """
+import sys
+from pathlib import Path
+import psutil, torch
+import flows.compress, mlflow.tracking
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.pruning.walk import LayerWalk
+LayerWalk(Checkpoint.open(Path(sys.argv[1])), torch.device("cpu"), torch.float32)
+print(psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="the figure is of torch for the CPU")
+def test_every_step_is_planned_in_a_process_with_the_libraries_of_a_run(
+    pipeline: Pipeline, model: Path, store: Store
+) -> None:
+    told = subprocess.run([sys.executable, "-c", OF_A_RUN, str(model)], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    libraries = int(told.stdout)
+    needed = {planned.step.name: planned.memory_bytes for planned in plan(pipeline, store)}
+    assert needed["fetch calibration"] == pytest.approx(libraries, rel=0.15)
+    # of a model this small hardly more, whether a step was tried or counted
+    assert needed["capture"] == pytest.approx(needed["fetch calibration"], rel=0.02)
+    assert needed["save"] == pytest.approx(needed["fetch calibration"], rel=0.02)
+    assert needed["benchmark"] - needed["save"] > 500e6  # its memory is read to see how fast that goes

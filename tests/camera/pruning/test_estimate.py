@@ -1,0 +1,89 @@
+"""What a walk will take is said before it: time from a trial, memory from the shapes and from what the process holds."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import peak_memory_bytes
+from camera.options import CaptureOptions, PruneOptions
+from camera.pruning.capture import capture
+from camera.pruning.estimate import WalkEstimate, estimate_walk
+from camera.pruning.propagate import selection_of
+from tests.tiny import tiny_checkpoint
+
+LENGTH = 64
+OPTIONS = CaptureOptions(device="cpu", batch_size=2, propagate="sequential")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "model", "PanguEmbedded", hidden=128, ffn=512)
+
+
+def estimate(folder: Path, samples: int = 4, **more: Any) -> WalkEstimate:
+    checkpoint = Checkpoint.open(folder)
+    selection = selection_of(checkpoint, OPTIONS, PruneOptions(ratio=0.25))
+    return estimate_walk(checkpoint, samples, LENGTH, OPTIONS, selection, **more)
+
+
+def beyond(found: WalkEstimate) -> int:
+    """Bytes that the walk itself takes."""
+    return found.peak_bytes - found.process_bytes
+
+
+def test_what_a_walk_takes_is_not_what_the_process_holds_already(folder: Path) -> None:
+    before = estimate(folder)
+    held = torch.ones(64 << 18)  # 64 MiB
+    after = estimate(folder)
+    assert after.process_bytes - before.process_bytes > held.nbytes / 2
+    assert beyond(after) == beyond(before) > 0
+
+
+def test_each_sample_adds_its_hidden_states_and_kept_activations(folder: Path) -> None:
+    few, many = estimate(folder, 2000), estimate(folder, 2006)  # beyond what the heap keeps of the freed
+    checkpoint = Checkpoint.open(folder)
+    of_a_sample = LENGTH * (checkpoint.hidden_size + checkpoint.ffn_width) * checkpoint.dtype.itemsize
+    assert beyond(many) - beyond(few) == 6 * of_a_sample
+    assert many.seconds > 0
+
+
+def test_steps_take_their_time_one_after_the_other_and_their_memory_once(folder: Path) -> None:
+    one, ten = estimate(folder), estimate(folder, steps=10)
+    assert beyond(one) == beyond(ten)
+    assert ten.seconds > one.seconds
+
+
+def _predict(folder: Path, results: Any) -> None:
+    torch.set_num_threads(1)
+    results.put(estimate(folder).peak_bytes)
+
+
+def _measure(folder: Path, results: Any) -> None:
+    torch.set_num_threads(1)
+    checkpoint = Checkpoint.open(folder)
+    tokens = torch.randint(300, (4, LENGTH), generator=torch.Generator().manual_seed(0))
+    out = folder.parent / "out"
+    out.mkdir()
+    capture(checkpoint, tokens, out, OPTIONS, selection_of(checkpoint, OPTIONS, PruneOptions(ratio=0.25)))
+    results.put(peak_memory_bytes(torch.device("cpu")))
+
+
+def test_the_peak_of_a_small_capture_is_that_of_its_libraries_and_is_foreseen(folder: Path) -> None:
+    """A process of its own for each; with larger models `benchmarks/plan.py` compares."""
+    context = multiprocessing.get_context("spawn")
+    results = [context.SimpleQueue() for _ in range(2)]
+    processes = [
+        context.Process(target=work, args=(folder, result))
+        for work, result in zip((_predict, _measure), results, strict=True)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    predicted, measured = (result.get() for result in results)
+    assert predicted == pytest.approx(measured, rel=0.15)
