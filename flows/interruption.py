@@ -6,6 +6,7 @@ and what is raised there is shown and dropped: a run would go on to its end as i
 raised again a moment later. What a library catches and keeps to itself is raised again at the next step or layer.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -47,6 +48,7 @@ def listen() -> None:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
 
     sys.unraisablehook = dropped
+    atexit.register(_leave)
 
 
 def keep_listening() -> None:
@@ -95,13 +97,9 @@ def wind_down(code: int) -> None:
     """All work is done and shown: from now on a signal ends the process at once, with the code it would end with."""
     global _over
     _over = code
-    with suppress(OSError, ValueError):  # of a pipe whose reader has gone
-        sys.stdout.flush()
+    _write_out()
     if _listens:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    # `python -m` ends itself by SIGINT if one came within an `exec` of a text, caught or not (dataclasses are made
-    # so). The next one without lets it forget.
-    exec("")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -129,6 +127,23 @@ def _end_at_once(how: str) -> None:
         os.write(1, _SHOW_CURSOR)  # a live display hides it
     os.write(2, f"{how}; run the same command again to go on from here\n".encode())
     os._exit(EXIT_CODE)
+
+
+def _leave() -> None:
+    """End with the exit code, as the last of what runs at exit (it is registered first).
+
+    What Python does after that takes a second, in which a signal would kill the process; and `python -m` ends itself
+    by SIGINT if one came within an `exec` of a text, caught or not (dataclasses are made so).
+    """
+    if _over is not None:
+        _write_out()
+        os._exit(_over)
+
+
+def _write_out() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # of a pipe whose reader has gone
+            stream.flush()
 
 
 def _in_main_thread() -> bool:

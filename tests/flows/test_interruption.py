@@ -192,6 +192,22 @@ def test_the_exit_code_is_ours_wherever_the_signal_came(tmp_path: Path) -> None:
     assert code("interruption.wind_down(130)") == 130
 
 
+def test_what_python_tears_down_after_its_end_cannot_change_the_exit_code() -> None:
+    done = run(
+        """
+import atexit
+class Last:
+    def __del__(self):
+        tell(name)
+last = Last()
+atexit.register(print, "at exit")
+interruption.wind_down(3)
+""",
+        "SIGTERM",
+    )
+    assert (done.returncode, done.stdout) == (3, "at exit\n"), done.stderr
+
+
 def test_work_that_makes_another_error_of_it_does_not_hide_it() -> None:
     done = run(
         """
