@@ -28,7 +28,7 @@ pytestmark = pytest.mark.faults
 
 LEASE_SECONDS = 60
 """The least that the server takes."""
-SILENCE_SECONDS, START_SECONDS = 10, 30
+SILENCE_SECONDS, START_SECONDS = 10, 15
 DEVICE = "camera-here-npu-0"
 IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "0"}
 """For a server that does not come back: Prefect's client is not to try again for long."""
@@ -311,19 +311,17 @@ def test_the_server_closes_dead_runs_and_tells_of_failed_crashed_and_late_ones(
             )
             return str(made["id"])
 
-        later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
-        silent, failing, stuck = (
-            ask_for("silent", **later),
-            ask_for("fail", **later),
-            ask_for("stuck", **later),
-        )
         late = ask_for("late")  # due now, and no worker polls
-        # As a worker does that takes runs; it dies before it starts the last.
-        for run in (silent, failing, stuck):
-            server.ask(f"/flow_runs/{run}/set_state", state={"type": "PENDING"})
+        later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+        stuck = ask_for("stuck", **later)
+        # As a worker does that takes a run, and dies before it starts the process.
+        server.ask(f"/flow_runs/{stuck}/set_state", state={"type": "PENDING"})
+        # Taken too, by a name that no automation counts from: their processes may start slowly.
+        taken = {"type": "PENDING", "name": "Taken"}
+        silent, failing = ask_for("silent", **taken), ask_for("fail", **taken)
         executing = [
             subprocess.Popen(
-                [sys.executable, "-m", "prefect", "flow-run", "execute", run],
+                [sys.executable, "-m", "prefect.engine", run],  # what a worker starts
                 cwd=tmp_path,
                 env=environment(**server.settings, PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30"),
                 stdout=(tmp_path / "executing.log").open("ab"),
