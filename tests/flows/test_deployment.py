@@ -54,14 +54,20 @@ class Api:
 
     def ended(self, deployment: str, parameters: dict[str, Any], seconds: float = 400) -> dict[str, Any]:
         """Run a deployment to its end; the state."""
-        run = self.run(deployment, parameters).raise_for_status().json()
+        return self.end_of(self.run(deployment, parameters).raise_for_status().json()["id"], seconds)
+
+    def end_of(self, run: str, seconds: float = 400) -> dict[str, Any]:
+        """Wait for the end of a run; the state."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            state = self._client.get(f"/flow_runs/{run['id']}").json()["state"]
+            state = self.state(run)
             if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-                return dict(state)
+                return state
             time.sleep(1)
-        raise AssertionError(f"{deployment} has not ended after {seconds} s: {state}")
+        raise AssertionError(f"{run} has not ended after {seconds} s: {state}")
+
+    def state(self, run: str) -> dict[str, Any]:
+        return dict(self._client.get(f"/flow_runs/{run}").raise_for_status().json()["state"])
 
     def names(self, of: str) -> set[str]:
         answer = self._client.post(f"/{of}/filter", json={})

@@ -2,13 +2,17 @@
 
 import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from tests.flows.conftest import Workplace
+from tests.flows.test_deployment import Api, served  # noqa: F401 (a fixture)
 
 
 @pytest.fixture
@@ -109,3 +113,47 @@ def test_a_run_that_fails_its_gate_exits_with_3_and_a_looser_gate_publishes_from
     assert ran == ["report", "publish"]
     assert (workplace.folder / "published" / "tiny" / "lineage.json").is_file()
     assert "0 wrong" in workplace.camera("audit", "published/tiny").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_sweep_whose_worker_is_killed_is_scheduled_again_and_redoes_nothing(
+    sweep: Workplace,
+    served: dict[str, Any],  # noqa: F811
+) -> None:
+    api = Api(served["prefect"])
+    refused = api.run("sweep/sweep", {"recipe": "recipe.yaml", "overrides": ["sweep.ratois=[0.4]"]})
+    assert refused.status_code in (409, 422), refused.text
+
+    longer = ["benchmark.decode=[16]", "benchmark.repeats=60"]
+    asked = api.run("sweep/sweep", {"recipe": "recipe.yaml", "overrides": longer}).raise_for_status().json()
+    second_begins = time.monotonic() + 400
+    while len(list(sweep.store.glob("report/*/manifest.json"))) < 1 or not any(
+        sweep.store.glob("benchmark/.*.working")
+    ):
+        assert time.monotonic() < second_begins, api.state(asked["id"])
+        time.sleep(0.1)
+    [worker] = [service["pid"] for service in served["services"] if service["name"] == "worker-camera"]
+    family = [psutil.Process(worker), *psutil.Process(worker).children(recursive=True)]
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family, timeout=20)
+    before = made(sweep)
+    assert len(list(sweep.store.glob("report/*/manifest.json"))) == 1, "one member is done, the other is not"
+
+    back = json.loads(sweep.camera("serve", "--json").stdout)
+    assert back["recovered"] == ["sweep recipe.yaml"]
+    assert api.end_of(asked["id"])["type"] == "COMPLETED"
+    after = made(sweep)
+    assert {name: after.get(name) for name in before} == before, "what was finished is not made again"
+    new = Counter(name.partition("/")[0] for name in after.keys() - before.keys())
+    assert new == {"benchmark": 1, "report": 1, "sweep": 1}
+
+
+def made(workplace: Workplace) -> dict[str, str]:
+    """When each artifact was made."""
+    found = workplace.store.glob("[!.]*/[!.]*/manifest.json")
+    return {
+        str(path.parent.relative_to(workplace.store)): json.loads(path.read_text())["created"]
+        for path in found
+    }
