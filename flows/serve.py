@@ -16,6 +16,7 @@ import httpx
 from camera.errors import CameraError
 from flows.services import HOST, Service, Services, choose_port, inherited, python, wait_until
 from tasks.project import Project
+from tasks.tracking_database import database_of, ready_database
 
 POOLS = ("camera", "ascend")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -141,6 +142,8 @@ def _mlflow(
     port = choose_port(_again(known, wanted), MLFLOW_PORT, "--mlflow-port")
     url = f"http://{HOST}:{port}"
     say(f"starting the MLflow UI on {HOST}:{port}")
+    if (database := database_of(project.mlflow_uri)) is not None:
+        ready_database(database)
     command = python("mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1")
     command += ["--backend-store-uri", project.mlflow_uri]
     command += ["--default-artifact-root", project.mlflow_artifacts.as_uri()]

@@ -1,16 +1,15 @@
 """The runs that MLflow holds, read: for tables, for the audit, and for what must stay in the store."""
 
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camera.errors import CameraError, NetworkError
 from camera.secrets import without_secrets
+from tasks.tracking_database import database_of, ready_database
 from tasks.tracking_server import check_server
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def reading() -> "Iterator[MlflowClient | None]":
     from sqlalchemy.exc import SQLAlchemyError
 
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    database = _sqlite_path(uri)
+    database = database_of(uri)
     if database is not None and not database.exists():
         yield None
         return
@@ -119,38 +118,17 @@ def connect() -> "MlflowClient":
     """A client of the tracking server or database in use.
 
     Raises:
-        OSError: if it is an SQLite database that cannot be opened (MLflow itself would try for 100 s), or a server
-            that does not answer within seconds.
+        OSError: if it is an SQLite database that cannot be opened or made, or a server that does not answer within
+            seconds.
     """
     from mlflow.tracking import MlflowClient  # 2.5 s; only who tracks or asks pays it
 
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    database = _sqlite_path(uri)
+    database = database_of(uri)
     if database is not None:
-        _check_database(database)
+        ready_database(database)
     check_server(uri)
     return MlflowClient()
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def _check_database(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist")
-    if not path.exists():
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(f"the folder {path.parent} cannot be written to")
-        return
-    try:
-        database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        try:
-            database.execute("PRAGMA schema_version").fetchone()
-        finally:
-            database.close()
-    except sqlite3.Error as error:
-        raise OSError(f"{path}: {error}") from None
 
 
 def _runs(client: "MlflowClient", limit: int | None, name: str | None) -> Iterator[Run]:

@@ -42,6 +42,8 @@ class SweepOutcome:
     unpublished: str | None
     """Why no member was published although the best should have been."""
     mlflow_run: str | None
+    mlflow_pending: str | None = None
+    """Why MLflow lacks what was to be recorded; None if it has all."""
 
     @property
     def failed(self) -> int:
@@ -88,7 +90,8 @@ def run_sweep(
         prefect_run: id of the Prefect flow run.
 
     Raises:
-        CameraError: if the model or a text is missing, or MLflow cannot be used: that stops every member.
+        CameraError: if the model or a text is missing, or MLflow cannot be used and waiting would not help: that stops every
+            member.
     """
     store = Store(project.store)
     plans = plan_sweep(sweep, store)
@@ -117,6 +120,7 @@ def run_sweep(
         raise
     if tracker is not None:
         tracker.finish("FAILED" if outcome.failed else "FINISHED")
+        outcome = replace(outcome, mlflow_run=tracker.run_id, mlflow_pending=tracker.pending)
     return outcome
 
 

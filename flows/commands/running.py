@@ -71,14 +71,14 @@ def _places(outcome: Outcome, project: Project) -> dict[str, str | None]:
         "published": None if folder is None else str(folder),
         "gguf": str(gguf),
         "report": str(report),
-        "mlflow run": _tracked(outcome, project),
+        "mlflow run": tracked(outcome.mlflow_run, outcome.mlflow_pending, project),
     }
 
 
-def _tracked(outcome: Outcome, project: Project) -> str | None:
-    """Where MLflow has the run, and what is still to be delivered there."""
-    pending = outcome.mlflow_pending and f"pending: {outcome.mlflow_pending}; run the recipe again"
-    if outcome.mlflow_run is None:
+def tracked(mlflow_run: str | None, mlflow_pending: str | None, project: Project) -> str | None:
+    """Where MLflow has a run, and what is still to be delivered there."""
+    pending = mlflow_pending and f"pending: {mlflow_pending}; run the recipe again"
+    if mlflow_run is None:
         return pending
-    place = f"{outcome.mlflow_run} in {project.mlflow_shown}"
+    place = f"{mlflow_run} in {project.mlflow_shown}"
     return f"{place}, {pending}" if pending else place

@@ -11,7 +11,7 @@ from rich.markup import escape
 from camera.report.pareto_html import CSV, JSON, summary
 from camera.report.pareto_table import sweep_table
 from flows.commands.common import print_json
-from flows.commands.running import GATE_FAILED
+from flows.commands.running import GATE_FAILED, tracked
 from tasks.project import Project
 from tasks.sweep import load_sweep
 from tasks.sweep_run import SweepFailed, SweepOutcome
@@ -43,9 +43,7 @@ def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) 
         "report": str(outcome.report),
         "json": str(outcome.report.with_name(JSON)),
         "csv": str(outcome.report.with_name(CSV)),
-        "mlflow run": None
-        if outcome.mlflow_run is None
-        else f"{outcome.mlflow_run} in {project.mlflow_shown}",
+        "mlflow run": tracked(outcome.mlflow_run, outcome.mlflow_pending, project),
     }
     if as_json:
         print_json(

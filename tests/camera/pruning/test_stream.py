@@ -361,7 +361,9 @@ def test_what_a_kill_left_half_written_does_not_reach_the_output(
     ended.join()
     (partial / f".config.json.{ended.pid}.tmp").write_text("{")
     (partial / ".work" / f".prune.json.{ended.pid}.tmp").write_text("{")
-    (partial / ".model-00001-of-00003.safetensors.h0123456789ab.1.tmp").write_text("")  # killed on another host
+    (partial / ".model-00001-of-00003.safetensors.h0123456789ab.1.tmp").write_text(
+        ""
+    )  # killed on another host
     prune_checkpoint(
         Checkpoint.open(folder), tokens, tmp_path / "out", CaptureOptions(device="cpu", batch_size=2), PRUNE
     )
