@@ -99,10 +99,13 @@ class Server:
     def state(self, run: str) -> dict[str, Any]:
         return dict(self.ask(f"/flow_runs/{run}")["state"])
 
-    def lease(self) -> datetime:
-        """When the one lease that there is ends."""
-        [file] = (self.folder / "prefect" / "concurrency_leases").glob("*-*.json")
-        return datetime.fromisoformat(json.loads(file.read_text())["expiration"])
+    def lease(self) -> tuple[str, datetime]:
+        """The id of the one lease of the device that there is, and when it ends."""
+        limit = self.ask(f"/v2/concurrency_limits/{DEVICE}")["id"]
+        files = (self.folder / "prefect" / "concurrency_leases").glob("*-*.json")
+        leases = [json.loads(file.read_text()) for file in files]  # also of runs that other tests ended
+        [lease] = [lease for lease in leases if limit in lease["resource_ids"]]
+        return lease["id"], datetime.fromisoformat(lease["expiration"])
 
 
 def wait_for(holds: Callable[[], Any], seconds: float, otherwise: str) -> Any:
@@ -213,8 +216,8 @@ def test_a_job_keeps_its_device_while_the_server_is_killed_and_loses_it_when_it_
         server.kill()
         server.start()
         holders.append(start(hold, server.settings, second))
-        known = server.lease()
-        wait_for(lambda: server.lease() > known, 60, "the lease is not renewed after the restart")
+        _, known = server.lease()
+        wait_for(lambda: server.lease()[1] > known, 60, "the lease is not renewed after the restart")
         assert server.ask(f"/v2/concurrency_limits/{DEVICE}")["active_slots"] == 1
         wait_for(lambda: "waiting for" in Path(f"{second}.log").read_text(), 60, "the second does not try")
         time.sleep(12)  # two of its tries
@@ -224,7 +227,7 @@ def test_a_job_keeps_its_device_while_the_server_is_killed_and_loses_it_when_it_
         killed = time.monotonic()
         wait_for(second.exists, LEASE_SECONDS + 45, "the slot of a killed job does not come free")
         assert time.monotonic() - killed > 15, "the lease was in force"
-        known_to_second = server.lease()
+        _, known_to_second = server.lease()
         assert known_to_second > known
     finally:
         for holder in holders:
@@ -239,9 +242,9 @@ def test_a_job_whose_slot_the_server_gave_away_says_so_and_takes_it_again(
     holder = start(hold, server.settings, device)
     try:
         wait_for(device.exists, 180, "the device is not free")
-        [file] = (server.folder / "prefect" / "concurrency_leases").glob("*-*.json")
+        lease, _ = server.lease()
         httpx.post(
-            f"{server.address}/v2/concurrency_limits/decrement-with-lease", json={"lease_id": file.stem}
+            f"{server.address}/v2/concurrency_limits/decrement-with-lease", json={"lease_id": lease}
         ).raise_for_status()
         log = Path(f"{device}.log")
         wait_for(lambda: "held again" in log.read_text(), 60, "the job did not notice")
