@@ -1,7 +1,7 @@
 """The C library's heap: what a walk frees stays for its next layer, and what fragments leave behind goes back.
 
-glibc hands a freed block back to the system and faults the pages of the next one in anew, zeroed: on a CPU a
-twelfth of a walk's time. Told to keep blocks, it keeps too many: small ones that live on fence large ones in, over 34
+glibc hands a freed block back to the system and faults the pages of the next one in anew, zeroed: on a CPU
+7 % of a plain pass's time (docs/streaming.md). Told to keep blocks, it keeps too many: small ones that live on fence large ones in, over 34
 layers of a 7B model up to a gigabyte of nothing. So it keeps them, and is trimmed when it has grown.
 """
 

@@ -113,7 +113,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 class Patience:
-    """When a server may be asked again.."""
+    """When a server may be asked again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
