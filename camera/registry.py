@@ -1,0 +1,87 @@
+"""Interchangeable things by name: families, block formats, data sets, engines, methods.
+
+A thing is one module in its package, which registers it as it is imported. So a new file is found with no other edit,
+and another distribution adds its own through the entry-point group `camera`, whose modules are imported as well.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator
+
+from camera.errors import CameraError
+
+Entry = TypeVar("Entry")
+PLUGINS = "camera"
+"""The entry-point group of other distributions' modules."""
+
+
+class Registry(Mapping[str, Entry]):
+    """The entries of one kind by name, in the order of the names; its package is imported when first asked."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        """Args:
+        kind: what an entry is, for messages: `engine`.
+        package: dotted name of the package whose modules register entries.
+        """
+        self.kind = kind
+        self._package = package
+        self._entries: dict[str, Entry] = {}
+        self._loaded = False
+
+    def register(self, name: str, entry: Entry) -> Entry:
+        """Add an entry, and give it back.
+
+        Raises:
+            ValueError: if the name is another entry's.
+        """
+        if self._entries.setdefault(name, entry) is not entry:
+            raise ValueError(f"two {self.kind}s are called {name}")
+        return entry
+
+    def __getitem__(self, name: str) -> Entry:
+        """Raises CameraError, with the names there are, for one that there is not."""
+        entries = self._all()
+        if name not in entries:
+            raise CameraError(f"unknown {self.kind} {name!r}: known are {', '.join(self)}")
+        return entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._all()))
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()
+
+    def _all(self) -> dict[str, Entry]:
+        if not self._loaded:
+            self._loaded = True  # first: a module may ask for another entry while it is imported
+            package = import_module(self._package)
+            for module in iter_modules(package.__path__, f"{self._package}."):
+                import_module(module.name)
+            for plugin in entry_points(group=PLUGINS):
+                import_module(plugin.module)
+        return self._entries
+
+
+class NameIn:
+    """Metadata of an option whose value is a name in a registry; the command line lists its choices by it."""
+
+    def __init__(self, registry: Registry[Any]) -> None:
+        self.registry = registry
+
+
+def name_in(registry: Registry[Any]) -> Any:
+    """The type of an option that names an entry: `Annotated[str, …]`, refused with the names there are."""
+
+    def known(name: str) -> str:
+        if name not in registry:
+            raise ValueError(f"unknown {registry.kind} {name!r}: known are {', '.join(registry)}")
+        return name
+
+    return Annotated[str, AfterValidator(known), NameIn(registry)]

@@ -1,0 +1,135 @@
+"""Today's results, to the bit: what a change of structure must not change.
+
+Weights of a plain prune are slices and block codes are integer arithmetic, so their digests hold on any machine. A refit
+solves equations, whose last bits are the machine's own: there the channels that stay are held, by the rows of gate.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from tasks.versioning import pull_if_tracked
+from tests.conftest import REPOSITORY
+
+CALIBRATION = ("--samples", "8", "--length", "128", "--dtype", "float32")
+
+
+def camera(*arguments: str | Path) -> None:
+    """Run the command line as a person does."""
+    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+
+
+def digest(model: Path) -> str:
+    """Of all tensors: names, shapes and bytes, in the order of the names."""
+    checkpoint = Checkpoint.open(model)
+    content = hashlib.sha256()
+    for name in sorted(checkpoint.tensors):
+        tensor = checkpoint.read(name).contiguous()
+        content.update(f"{name} {list(tensor.shape)}".encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()[:16]
+
+
+def kept_digest(model: Path, source: Path) -> str:
+    """Of the channels that stay in each layer: the source's rows of gate that the model's own weights stand in."""
+    pruned, whole = Checkpoint.open(model), Checkpoint.open(source)
+    content = hashlib.sha256()
+    for layer in range(whole.layer_count):
+        name = f"model.layers.{layer}.mlp.gate_proj.weight"
+        rows_KH, rows_FH = pruned.read(name), whole.read(name)
+        same_KF = ((rows_KH[:, None] == rows_FH[None]) | (rows_KH[:, None] == 0)).all(-1)
+        assert same_KF.sum(-1).eq(1).all()
+        content.update(str(same_KF.int().argmax(-1).tolist()).encode())
+    return content.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def models(shared_data: Path) -> dict[str, Path]:
+    tiny = REPOSITORY / "data" / "models" / "tiny-openpangu"
+    pull_if_tracked(tiny)
+    return {"tiny-openpangu": tiny, "stories260k": shared_data / "models" / "stories260k"}
+
+
+@pytest.fixture(scope="session")
+def text(shared_data: Path) -> Path:
+    return shared_data / "text" / "tinystories_sample.txt"
+
+
+PLAIN = {
+    ("tiny-openpangu", "sequential"): "4710a6a104be15e2",
+    ("tiny-openpangu", "one-shot"): "ccf13be532e6f2f5",
+    ("stories260k", "sequential"): "48374d151ff3ef9b",
+    ("stories260k", "one-shot"): "e167d3e599994e0e",
+}
+
+
+@pytest.mark.parametrize(("model", "propagate"), PLAIN)
+def test_plain_camera_writes_these_weights(
+    models: dict[str, Path], text: Path, tmp_path: Path, model: str, propagate: str
+) -> None:
+    few = ("--multiple-of", "4") if model == "stories260k" else ()
+    camera(
+        "prune",
+        models[model],
+        tmp_path / "out",
+        "--calibration",
+        text,
+        "--propagate",
+        propagate,
+        *few,
+        *CALIBRATION,
+    )
+    assert digest(tmp_path / "out") == PLAIN[model, propagate]
+
+
+METHODS = {
+    "refit": (("--refit",), "cdbe514017d2cc95"),
+    "obs": (("--score", "obs", "--refit"), "a30cb887fe27aa1d"),
+    "sparsity": (("--sparsity", "0.5"), "cab3e45e8d69ce9a"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods_keep_these_channels(
+    models: dict[str, Path], text: Path, tmp_path: Path, method: str
+) -> None:
+    flags, expected = METHODS[method]
+    camera(
+        "prune",
+        models["stories260k"],
+        tmp_path / "out",
+        "--calibration",
+        text,
+        "--multiple-of",
+        "4",
+        *flags,
+        *CALIBRATION,
+    )
+    assert kept_digest(tmp_path / "out", models["stories260k"]) == expected
+
+
+TYPES = {
+    "q4_0_64": "813b651663acce8b",
+    "q4_0": "9eeecae5fe30895b",
+    "q8_0": "0cae5531d89a1ff1",
+    "f16": "f5f6a53a4c14e7e7",
+}
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_rounding_to_nearest_writes_this_gguf(models: dict[str, Path], tmp_path: Path, type: str) -> None:
+    camera("quantize", models["tiny-openpangu"], tmp_path / "packed", "--type", type)
+    camera("convert", tmp_path / "packed", tmp_path / "tiny.gguf")
+    assert file_digest(tmp_path / "tiny.gguf") == TYPES[type]
