@@ -5,6 +5,8 @@ place where a default or a limit is written.
 """
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,12 +28,49 @@ def _some(items: tuple[Item, ...]) -> tuple[Item, ...]:
 NotEmpty = Annotated[tuple[Item, ...], AfterValidator(_some)]
 
 
+class Setting:
+    """Marks a field that says how the work is done: memory and speed depend on it, the result does not."""
+
+
+@dataclass(frozen=True)
+class UsedWhen:
+    """Marks a field that decides the result only where others of its section have certain values."""
+
+    used: Callable[[Any], bool]
+    """Given the section."""
+
+
 class Options(BaseModel):
     """Base of all option sections: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result, as JSON has them. A field without a mark is one: a forgotten mark makes
+        work again, never a wrong answer from the cache."""
+        return self.model_dump(mode="json", exclude=self._marked(Setting) | self._unused())
+
+    def execution(self) -> dict[str, Any]:
+        """The fields marked as a `Setting`, as JSON has them."""
+        return self.model_dump(mode="json", include=self._marked(Setting))
+
+    @classmethod
+    def _marked(cls, mark: type) -> set[str]:
+        return {
+            name
+            for name, field in cls.model_fields.items()
+            if any(each is mark or isinstance(each, mark) for each in field.metadata)
+        }
+
+    def _unused(self) -> set[str]:
+        return {
+            name
+            for name, field in type(self).model_fields.items()
+            for mark in field.metadata
+            if isinstance(mark, UsedWhen) and not mark.used(self)
+        }
 
 
 class DatasetOptions(Options):
@@ -73,13 +112,13 @@ class CaptureOptions(Options):
 
     propagate: Literal["one-shot", "sequential"] = "sequential"
     """`one-shot`: statistics of the original model. `sequential`: layer i sees the already pruned layers below."""
-    batch_size: PositiveInt = 8
+    batch_size: Annotated[PositiveInt, Setting] = 8
     """Samples that go through a layer at once. Changes memory and speed, not the result."""
     dtype: DTypeName = "auto"
     """What the layers compute in; `auto` is the checkpoint's own. Statistics are always float64 sums."""
     device: str = "auto"
     """`auto` (npu, else cuda, else cpu), `cpu`, `cuda[:N]` or `npu[:N]`."""
-    devices: PositiveInt = 1
+    devices: Annotated[PositiveInt, Setting] = 1
     """Split the samples over so many processes: one accelerator each, or shares of the CPU's cores."""
 
 

@@ -1,6 +1,6 @@
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from pydantic import ValidationError
@@ -15,6 +15,8 @@ from camera.options import (
     Options,
     PruneOptions,
     QuantizeOptions,
+    Setting,
+    UsedWhen,
 )
 
 SECTIONS: list[type[Options]] = [
@@ -179,3 +181,19 @@ def test_measured_widths_are_refused_in_several_steps() -> None:
 def test_a_walk_is_what_options_beyond_the_method_need() -> None:
     plain = PruneOptions()
     assert not plain.walks
+
+
+def test_a_field_decides_the_result_unless_it_is_marked() -> None:
+    class Section(Options):
+        """A section."""
+
+        ratio: float = 0.2
+        """Decides."""
+        batch_size: Annotated[int, Setting] = 8
+        """How the work is done."""
+        damping: Annotated[float, UsedWhen(lambda section: section.ratio > 0)] = 0.1
+        """Decides where something is removed."""
+
+    assert Section().identity() == {"ratio": 0.2, "damping": 0.1}
+    assert Section(ratio=0).identity() == {"ratio": 0}
+    assert Section().execution() == {"batch_size": 8}
