@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows import interruption
+from camera import shutdown
 from flows.commands import (
     cleaning,
     inspecting,
@@ -53,12 +53,12 @@ for panel, commands in _PANELS.items():
 
 def main() -> None:
     """Run a command. What a user can mend is one message and exit code 2; an interruption is 130."""
-    interruption.listen()
+    shutdown.install()
     code = 1  # of an error that nobody expects, which Python shows
     try:
         code = _run()
     finally:
-        interruption.wind_down(code)
+        shutdown.finish(code)
     sys.exit(code)
 
 
@@ -71,9 +71,9 @@ def _run() -> int:
         return _stopped()
     except SystemExit as ended:  # typer's own end; of a KeyboardInterrupt it makes 130
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        return _stopped() if code not in _COMPLETE and interruption.was_told() else code
+        return _stopped() if code not in _COMPLETE and shutdown.requested() else code
     except Exception as error:
-        if interruption.was_told():  # what a library makes of an interruption
+        if shutdown.requested():  # what a library makes of an interruption
             return _stopped()
         from camera.disk import disk_error  # only on the way out
         from camera.errors import CameraError
@@ -92,7 +92,7 @@ _COMPLETE = (0, 3)
 
 def _stopped() -> int:
     _say("stopped; run the same command again to go on from here")
-    return interruption.EXIT_CODE
+    return shutdown.EXIT_CODE
 
 
 def _say(message: str) -> None:

@@ -20,13 +20,13 @@ from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
+from camera import shutdown
 from camera.errors import NetworkError
 from camera.options import BenchmarkOptions
 from camera.report.results import read_results
 from camera.report.table import results_markdown
 from flows.accelerators import accelerators_of
 from flows.elsewhere import perform_elsewhere
-from flows.interruption import keep_listening, stop_if_told
 from flows.listeners import LogListener
 from flows.local_api import forget_events
 from flows.parameters import Override, RecipeFile
@@ -110,7 +110,7 @@ def perform_stage(
             listener.started(request.step)
 
         def progress(done: int, total: int) -> None:
-            stop_if_told()
+            shutdown.check()
             listener.progress(request.step, done, total)
 
         artifact = perform(
@@ -145,7 +145,7 @@ def compress(recipe: RecipeFile, overrides: list[Override] | None = None) -> Out
     Raises:
         GateFailed: once all is done, if the recipe has a quality gate and the model fails it.
     """
-    keep_listening()
+    shutdown.reinstall()
     project = Project.here()
     project.configure()
     end = _END.get() or _End()
@@ -196,7 +196,7 @@ def _compress(recipe: str, overrides: list[str], project: Project) -> Outcome:
     check_room(pipeline, store)
 
     def through_prefect(request: Request) -> tuple[Artifact, bool]:
-        stop_if_told()
+        shutdown.check()
         stage = perform_stage.with_options(name=request.stage.name, result_storage=project.prefect_results)
         asked = checked.benchmark
         elsewhere = asked if request.stage is benchmark.STAGE and asked.deployment is not None else None

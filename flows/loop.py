@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from camera import shutdown
 from camera.errors import CameraError
-from flows.interruption import stop_if_told
 from tasks.pipeline import build_pipeline
 from tasks.preflight import check_room
 from tasks.project import Project
@@ -28,7 +28,7 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
     check_room(pipeline, store)
 
     def directly(request: Request) -> tuple[Artifact, bool]:
-        stop_if_told()
+        shutdown.check()
         elsewhere = checked.benchmark.deployment if request.stage is benchmark.STAGE else None
         if elsewhere is not None and find(store, request) is None:
             raise CameraError(
@@ -42,7 +42,7 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
             listener.started(request.step)
 
         def progress(done: int, total: int) -> None:
-            stop_if_told()
+            shutdown.check()
             listener.progress(request.step, done, total)
 
         artifact = perform(

@@ -15,10 +15,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 
+from camera import shutdown
 from camera.errors import CameraError
 from camera.report.pareto_table import sweep_markdown
 from flows.compress import LISTENER, compress
-from flows.interruption import heeded, keep_listening
 from flows.listeners import MemberListener
 from flows.parameters import Override, RecipeFile
 from flows.presence import present
@@ -43,7 +43,7 @@ def sweep(recipe: RecipeFile, overrides: list[Override] | None = None) -> SweepO
     Raises:
         SweepFailed: once all is done, if a member has no result or none could be published.
     """
-    keep_listening()
+    shutdown.reinstall()
     project = Project.here()
     project.configure()
     with present(project.home):
@@ -67,7 +67,7 @@ def _here(sweep: Sweep, say: Callable[[str], None]) -> RunMember:
     def run(member: Member, overrides: list[str]) -> None:
         token = LISTENER.set(MemberListener(say, member.name))
         try:
-            with heeded():
+            with shutdown.checked():
                 compress(str(sweep.path), overrides)
         finally:
             LISTENER.reset(token)
@@ -80,7 +80,7 @@ def _elsewhere(sweep: Sweep, say: Callable[[str], None]) -> RunMember:
 
     def run(member: Member, overrides: list[str]) -> None:
         say(f"{member.name}: asked of {deployment}")
-        with heeded():
+        with shutdown.checked():
             made = run_deployment(deployment, parameters={"recipe": str(sweep.path), "overrides": overrides})
         assert isinstance(made, FlowRun)
         state = made.state

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from camera import shutdown
 from camera.errors import CameraError
 from flows import loop
-from flows.interruption import heeded
 from flows.listeners import MemberListener
 from tasks.project import Project
 from tasks.sweep import Member, load_sweep
@@ -26,7 +26,7 @@ def sweep(recipe: Path, overrides: list[str], say: Callable[[str], None]) -> Swe
         )
 
     def run(member: Member, changes: list[str]) -> None:
-        with heeded():
+        with shutdown.checked():
             loop.compress(recipe, changes, MemberListener(say, member.name))
 
     outcome = run_sweep(checked, run, Project.here(), lambda member, line: say(f"{member.name}: {line}"))

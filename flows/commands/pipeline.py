@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
+from camera import shutdown
 from flows.commands.common import print_json, say
 from flows.commands.flags import Json, Overrides, RecipePath
-from flows.interruption import starting
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
 
     Examples: `camera run recipes/demo.yaml`  `camera run recipes/demo.yaml --set prune.ratio=0.3 --no-prefect`
     """
-    with starting():
+    with shutdown.exit_at_once():
         from flows.commands.start_up import begin_run
 
         begin_run(recipe, list(overrides or ()), no_prefect=no_prefect)

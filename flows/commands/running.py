@@ -7,10 +7,10 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from camera import shutdown
 from camera.report.results import read_results
 from camera.report.table import results_table
 from flows.commands.common import print_json
-from flows.interruption import starting
 from flows.listeners import LiveListener, LogListener
 from tasks.project import Project
 from tasks.run import GateFailed, Listener, Outcome
@@ -51,7 +51,7 @@ def _run(
         return loop.compress(recipe, overrides, listener)
     if "PREFECT_API_URL" not in os.environ:
         console.print("starting Prefect's API in this process …", style="dim")
-    with starting():
+    with shutdown.exit_at_once():
         import mlflow.tracking  # noqa: F401  # two more, which the run would pay later: here the API is still starting
 
         from flows import compress  # two seconds of imports, which --no-prefect does not pay

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from camera import shutdown
 from flows.commands.common import print_json, say
 from flows.commands.flags import Json, Overrides, RecipePath
-from flows.interruption import starting
 
 if TYPE_CHECKING:
     from tasks.sweep import MemberPlan, Sweep
@@ -45,7 +45,7 @@ def sweep(
     if dry_run:
         _show_plan(recipe, changes, as_json)
         return
-    with starting():
+    with shutdown.exit_at_once():
         from flows.commands.running_sweeps import run
 
     run(recipe, changes, no_prefect=no_prefect, as_json=as_json)

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 BOTH = pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 BEGIN = """
 import contextlib, os, signal, sys, time, weakref
-from flows import interruption
+from camera import shutdown
 
 def tell(name):
     os.kill(os.getpid(), getattr(signal, name))
@@ -22,7 +22,7 @@ def tell(name):
 class Thing:
     pass
 
-interruption.listen()
+shutdown.install()
 name = sys.argv[1]
 """
 
@@ -42,11 +42,11 @@ def environment() -> dict[str, str]:
 def test_what_was_caught_and_kept_stops_the_run_before_its_next_step(name: str) -> None:
     done = run(
         """
-interruption.stop_if_told()  # nobody has said anything yet
+shutdown.check()  # nobody has said anything yet
 with contextlib.suppress(KeyboardInterrupt):  # as an import does that is tried and given up
     tell(name)
 print("went on", flush=True)
-interruption.stop_if_told()
+shutdown.check()
 print("and on")
 """,
         name,
@@ -91,7 +91,7 @@ def test_a_chain_of_destructors_cannot_wear_it_out() -> None:
         """
 class Slow:
     def __del__(self):
-        if not interruption.was_told():
+        if not shutdown.requested():
             tell(name)
         time.sleep(0.2)  # long enough for the next time to come within it
 things = [Slow() for _ in range(5)]
@@ -160,7 +160,7 @@ def test_two_signals_in_a_moment_are_one() -> None:
 
 
 def test_a_signal_after_all_work_is_done_changes_no_exit_code_and_waits_for_nothing() -> None:
-    with started('print("done")\ninterruption.wind_down(3)\ntime.sleep(60)', "") as process:
+    with started('print("done")\nshutdown.finish(3)\ntime.sleep(60)', "") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "done\n"
         process.send_signal(signal.SIGINT)
@@ -170,7 +170,7 @@ def test_a_signal_after_all_work_is_done_changes_no_exit_code_and_waits_for_noth
 def test_before_anything_has_begun_it_ends_at_once_whatever_an_import_makes_of_it() -> None:
     done = run(
         """
-with interruption.starting():
+with shutdown.exit_at_once():
     with contextlib.suppress(KeyboardInterrupt):
         tell(name)
     print("went on")
@@ -189,7 +189,7 @@ def test_the_exit_code_is_ours_wherever_the_signal_came(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=tmp_path, env=environment(), timeout=60, check=False).returncode
 
     assert code("pass") == -signal.SIGINT, "Python's own doing"
-    assert code("interruption.wind_down(130)") == 130
+    assert code("shutdown.finish(130)") == 130
 
 
 def test_what_python_tears_down_after_its_end_cannot_change_the_exit_code() -> None:
@@ -201,7 +201,7 @@ class Last:
         tell(name)
 last = Last()
 atexit.register(print, "at exit")
-interruption.wind_down(3)
+shutdown.finish(3)
 """,
         "SIGTERM",
     )
@@ -212,7 +212,7 @@ def test_work_that_makes_another_error_of_it_does_not_hide_it() -> None:
     done = run(
         """
 try:
-    with interruption.heeded():
+    with shutdown.checked():
         try:
             tell(name)
         except KeyboardInterrupt:
@@ -229,11 +229,11 @@ def test_sigterm_is_taken_back_from_a_flow_and_left_to_a_worker() -> None:
     script = """
 def other(number, frame): ...
 signal.signal(signal.SIGTERM, other)
-interruption.keep_listening()
+shutdown.reinstall()
 print(signal.getsignal(signal.SIGTERM) is not other)
 """
     assert run(script, "").stdout == "True\n"
-    assert run("interruption._listens = False\n" + script, "").stdout == "False\n"
+    assert run("shutdown._installed = False\n" + script, "").stdout == "False\n"
 
 
 def started(script: str, argument: str) -> "subprocess.Popen[str]":
