@@ -15,11 +15,11 @@ from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json
+from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.importance import kept_channels, kept_width
 from camera.pruning.prune import SUMMARY
 from camera.pruning.stream import prune_checkpoint
-from camera.pruning.walk import LayerWalk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,7 +112,7 @@ def prune_by(
         sequential: whether a layer sees what the pruned layers below it put out.
     """
     model = checkpoint.load_model(torch.float32)
-    walk = LayerWalk(checkpoint, torch.device("cpu"), torch.float32)
+    walk = LayerRunner(checkpoint, torch.device("cpu"), torch.float32)
     call = walk.caller(tokens_ST.shape[1])
     with torch.no_grad():  # no inference mode: its tensors would be the model's weights
         hidden_STH = walk.embed(tokens_ST)

@@ -7,12 +7,12 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import dtype_name, resolve_device, resolve_dtype
 from camera.files import write_json
+from camera.layerwise.collectives import Collectives, ranks
+from camera.layerwise.resume import clear_states
+from camera.layerwise.statistics import LayerStatistics, write_statistics
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
 from camera.pruning.propagate import Selection, propagate
-from camera.pruning.ranks import Ranks, ranks
-from camera.pruning.state import clear_states
-from camera.pruning.statistics import LayerStatistics, write_statistics
 
 STATISTICS = "statistics.safetensors"
 
@@ -74,7 +74,7 @@ def write_captured(
 
 
 def _help(
-    us: Ranks,
+    us: Collectives,
     folder: Path,
     tokens_ST: torch.Tensor,
     out: Path,

@@ -14,13 +14,12 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.files import read_json, write_json
+from camera.layerwise.collectives import Collectives, ranks
+from camera.layerwise.statistics import LayerStatistics, gather_channels
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress
-from camera.pruning.channels import of_channels
 from camera.pruning.importance import importance, kept_channels
 from camera.pruning.propagate import Selection, Visit, propagate
-from camera.pruning.ranks import Ranks, ranks
-from camera.pruning.statistics import LayerStatistics
 from camera.pruning.surgery import ROLES, Surgery, surgery_of
 
 
@@ -46,7 +45,9 @@ class Decision:
         name = walked.family.ffn_names(self.layer)[2]
         if self.resumed or name in self.matrices:
             return self
-        return replace(self, matrices={**self.matrices, name: of_channels(walked.read(name), self.kept_K)})
+        return replace(
+            self, matrices={**self.matrices, name: gather_channels(walked.read(name), self.kept_K)}
+        )
 
 
 def decide(
@@ -119,7 +120,7 @@ def _noted(work: Path, visit: Visit) -> tuple[torch.Tensor, dict[str, Any]]:
 
 
 def _help(
-    us: Ranks,
+    us: Collectives,
     folder: Path,
     tokens_ST: torch.Tensor,
     work: Path,

@@ -13,12 +13,12 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import memory_bytes, resolve_device, resolve_dtype, synchronize
 from camera.heap import SLACK_BYTES
+from camera.layerwise.feed_forward import ACTIVATION_BUDGET_BYTES, trial
+from camera.layerwise.gram import LayerGram
+from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions
-from camera.pruning.gram import LayerGram
 from camera.pruning.propagate import Selection
 from camera.pruning.surgery import Surgery, exact_device
-from camera.pruning.visitor import ACTIVATION_BUDGET_BYTES, trial
-from camera.pruning.walk import LayerWalk
 
 _PROBE = 512
 _FACTOR_SLOWNESS = 3
@@ -61,7 +61,7 @@ def estimate_walk(
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, checkpoint.dtype)
     begun = time.perf_counter()
-    walk = LayerWalk(checkpoint, device, dtype)
+    walk = LayerRunner(checkpoint, device, dtype)
     # Not after the trial, which leaves freed memory and mapped weights that are counted by themselves.
     process = 0 if device.type != "cpu" else psutil.Process().memory_info().rss
     batch = min(options.batch_size, samples)

@@ -9,7 +9,7 @@ from math import ceil
 import torch
 
 from camera.errors import CameraError
-from camera.pruning.statistics import LayerStatistics
+from camera.layerwise.statistics import LayerStatistics
 
 _ROWS_AT_ONCE = 32  # of a down projection in float64: 3 MB for 12,800 channels, which stays in the cache
 

@@ -13,10 +13,10 @@ from camera.devices import resolve_device, resolve_dtype
 from camera.errors import CameraError
 from camera.evaluation.windows import pieces
 from camera.formats.names import EMBEDDING, OUTPUT
+from camera.layerwise.observers import final_norm
+from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning.walk import LayerWalk
-from camera.quantization.moments import final_norm
 
 
 def layer_losses(
@@ -43,7 +43,7 @@ def layer_losses(
     """
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, dense.dtype)
-    walks = LayerWalk(dense, device, dtype), LayerWalk(cut, device, dtype)
+    walks = LayerRunner(dense, device, dtype), LayerRunner(cut, device, dtype)
     call = walks[0].caller(tokens_WT.shape[1])
     step = options.batch_size
 

@@ -9,12 +9,12 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.files import read_json, write_json
+from camera.layerwise.statistics import LayerStatistics, read_statistics
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.capture import STATISTICS, write_captured
 from camera.pruning.decisions import Decision
 from camera.pruning.prune import KEPT, SUMMARY, Pruned, share_kept, summarize
 from camera.pruning.score import SCORES, read_scores, write_scores
-from camera.pruning.statistics import LayerStatistics, read_statistics
 from camera.pruning.widths import Widths
 
 FILES = (KEPT, SUMMARY, STATISTICS, "capture.json", SCORES, "scores.json")

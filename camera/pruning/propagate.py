@@ -17,17 +17,16 @@ from camera.devices import dtype_name, free_memory_bytes, resolve_device, resolv
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import reserve
+from camera.layerwise.collectives import Collectives
+from camera.layerwise.feed_forward import FeedForwardPass
+from camera.layerwise.gram import LayerGram, held_back
+from camera.layerwise.resume import StateFiles, StateSaver
+from camera.layerwise.runner import LayerRunner
+from camera.layerwise.statistics import LayerStatistics
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning.gram import LayerGram, held_back
 from camera.pruning.importance import importance, kept_channels, kept_width
-from camera.pruning.ranks import Ranks
-from camera.pruning.saving import Saving
-from camera.pruning.state import StateFiles
-from camera.pruning.statistics import LayerStatistics
 from camera.pruning.surgery import ROLES, Cut, CutRecord, Surgery, cut_layer, cut_plainly, make_sparse
-from camera.pruning.visitor import Visitor
-from camera.pruning.walk import LayerWalk
 from camera.temporaries import temporary_of
 
 _SHARE_OF_FREE = 0.5
@@ -77,7 +76,7 @@ def propagate(
     work: Path,
     *,
     surgery: Surgery | None = None,
-    ranks: Ranks | None = None,
+    ranks: Collectives | None = None,
     before_saving: Callable[[], None] = lambda: None,
     progress: Progress = silent,
 ) -> Iterator[Visit]:
@@ -103,7 +102,7 @@ def propagate(
         CameraError: for weights or activations with NaN or infinity, tokens outside the vocabulary, or windows
             longer than the model's positions.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or Collectives()
     device = _device_of(options, ranks)
     dtype = resolve_dtype(options.dtype, checkpoint.dtype)
     _check_tokens(checkpoint, tokens_ST, ranks)
@@ -112,10 +111,10 @@ def propagate(
         work, fingerprint(checkpoint, tokens_ST, dtype, selection, surgery), ranks.rank, ranks.count
     )
     held_S = ranks.share(torch.tensor(held_back(len(tokens_ST)))).tolist()
-    walk = LayerWalk(checkpoint, device, dtype)
+    walk = LayerRunner(checkpoint, device, dtype)
     call = walk.caller(tokens_ST.shape[1])
     count, samples = checkpoint.layer_count, len(mine_ST)
-    with torch.inference_mode(), Saving(states, ranks, before_saving) as saving:
+    with torch.inference_mode(), StateSaver(states, ranks, before_saving) as saving:
         layers, hidden_STH = _entering(walk, states, mine_ST, options.batch_size, work, ranks)
         for index, statistics in enumerate(layers):
             kept_K = None if surgery is not None else _select(checkpoint, index, selection, statistics)
@@ -127,7 +126,7 @@ def propagate(
                 progress(done + seen, samples * count)
 
             with walk.layer(index) as module:
-                visit = Visitor(module, call, hidden_STH, options.batch_size, last=index + 1 == count)
+                visit = FeedForwardPass(module, call, hidden_STH, options.batch_size, last=index + 1 == count)
                 gram = None
                 if surgery is not None and surgery.needs_gram:
                     gram = LayerGram(checkpoint.ffn_width, device)
@@ -151,12 +150,17 @@ def propagate(
             yield Visit(index, statistics, kept_K, resumed=False, cut=cut)
             if index + 1 < count:
                 saving.save_if_due(layers, hidden_STH)
-    ranks.wait()
+    ranks.barrier()
     progress(samples * count, samples * count)
 
 
 def _entering(
-    walk: LayerWalk, states: StateFiles, mine_ST: torch.Tensor, batch_size: int, work: Path, ranks: Ranks
+    walk: LayerRunner,
+    states: StateFiles,
+    mine_ST: torch.Tensor,
+    batch_size: int,
+    work: Path,
+    ranks: Collectives,
 ) -> tuple[list[LayerStatistics], torch.Tensor]:
     """Statistics of the layers that an earlier walk saw, and the hidden states that enter the next one."""
     state = states.newest()
@@ -201,7 +205,7 @@ def _cut(
     gram: LayerGram | None,
     input_squares_H: torch.Tensor,
     surgery: Surgery,
-    ranks: Ranks,
+    ranks: Collectives,
 ) -> Cut:
     """Decide on the first rank, and hand out what the others need to go on."""
     surgery = surgery.of_layer(index)
@@ -216,7 +220,7 @@ def _cut(
         cut = _handed_out(index, statistics, gram, down_HF, surgery, ranks)
     if not surgery.sparsity:
         return cut
-    ranks.add_up(input_squares_H)
+    ranks.all_reduce(input_squares_H)
     own = {role: checkpoint.read(name) for role, name in names.items()}
     return make_sparse(cut, statistics, input_squares_H, own, surgery)
 
@@ -227,7 +231,7 @@ def _handed_out(
     gram: LayerGram,
     down_HF: torch.Tensor,
     surgery: Surgery,
-    ranks: Ranks,
+    ranks: Collectives,
 ) -> Cut:
     """The cut of the first rank, on every rank; the record is complete on the first alone."""
     if ranks.first:
@@ -235,18 +239,18 @@ def _handed_out(
     else:
         nothing = CutRecord(surgery.score, False, None, gram.fit_tokens, gram.held_tokens, None, None)
         cut = Cut(torch.empty(surgery.kept, dtype=torch.int64), {}, nothing)
-    ranks.hand_out(cut.kept_K)
-    if ranks.agree(len(cut.matrices)):
+    ranks.broadcast(cut.kept_K)
+    if ranks.broadcast_int(len(cut.matrices)):
         down_HK = cut.matrices.get("down")
         if down_HK is None:
             down_HK = torch.empty(len(down_HF), surgery.kept, dtype=down_HF.dtype)
-        ranks.hand_out(down_HK)
+        ranks.broadcast(down_HK)
         cut = replace(cut, matrices={"down": down_HK})
     return cut
 
 
 def _room(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, work: Path, ranks: Ranks
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, work: Path, ranks: Collectives
 ) -> torch.Tensor:
     """Room for hidden states where they fit: on the device, else in the host's memory, else in a mapped file."""
     size = prod(shape) * dtype.itemsize
@@ -262,7 +266,7 @@ def _room(
     return mapped.view(shape)
 
 
-def _device_of(options: CaptureOptions, ranks: Ranks) -> torch.device:
+def _device_of(options: CaptureOptions, ranks: Collectives) -> torch.device:
     """Each rank takes an accelerator of its own; on the CPU they share the cores."""
     device = resolve_device(options.device)
     if device.type == "cpu" or ranks.count == 1:
@@ -270,7 +274,7 @@ def _device_of(options: CaptureOptions, ranks: Ranks) -> torch.device:
     return resolve_device(f"{device.type}:{ranks.rank}")
 
 
-def _check_tokens(checkpoint: Checkpoint, tokens_ST: torch.Tensor, ranks: Ranks) -> None:
+def _check_tokens(checkpoint: Checkpoint, tokens_ST: torch.Tensor, ranks: Collectives) -> None:
     length = tokens_ST.shape[1]
     positions = int(checkpoint.config.get("max_position_embeddings", length))
     if length > positions:

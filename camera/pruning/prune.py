@@ -10,9 +10,9 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
 from camera.files import read_json, whole_file, write_json
+from camera.layerwise.statistics import gather_channels
 from camera.options import PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning.channels import of_channels
 from camera.pruning.importance import kept_channels, kept_width
 from camera.pruning.score import read_scores
 
@@ -204,7 +204,7 @@ def pruned_matrix(
         return changed.new_zeros(checkpoint.tensors[name].shape).index_copy_(dim, kept_K, changed)
     matrix = checkpoint.read_finite(name)
     if mode == "physical":
-        kept = of_channels(matrix, kept_K) if dim == 1 else matrix.index_select(0, kept_K)
+        kept = gather_channels(matrix, kept_K) if dim == 1 else matrix.index_select(0, kept_K)
         return _padded(kept, dim, padded_to)
     stays_F = torch.zeros(matrix.shape[dim], dtype=torch.bool)
     stays_F[kept_K] = True

@@ -8,10 +8,10 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
 from camera.files import write_json
+from camera.layerwise.statistics import read_statistics
 from camera.progress import Progress, silent
 from camera.pruning.capture import STATISTICS
 from camera.pruning.importance import importance
-from camera.pruning.statistics import read_statistics
 
 SCORES = "scores.safetensors"
 

@@ -18,6 +18,7 @@ from camera.devices import resolve_dtype
 from camera.disk import told_of_disks
 from camera.errors import CameraError
 from camera.files import held, read_json, refuse_occupied, sync, sync_tree, write_json
+from camera.layerwise.resume import clear_states
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.decisions import Decision, decide
@@ -25,7 +26,6 @@ from camera.pruning.importance import kept_width
 from camera.pruning.outcome import FILES, Outcome
 from camera.pruning.propagate import fingerprint
 from camera.pruning.prune import pruned_matrix
-from camera.pruning.state import clear_states
 from camera.pruning.target import PrunedTarget
 from camera.pruning.widths import CURVES, Widths, measured, measures, uniform
 from camera.temporaries import sweep

@@ -10,12 +10,13 @@ from typing import Literal
 
 import torch
 
+from camera.layerwise.feed_forward import ROLES
+from camera.layerwise.gram import LayerGram
+from camera.layerwise.statistics import LayerStatistics
 from camera.options import PruneOptions, SparsityPattern
-from camera.pruning.gram import LayerGram
 from camera.pruning.importance import importance, kept_channels
 from camera.pruning.obs import obs_channels
 from camera.pruning.refit import output_error, refit
-from camera.pruning.statistics import LayerStatistics
 from camera.pruning.wanda import sparsified, zero_share
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,6 @@ log = logging.getLogger(__name__)
 TOKENS_PER_CHANNEL = 4
 """Fewer fitted tokens than this for every FFN channel, and a layer is not refitted."""
 
-ROLES = ("gate", "up", "down")
-"""The feed-forward matrices, in the order of `Family.ffn_names`."""
 _ROUNDS = 64
 """OBS removes a share of 1 / 64 of the channels in a round, unless told otherwise."""
 

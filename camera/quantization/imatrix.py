@@ -20,11 +20,11 @@ from camera.errors import CameraError
 from camera.files import whole_file
 from camera.formats.gguf_reader import open_gguf
 from camera.formats.names import EMBEDDING, OUTPUT, tensor_names
+from camera.layerwise.observers import final_norm, input_squares, squares
+from camera.layerwise.runner import LayerRunner
 from camera.models import Family
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
-from camera.pruning.walk import LayerWalk
-from camera.quantization.moments import final_norm, input_squares, squares
 
 _KIND = "imatrix"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -81,7 +81,7 @@ def collect_imatrix(
         CameraError: if a weight is missing or not finite, or the model computes NaN or infinity.
     """
     device = resolve_device(options.device)
-    walk = LayerWalk(checkpoint, device, resolve_dtype(options.dtype, checkpoint.dtype))
+    walk = LayerRunner(checkpoint, device, resolve_dtype(options.dtype, checkpoint.dtype))
     call = walk.caller(tokens_ST.shape[1])
     sums: dict[str, torch.Tensor] = {}
     with torch.inference_mode():

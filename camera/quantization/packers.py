@@ -15,12 +15,12 @@ from camera.devices import resolve_device, resolve_dtype
 from camera.formats import blocks
 from camera.formats.names import EMBEDDING
 from camera.formats.quantize import Packed, PlannedTensor, layer_file, plan_types
+from camera.layerwise.observers import SHARED_INPUTS, advance, final_norm, input_products
+from camera.layerwise.runner import LayerRunner
 from camera.options import BlockType, QuantizeOptions
-from camera.pruning.walk import LayerWalk
 from camera.quantization.errors import error_by_products, error_by_squares
 from camera.quantization.gptq import inverse_factor, quantize_by_gptq
 from camera.quantization.imatrix import Imatrix
-from camera.quantization.moments import SHARED_INPUTS, advance, final_norm, input_products
 from camera.quantization.q4 import is_q4
 from camera.quantization.search import quantize_by_search
 
@@ -112,8 +112,8 @@ class GptqPacker:
             return self._compensate(tensor, weight, name, self._tied_products)
 
     @cached_property
-    def _walk(self) -> LayerWalk:
-        return LayerWalk(
+    def _walk(self) -> LayerRunner:
+        return LayerRunner(
             self._checkpoint,
             self._device,
             resolve_dtype(self._options.dtype, self._checkpoint.dtype),

@@ -8,9 +8,9 @@ from quality_methods import BASELINE, METHODS, prune_by, pruned
 from quality_scores import Layer
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.layerwise.statistics import LayerStatistics
 from camera.options import PruneOptions
 from camera.pruning.importance import importance
-from camera.pruning.statistics import LayerStatistics
 from tests.tiny import TOKENS, tiny_checkpoint
 
 PRUNE = PruneOptions(ratio=0.4, multiple_of=8)

@@ -190,7 +190,7 @@ def map_hidden_states(folder: Path, disk: Path) -> None:
     try:
         with told_of_disks(disk):
             room = propagate._room(
-                (1 << 12, 1 << 8), torch.float32, torch.device("cpu"), disk, propagate.Ranks()
+                (1 << 12, 1 << 8), torch.float32, torch.device("cpu"), disk, propagate.Collectives()
             )
             room.fill_(1)
     except Exception as error:

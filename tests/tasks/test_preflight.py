@@ -258,8 +258,8 @@ from pathlib import Path
 import psutil, torch
 import flows.compress, mlflow.tracking
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.pruning.walk import LayerWalk
-LayerWalk(Checkpoint.open(Path(sys.argv[1])), torch.device("cpu"), torch.float32)
+from camera.layerwise.runner import LayerRunner
+LayerRunner(Checkpoint.open(Path(sys.argv[1])), torch.device("cpu"), torch.float32)
 print(psutil.Process().memory_info().rss)
 """
 

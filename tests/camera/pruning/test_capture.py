@@ -8,13 +8,13 @@ import torch
 from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
+from camera.layerwise import feed_forward as visitor
+from camera.layerwise.statistics import LayerStatistics, read_statistics
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning import propagate as walk
-from camera.pruning import visitor
 from camera.pruning.capture import STATISTICS, capture
 from camera.pruning.importance import importance, kept_channels, kept_width
 from camera.pruning.propagate import selection_of
-from camera.pruning.statistics import LayerStatistics, read_statistics
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import (
     KINDS,

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camera.errors import CameraError
+from camera.layerwise.statistics import LayerStatistics
 from camera.pruning.importance import importance, kept_channels, kept_width
-from camera.pruning.statistics import LayerStatistics
 from tests.camera.pruning import naive
 
 

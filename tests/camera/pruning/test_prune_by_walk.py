@@ -12,9 +12,10 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
+from camera.layerwise import feed_forward as visitor
+from camera.layerwise import resume as saving
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning import saving, visitor
 from camera.pruning.capture import STATISTICS
 from camera.pruning.outcome import FILES
 from camera.pruning.prune import KEPT, SUMMARY, Pruned

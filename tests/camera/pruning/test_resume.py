@@ -8,9 +8,9 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
+from camera.layerwise import resume as saving
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning import saving
 from camera.pruning.capture import STATISTICS, capture
 from camera.pruning.propagate import selection_of
 from camera.pruning.prune import prune

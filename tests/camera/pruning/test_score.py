@@ -6,9 +6,9 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
+from camera.layerwise.statistics import LayerStatistics, write_statistics
 from camera.pruning.capture import STATISTICS
 from camera.pruning.score import read_scores, score
-from camera.pruning.statistics import LayerStatistics, write_statistics
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import PRUNE, Build, run_steps
 

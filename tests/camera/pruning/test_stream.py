@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from camera.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
+from camera.layerwise import feed_forward as visitor
+from camera.layerwise import resume as saving
+from camera.layerwise.resume import StateFiles
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning import propagate as walk
-from camera.pruning import saving, visitor
 from camera.pruning.prune import KEPT, SUMMARY, Pruned
-from camera.pruning.state import StateFiles
 from camera.pruning.stream import prune_checkpoint
 from camera.pruning.target import PrunedTarget
 from tests.camera.pruning.conftest import (

@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
+from camera.layerwise.gram import LayerGram
+from camera.layerwise.statistics import LayerStatistics
 from camera.options import PruneOptions
-from camera.pruning.gram import LayerGram
 from camera.pruning.importance import importance, kept_channels
-from camera.pruning.statistics import LayerStatistics
 from camera.pruning.surgery import Cut, Surgery, cut_layer, surgery_of
 
 WIDTH, KEPT, HIDDEN = 24, 15, 8

@@ -9,8 +9,8 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json
+from camera.layerwise import resume as saving
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning import saving
 from camera.pruning import widths as measuring
 from camera.pruning.layer_loss import layer_losses
 from camera.pruning.outcome import FILES

@@ -13,10 +13,10 @@ from camera.errors import CameraError
 from camera.formats import blocks
 from camera.formats.quantize import quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel
+from camera.layerwise.observers import SHARED_INPUTS
 from camera.options import QuantizeOptions
 from camera.quantization.gptq import inverse_factor, quantize_by_gptq
 from camera.quantization.imatrix import collect_imatrix
-from camera.quantization.moments import SHARED_INPUTS
 from camera.quantization.quantize_calibrated import quantize_calibrated
 from camera.quantization.search import quantize_by_search
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from camera.pruning.ranks import Ranks
+from camera.layerwise.collectives import Collectives
 
 _HELD_BACK_SHARE = 8
 _BLOCKS = 8
@@ -42,11 +42,11 @@ class LayerGram:
                 self.fit_tokens += len(act_TF)
                 _add_products(self._fit_FF, act_TF)
 
-    def merge(self, ranks: Ranks) -> None:
+    def merge(self, ranks: Collectives) -> None:
         """Make this the Gram matrix of all ranks' samples."""
         tokens = torch.tensor([self.fit_tokens, self.held_tokens])
         for sums in (tokens, self._fit_FF, self._held_FF):
-            ranks.add_up(sums)
+            ranks.all_reduce(sums)
         self.fit_tokens, self.held_tokens = tokens.tolist()
 
     def parts(self) -> tuple[torch.Tensor, torch.Tensor]:

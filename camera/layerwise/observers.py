@@ -16,7 +16,7 @@ SHARED_INPUTS: tuple[tuple[str, ...], ...] = (
 """The linear layers of a decoder layer, those that read the same input together, in the order in which they compute."""
 
 Layer = Callable[[nn.Module, torch.Tensor], torch.Tensor]
-"""Runs a module on hidden states [batch, tokens, hidden]; see `LayerWalk.caller`."""
+"""Runs a module on hidden states [batch, tokens, hidden]; see `LayerRunner.caller`."""
 
 
 class _Seen(BaseException):

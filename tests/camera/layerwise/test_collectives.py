@@ -16,15 +16,15 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
+from camera.layerwise import collectives as ranks_module
+from camera.layerwise import resume as saving
+from camera.layerwise.collectives import Collectives, ranks
+from camera.layerwise.statistics import LayerStatistics, read_statistics
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning import ranks as ranks_module
-from camera.pruning import saving
 from camera.pruning.capture import STATISTICS, capture
 from camera.pruning.importance import importance, kept_channels, kept_width
 from camera.pruning.propagate import selection_of
-from camera.pruning.ranks import Ranks, ranks
-from camera.pruning.statistics import LayerStatistics, read_statistics
 from camera.pruning.stream import prune_checkpoint
 from tests.camera.pruning.conftest import PRUNE, Build, KilledError, contents, kill_at
 from tests.tiny import TOKENS
@@ -156,7 +156,7 @@ def test_a_state_that_not_every_rank_can_read_is_no_state(
 @pytest.mark.parametrize(("samples", "count"), [(7, 2), (7, 3), (2, 2), (8, 3), (5, 1)])
 def test_shares_are_consecutive_even_and_complete(samples: int, count: int) -> None:
     tokens_ST = torch.arange(samples)[:, None]
-    shares = [Ranks(rank, count).share(tokens_ST) for rank in range(count)]
+    shares = [Collectives(rank, count).share(tokens_ST) for rank in range(count)]
     assert torch.equal(torch.cat(shares), tokens_ST)
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
@@ -165,37 +165,37 @@ def test_shares_are_consecutive_even_and_complete(samples: int, count: int) -> N
 # What befalls a rank. The functions run in the other processes.
 
 
-def meet(us: Ranks, report: Path) -> None:
+def meet(us: Collectives, report: Path) -> None:
     """One sum and one maximum over all ranks, a value of the first, and a vote."""
     mine = LayerStatistics(torch.tensor([float(us.rank)]).double(), torch.tensor([float(us.rank)]))
     us.merge(mine)
     found = {
         "sum": float(mine.sum_squares_F),
         "max": float(mine.max_abs_F),
-        "agreed": us.agree(us.rank + 5),
+        "agreed": us.broadcast_int(us.rank + 5),
         "equal": us.all_equal(7),
         "unequal": us.all_equal(us.rank),
         "threads": torch.get_num_threads(),
     }
-    us.wait()
+    us.barrier()
     (report / f"{us.rank}.json").write_text(json.dumps(found))
 
 
-def refuse(us: Ranks) -> None:
+def refuse(us: Collectives) -> None:
     raise CameraError(f"rank {us.rank} read a damaged checkpoint: fetch it again")
 
 
-def refuse_late(us: Ranks) -> None:
-    us.wait()
+def refuse_late(us: Collectives) -> None:
+    us.barrier()
     refuse(us)
 
 
-def stumble(us: Ranks) -> None:
+def stumble(us: Collectives) -> None:
     raise ZeroDivisionError
 
 
-def die(us: Ranks) -> None:
-    us.wait()
+def die(us: Collectives) -> None:
+    us.barrier()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -206,13 +206,13 @@ class DiesAtStart:
         return os._exit, (3,)
 
 
-def do_nothing(us: Ranks, *arguments: object) -> None:
+def do_nothing(us: Collectives, *arguments: object) -> None:
     pass
 
 
-def walk_on(us: Ranks, layers: int = 5) -> None:
+def walk_on(us: Collectives, layers: int = 5) -> None:
     """Meet, and merge layer by layer."""
-    us.wait()
+    us.barrier()
     for _ in range(layers):
         us.merge(LayerStatistics.zeros(4))
 
@@ -242,7 +242,7 @@ def test_alone_there_is_no_other_process() -> None:
     with ranks(1, refuse) as us:
         assert (us.rank, us.count, us.first) == (0, 1, True)
         walk_on(us)
-        assert us.agree(3) == 3
+        assert us.broadcast_int(3) == 3
         assert us.all_equal(3)
         assert multiprocessing.active_children() == []
 
@@ -312,8 +312,8 @@ def test_a_rank_that_dies_at_its_start_is_not_waited_for() -> None:
 
 
 def test_an_error_of_the_first_rank_ends_the_others() -> None:
-    def stop(us: Ranks) -> None:
-        us.wait()
+    def stop(us: Collectives) -> None:
+        us.barrier()
         us.merge(LayerStatistics.zeros(4))
         raise KilledError
 

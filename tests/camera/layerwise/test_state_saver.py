@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from camera.disk import DiskError
-from camera.pruning import saving
-from camera.pruning.ranks import Ranks
-from camera.pruning.saving import Saving
-from camera.pruning.state import StateFiles
-from camera.pruning.statistics import LayerStatistics
+from camera.layerwise import resume as saving
+from camera.layerwise.collectives import Collectives
+from camera.layerwise.resume import StateFiles, StateSaver
+from camera.layerwise.statistics import LayerStatistics
 
 MINE = "ab" * 32
 
@@ -21,7 +20,7 @@ def layers(count: int) -> list[LayerStatistics]:
 
 def test_hidden_states_may_change_as_soon_as_a_state_is_written(tmp_path: Path) -> None:
     states, hidden_STH = StateFiles(tmp_path, MINE), torch.ones(2, 3, 4)
-    with Saving(states, Ranks(), lambda: None) as saved:
+    with StateSaver(states, Collectives(), lambda: None) as saved:
         saved.save_if_due(layers(1), hidden_STH)
         hidden_STH.zero_()
     found = states.newest()
@@ -33,7 +32,7 @@ def test_a_later_state_takes_the_place_of_an_earlier_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saving, "_SHARE", 1e9)
-    with Saving(StateFiles(tmp_path, MINE), Ranks(), lambda: None) as saved:
+    with StateSaver(StateFiles(tmp_path, MINE), Collectives(), lambda: None) as saved:
         for count in (1, 2, 3):
             saved.save_if_due(layers(count), torch.ones(2, 3, 4))
     assert [path.name for path in tmp_path.iterdir()] == ["resume-0003-0of1.safetensors"]
@@ -41,7 +40,7 @@ def test_a_later_state_takes_the_place_of_an_earlier_one(
 
 def test_a_walk_whose_time_is_short_saves_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "_SHARE", 0.0)
-    with Saving(StateFiles(tmp_path, MINE), Ranks(), lambda: None) as saved:
+    with StateSaver(StateFiles(tmp_path, MINE), Collectives(), lambda: None) as saved:
         for count in (1, 2, 3):
             saved.save_if_due(layers(count), torch.ones(2, 3, 4))
     assert [path.name for path in tmp_path.iterdir()] == ["resume-0001-0of1.safetensors"]
@@ -53,7 +52,7 @@ def test_a_state_whose_layers_could_not_be_made_durable_does_not_count_and_the_w
     def full() -> None:
         raise DiskError("the disk is full", full=True)
 
-    saved = Saving(StateFiles(tmp_path, MINE), Ranks(), full)
+    saved = StateSaver(StateFiles(tmp_path, MINE), Collectives(), full)
     with pytest.raises(DiskError, match="full"), saved:
         saved.save_if_due(layers(1), torch.ones(2, 3, 4))
     assert list(tmp_path.iterdir()) == []
@@ -64,7 +63,7 @@ def test_an_interrupted_walk_is_told_of_its_interruption_not_of_the_disk(tmp_pat
         raise DiskError("the disk is full", full=True)
 
     def interrupted() -> None:
-        with Saving(StateFiles(tmp_path, MINE), Ranks(), full) as saved:
+        with StateSaver(StateFiles(tmp_path, MINE), Collectives(), full) as saved:
             saved.save_if_due(layers(1), torch.ones(2, 3, 4))
             raise KeyboardInterrupt
 

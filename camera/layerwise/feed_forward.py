@@ -11,19 +11,19 @@ import torch
 from torch import nn
 
 from camera.devices import free_memory_bytes
-from camera.pruning.channels import of_channels
-from camera.pruning.gram import LayerGram
-from camera.pruning.statistics import LayerStatistics
-from camera.pruning.surgery import ROLES
-from camera.pruning.walk import LayerWalk
-from camera.quantization.moments import squares
+from camera.layerwise.gram import LayerGram
+from camera.layerwise.observers import squares
+from camera.layerwise.runner import LayerRunner
+from camera.layerwise.statistics import LayerStatistics, gather_channels
 
+ROLES = ("gate", "up", "down")
+"""The feed-forward matrices, in the order of `Family.ffn_names`."""
 ACTIVATION_BUDGET_BYTES = 1 << 30
 """Most memory that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
 _SHARE_OF_FREE = 0.5
 
 
-class Visitor:
+class FeedForwardPass:
     """One layer and the hidden states of all samples, which it replaces in place by what the layer puts out."""
 
     def __init__(
@@ -116,11 +116,13 @@ class Visitor:
         kept_K = kept_K.to(self._device)
         bias = self._down.bias
         whole_HF = self._down.weight
-        kept_down_HK = matrices["down"].to(whole_HF) if "down" in matrices else of_channels(whole_HF, kept_K)
+        kept_down_HK = (
+            matrices["down"].to(whole_HF) if "down" in matrices else gather_channels(whole_HF, kept_K)
+        )
         narrowed = False
         for number, batch in enumerate(self._batches):
             if (act_BTF := self._held.pop(number, None)) is not None:
-                ffn_BTH = nn.functional.linear(of_channels(act_BTF, kept_K), kept_down_HK, bias)
+                ffn_BTH = nn.functional.linear(gather_channels(act_BTF, kept_K), kept_down_HK, bias)
                 out_BTH = self._hidden_STH[batch].to(self._device) + ffn_BTH
             else:
                 if not narrowed:
@@ -154,7 +156,7 @@ def _narrow(mlp: nn.Module, kept_K: torch.Tensor, matrices: Mapping[str, torch.T
 
 
 def trial(
-    walk: LayerWalk,
+    walk: LayerRunner,
     hidden_BTH: torch.Tensor,
     batch_size: int,
     kept: int | None,
@@ -172,7 +174,7 @@ def trial(
     call = walk.caller(hidden_BTH.shape[1])
     with walk.layer(0) as module:
         started = time.perf_counter()
-        visit = Visitor(module, call, hidden_BTH.clone(), batch_size, last=False)
+        visit = FeedForwardPass(module, call, hidden_BTH.clone(), batch_size, last=False)
         held_S = [False] * len(hidden_BTH)
         visit.look(sequential=kept is not None, tell=lambda seen: None, gram=gram, held_S=held_S)
         if kept is not None:

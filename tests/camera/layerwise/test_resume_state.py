@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from camera.pruning.state import StateFiles, clear_states
-from camera.pruning.statistics import LayerStatistics
+from camera.layerwise.resume import StateFiles, clear_states
+from camera.layerwise.statistics import LayerStatistics
 
 MINE, OTHER = "ab" * 32, "cd" * 32
 

@@ -5,7 +5,7 @@ import torch
 
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
-from camera.pruning.statistics import LayerStatistics, read_statistics, write_statistics
+from camera.layerwise.statistics import LayerStatistics, read_statistics, write_statistics
 
 
 def gathered(*batches: torch.Tensor) -> LayerStatistics:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from camera.pruning.gram import LayerGram, held_back
+from camera.layerwise.gram import LayerGram, held_back
 
 
 @pytest.mark.parametrize("width", [5, 128, 300])

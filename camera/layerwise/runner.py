@@ -16,7 +16,7 @@ from camera.errors import CameraError
 from camera.heap import SteadyHeap
 
 
-class LayerWalk:
+class LayerRunner:
     """The decoder layers of one checkpoint, usable one after the other.
 
     Attributes:

@@ -20,13 +20,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from camera.errors import CameraError
-from camera.pruning.statistics import LayerStatistics
+from camera.layerwise.statistics import LayerStatistics
 
 _TO_MEET = timedelta(minutes=5)
 _PATIENCE = timedelta(hours=12)  # a rank may wait for a slower one through a whole layer of a large model
 
 
-class Ranks:
+class Collectives:
     """This process among those that share the work; alone by default.
 
     The group is an object of ours, not torch's global one: a group that failed to form leaves nothing behind that
@@ -53,19 +53,19 @@ class Ranks:
             self._group.allreduce(statistics.sum_squares_F, dist.ReduceOp.SUM).wait()
             self._group.allreduce(statistics.max_abs_F, dist.ReduceOp.MAX).wait()
 
-    def add_up(self, tensor: torch.Tensor) -> None:
+    def all_reduce(self, tensor: torch.Tensor) -> None:
         """Make a tensor, on any device, the sum of all ranks' tensors."""
         if self._group is not None:
             shared = tensor.cpu()
             self._group.allreduce(shared, dist.ReduceOp.SUM).wait()
             tensor.copy_(shared)
 
-    def hand_out(self, tensor: torch.Tensor) -> None:
+    def broadcast(self, tensor: torch.Tensor) -> None:
         """Make a contiguous CPU tensor that of the first rank, bit for bit."""
         if self._group is not None:
             self._group.broadcast(tensor.view(-1).view(torch.uint8), 0).wait()
 
-    def agree(self, value: int) -> int:
+    def broadcast_int(self, value: int) -> int:
         """The value of the first rank, on every rank."""
         if self._group is None:
             return value
@@ -81,7 +81,7 @@ class Ranks:
         self._group.allreduce(bounds, dist.ReduceOp.MAX).wait()
         return int(bounds[0]) == -int(bounds[1])
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every rank is here."""
         if self._group is not None:
             self._group.barrier().wait()
@@ -92,7 +92,7 @@ class Ranks:
 
 
 @contextmanager
-def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Ranks]:
+def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Collectives]:
     """Start `count` − 1 more processes that call `work(ranks, *arguments)`; this one is the first rank.
 
     Threads of the CPU are divided among the ranks.
@@ -101,11 +101,11 @@ def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Ra
         CameraError: if another rank failed, with what it said.
     """
     if count == 1:
-        yield Ranks()
+        yield Collectives()
         return
     threads = torch.get_num_threads()
     share = max(1, threads // count)
-    us = Ranks()
+    us = Collectives()
     with tempfile.TemporaryDirectory(prefix="camera-ranks-") as meeting:
         context = mp.get_context("spawn")
         others: list[BaseProcess] = [
@@ -157,14 +157,14 @@ def _other(
         (Path(meeting) / f"error-{rank}").write_text(str(error), encoding="utf-8")
 
 
-def _join(rank: int, count: int, meeting: str) -> Ranks:
+def _join(rank: int, count: int, meeting: str) -> Collectives:
     # One machine: never listen to the network.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     store = dist.FileStore(str(Path(meeting) / "store"), count)
     store.set_timeout(_TO_MEET)
     group = dist.ProcessGroupGloo(store, rank, count, _TO_MEET)
     group.set_timeout(_PATIENCE)
-    return Ranks(rank, count, group)
+    return Collectives(rank, count, group)
 
 
 def _said(meeting: Path) -> str | None:
