@@ -330,21 +330,3 @@ class BenchmarkOptions(Options):
     """State that this llama.cpp build defines Q4_0_64. A stock build reads type 40 as NVFP4 and prints garbage."""
     timeout: PositiveInt = 3600
     """Seconds before a llama-bench process is ended."""
-    deployment: str | None = None
-    """Measure on the host of this deployment (`benchmark/benchmark-910b1`), which shares the store; else here."""
-    device_name: str | None = None
-    """With `deployment`: what that host calls its `device`, as `camera doctor` prints it there; the host checks it."""
-    start_within: PositiveInt = 3600
-    """With `deployment`: seconds that a worker there has to begin."""
-    finish_within: PositiveInt = 14400
-    """With `deployment`: seconds until it must be done."""
-
-    @model_validator(mode="after")
-    def _a_device_elsewhere_is_named(self) -> "BenchmarkOptions":
-        if self.deployment is not None and (self.device_name is None or self.device == "auto"):
-            raise ValueError(
-                "a deployment needs device (such as npu) and device_name: the result is filed under them"
-            )
-        if self.deployment is None and self.device_name is not None:
-            raise ValueError("device_name goes with deployment: a device that is here says its name itself")
-        return self

@@ -50,5 +50,5 @@ def check_device(request: GivenRequest) -> None:
     name = describe_device(resolve_device(str(request.settings["device"])))["name"]
     if name != wanted:
         raise CameraError(
-            f"benchmark.device_name: this host's {request.settings['device']} is {name!r}, and the recipe says {wanted!r}"
+            f"benchmark_host.device_name: this host's {request.settings['device']} is {name!r}, and the recipe says {wanted!r}"
         )

@@ -22,7 +22,6 @@ from prefect.utilities.annotations import quote
 
 from camera import shutdown
 from camera.errors import NetworkError
-from camera.options import BenchmarkOptions
 from camera.report.results import read_results
 from camera.report.table import results_markdown
 from flows.accelerators import accelerators_of
@@ -34,7 +33,7 @@ from flows.presence import present
 from tasks.pipeline import build_pipeline
 from tasks.preflight import check_room
 from tasks.project import Project
-from tasks.recipe import load_recipe
+from tasks.recipe import BenchmarkHostOptions, load_recipe
 from tasks.run import Listener, Outcome, hold_to_the_gate, run_pipeline
 from tasks.sources import Sources, find_sources
 from tasks.stage import Request, find, perform
@@ -93,7 +92,7 @@ def _worth_trying_again(task: Any, run: Any, state: Any) -> bool:
     task_run_name="{request.step}",
 )
 def perform_stage(
-    request: Request, store: str, records: str, elsewhere: BenchmarkOptions | None = None
+    request: Request, store: str, records: str, elsewhere: BenchmarkHostOptions | None = None
 ) -> dict[str, str]:
     """Perform one stage in the store, here or by a deployment elsewhere; the result is its key, never its content."""
     listener = LISTENER.get() or LogListener()
@@ -198,8 +197,7 @@ def _compress(recipe: str, overrides: list[str], project: Project) -> Outcome:
     def through_prefect(request: Request) -> tuple[Artifact, bool]:
         shutdown.check()
         stage = perform_stage.with_options(name=request.stage.name, result_storage=project.prefect_results)
-        asked = checked.benchmark
-        elsewhere = asked if request.stage is benchmark.STAGE and asked.deployment is not None else None
+        elsewhere = checked.benchmark_host if request.stage is benchmark.STAGE else None
         state = stage(
             quote(request), str(store.root), str(project.prefect_results), elsewhere, return_state=True
         )

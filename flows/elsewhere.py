@@ -20,7 +20,8 @@ from pydantic import Field
 
 from camera.digests import digest_files, digest_json
 from camera.errors import CameraError
-from camera.options import BenchmarkOptions, Options
+from camera.options import Options
+from tasks.recipe import BenchmarkHostOptions
 from tasks.stage import Input, Request, RunReferences, Stage, find
 from tasks.store import Artifact, Store
 
@@ -108,7 +109,7 @@ def _found(name: str, given: GivenInput, store: Store) -> Input:
     return Input(path, given.digest, about=given.about)
 
 
-def perform_elsewhere(store: Store, request: Request, asked: BenchmarkOptions) -> tuple[Artifact, bool]:
+def perform_elsewhere(store: Store, request: Request, host: BenchmarkHostOptions) -> tuple[Artifact, bool]:
     """The artifact of a request from the store, or made by the deployment that the options name.
 
     Returns:
@@ -120,7 +121,7 @@ def perform_elsewhere(store: Store, request: Request, asked: BenchmarkOptions) -
     """
     if (artifact := find(store, request)) is not None:
         return artifact, True
-    deployment = str(asked.deployment)
+    deployment = host.deployment
     with get_client(sync_client=True) as client:
         pool = _pool(client, deployment)
         run = run_deployment(
@@ -129,7 +130,7 @@ def perform_elsewhere(store: Store, request: Request, asked: BenchmarkOptions) -
         assert isinstance(run, FlowRun)
         _log.info("%s runs as %s on pool %s", request.step, run.name, pool)
         try:
-            _wait(client, run.id, deployment, pool, asked)
+            _wait(client, run.id, deployment, pool, host)
         except BaseException:
             client.set_flow_run_state(
                 run.id, Cancelling(message="whoever asked for it does not wait any more")
@@ -150,15 +151,17 @@ def _pool(client: SyncPrefectClient, deployment: str) -> str:
     except (ObjectNotFound, ValueError):
         api = get_current_settings().api.url or "the API in this process; set PREFECT_API_URL"
         raise CameraError(
-            f"benchmark.deployment: {deployment} does not exist at {api}; `prefect deployment ls` lists what does"
+            f"benchmark_host.deployment: {deployment} does not exist at {api}; `prefect deployment ls` lists what does"
         ) from None
     if found.work_pool_name is None:
-        raise CameraError(f"benchmark.deployment: {deployment} has no work pool, so no worker would run it")
+        raise CameraError(
+            f"benchmark_host.deployment: {deployment} has no work pool, so no worker would run it"
+        )
     return found.work_pool_name
 
 
 def _wait(
-    client: SyncPrefectClient, run_id: UUID, deployment: str, pool: str, asked: BenchmarkOptions
+    client: SyncPrefectClient, run_id: UUID, deployment: str, pool: str, host: BenchmarkHostOptions
 ) -> None:
     began = time.monotonic()
     while True:
@@ -171,12 +174,12 @@ def _wait(
                     f"{deployment} ended as {state.name} ({run.name}): {state.message or 'no message'}"
                 )
             return
-        if (state is None or state.is_scheduled()) and waited > asked.start_within:
-            raise CameraError(f"{deployment}: {_why_none_began(client, pool)} within {asked.start_within} s")
-        if waited > asked.finish_within:
+        if (state is None or state.is_scheduled()) and waited > host.start_within:
+            raise CameraError(f"{deployment}: {_why_none_began(client, pool)} within {host.start_within} s")
+        if waited > host.finish_within:
             raise CameraError(
-                f"{deployment}: {run.name} is not done after {asked.finish_within} s and was cancelled; "
-                "raise benchmark.finish_within if it needs longer"
+                f"{deployment}: {run.name} is not done after {host.finish_within} s and was cancelled; "
+                "raise benchmark_host.finish_within if it needs longer"
             )
         time.sleep(POLL_SECONDS)
 

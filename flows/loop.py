@@ -29,10 +29,10 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
 
     def directly(request: Request) -> tuple[Artifact, bool]:
         shutdown.check()
-        elsewhere = checked.benchmark.deployment if request.stage is benchmark.STAGE else None
+        elsewhere = checked.benchmark_host if request.stage is benchmark.STAGE else None
         if elsewhere is not None and find(store, request) is None:
             raise CameraError(
-                f"benchmark.deployment: {elsewhere} is asked through Prefect: run without --no-prefect, "
+                f"benchmark_host.deployment: {elsewhere.deployment} is asked through Prefect: run without --no-prefect, "
                 "with PREFECT_API_URL set"
             )
         ran: list[str] = []

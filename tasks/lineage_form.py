@@ -1,7 +1,7 @@
-"""The form of lineage.json: what `lineage.schema.json` publishes, and what the audit holds a document to."""
+"""The form of lineage.json, which an audit checks; `python -m tasks.lineage_form` prints it as a JSON Schema."""
 
 import json
-from pathlib import Path
+import sys
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from camera.errors import CameraError
 
 SCHEMA = 1
-SCHEMA_FILE = Path(__file__).with_name("lineage.schema.json")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -150,17 +149,10 @@ def check_lineage(value: Any, where: str) -> dict[str, Any]:
 
 
 def json_schema() -> str:
-    """The text of `lineage.schema.json`: JSON Schema 2020-12 of a published folder's lineage.json."""
+    """JSON Schema 2020-12 of a published folder's lineage.json, as text."""
     schema = Publication.model_json_schema(by_alias=True)
-    return (
-        json.dumps(
-            {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema},
-            indent=2,
-            ensure_ascii=False,
-        )
-        + "\n"
-    )
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2)
 
 
 if __name__ == "__main__":
-    SCHEMA_FILE.write_text(json_schema(), encoding="utf-8")
+    sys.stdout.write(json_schema() + "\n")

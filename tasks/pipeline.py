@@ -34,9 +34,6 @@ from tasks.stages import (
     score,
 )
 
-_BENCHMARK_PLACE = {"deployment", "device_name", "start_within", "finish_within"}
-"""Where the benchmark is done and how long one waits for it: nothing of the result, which names its device itself."""
-
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -101,10 +98,7 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
         "benchmark": "benchmark",
         **{step.name.replace(" ", "/"): step.name for step in evaluations if step.stage is not fetch.STAGE},
     }
-    described = recipe.model_dump(
-        mode="json",
-        exclude={"tracking": True, "publish": True, "sweep": True, "benchmark": _BENCHMARK_PLACE},
-    )
+    described = recipe.model_dump(mode="json", exclude={"tracking", "publish", "sweep", "benchmark_host"})
     reported: dict[str, Any] = {"name": recipe.name, "recipe": described}
     if (require := recipe.publish.require) is not None:
         check_texts(require, _labelled(recipe.evaluate.datasets))
@@ -273,15 +267,15 @@ def dataset_label(dataset: DatasetOptions) -> str:
 def _benchmark(recipe: Recipe, model: Input) -> Step:
     asked = recipe.benchmark
     settings = asked.model_dump(mode="json", include={"device", "timeout"})
-    options = asked.model_dump(mode="json", exclude={"timeout", *_BENCHMARK_PLACE})
+    options = asked.model_dump(mode="json", exclude={"timeout"})
     # A time measured on another card is another result.
-    if asked.deployment is None:
+    if (host := recipe.benchmark_host) is None:
         device = resolve_device(asked.device)
         options |= {"device": device.type, "device_name": describe_device(device)["name"]}
         if "llama.cpp" in asked.engines:  # nor one of another build
             options["llama_cpp_build"] = build_digest(asked.llama_cpp)
     else:  # the same key as there, so that what was measured there before is found
-        options |= {"device": asked.device.partition(":")[0], "device_name": asked.device_name}
+        options |= {"device": asked.device.partition(":")[0], "device_name": host.device_name}
     inputs: dict[str, str | Input] = {
         "original": model,
         "baseline": "convert baseline",

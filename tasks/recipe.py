@@ -14,6 +14,7 @@ from camera.options import (
     CaptureOptions,
     EvaluateOptions,
     Options,
+    PositiveInt,
     PruneOptions,
     QuantizeOptions,
 )
@@ -55,6 +56,19 @@ class RequireOptions(Options):
         if not self.perplexity_increase and self.task_drop is None:
             raise ValueError("requires nothing: give perplexity_increase or task_drop, or leave require out")
         return self
+
+
+class BenchmarkHostOptions(Options):
+    """Where the benchmark is measured, if not on this machine."""
+
+    deployment: str
+    """The Prefect deployment that measures (`benchmark/benchmark-910b1`); its host must share the store."""
+    device_name: str
+    """What that host calls the device of `benchmark.device`, as `camera doctor` prints it there; the host checks it."""
+    start_within: PositiveInt = 3600
+    """Seconds until a worker there must begin."""
+    finish_within: PositiveInt = 14400
+    """Seconds until it must be done."""
 
 
 class PublishOptions(Options):
@@ -106,6 +120,8 @@ class Recipe(Options):
     """How quality is measured."""
     benchmark: BenchmarkOptions = BenchmarkOptions()
     """How speed is measured."""
+    benchmark_host: BenchmarkHostOptions | None = None
+    """Where speed is measured; the default is this machine."""
     tracking: TrackingOptions = TrackingOptions()
     """What MLflow records."""
     publish: PublishOptions = PublishOptions()
@@ -121,6 +137,33 @@ class Recipe(Options):
         if not value.strip():
             raise ValueError("is empty: give a checkpoint folder or a hub id")
         return value
+
+    @model_validator(mode="after")
+    def _a_device_elsewhere_is_named(self) -> "Recipe":
+        if self.benchmark_host is not None and self.benchmark.device == "auto":
+            raise ValueError(
+                "benchmark_host needs benchmark.device (such as npu): the result is filed under it"
+            )
+        return self
+
+
+_ONE_WIDTH = "leave it out: every layer keeps as many channels"
+_ONE_METHOD = "was replaced: write `prune.method: camera`, `refit`, or `obs` (which refits as well)"
+REPLACED = {
+    "benchmark.deployment": "has moved: write `benchmark_host.deployment`",
+    "benchmark.device_name": "has moved: write `benchmark_host.device_name`",
+    "benchmark.finish_within": "has moved: write `benchmark_host.finish_within`",
+    "benchmark.start_within": "has moved: write `benchmark_host.start_within`",
+    "prune.allocation": f"was removed; {_ONE_WIDTH}",
+    "prune.allocation_bound": f"was removed; {_ONE_WIDTH}",
+    "prune.allocation_windows": f"was removed; {_ONE_WIDTH}",
+    "prune.refit": _ONE_METHOD,
+    "prune.score": _ONE_METHOD,
+    "prune.sparsity_pattern": "was removed; leave it out: `prune.sparsity` is unstructured",
+    "prune.steps": "was removed; leave it out: a model is pruned in one step",
+    "quantize.sort_channels": "was removed; leave it out: it made no model better",
+}
+"""What to write instead of the fields that a recipe had once."""
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
@@ -190,6 +233,8 @@ def _field(entry: Any) -> str:
 
 def _reason(entry: Any) -> str:
     if entry["type"] == "extra_forbidden":
+        if (replaced := REPLACED.get(_field(entry))) is not None:
+            return replaced
         known = _fields_at(entry["loc"][:-1])
         return "no such field" + (f"; known here: {', '.join(known)}" if known else "")
     reason = str(entry["msg"]).removeprefix("Value error, ")

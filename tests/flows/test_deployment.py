@@ -87,9 +87,9 @@ def test_a_machine_serves_runs_and_stops(workplace: Workplace, served: dict[str,
     assert refused.status_code in (409, 422), refused.text
 
     device = describe_device(resolve_device("cpu"))["name"]
-    elsewhere = ["benchmark.deployment=benchmark/benchmark-910b1", "benchmark.device=cpu"]
-    elsewhere += [f"benchmark.device_name={json.dumps(device)}"]
-    given = {"recipe": "recipe.yaml", "overrides": [*elsewhere, "benchmark.start_within=2"]}
+    elsewhere = ["benchmark_host.deployment=benchmark/benchmark-910b1", "benchmark.device=cpu"]
+    elsewhere += [f"benchmark_host.device_name={json.dumps(device)}"]
+    given = {"recipe": "recipe.yaml", "overrides": [*elsewhere, "benchmark_host.start_within=2"]}
     alone = api.ended("compress/compress", given)
     assert alone["type"] == "FAILED"
     assert "no worker polls the work pool ascend" in alone["message"]

@@ -1,14 +1,12 @@
 """A request that travels to another host: what it checks there before it measures."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from camera.devices import describe_device, resolve_device
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
-from camera.options import BenchmarkOptions
 from flows.accelerators import limit_names
 from flows.benchmark import check_device
 from flows.elsewhere import GivenRequest
@@ -95,18 +93,3 @@ def test_a_stage_holds_the_devices_it_computes_on_and_no_others(request_: Reques
     assert name.endswith("-cpu-0")
     without = Request("save", Stage("save", 1, lambda context: {}), {}, {})
     assert limit_names(without) == []
-
-
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        ({"deployment": "benchmark/x", "device": "npu"}, "device_name"),
-        ({"deployment": "benchmark/x", "device_name": "Ascend910B1"}, "needs device"),
-        ({"device_name": "Ascend910B1"}, "goes with deployment"),
-    ],
-)
-def test_a_benchmark_elsewhere_says_on_what(given: dict[str, Any], reason: str):
-    with pytest.raises(ValueError, match=reason):
-        BenchmarkOptions(**given)
-    whole = BenchmarkOptions(deployment="benchmark/x", device="npu", device_name="Ascend910B1")
-    assert whole.deployment == "benchmark/x"

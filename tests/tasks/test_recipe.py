@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from camera.errors import CameraError
-from tasks.recipe import Recipe, check_recipe, load_recipe
+from tasks.recipe import REPLACED, Recipe, check_recipe, load_recipe
 from tests.conftest import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -81,18 +81,19 @@ OPTIONS = {
     "baseline",
     "benchmark",
     "benchmark.decode",
-    "benchmark.deployment",
     "benchmark.device",
-    "benchmark.device_name",
     "benchmark.engines",
-    "benchmark.finish_within",
     "benchmark.llama_cpp",
     "benchmark.llama_cpp_reads_q4_0_64",
     "benchmark.prompt",
     "benchmark.repeats",
-    "benchmark.start_within",
     "benchmark.threads",
     "benchmark.timeout",
+    "benchmark_host",
+    "benchmark_host[].deployment",
+    "benchmark_host[].device_name",
+    "benchmark_host[].finish_within",
+    "benchmark_host[].start_within",
     "calibration",
     "calibration.field",
     "calibration.length",
@@ -184,6 +185,32 @@ OPTIONS = {
 
 def test_no_option_disappears_or_appears_by_accident() -> None:
     assert {name for name, _ in described(Recipe)} == OPTIONS
+
+
+def test_a_field_that_was_replaced_says_what_to_write_instead(path: Path) -> None:
+    message = wrong(path, benchmark={"deployment": "benchmark/x"})
+    assert "benchmark.deployment: has moved: write `benchmark_host.deployment`" in message
+
+
+def test_no_field_that_was_replaced_is_a_field() -> None:
+    still = {"prune.allocation", "prune.allocation_bound", "prune.allocation_windows", "prune.refit"}
+    still |= {"prune.score", "prune.sparsity_pattern", "prune.steps", "quantize.sort_channels"}
+    assert not (REPLACED.keys() & OPTIONS) - still
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"benchmark": {"device": "npu"}, "benchmark_host": {"deployment": "benchmark/x"}}, "device_name"),
+        (
+            {"benchmark_host": {"deployment": "benchmark/x", "device_name": "Ascend910B1"}},
+            "needs benchmark.device",
+        ),
+        ({"benchmark_host": {"device_name": "Ascend910B1"}}, "benchmark_host.deployment"),
+    ],
+)
+def test_a_benchmark_elsewhere_says_on_what(path: Path, given: dict[str, Any], reason: str) -> None:
+    assert reason in wrong(path, **given)
 
 
 @pytest.mark.parametrize(
