@@ -76,7 +76,7 @@ def _gguf_source(path: Path) -> Source:
         raise CameraError(f"{path} is a file but no .gguf: give a GGUF file or the folder of a checkpoint")
     file = open_gguf(path)
     values, names = hf_config(file), hf_names(file)
-    matrix = names.get(family_of(values, str(path)).ffn_names(0)[0])
+    matrix = names.get(family_of(values, str(path)).blocks(values, 0)[0].gate)
     stored = file.tensors[matrix].type if matrix else None
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16}.get(stored or "", torch.float32)
     return Source(

@@ -24,7 +24,7 @@ from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.data import stdlib
 from camera.files import whole_folder, write_json
-from camera.models.pangu_embedded import PanguEmbeddedConfig, PanguEmbeddedForCausalLM
+from camera.models.pangu.modeling import PanguEmbeddedConfig, PanguEmbeddedForCausalLM
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 192,

@@ -16,7 +16,7 @@ from camera.checkpoints.tokenizer import load_tokenizer
 from camera.checkpoints.trust import refuse_strangers
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.models import Family, family_of
+from camera.models import Block, Family, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ class Checkpoint:
             tensors.update(read_header(folder / file))
         _check_index(folder, tensors)
         checkpoint = cls(folder, config, family, tensors)
-        for name in family.ffn_names(0):
+        for name in checkpoint.ffn_names(0):
             if (bias := name.replace(".weight", ".bias")) in tensors:
                 raise CameraError(f"{folder} has {bias}: feed-forward layers with biases are not supported")
         return checkpoint
@@ -88,8 +88,36 @@ class Checkpoint:
 
     @property
     def ffn_width(self) -> int:
-        """`intermediate_size`: FFN channels of every decoder layer."""
-        return self._size("intermediate_size")
+        """FFN channels of every decoder layer."""
+        return self._size(self.blocks(0)[0].width_key)
+
+    def blocks(self, layer: int) -> tuple[Block, ...]:
+        """The feed-forward networks of a decoder layer."""
+        return self.family.blocks(self.config, layer)
+
+    def ffn_names(self, layer: int) -> tuple[str, ...]:
+        """Names of all feed-forward matrices of a decoder layer."""
+        return tuple(name for block in self.blocks(layer) for name in block.names)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding's matrix."""
+        return bool(self.config.get("tie_word_embeddings", False))
+
+    @property
+    def embedding(self) -> str:
+        """Name of the token embedding."""
+        return self.family.name("embedding")
+
+    @property
+    def head(self) -> str:
+        """Name of the matrix that makes the logits: the embedding's, if it is tied."""
+        return self.family.name("embedding" if self.tied else "head")
+
+    @property
+    def final_norm(self) -> str:
+        """Name of the weight of the norm before the output head."""
+        return self.family.name("norm")
 
     def _size(self, key: str) -> int:
         value = self.config.get(key)
@@ -135,7 +163,7 @@ class Checkpoint:
         Raises:
             CameraError: if the checkpoint has no such matrix.
         """
-        name = self.family.ffn_names(0)[0]
+        name = self.ffn_names(0)[0]
         if name not in self.tensors:
             raise CameraError(f"{self.folder} has no tensor {name}: it is quantised, or of another family")
         return self.tensors[name].dtype

@@ -19,9 +19,9 @@ from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
 from camera.formats.gguf_tokenizer import write_tokenizer
 from camera.formats.gguf_writer import OutputTensor, gguf_file, write_tensors
 from camera.formats.layout import BLOCK_TYPE_KEY, LAYOUT_KEY, LINEAGE_KEY, Q4_0_64_LAYOUT, TWIN_KEY
-from camera.formats.names import EMBEDDING, interleave, rotary_heads, tensor_names
 from camera.formats.quantized_model import QuantizedModel
-from camera.formats.rope import ROPE_FACTORS, write_rope
+from camera.formats.rope import ROPE_FACTORS, interleave, write_rope
+from camera.models import named_weights
 from camera.options import BlockType
 from camera.progress import Progress, silent
 
@@ -68,7 +68,9 @@ def convert_to_gguf(
         writer.add_name(name)
         writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
         warnings = _write_model_keys(writer, model, tensors)
-        warnings += write_tokenizer(writer, model.folder, model.tensors[EMBEDDING].shape[0])
+        warnings += write_tokenizer(
+            writer, model.folder, model.tensors[model.family.name("embedding")].shape[0]
+        )
         block_type = _block_type(tensors, "q4_0" if twin else model.report.type)
         if lineage is not None:
             writer.add_string(LINEAGE_KEY, canonical_json(lineage))
@@ -115,17 +117,17 @@ def _tensors(model: QuantizedModel) -> list[OutputTensor]:
     """The model's tensors under their GGUF names, rows in llama.cpp's order."""
     layers = int(model.config["num_hidden_layers"])
     heads, kv_heads = _heads(model.config)
-    names = tensor_names(model.family, layers)
-    ordered = [hf_name for hf_name in names if hf_name in model.tensors]
-    if strange := model.tensors.keys() - set(ordered):
+    weights = named_weights(model.family, layers)
+    if strange := model.tensors.keys() - weights.keys():
         raise CameraError(f"{model.folder}: {min(strange)} has no place in a GGUF file")
     tensors = []
-    for hf_name in ordered:
-        record = model.tensors[hf_name]
-        permuted = rotary_heads(model.family, hf_name, heads, kv_heads)
+    for hf_name, (weight, gguf_name) in weights.items():
+        if (record := model.tensors.get(hf_name)) is None:
+            continue
+        permuted = model.family.rotary_heads(weight, heads, kv_heads)
         read = partial(_rows, model, hf_name, permuted)
         stored = model.stored(hf_name) if permuted is None else None
-        tensors.append(OutputTensor(names[hf_name], record.type, record.shape, read, stored))
+        tensors.append(OutputTensor(gguf_name, record.type, record.shape, read, stored))
     return tensors
 
 
@@ -169,18 +171,18 @@ def _write_model_keys(
     config = model.config
     heads, kv_heads = _heads(config)
     # From the weights, because some families have a default that config.json may leave unsaid.
-    head_dim = model.tensors["model.layers.0.self_attn.q_proj.weight"].shape[0] // heads
+    head_dim = model.tensors[model.family.name("query")].shape[0] // heads
     try:
         writer.add_block_count(int(config["num_hidden_layers"]))
         writer.add_context_length(int(config["max_position_embeddings"]))
         writer.add_embedding_length(int(config["hidden_size"]))
-        writer.add_feed_forward_length(int(config["intermediate_size"]))
+        writer.add_feed_forward_length(int(config[model.family.blocks(config, 0)[0].width_key]))
         writer.add_head_count(heads)
         writer.add_head_count_kv(kv_heads)
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
         writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-        writer.add_vocab_size(model.tensors[EMBEDDING].shape[0])
+        writer.add_vocab_size(model.tensors[model.family.name("embedding")].shape[0])
     except KeyError as error:
         raise CameraError(f"{model.folder / 'config.json'} has no {error.args[0]}") from None
     factors = write_rope(writer, config, head_dim)

@@ -18,16 +18,15 @@ from camera.formats import blocks
 from camera.formats.gguf_file import GgufFile, GgufTensor, numbers
 from camera.formats.gguf_parser import Parser, TensorEntry, map_file
 from camera.formats.layout import LAYOUT_KEY, Q4_0_64_LAYOUT
-from camera.formats.names import (
-    EMBEDDING,
-    OUTPUT,
-    family_of_architecture,
-    gguf_name,
-    rotary_heads,
+from camera.formats.rope import (
+    DEFAULT_THETA,
+    PARAMETERS_KEY,
+    ROPE_FACTORS,
+    SCALED,
     split_halves,
-    tensor_names,
+    stated_parameters,
 )
-from camera.formats.rope import DEFAULT_THETA, PARAMETERS_KEY, ROPE_FACTORS, SCALED, stated_parameters
+from camera.models import Family, Weight, family_of_architecture, named_weights
 
 __all__ = [
     "GgufFile",
@@ -78,13 +77,13 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     prefix = f"{file.architecture}."
     hidden = file.integer(f"{prefix}embedding_length")
     heads, kv_heads = _heads(file)
-    embedding = file.tensor(gguf_name(family, EMBEDDING, 1))
-    has_bias = "blk.0.attn_output.bias" in file.tensors
+    weights = named_weights(family, 1)
+    embedding = file.tensor(weights[family.name("embedding")][1])
     config: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_size": hidden,
-        "intermediate_size": _one_width(file, f"{prefix}feed_forward_length"),
+        family.blocks({}, 0)[0].width_key: _one_width(file, f"{prefix}feed_forward_length"),
         "num_hidden_layers": _layer_count(file),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -92,15 +91,13 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "max_position_embeddings": file.integer(f"{prefix}context_length"),
         "rms_norm_eps": file.number(f"{prefix}attention.layer_norm_rms_epsilon"),
         "vocab_size": embedding.shape[0] if embedding.shape else 1,
-        "tie_word_embeddings": gguf_name(family, OUTPUT, 1) not in file.tensors,
         "hidden_act": "silu",
-        # One fact under the names that the families give it.
-        "attention_bias": has_bias,
-        "bias": has_bias,
-        "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
         "dtype": "float32",
         **_rope(file, prefix),
     }
+    for weight, name in weights.values():
+        if weight.when is not None:  # whether it is there tells what the config says
+            config[weight.when.key] = (name in file.tensors) == weight.when.expected
     for key, stored in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if f"tokenizer.ggml.{stored}_token_id" in file.metadata:
             config[f"{key}_token_id"] = file.integer(f"tokenizer.ggml.{stored}_token_id")
@@ -114,8 +111,8 @@ def hf_names(file: GgufFile) -> dict[str, str]:
         CameraError: if the architecture is not supported, or a tensor has no place in it.
     """
     family = family_of_architecture(file.architecture, str(file.path))
-    possible = tensor_names(family, _layer_count(file))
-    names = {hf_name: name for hf_name, name in possible.items() if name in file.tensors}
+    possible = named_weights(family, _layer_count(file))
+    names = {hf_name: name for hf_name, (_, name) in possible.items() if name in file.tensors}
     strange = file.tensors.keys() - set(names.values()) - {ROPE_FACTORS}
     if strange:
         raise CameraError(f"{file.path}: {min(strange)} has no place in a {family.architecture}")
@@ -131,10 +128,8 @@ def packed_hf_tensor(file: GgufFile, hf_name: str) -> tuple[str, np.ndarray]:
     Raises:
         CameraError: if there is no such tensor.
     """
-    family = family_of_architecture(file.architecture, str(file.path))
-    layers = _layer_count(file)
-    tensor = file.tensor(gguf_name(family, hf_name, layers))
-    permuted = rotary_heads(family, hf_name, *_heads(file))
+    family, weight, tensor = _tensor_of(file, hf_name)
+    permuted = family.rotary_heads(weight, *_heads(file))
     if permuted is None or not tensor.shape:
         return tensor.type, tensor.data
     rows = tensor.data.reshape(tensor.shape[0], -1)  # of a vector the elements are what is permuted
@@ -151,10 +146,19 @@ def read_hf_tensor(file: GgufFile, hf_name: str) -> torch.Tensor:
     Raises:
         CameraError: if there is no such tensor, or its type cannot be read here.
     """
-    family = family_of_architecture(file.architecture, str(file.path))
-    tensor = file.tensor(gguf_name(family, hf_name, _layer_count(file)))
+    _, _, tensor = _tensor_of(file, hf_name)
     _, data = packed_hf_tensor(file, hf_name)
     return torch.from_numpy(numbers(file.path, tensor, data)).reshape(tensor.shape)
+
+
+def _tensor_of(file: GgufFile, hf_name: str) -> tuple[Family, Weight, GgufTensor]:
+    """The tensor of a Hugging Face name."""
+    family = family_of_architecture(file.architecture, str(file.path))
+    weights = named_weights(family, _layer_count(file))
+    if hf_name not in weights:
+        raise CameraError(f"{hf_name} has no place in a GGUF file of architecture {family.gguf_architecture}")
+    weight, gguf_name = weights[hf_name]
+    return family, weight, file.tensor(gguf_name)
 
 
 def _layer_count(file: GgufFile) -> int:

@@ -18,7 +18,6 @@ from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
 from camera.files import refuse_occupied, whole_file, write_json
 from camera.formats import blocks
-from camera.formats.names import EMBEDDING, OUTPUT
 from camera.formats.quantized_model import (
     SUMMARY_NAME,
     QuantizeReport,
@@ -103,7 +102,7 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
     plan = []
     unused = set(options.overrides)
     for name, info in checkpoint.needed.items():
-        if name == OUTPUT and checkpoint.config.get("tie_word_embeddings", False):
+        if checkpoint.tied and name == checkpoint.family.name("head"):
             continue
         if len(info.shape) not in (1, 2):
             raise CameraError(
@@ -112,7 +111,7 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
         if len(info.shape) == 1:
             plan.append(PlannedTensor(name, info.shape, "f32", None))
             continue
-        wanted = {EMBEDDING: options.embedding_type, OUTPUT: options.output_type}.get(name) or options.type
+        wanted = asked_for(checkpoint, options, name) or options.type
         for pattern, type in options.overrides.items():
             if fnmatch(name, pattern):
                 wanted = type
@@ -121,6 +120,13 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
     if unused:
         raise CameraError(f"quantize.overrides: {min(unused)!r} matches no matrix of {checkpoint.folder}")
     return plan
+
+
+def asked_for(checkpoint: Checkpoint, options: QuantizeOptions, name: str) -> BlockType | None:
+    """The type that the options give for the embedding or the output head by itself."""
+    if name == checkpoint.embedding:
+        return options.embedding_type
+    return options.output_type if name == checkpoint.head else None
 
 
 def quantize_checkpoint(

@@ -80,6 +80,16 @@ def stated_parameters(text: str, where: str) -> dict[str, Any]:
     return {"rope_theta": parameters.pop("rope_theta"), "rope_scaling": parameters}
 
 
+def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Each head's rows from (first half, second half) to pairs, as llama.cpp rotates them. [rows, ...]"""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def split_halves(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `interleave`."""
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
 def _llama3_factors(parameters: dict[str, Any], head_dim: int) -> np.ndarray:
     """By what each pair's frequency is divided: 1 for short waves, `factor` for long ones, smooth between.
 

@@ -1,14 +1,9 @@
-"""The model families: one file each, found here by the `model_type` of config.json."""
+"""The model families: one file each, found by the `model_type` of config.json or the architecture of a GGUF file."""
 
 from typing import Any
 
 from camera.errors import CameraError
-from camera.models import llama, pangu, qwen
-from camera.models.family import Family
-
-FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (pangu.FAMILY, llama.FAMILY, qwen.QWEN2, qwen.QWEN3)
-}
+from camera.models.family import FAMILIES, Block, Family, Weight, named_weights
 
 
 def family_of(config: dict[str, Any], where: str = "config.json") -> Family:
@@ -25,4 +20,25 @@ def family_of(config: dict[str, Any], where: str = "config.json") -> Family:
     return FAMILIES[model_type]
 
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+def family_of_architecture(architecture: str, where: str) -> Family:
+    """The family of a GGUF file's `general.architecture`.
+
+    Raises:
+        CameraError: for an architecture that no supported family has.
+    """
+    for family in FAMILIES.values():
+        if family.gguf_architecture == architecture:
+            return family
+    known = ", ".join(family.gguf_architecture for family in FAMILIES.values())
+    raise CameraError(f"{where}: architecture {architecture!r} is not supported; supported are {known}")
+
+
+__all__ = [
+    "FAMILIES",
+    "Block",
+    "Family",
+    "Weight",
+    "family_of",
+    "family_of_architecture",
+    "named_weights",
+]

@@ -1,11 +1,19 @@
 """Llama, and what is built exactly like it."""
 
-from camera.models.family import Family
+from camera.models.family import ATTENTION, FAMILIES, FEED_FORWARD, Family, When, decoder_weights
 
-FAMILY = Family(
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    gguf_architecture="llama",
-    permutes_rotary=True,
-    attention_bias=lambda config: ("q", "k", "v", "o") if config.get("attention_bias", False) else (),
+_BIASES = {
+    **dict.fromkeys(ATTENTION, When("attention_bias", default=False)),
+    **dict.fromkeys(FEED_FORWARD, When("mlp_bias", default=False)),
+}
+
+FAMILIES.register(
+    "llama",
+    Family(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        gguf_architecture="llama",
+        weights=decoder_weights(_BIASES),
+        permutes_rotary=True,
+    ),
 )

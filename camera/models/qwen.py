@@ -1,17 +1,25 @@
-"""Qwen2 (biases on q, k, v) and Qwen3 dense (norms on q and k)."""
+"""Qwen2 (biases on query, key, value) and Qwen3 dense (norms on query and key)."""
 
-from camera.models.family import Family
+from camera.models.family import ATTENTION, FAMILIES, Family, When, decoder_weights
 
-QWEN2 = Family(
-    model_type="qwen2",
-    architecture="Qwen2ForCausalLM",
-    gguf_architecture="qwen2",
-    attention_bias=lambda config: ("q", "k", "v"),
+FAMILIES.register(
+    "qwen2",
+    Family(
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        gguf_architecture="qwen2",
+        weights=decoder_weights(dict.fromkeys(("query", "key", "value"))),
+    ),
 )
 
-QWEN3 = Family(
-    model_type="qwen3",
-    architecture="Qwen3ForCausalLM",
-    gguf_architecture="qwen3",
-    attention_bias=lambda config: ("q", "k", "v", "o") if config.get("attention_bias", False) else (),
+FAMILIES.register(
+    "qwen3",
+    Family(
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        gguf_architecture="qwen3",
+        weights=decoder_weights(
+            dict.fromkeys(ATTENTION, When("attention_bias", default=False)), head_norms=True
+        ),
+    ),
 )

@@ -12,7 +12,6 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_device, resolve_dtype
 from camera.errors import CameraError
 from camera.evaluation.windows import pieces
-from camera.formats.names import EMBEDDING, OUTPUT
 from camera.layerwise.observers import final_norm
 from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions
@@ -80,8 +79,7 @@ def _divergences(
 ) -> list[float]:
     """Mean KL(dense ‖ cut) of the next token for each of the hidden states that leave the last layer."""
     norm = final_norm(dense, device, dtype)
-    tied = dense.config.get("tie_word_embeddings", False)
-    head_VH = dense.read_finite(EMBEDDING if tied else OUTPUT).to(device, dtype)
+    head_VH = dense.read_finite(dense.head).to(device, dtype)
     totals = [0.0] * len(cut_WTH)
     tokens = dense_WTH.shape[0] * dense_WTH.shape[1]
 

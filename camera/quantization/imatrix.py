@@ -19,10 +19,9 @@ from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import whole_file
 from camera.formats.gguf_reader import open_gguf
-from camera.formats.names import EMBEDDING, OUTPUT, tensor_names
 from camera.layerwise.observers import final_norm, input_squares, squares
 from camera.layerwise.runner import LayerRunner
-from camera.models import Family
+from camera.models import Family, named_weights
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 
@@ -92,8 +91,7 @@ def collect_imatrix(
                     sums[f"{checkpoint.family.layer_prefix(layer)}{linear}.weight"] = sums_I
             progress(layer + 1, checkpoint.layer_count)
         norm = final_norm(checkpoint, device, walk.dtype)
-        tied = checkpoint.config.get("tie_word_embeddings", False)
-        sums[EMBEDDING if tied else OUTPUT] = torch.stack(
+        sums[checkpoint.head] = torch.stack(
             [squares(norm(batch_BTH.to(device))) for batch_BTH in batches_BTH]
         ).sum(0)
     for name, sums_I in sums.items():
@@ -115,9 +113,9 @@ def write_imatrix(path: Path, imatrix: Imatrix, family: Family, layers: int) -> 
     Raises:
         CameraError: if a tensor has no place in llama.cpp's model of this family.
     """
-    names = tensor_names(family, layers)
+    weights = named_weights(family, layers)
     for name in imatrix.sums:
-        if name not in names:
+        if name not in weights:
             raise CameraError(
                 f"{name} has no place in a GGUF file of architecture {family.gguf_architecture}"
             )
@@ -129,8 +127,8 @@ def write_imatrix(path: Path, imatrix: Imatrix, family: Family, layers: int) -> 
         writer.add_uint32("imatrix.chunk_count", max(1, tokens // imatrix.chunk_size))
         writer.add_uint32("imatrix.chunk_size", imatrix.chunk_size)
         for name, sums_I in imatrix.sums.items():
-            writer.add_tensor(names[name] + _SUMS, sums_I.float().numpy()[None])
-            writer.add_tensor(names[name] + _COUNTS, np.array([[imatrix.counts[name]]], np.float32))
+            writer.add_tensor(weights[name][1] + _SUMS, sums_I.float().numpy()[None])
+            writer.add_tensor(weights[name][1] + _COUNTS, np.array([[imatrix.counts[name]]], np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -148,12 +146,12 @@ def read_imatrix(path: Path | str, checkpoint: Checkpoint) -> Imatrix:
     file = open_gguf(path)
     if file.metadata.get("general.type") != _KIND:
         raise CameraError(f"{path} holds no importance matrix (general.type is not `{_KIND}`)")
-    stored = tensor_names(checkpoint.family, checkpoint.layer_count)
+    weights = named_weights(checkpoint.family, checkpoint.layer_count)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
     for name, info in checkpoint.needed.items():
-        gguf_name = stored.get(name)
-        if gguf_name is None or gguf_name + _SUMS not in file.tensors or len(info.shape) != 2:
+        _, gguf_name = weights.get(name, (None, ""))
+        if gguf_name + _SUMS not in file.tensors or len(info.shape) != 2:
             continue
         sums_I = file.dequantize(gguf_name + _SUMS).reshape(-1)
         count = float(file.dequantize(gguf_name + _COUNTS).reshape(-1)[0])

@@ -9,8 +9,7 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.formats.blocks import FORMATS
-from camera.formats.names import EMBEDDING, OUTPUT
-from camera.formats.quantize import PlannedTensor, plan_types
+from camera.formats.quantize import PlannedTensor, asked_for, plan_types
 from camera.formats.quantized_model import packed_shape
 from camera.options import BlockType, QuantizeOptions
 from camera.progress import Progress, silent
@@ -92,8 +91,9 @@ def _choices(
     planned: PlannedTensor, checkpoint: Checkpoint, options: QuantizeOptions
 ) -> tuple[BlockType, ...]:
     """The types that a tensor may get, the smallest first; one where it was asked for or nothing finer holds the rows."""
-    given = {EMBEDDING: options.embedding_type, OUTPUT: options.output_type}.get(planned.name) is not None
-    given = given or any(fnmatch(planned.name, pattern) for pattern in options.overrides)
+    given = asked_for(checkpoint, options, planned.name) is not None or any(
+        fnmatch(planned.name, pattern) for pattern in options.overrides
+    )
     if given or len(planned.shape) == 1 or planned.type not in _LADDER:
         return (planned.type,)
     finest: BlockType = (

@@ -13,7 +13,6 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.devices import resolve_device, resolve_dtype
 from camera.formats import blocks
-from camera.formats.names import EMBEDDING
 from camera.formats.quantize import Packed, PlannedTensor, layer_file, plan_types
 from camera.layerwise.observers import SHARED_INPUTS, advance, final_norm, input_products
 from camera.layerwise.runner import LayerRunner
@@ -91,7 +90,7 @@ class GptqPacker:
     def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
         if not is_q4(tensor.type):
             return Packed(blocks.quantize(weight, tensor.type, name=name))
-        if tensor.name == EMBEDDING:
+        if tensor.name == self._checkpoint.embedding:
             return self._pack_embedding(tensor, weight, name)
         layer = self._layer_of.get(tensor.name)
         with torch.inference_mode():
@@ -106,7 +105,7 @@ class GptqPacker:
     def _pack_embedding(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
         if not is_q4(tensor.type):
             return Packed(blocks.quantize(weight, tensor.type, name=name))
-        if not self._checkpoint.config.get("tie_word_embeddings", False):
+        if not self._checkpoint.tied:
             return Packed(quantize_by_search(weight, tensor.type, name=name))
         with torch.inference_mode():
             return self._compensate(tensor, weight, name, self._tied_products)
@@ -128,9 +127,9 @@ class GptqPacker:
         """Hidden states that enter layer `_next`, on the CPU."""
         self._walk.embed(self._tokens_ST)  # refuses tokens that have no row, and damaged rows
         rows, inverse_ST = torch.unique(self._tokens_ST, return_inverse=True)
-        planned = self._planned[EMBEDDING]
-        used = self._checkpoint.read(EMBEDDING)[rows]
-        packed = self._pack_embedding(planned, used, f"{self._checkpoint.folder}: {EMBEDDING}")
+        planned = self._planned[self._checkpoint.embedding]
+        used = self._checkpoint.read(planned.name)[rows]
+        packed = self._pack_embedding(planned, used, f"{self._checkpoint.folder}: {planned.name}")
         stored = _numbers(packed.data, planned.type, used.shape).to(self._walk.dtype)
         return [stored[batch_BT] for batch_BT in inverse_ST.split(self._options.batch_size)]
 

@@ -15,7 +15,6 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.formats import blocks
-from camera.formats.names import EMBEDDING, OUTPUT
 from camera.options import BlockType
 from camera.progress import Progress, silent
 from camera.quantization.imatrix import Imatrix
@@ -47,13 +46,14 @@ def sensitivities(
         CameraError: if a weight is missing or does not fit a type.
     """
     share = _branch_shares(checkpoint, imatrix)
-    share[OUTPUT] = _HEAD
-    tied = checkpoint.config.get("tie_word_embeddings", False)
+    share[checkpoint.family.name("head")] = _HEAD
     found: dict[str, dict[BlockType, float]] = {}
     for name, choices in types.items():
         weight, importance = checkpoint.read(name), imatrix.importance(name)
         noise = _relative_errors(weight, tuple(choices), importance, name)
-        if name == EMBEDDING and tied:  # it is the head as well, which its importance is of
+        if (
+            name == checkpoint.embedding == checkpoint.head
+        ):  # it is the head as well, which its importance is of
             as_embedding = _relative_errors(weight, tuple(choices), None, name)
             noise = {type: _HEAD * error + as_embedding[type] for type, error in noise.items()}
         found[name] = {type: share.get(name, 1.0) * error for type, error in noise.items()}
@@ -63,18 +63,16 @@ def sensitivities(
 
 def _branch_shares(checkpoint: Checkpoint, imatrix: Imatrix) -> dict[str, float]:
     """Of each matrix in a decoder layer: what its branch adds to the stream, over the stream's power after that."""
-    embedding = checkpoint.read(EMBEDDING)
+    embedding = checkpoint.read(checkpoint.embedding)
     stream = float(_powers(embedding).sum()) / embedding.shape[0]
     shares: dict[str, float] = {}
     for layer in range(checkpoint.layer_count):
-        prefix = checkpoint.family.layer_prefix(layer)
-        for branch, last in (("self_attn.", "self_attn.o_proj.weight"), ("mlp.", "mlp.down_proj.weight")):
-            importance = imatrix.importance(prefix + last)
-            powers = _powers(checkpoint.read(prefix + last))
+        for names in checkpoint.family.branches(checkpoint.config, layer):
+            importance = imatrix.importance(names[-1])
+            powers = _powers(checkpoint.read(names[-1]))
             added = float(powers @ importance.double()) if importance is not None else stream
             stream += added
             share = added / stream if stream > 0 else 0.0
-            names = (name for name in checkpoint.layer_tensors(layer) if name.startswith(prefix + branch))
             shares |= dict.fromkeys(names, share)
     return shares
 

@@ -150,8 +150,8 @@ def test_the_graph_knows_who_imports_whom() -> None:
     graph = import_graph(REPOSITORY, "camera")
     assert "camera.pruning.propagate" in graph["camera.pruning.capture"]
     assert "camera.models" in graph["camera.checkpoints.checkpoint"]
-    assert "camera.models.llama" in graph["camera.models"]
-    assert "camera.models.pangu_embedded" not in graph["camera.models.pangu"]  # only inside a function
+    assert "camera.models.family" in graph["camera.models"]
+    assert "camera.models.pangu.modeling" not in graph["camera.models.pangu"]  # only inside a function
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transformers import (
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.models.pangu_embedded import (
+from camera.models.pangu.modeling import (
     PanguEmbeddedConfig,
     PanguEmbeddedForCausalLM,
     PanguEmbeddedModel,

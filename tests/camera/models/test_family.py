@@ -1,0 +1,63 @@
+"""What a family's file says of its weights is what transformers builds and llama.cpp's library names."""
+
+from pathlib import Path
+
+import gguf
+import pytest
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.models import FAMILIES, named_weights
+from camera.models.family import FEED_FORWARD
+from tests.tiny import MODEL_TYPES, tiny_checkpoint
+
+
+def test_every_family_has_tests() -> None:
+    assert set(FAMILIES) == set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_weights_are_those_of_the_model_with_its_shapes(
+    tmp_path: Path, model_type: str, tied: bool
+) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "model", model_type, vocab=384, tied=tied))
+    weights = checkpoint.family.names(checkpoint.config, checkpoint.layer_count)
+    assert weights.keys() == checkpoint.needed.keys()
+    for name, weight in weights.items():
+        shape = tuple(checkpoint.family.size(checkpoint.config, size) for size in weight.shape)
+        assert shape == checkpoint.tensors[name].shape, name
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_gguf_names_are_llama_cpp_s(model_type: str) -> None:
+    family = FAMILIES[model_type]
+    number = next(
+        number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == family.gguf_architecture
+    )
+    names = gguf.get_tensor_name_map(number, 2)
+    for name, (_, gguf_name) in named_weights(family, 2).items():
+        assert names.get_name(name, try_suffixes=(".weight", ".bias")) == gguf_name
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_what_reads_one_input_stands_together_in_the_order_of_computing(model_type: str) -> None:
+    assert FAMILIES[model_type].shared_inputs == (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.o_proj",),
+        ("mlp.gate_proj", "mlp.up_proj"),
+        ("mlp.down_proj",),
+    )
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_dense_layer_is_one_block_of_three_matrices(tmp_path: Path, model_type: str) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "model", model_type))
+    (block,) = checkpoint.blocks(1)
+    layer = checkpoint.empty_model().get_submodule("model.layers.1")
+    assert [tuple(layer.get_submodule(block.linear(role)).weight.shape) for role in FEED_FORWARD] == [  # type: ignore[union-attr, arg-type]
+        (192, 64),
+        (192, 64),
+        (64, 192),
+    ]
+    assert checkpoint.ffn_names(1) == block.names
+    assert checkpoint.config[block.width_key] == checkpoint.ffn_width
