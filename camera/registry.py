@@ -5,12 +5,15 @@ and another distribution adds its own through the entry-point group `camera`, wh
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from camera.errors import CameraError
 
@@ -69,19 +72,23 @@ class Registry(Mapping[str, Entry]):
         return self._entries
 
 
+@dataclass(frozen=True)
 class NameIn:
-    """Metadata of an option whose value is a name in a registry; the command line lists its choices by it."""
+    """Type of an option that names an entry: `Annotated[str, NameIn(ENGINES)]`. Refused with the names there are; the
+    command line lists its choices by it."""
 
-    def __init__(self, registry: Registry[Any]) -> None:
-        self.registry = registry
+    registry: Registry[Any]
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._known, handler(source))
 
-def name_in(registry: Registry[Any]) -> Any:
-    """The type of an option that names an entry: `Annotated[str, …]`, refused with the names there are."""
-
-    def known(name: str) -> str:
-        if name not in registry:
-            raise ValueError(f"unknown {registry.kind} {name!r}: known are {', '.join(registry)}")
+    def _known(self, name: str) -> str:
+        if name not in self.registry:
+            known = ", ".join(self.registry)
+            raise ValueError(f"unknown {self.registry.kind} {name!r}: known are {known}")
         return name
 
-    return Annotated[str, AfterValidator(known), NameIn(registry)]
+
+# What option models name. Filled by the modules of the packages; named here, below all of them, so that options and
+# packages need not import each other.
+PRUNING_METHODS: Registry[Any] = Registry("pruning method", "camera.pruning.methods")

@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from camera.errors import CameraError
-from camera.registry import Registry, name_in
+from camera.registry import NameIn, Registry
 
 
 def package(folder: Path, name: str, **modules: str) -> None:
@@ -50,8 +51,8 @@ def test_an_unknown_name_is_refused_with_those_there_are(
     with pytest.raises(CameraError, match="unknown shape 'cube': known are line, square"):
         registry["cube"]
     with pytest.raises(ValidationError, match="unknown shape 'cube': known are line, square"):
-        TypeAdapter(name_in(registry)).validate_python("cube")
-    assert TypeAdapter(name_in(registry)).validate_python("line") == "line"
+        TypeAdapter(Annotated[str, NameIn(registry)]).validate_python("cube")
+    assert TypeAdapter(Annotated[str, NameIn(registry)]).validate_python("line") == "line"
 
 
 def test_two_entries_of_one_name_are_refused() -> None:
