@@ -98,13 +98,13 @@ def make(folder: Path, shape: dict[str, int], tokenizer: Path) -> None:
         shutil.copy(tokenizer / file, source)
     (folder / "recipe.yaml").write_text(RECIPE)
     timed([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], folder)
-    timed([sys.executable, "-m", "flows.cli", "run", "recipe.yaml", "--no-prefect"], folder)
+    timed([sys.executable, "-m", "camera", "run", "recipe.yaml", "--no-prefect"], folder)
 
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:
     """The three in turns, the order reversed every other turn; and what one audit reads."""
     files = files_to_read(folder / "large")
-    audit = [sys.executable, "-m", "flows.cli", "audit", str(PUBLISHED)]
+    audit = [sys.executable, "-m", "camera", "audit", str(PUBLISHED)]
     works = {
         "plain": (folder / "large", [sys.executable, "-c", PLAIN, *map(str, files)]),
         "audit": (folder / "large", audit),

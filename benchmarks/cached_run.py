@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         overrides = [f"model={arguments.model.resolve()}", *SMALL]
-        run = [sys.executable, "-m", "flows.cli", "run", str(REPOSITORY / "recipes" / "demo.yaml")]
+        run = [sys.executable, "-m", "camera", "run", str(REPOSITORY / "recipes" / "demo.yaml")]
         run += [part for override in overrides for part in ("--set", override)]
         timed([*run, "--no-prefect"], folder)
         timed(run, folder)  # Prefect's records, and its database, are made

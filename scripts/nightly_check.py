@@ -92,7 +92,7 @@ class Night:
     def camera(self, *arguments: str) -> str:
         """Run a command to its end; what it prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *arguments],
+            [sys.executable, "-m", "camera", *arguments],
             cwd=self.folder, env=self.environment, capture_output=True, text=True,
         )  # fmt: skip
         if done.returncode:

@@ -22,7 +22,7 @@ CALIBRATION = ("--samples", "8", "--length", "128", "--dtype", "float32")
 
 def camera(*arguments: str | Path) -> None:
     """Run the command line as a person does."""
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "camera", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
 

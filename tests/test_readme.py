@@ -44,7 +44,7 @@ def test_every_camera_command_of_the_readme_runs_in_order(tmp_path: Path):
             arguments += ["--set", "benchmark.decode=[16]", "--set", "evaluate.max_windows=4"]
             arguments += ["--set", "calibration.samples=4", "--set", "benchmark.repeats=2"]
         done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *arguments],
+            [sys.executable, "-m", "camera", *arguments],
             cwd=tmp_path, env=environment, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from camera.cli.output import note
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.units import bytes_text
-from flows.commands.common import note
 from tasks.audit import Finding
 from tasks.lineage_form import check_lineage
 from tasks.project import Project

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.common import print_json, say
-from flows.commands.flags import Json
+from camera.cli.output import print_json, say
+from camera.cli.parameters import Json
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

@@ -1,4 +1,4 @@
-"""Looking closer: at a published model, at two of them, and at this machine."""
+"""Looking closer: at a published model, and at two of them."""
 
 import sys
 from pathlib import Path
@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.common import print_json, say
-from flows.commands.flags import Json
+from camera.cli.output import print_json, say
+from camera.cli.parameters import Json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.tree import Tree
 
+    from camera.doctor import Finding as Diagnosis
     from tasks.audit.finding import Finding, Verdict
 
 _STYLES = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unverified": ("?", "yellow")}
-_MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "missing": ("–", "dim")}
 
 
 def audit(
@@ -149,50 +151,23 @@ def _tree(finding: "Finding", tree: "Tree | None" = None) -> "Tree":
     return branch
 
 
-def doctor(as_json: Json = False) -> None:
-    """Show versions, devices and why one is missing, where things are kept, and free disk.
-
-    Example: `camera doctor --json`
-    """
+def places() -> "Iterator[Diagnosis]":
+    """What `camera doctor` says of the pipeline here: where things are kept."""
     import shutil
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
 
     from camera.doctor import Finding as Diagnosis
-    from camera.doctor import diagnose
     from camera.units import bytes_text
     from tasks import versioning
     from tasks.project import Project
 
     project = Project.here()
     project.configure()
-    root = versioning.repository_root(Path.cwd())
     free = bytes_text(shutil.disk_usage(project.home).free)
-    findings = [
-        *diagnose(),
-        Diagnosis("places", "store", "ok", f"{project.store} ({free} free)", ""),
-        Diagnosis("places", "mlflow", "ok", project.mlflow_shown, ""),
-        Diagnosis("places", "prefect", "ok", project.prefect_api, ""),
-        Diagnosis("places", "dvc", "ok", str(root), "")
-        if root
-        else Diagnosis(
-            "places", "dvc", "warn", "no DVC repository here", "run `dvc init` to version published models"
-        ),
-    ]
-    if as_json:
-        print_json([asdict(finding) for finding in findings])
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "", "", ""):
-        table.add_column(column, overflow="fold")
-    section = ""
-    for finding in findings:
-        mark, style = _MARKS[finding.status]
-        heading = finding.section if finding.section != section else ""
-        section = finding.section
-        table.add_row(heading, f"[{style}]{mark}[/]", finding.name, finding.detail)
-        if finding.advice:
-            table.add_row("", "", "", f"→ {finding.advice}", style="yellow")
-    Console().print(table)
+    yield Diagnosis("places", "store", "ok", f"{project.store} ({free} free)")
+    yield Diagnosis("places", "mlflow", "ok", project.mlflow_shown)
+    yield Diagnosis("places", "prefect", "ok", project.prefect_api)
+    if root := versioning.repository_root(Path.cwd()):
+        yield Diagnosis("places", "dvc", "ok", str(root))
+    else:
+        advice = "run `dvc init` to version published models"
+        yield Diagnosis("places", "dvc", "warn", "no DVC repository here", advice)

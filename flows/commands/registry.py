@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.common import note, print_json, say
-from flows.commands.flags import Json
+from camera.cli.output import note, print_json, say
+from camera.cli.parameters import Json
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 
 from camera import shutdown
+from camera.cli.output import print_json
 from camera.report.results import read_results
 from camera.report.table import results_table
-from flows.commands.common import print_json
 from flows.listeners import LiveListener, LogListener
 from tasks.project import Project
 from tasks.run import GateFailed, Listener, Outcome

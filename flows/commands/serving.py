@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.common import print_json, say
-from flows.commands.flags import Json
+from camera.cli.output import print_json, say
+from camera.cli.parameters import Json
 
 if TYPE_CHECKING:
     from flows.services import Services

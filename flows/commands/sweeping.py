@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from camera import shutdown
-from flows.commands.common import print_json, say
-from flows.commands.flags import Json, Overrides, RecipePath
+from camera.cli.output import print_json, say
+from camera.cli.parameters import Json
+from flows.commands.recipe_flags import Overrides, RecipePath
 
 if TYPE_CHECKING:
     from tasks.sweep import MemberPlan, Sweep

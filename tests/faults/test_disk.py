@@ -75,7 +75,7 @@ def prune_into(model: Path, calibration: Path, out: Path) -> subprocess.Complete
     options = ["--ratio", "0.4", "--samples", "2", "--length", "32", "--device", "cpu"]
     paths = [str(model), str(out), "--calibration", str(calibration)]
     return subprocess.run(
-        [sys.executable, "-m", "flows.cli", "prune", *paths, *options],
+        [sys.executable, "-m", "camera", "prune", *paths, *options],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -47,7 +47,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def camera(project: Project, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
+        [sys.executable, "-m", "camera", *arguments],
         cwd=project.folder,
         env=environment(**more),
         capture_output=True,
@@ -140,7 +140,7 @@ def test_mlflow_that_is_away_at_the_start_stops_nothing_and_is_told_by_the_next_
 @contextmanager
 def stopped_at_work(project: Project, uri: str, said: Path) -> Iterator["subprocess.Popen[str]"]:
     """A tracked run that stands still in the first step that the store lacks; to be told SIGCONT."""
-    command = [sys.executable, "-m", "flows.cli", "run", "recipe.yaml", "--no-prefect"]
+    command = [sys.executable, "-m", "camera", "run", "recipe.yaml", "--no-prefect"]
     process = subprocess.Popen(
         [*command, *(f"--set={override}" for override in TRACKED)],
         cwd=project.folder,
@@ -417,7 +417,7 @@ def test_a_run_that_is_told_to_stop_ends_with_130_and_goes_on_later(
     project = before(undisturbed, "quantize", tmp_path / "project")
     how = ["run", "recipe.yaml"] + ([] if prefect else ["--no-prefect"])
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *how],
+        [sys.executable, "-m", "camera", *how],
         cwd=project.folder,
         env=environment(),
         stdout=subprocess.PIPE,

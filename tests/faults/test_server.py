@@ -130,7 +130,7 @@ def run_and_kill(
 ) -> tuple[int, str]:
     """`camera run`, and something that is killed as a step begins, given the run's pid; exit code and output."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", "recipe.yaml"],
+        [sys.executable, "-m", "camera", "run", "recipe.yaml"],
         cwd=project.folder,
         env=environment(**settings),
         stdout=subprocess.PIPE,
@@ -164,7 +164,7 @@ def test_a_server_that_is_killed_in_the_middle_costs_its_record_and_not_the_run(
     assert publish.damage(project.published) is None
     finished = project.whole()
     again = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", "recipe.yaml", "--json"],
+        [sys.executable, "-m", "camera", "run", "recipe.yaml", "--json"],
         cwd=project.folder,
         env=environment(PREFECT_API_URL=server.address),
         capture_output=True,

@@ -66,7 +66,7 @@ def prune(project: Project, out: Path, *more: str) -> "subprocess.Popen[str]":
     ]
     options = ["--ratio", "0.4", "--samples", "4", "--length", "64", "--device", "cpu", *more]
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "prune", *paths, *options],
+        [sys.executable, "-m", "camera", "prune", *paths, *options],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -76,7 +76,7 @@ def shot(
     """Run and signal; the exit code, the lines printed before the signal, and the whole output."""
     how = ["run", "recipe.yaml", *TRACKED, *([] if prefect else ["--no-prefect"])]
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *how],
+        [sys.executable, "-m", "camera", *how],
         cwd=project.folder,
         env=environment(PREFECT_HOME=str(project.folder / "prefect"), PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,

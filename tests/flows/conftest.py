@@ -103,7 +103,7 @@ class Workplace:
         return code
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-m", "flows.cli", *arguments]
+        return [sys.executable, "-m", "camera", *arguments]
 
     def _environment(self) -> dict[str, str]:
         ours = ("PREFECT_", "MLFLOW_", "CAMERA_")

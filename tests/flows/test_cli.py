@@ -23,7 +23,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy(workplace: Workplace
     done = workplace.camera("--help")
     for command in COMMANDS:
         assert f" {command} " in done.stdout
-    code = "import flows.cli, sys; print([m for m in ('torch', 'transformers', 'prefect', 'mlflow', 'pydantic') if m in sys.modules])"
+    code = "import camera.cli, sys; print([m for m in ('torch', 'transformers', 'prefect', 'mlflow', 'pydantic') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
 

@@ -1,36 +1,18 @@
-"""What `camera evaluate --tasks` shows: a bar for each task, then a table or JSON."""
+"""`camera evaluate --tasks`: scores of a model and its reference, as a table or JSON."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from camera.cli.output import task_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from camera.evaluation.tasks import TaskProgress
     from camera.options import EvaluateOptions
     from camera.report.schema import TaskScore
 
     Scores = Mapping[str, TaskScore]
-
-
-@contextmanager
-def task_bars(label: str, tasks: tuple[str, ...]) -> Iterator["TaskProgress"]:
-    """A bar with time left for each task, on the terminal's error stream; nothing where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        rows = {task: bars.add_task(f"{label} {task}", total=None, start=False) for task in tasks}
-
-        def show(task: str, done: int, total: int) -> None:
-            bars.start_task(rows[task])  # once: a second call leaves its clock
-            bars.update(rows[task], completed=done, total=total)
-
-        yield show
 
 
 def on_tasks(
@@ -45,7 +27,7 @@ def on_tasks(
     for label, path in (("reference", reference), ("model", model)):
         if path is not None:
             kept = None if out is None else out / label
-            with task_bars(path.name, options.tasks) as progress:
+            with task_progress(path.name, options.tasks) as progress:
                 measured[label] = evaluate_tasks(
                     path, options.tasks, tokenizer=tokenizer, out=kept, progress=progress, **how
                 )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.cli.output import progress_bar, say
 from camera.data import calibration_windows
 from camera.errors import CameraError
 from camera.files import TakenError, read_json, refuse_occupied
@@ -12,7 +13,6 @@ from camera.pruning.prune import SUMMARY
 from camera.pruning.stream import prune_checkpoint, unfinished
 from camera.report.card import write_card
 from camera.report.words import percent
-from flows.commands.common import progress_bar, say
 
 
 def capture_to_save(

@@ -1,0 +1,160 @@
+"""The command line `camera`. Heavy imports happen inside the commands, so that help shows at once."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from camera import shutdown
+from camera.cli import doctor, measuring, packing, pruning
+from camera.errors import CameraError
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_FROM_CHECKOUT = (
+    *("run", "plan", "sweep", "serve", "automations", "runs", "show", "sign", "promote", "rollback"),
+    *("audit", "diff", "gc"),
+)
+"""The pipeline's commands: `flows.commands`, which is used from a checkout with the extra `pipeline`."""
+_NO_PIPELINE = (
+    "is a command of the pipeline, which is used from a checkout of the repository: there, "
+    "`pip install -e '.[pipeline]'`"
+)
+_REMOVED = {
+    "--score": "write --method obs in place of --score obs --refit; CAMERA's own choice is the default",
+    "--refit": "write --method refit, or --method obs in place of --score obs --refit",
+    "--steps": "leave it out: pruning in steps cost as many runs and gave the same model quality",
+    "--allocation": "leave it out: one width for all layers is smaller and faster at the same quality",
+    "--allocation-bound": "leave it out, with --allocation",
+    "--allocation-windows": "leave it out, with --allocation",
+    "--sparsity-pattern": "leave it out: --sparsity is unstructured",
+    "--sort-channels": "leave it out: sorted channels brought no better 4-bit model",
+}
+"""Flags that were removed, and what to write instead."""
+_COMPLETE = (0, 3)
+"""Exit codes of commands that did all they were asked to."""
+_SETTINGS: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "rich_markup_mode": "markdown",
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class _Late(TyperCommand):
+    """A command in the list, whose flags are made when it is called: the option models take time to import."""
+
+    def __init__(self, function: Callable[..., None] | None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._function = function
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if self._function is None:
+            raise CameraError(f"camera {self.name} {_NO_PIPELINE}")
+        from camera.cli.options import expanded
+
+        alone = typer.Typer(**{**_SETTINGS, "no_args_is_help": False})
+        alone.command(self.name)(expanded(self._function))
+        command = typer.main.get_command(alone)
+        known = {name for parameter in command.params for name in parameter.opts}
+        for flag in (argument.partition("=")[0] for argument in args):
+            if flag in _REMOVED and flag not in known:
+                raise CameraError(f"{flag} was removed: {_REMOVED[flag]}")
+        return command.make_context(info_name, args, parent, **extra)
+
+
+@cache
+def pipeline() -> Any:
+    """The module `flows.commands`, if this is a checkout in which the pipeline is installed; else None."""
+    if not (_CHECKOUT / "flows" / "commands").is_dir() or not all(
+        map(find_spec, ("prefect", "mlflow", "dvc"))
+    ):
+        return None
+    if sys.path[0] != str(_CHECKOUT):  # before another distribution's `tasks` or `flows`
+        sys.path.insert(0, str(_CHECKOUT))
+    return import_module("flows.commands")
+
+
+def _app() -> typer.Typer:
+    joined = pipeline()
+    app = typer.Typer(
+        name="camera",
+        help="Compress large language models for Ascend NPUs: prune, quantise, measure, publish.\n\n"
+        "A whole run: `camera run recipes/demo.yaml`\n\n"
+        "One stage: `camera prune MODEL OUT --calibration stdlib --ratio 0.2`",
+        epilog=None if joined else f"`camera {'`, `camera '.join(_FROM_CHECKOUT)}`: each {_NO_PIPELINE}.",
+        **_SETTINGS,
+    )
+    panels: dict[str, tuple[Callable[..., None], ...]] = {
+        **(joined.PANELS if joined else {}),
+        "Single stages: paths in, paths out": (
+            *(pruning.capture, pruning.score, pruning.prune, pruning.save),
+            *(packing.imatrix, packing.quantize, packing.convert, measuring.evaluate, measuring.bench),
+        ),
+        "This machine": (doctor.doctor,),
+    }
+    for panel, functions in panels.items():
+        for function in functions:
+            late: Any = partial(_Late, function)
+            documented = app.command(
+                function.__name__, cls=late, help=inspect.getdoc(function), rich_help_panel=panel
+            )
+            documented(_no_flags)
+    for name in () if joined else _FROM_CHECKOUT:
+        missing: Any = partial(_Late, None)
+        app.command(name, cls=missing, hidden=True)(_no_flags)
+    return app
+
+
+def _no_flags() -> None:
+    """Stands for a command in the list."""
+
+
+def main() -> None:
+    """Run a command. What a user can mend is one message and exit code 2; an interruption is 130."""
+    shutdown.install()
+    code = 1  # of an error that nobody expects, which Python shows
+    try:
+        code = _run()
+    finally:
+        shutdown.finish(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run a command to its end; the exit code."""
+    try:
+        _app()()
+        return 0
+    except KeyboardInterrupt:
+        return _stopped()
+    except SystemExit as ended:  # typer's own end; of a KeyboardInterrupt it makes 130
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        return _stopped() if code not in _COMPLETE and shutdown.requested() else code
+    except Exception as error:
+        if shutdown.requested():  # what a library makes of an interruption
+            return _stopped()
+        from camera.disk import disk_error  # only on the way out
+        from camera.secrets import without_secrets
+
+        told = disk_error(error) if isinstance(error, OSError) else error
+        if not isinstance(told, CameraError):
+            raise
+        _say(f"camera: {without_secrets(str(told))}")
+        return 2
+
+
+def _stopped() -> int:
+    _say("stopped; run the same command again to go on from here")
+    return shutdown.EXIT_CODE
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
