@@ -22,7 +22,7 @@ from prefect.utilities.annotations import quote
 
 from camera import shutdown
 from camera.errors import NetworkError
-from camera.report.results import read_results
+from camera.report.schema import read_results
 from camera.report.table import results_markdown
 from flows.accelerators import accelerators_of
 from flows.elsewhere import perform_elsewhere

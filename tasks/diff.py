@@ -9,8 +9,7 @@ from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.pruning.prune import KEPT
-from camera.report.results import read_results
-from camera.report.schema import Results
+from camera.report.schema import Results, read_results
 from tasks.lineage_form import check_lineage
 from tasks.store import LINEAGE, Store
 from tasks.tracking import flatten

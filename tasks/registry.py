@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.report.results import read_results
+from camera.report.schema import read_results
 from tasks import versioning
 from tasks.runs import reading
 from tasks.store import LINEAGE

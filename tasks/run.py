@@ -12,7 +12,7 @@ from camera.disk import DiskError
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.report.gate import Gate
-from camera.report.results import read_results
+from camera.report.schema import read_results
 from camera.units import bytes_text
 from tasks.lease import lease
 from tasks.pipeline import Pipeline

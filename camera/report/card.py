@@ -14,11 +14,11 @@ from camera.files import read_json, whole_file
 from camera.formats.blocks import FORMATS
 from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
 from camera.formats.layout import TWIN_KEY
-from camera.options import Options
 from camera.pruning.prune import SUMMARY
 from camera.report.schema import Results
 from camera.report.table import results_markdown
 from camera.report.words import percent, verdict
+from camera.results import Result
 
 CARD = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -31,7 +31,7 @@ _FOUND_WITH = {
 }
 
 
-class GgufFact(Options):
+class GgufFact(Result):
     """A GGUF file that lies beside the card."""
 
     file: str
@@ -43,7 +43,7 @@ class GgufFact(Options):
     """For a lossless copy: the type whose numbers it holds."""
 
 
-class CardFacts(Options):
+class CardFacts(Result):
     """What a card says besides the results."""
 
     name: str

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from camera.options import Options
+from camera.results import Result
 
 
-class Requirement(Options):
+class Requirement(Result):
     """One requirement, and whether the model meets it."""
 
     name: Literal["perplexity_increase", "task_drop"]
@@ -37,7 +37,7 @@ class Requirement(Options):
         return f"{100 * value:+.1f} %" if self.name == "perplexity_increase" else f"{value:.2f} points"
 
 
-class Gate(Options):
+class Gate(Result):
     """Every requirement of a recipe. A model that fails one is kept and marked, and not published."""
 
     requirements: tuple[Requirement, ...]

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from camera.options import Options
 from camera.report.schema import ModelRow, Results
 from camera.report.words import quoted_row
+from camera.results import Result
 
 
-class SweepRow(Options):
+class SweepRow(Result):
     """One member of a sweep, by the model that it was for; or why there is none."""
 
     name: str
@@ -36,7 +36,7 @@ class SweepRow(Options):
     """The texts on which no other model is as small and as good."""
 
 
-class SweepResults(Options):
+class SweepResults(Result):
     """All that a sweep found. `sweep.json` has this shape."""
 
     name: str

@@ -1,19 +1,20 @@
 """The shape of `results.json`."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from camera.benchmark.report import BenchmarkRow
-from camera.options import Options
 from camera.report.gate import Gate
+from camera.results import Result
 
 ModelId = Literal["original", "baseline", "pruned", "pruned+quantized"]
 MODEL_IDS: tuple[ModelId, ...] = ("original", "baseline", "pruned", "pruned+quantized")
 """In the order in which tables list them: `baseline` is the original in the baseline's type."""
 
 
-class Perplexity(Options):
+class Perplexity(Result):
     """Perplexity of one model on one text."""
 
     value: float
@@ -27,7 +28,7 @@ class Perplexity(Options):
     """What the layers computed in."""
 
 
-class Change(Options):
+class Change(Result):
     """A model against the original on the same questions."""
 
     difference: float
@@ -42,7 +43,7 @@ class Change(Options):
     """Exact McNemar test: how likely so uneven a split is if neither is better. None for a mean of tasks."""
 
 
-class Accuracy(Options):
+class Accuracy(Result):
     """Share of the questions that were answered rightly."""
 
     value: float
@@ -51,7 +52,7 @@ class Accuracy(Options):
     """None of the original itself, or for want of its answers to the same questions."""
 
 
-class TaskScore(Options):
+class TaskScore(Result):
     """One model on one task."""
 
     documents: int
@@ -66,7 +67,7 @@ class TaskScore(Options):
     """`acc`, and `acc_norm` where the task has it: by likelihood per character."""
 
 
-class ModelRow(Options):
+class ModelRow(Result):
     """One model: what it is and how well it predicts."""
 
     id: ModelId
@@ -95,7 +96,7 @@ class ModelRow(Options):
         return None if average is None else average.change
 
 
-class PruneSummary(Options):
+class PruneSummary(Result):
     """What was asked of pruning, and what came out."""
 
     ratio: float
@@ -129,7 +130,7 @@ class PruneSummary(Options):
         return " on average" + (f", padded to {self.kept_width}" if self.mode == "physical" else "")
 
 
-class LayerImportance(Options):
+class LayerImportance(Result):
     """Importance of the micro-experts of one decoder layer, and which of them stay."""
 
     layer: int
@@ -143,7 +144,7 @@ class LayerImportance(Options):
     """Share of channels kept in each of 256 or fewer equal stretches of the channel numbers."""
 
 
-class LayerDamage(Options):
+class LayerDamage(Result):
     """What cutting one decoder layer cost its FFN output, on calibration tokens that no refit was fitted to."""
 
     layer: int
@@ -156,7 +157,7 @@ class LayerDamage(Options):
     refitted: bool
 
 
-class TypeTotal(Options):
+class TypeTotal(Result):
     """All tensors of one type in a quantised model."""
 
     type: str
@@ -165,7 +166,7 @@ class TypeTotal(Options):
     bytes: int
 
 
-class FallBack(Options):
+class FallBack(Result):
     """A tensor that could not be stored in the type that was asked for."""
 
     tensor: str
@@ -174,7 +175,7 @@ class FallBack(Options):
     reason: str
 
 
-class Quantization(Options):
+class Quantization(Result):
     """What a quantised model is made of."""
 
     model: ModelId
@@ -185,7 +186,7 @@ class Quantization(Options):
     fall_backs: tuple[FallBack, ...]
 
 
-class Device(Options):
+class Device(Result):
     """Where speed was measured."""
 
     name: str
@@ -195,7 +196,7 @@ class Device(Options):
     bandwidth_bytes_per_second: float | None = None
 
 
-class Results(Options):
+class Results(Result):
     """All that is known of a run. A part that did not run is empty, and `missing` names it."""
 
     name: str
@@ -240,3 +241,12 @@ class Results(Options):
     def tasks(self) -> tuple[str, ...]:
         """Names of all tasks, in the recipe's order."""
         return tuple(dict.fromkeys(task for row in self.models for task in row.tasks))
+
+
+def read_results(path: Path) -> Results:
+    """Read a `results.json`.
+
+    Raises:
+        CameraError: if it is missing, or is not one.
+    """
+    return Results.read(path, "make the report again")

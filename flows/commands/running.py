@@ -9,7 +9,7 @@ from rich.console import Console
 
 from camera import shutdown
 from camera.cli.output import print_json
-from camera.report.results import read_results
+from camera.report.schema import read_results
 from camera.report.table import results_table
 from flows.listeners import LiveListener, LogListener
 from tasks.project import Project

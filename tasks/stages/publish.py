@@ -18,7 +18,7 @@ from camera.errors import CameraError, NetworkError
 from camera.files import held, read_json, sync, sync_tree, write_json
 from camera.report.card import write_card
 from camera.report.gate import Gate
-from camera.report.results import read_results
+from camera.report.schema import read_results
 from tasks import tracking, versioning
 from tasks.lineage import environment
 from tasks.stage import Context, Stage

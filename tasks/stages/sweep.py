@@ -2,7 +2,7 @@
 
 from camera.report.pareto import MemberResults, collect_sweep
 from camera.report.pareto_html import write_sweep
-from camera.report.results import read_results
+from camera.report.schema import read_results
 from tasks.stage import Context, Stage
 
 

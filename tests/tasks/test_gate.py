@@ -7,8 +7,7 @@ import pytest
 
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.report.results import read_results
-from camera.report.schema import Accuracy, Change, ModelRow, Perplexity, Results
+from camera.report.schema import Accuracy, Change, ModelRow, Perplexity, Results, read_results
 from tasks.gate import check_tasks, judge
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.project import Project

@@ -12,8 +12,7 @@ from camera.files import read_json, write_json
 from camera.pruning.prune import Pruned
 from camera.pruning.score import read_scores
 from camera.report.importance import BINS, CURVE_POINTS
-from camera.report.results import read_results
-from camera.report.schema import MODEL_IDS
+from camera.report.schema import MODEL_IDS, read_results
 from tests.camera.report.conftest import TEXT, Run
 
 
@@ -162,7 +161,7 @@ def test_a_folder_without_its_file_is_an_error_that_names_it(run: Run, tmp_path:
 
 def test_a_file_that_is_no_results_is_refused_by_field(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"name": "x"}))
-    with pytest.raises(CameraError, match=r"results\.json of this version \(base_model\)"):
+    with pytest.raises(CameraError, match=r"results\.json does not fit this version \(base_model"):
         read_results(tmp_path / "results.json")
 
 

@@ -14,8 +14,7 @@ from camera.evaluation.tasks import TaskResult, evaluate_tasks, read_task_result
 from camera.files import write_json
 from camera.report.card import CardFacts, render_card
 from camera.report.html import flat_rows, render_html, write_report
-from camera.report.results import read_results
-from camera.report.schema import MODEL_IDS, ModelId, Results
+from camera.report.schema import MODEL_IDS, ModelId, Results, read_results
 from camera.report.table import grids, results_markdown, results_table
 from camera.report.task_scores import score_task
 from camera.report.task_table import task_grid
