@@ -17,7 +17,7 @@ from camera.cli import doctor, measuring, packing, pruning
 from camera.errors import CameraError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-_FROM_CHECKOUT = (
+PIPELINE_COMMANDS = (
     *("run", "plan", "sweep", "serve", "automations", "runs", "show", "sign", "promote", "rollback"),
     *("audit", "diff", "gc"),
 )
@@ -89,7 +89,7 @@ def _app() -> typer.Typer:
         help="Compress large language models for Ascend NPUs: prune, quantise, measure, publish.\n\n"
         "A whole run: `camera run recipes/demo.yaml`\n\n"
         "One stage: `camera prune MODEL OUT --calibration stdlib --ratio 0.2`",
-        epilog=None if joined else f"`camera {'`, `camera '.join(_FROM_CHECKOUT)}`: each {_NO_PIPELINE}.",
+        epilog=None if joined else f"`camera {'`, `camera '.join(PIPELINE_COMMANDS)}`: each {_NO_PIPELINE}.",
         **_SETTINGS,
     )
     panels: dict[str, tuple[Callable[..., None], ...]] = {
@@ -107,7 +107,7 @@ def _app() -> typer.Typer:
                 function.__name__, cls=late, help=inspect.getdoc(function), rich_help_panel=panel
             )
             documented(_no_flags)
-    for name in () if joined else _FROM_CHECKOUT:
+    for name in () if joined else PIPELINE_COMMANDS:
         missing: Any = partial(_Late, None)
         app.command(name, cls=missing, hidden=True)(_no_flags)
     return app
