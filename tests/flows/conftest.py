@@ -12,49 +12,14 @@ import pytest
 import torch
 import yaml
 
+from tests.forked import run_forked
 from tests.tiny import tiny_checkpoint
 
-_WORDS = [
-    "the",
-    "old",
-    "lighthouse",
-    "keeper",
-    "climbed",
-    "the",
-    "narrow",
-    "stairs",
-    "each",
-    "evening",
-    "to",
-    "light",
-    "the",
-    "great",
-    "lamp",
-    "above",
-    "the",
-    "sea",
-    "and",
-    "ships",
-    "far",
-    "away",
-    "would",
-    "see",
-    "the",
-    "bright",
-    "signal",
-    "and",
-    "turn",
-    "before",
-    "they",
-    "reached",
-    "the",
-    "rocks",
-    "under",
-    "the",
-    "water",
-    "one",
-    "night",
-]
+_WORDS = (
+    "the old lighthouse keeper climbed the narrow stairs each evening to light the great lamp above the sea "
+    "and ships far away would see the bright signal and turn before they reached the rocks under the water "
+    "one night"
+).split()
 
 
 @dataclass(frozen=True)
@@ -73,9 +38,7 @@ class Workplace:
 
     def camera(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end."""
-        done = subprocess.run(
-            self._command(arguments), cwd=self.folder, env=self._environment(), capture_output=True, text=True
-        )
+        done = run_forked(arguments, self.folder, self._environment())
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
