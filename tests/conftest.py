@@ -9,8 +9,18 @@ REPOSITORY = Path(__file__).parent.parent
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
+os.environ |= dict.fromkeys(("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS"), "true")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where a test may run the command line, the process that it is forked from has the libraries."""
+    if not session.config.option.collectonly and any(
+        item.path.parent.name in ("flows", "faults") for item in session.items
+    ):
+        from tests.forked import start_server  # imports what the server does
+
+        start_server()
 
 
 @pytest.fixture(scope="session")

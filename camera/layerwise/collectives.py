@@ -107,9 +107,14 @@ def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Co
     share = max(1, threads // count)
     us = Collectives()
     with tempfile.TemporaryDirectory(prefix="camera-ranks-") as meeting:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["camera.layerwise.collectives"])
         others: list[BaseProcess] = [
-            context.Process(target=_other, args=(rank, count, share, meeting, work, arguments), daemon=True)
+            context.Process(
+                target=_other,
+                args=(rank, count, share, meeting, dict(os.environ), work, arguments),
+                daemon=True,
+            )
             for rank in range(1, count)
         ]
         for process in others:
@@ -147,8 +152,15 @@ def _await(others: list[BaseProcess], meeting: Path) -> None:
 
 
 def _other(
-    rank: int, count: int, threads: int, meeting: str, work: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int,
+    count: int,
+    threads: int,
+    meeting: str,
+    environment: dict[str, str],
+    work: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
+    os.environ.update(environment)  # that of the server may be older
     torch.set_num_threads(threads)
     try:
         (Path(meeting) / f"ready-{rank}").touch()

@@ -1,8 +1,6 @@
 """A small project, run in processes that are forked from a server and may be killed."""
 
 import json
-import multiprocessing
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,17 +15,8 @@ import yaml
 from tasks.store import Store
 from tests.faults.work import TOLD, run_recipe
 from tests.flows.conftest import write_text
+from tests.forked import FORKED
 from tests.tiny import tiny_checkpoint
-
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["tests.faults.work"])
-
-for name, value in {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DVC_NO_ANALYTICS": "true",
-}.items():
-    os.environ[name] = value
 
 
 def start(act: Callable[..., None], *arguments: Any, **named: Any) -> Any:

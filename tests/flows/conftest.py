@@ -15,11 +15,11 @@ import yaml
 from tests.forked import run_forked
 from tests.tiny import tiny_checkpoint
 
-_WORDS = (
+_TEXT = (
     "the old lighthouse keeper climbed the narrow stairs each evening to light the great lamp above the sea "
     "and ships far away would see the bright signal and turn before they reached the rocks under the water "
     "one night"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def workplace(tmp_path: Path, tiny_model: Path) -> Workplace:
 
 def write_text(path: Path, words: int, step: int) -> None:
     """Text that repeats itself late enough for windows to differ."""
-    path.write_text(" ".join(_WORDS[(index * step + index // 7) % len(_WORDS)] for index in range(words)))
+    known = _TEXT.split()
+    path.write_text(" ".join(known[(index * step + index // 7) % len(known)] for index in range(words)))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A project in miniature: a tiny openPangu checkpoint, a text, a recipe over both, and a store."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,6 @@ from tasks.pipeline import Pipeline
 from tasks.recipe import Recipe, check_recipe
 from tasks.store import Artifact, Store
 from tests.tiny import tiny_checkpoint
-
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["DO_NOT_TRACK"] = "true"
-os.environ["DVC_NO_ANALYTICS"] = "true"
 
 WORDS = "The keeper climbed the narrow stairs each evening to light the great lamp above the sea. "
 
