@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from camera.registry import BLOCK_FORMATS, NameIn
+
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-BlockType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_0_64"]
+BlockType = Annotated[str, NameIn(BLOCK_FORMATS)]
 SparsityPattern = Literal["unstructured", "2:4"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Item = TypeVar("Item")
@@ -222,9 +224,6 @@ class QuantizeOptions(Options):
     `gptq` so that later columns make good the errors of earlier ones. All give the same formats at the same size."""
     damping: float = Field(default=0.01, gt=0, le=1)
     """`gptq`: share of the mean second moment added to each input's own; more trusts the calibration less."""
-    sort_channels: bool = False
-    """Store the FFN channels in the order of their size in the down projection, so that a block of it holds weights of
-    one size. The model is the same."""
     target_bpw: float | None = Field(default=None, gt=0)
     """Bits per weight of the whole model: matrices whose rounding costs the most on the calibration tokens get finer
     types than `type`, as many as fit. Overrides, `output_type` and `embedding_type` stay as given."""
@@ -249,16 +248,15 @@ class QuantizeOptions(Options):
             left_out |= {"dtype"}
         if self.method != "gptq":
             left_out |= {"damping"}
-        if not self.sort_channels:
-            left_out |= {"sort_channels"}
         if self.target_bpw is None:
             left_out |= {"target_bpw"}
         return self.model_dump(mode="json", exclude=left_out)
 
     @model_validator(mode="after")
     def _a_target_needs_finer_types(self) -> "QuantizeOptions":
-        if self.target_bpw is not None and self.type not in ("q4_0_64", "q4_0", "q8_0"):
-            raise ValueError(f"target_bpw goes with type q4_0_64, q4_0 or q8_0: {self.type} has no finer one")
+        if self.target_bpw is not None and not BLOCK_FORMATS[self.type].in_mixtures:
+            known = ", ".join(name for name, form in BLOCK_FORMATS.items() if form.in_mixtures)
+            raise ValueError(f"target_bpw goes with type {known}: {self.type} has no finer one")
         return self
 
     @model_validator(mode="after")

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from camera.errors import CameraError
+
+if TYPE_CHECKING:
+    from camera.formats.format import BlockFormat  # cycle allowed: for types alone
 
 Entry = TypeVar("Entry")
 PLUGINS = "camera"
@@ -44,6 +47,10 @@ class Registry(Mapping[str, Entry]):
         if self._entries.setdefault(name, entry) is not entry:
             raise ValueError(f"two {self.kind}s are called {name}")
         return entry
+
+    # By identity, which brings no package in: an annotation with a registry is hashed when it stands in a union.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __getitem__(self, name: str) -> Entry:
         """Raises CameraError, with the names there are, for one that there is not."""
@@ -92,3 +99,4 @@ class NameIn:
 # What option models name. Filled by the modules of the packages; named here, below all of them, so that options and
 # packages need not import each other.
 PRUNING_METHODS: Registry[Any] = Registry("pruning method", "camera.pruning.methods")
+BLOCK_FORMATS: "Registry[BlockFormat]" = Registry("block format", "camera.formats.types")

@@ -17,13 +17,13 @@ from camera.pruning.importance import kept_width
 from camera.pruning.propagate import selection_of
 from camera.pruning.surgery import surgery_of
 from camera.pruning.widths import measures, widest_possible
+from camera.registry import BLOCK_FORMATS
 from camera.units import bytes_text
 from tasks.pipeline import Pipeline
 from tasks.stage import Request, RunReferences, Step, find
 from tasks.stages import capture, prune, publish, save
 from tasks.store import Artifact, Store
 
-BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_0_64": 4.25}
 _PROCESS_BYTES = 680 << 20
 """Resident in the process of a run before any weight: 400 MiB are Python, torch for the CPU and transformers with the
 modules of a model's layers; MLflow adds 180, Prefect 90, and what the stages import the rest."""
@@ -249,11 +249,11 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
 
 
 def _packed(type_name: str, elements: int) -> int:
-    return round(elements * BITS_PER_WEIGHT[type_name] / 8)
+    return round(elements * BLOCK_FORMATS[type_name].bits_per_weight / 8)
 
 
 def _quantized(step: Step, elements: int) -> int:
-    bits = step.options.get("target_bpw") or BITS_PER_WEIGHT[step.options.get("type", "f16")]
+    bits = step.options.get("target_bpw") or BLOCK_FORMATS[step.options.get("type", "f16")].bits_per_weight
     return round(elements * bits / 8)
 
 

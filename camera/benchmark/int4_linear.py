@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from camera.formats.blocks import FORMATS, dequantize, quantize
+from camera.formats.blocks import dequantize, quantize
+from camera.formats.types.q4_0 import Q4_0
 from camera.options import BlockType
+from camera.registry import BLOCK_FORMATS
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Blocks:
 
     @property
     def group(self) -> int:
-        return FORMATS[self.type].block_length
+        return BLOCK_FORMATS[self.type].block_length
 
     @property
     def rows(self) -> int:
@@ -52,7 +54,7 @@ class Blocks:
     @property
     def columns(self) -> int:
         """K: input features."""
-        return self.data.shape[1] // FORMATS[self.type].block_bytes * self.group
+        return self.data.shape[1] // BLOCK_FORMATS[self.type].block_bytes * self.group
 
     def part(self, start: int, stop: int) -> "Blocks":
         """Some of the rows."""
@@ -64,20 +66,21 @@ class Blocks:
 
     def nibbles(self) -> torch.Tensor:
         """uint8 [N, K], 0 to 15, of which 8 stands for zero."""
-        quants = self._split()[..., 2:]
-        both = np.concatenate((quants & 0x0F, quants >> 4), axis=-1)
-        return torch.from_numpy(both.reshape(self.rows, self.columns))
+        return torch.from_numpy(self._form.split(self.data)[0])
 
     def scales(self) -> torch.Tensor:
         """float16 [N, K / group]."""
-        return torch.from_numpy(self._split()[..., :2].copy().view(np.float16)[..., 0])
+        return torch.from_numpy(self._form.split(self.data)[1])
 
     def dequantize(self) -> torch.Tensor:
         """float32 [N, K]."""
         return torch.from_numpy(dequantize(self.data, self.type, self.columns))
 
-    def _split(self) -> np.ndarray:
-        return self.data.reshape(self.rows, self.columns // self.group, 2 + self.group // 2)
+    @property
+    def _form(self) -> Q4_0:
+        form = BLOCK_FORMATS[self.type]
+        assert isinstance(form, Q4_0)
+        return form
 
 
 class Int4Linear(nn.Module):

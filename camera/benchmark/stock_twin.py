@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from camera.errors import CameraError
-from camera.formats import blocks
 from camera.formats.convert import write_twin
 from camera.formats.gguf_reader import GgufFile, open_gguf
 from camera.formats.layout import TWIN_KEY
+from camera.formats.types.q4_0_64 import Q4_0_64
 
 
 def stock_twin(file: GgufFile, scratch: Path) -> Path:
@@ -37,7 +37,7 @@ def _is_twin(path: Path, file: GgufFile) -> bool:
     for name, tensor in file.tensors.items():
         other = candidate.tensors[name]
         row = tensor.data[:1]
-        type, expected = ("q4_0", blocks.twin(row)) if tensor.type == "q4_0_64" else (tensor.type, row)
+        type, expected = ("q4_0", Q4_0_64().twin(row)) if tensor.type == "q4_0_64" else (tensor.type, row)
         if (other.type, other.shape) != (type, tensor.shape) or not np.array_equal(other.data[:1], expected):
             return False
     return True

@@ -1,8 +1,4 @@
-"""The types a matrix can be stored as, and their bytes: pure functions between numbers and blocks.
-
-A row is stored alone, as whole blocks of consecutive weights. Sources: ggml's `ggml-quants.c` for Q4_0 and
-Q8_0; docs/formats.md for Q4_0_64, a Q4_0 whose block is 64 weights long.
-"""
+"""Numbers to blocks and back, on all of torch's threads: pure functions, for every block format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +8,10 @@ import numpy as np
 import torch
 
 from camera.errors import CameraError
-from camera.formats.decoders import DECODERS
-from camera.formats.encoders import ENCODERS, to_float32
-from camera.formats.parallel import map_chunks
-from camera.formats.scratch import Scratch
+from camera.formats.format import to_float32
+from camera.formats.parallel import Scratch, map_chunks
 from camera.options import BlockType
+from camera.registry import BLOCK_FORMATS
 
 T = TypeVar("T")
 
@@ -24,38 +19,6 @@ _CHUNK_WEIGHTS = 1 << 20
 """Weights that a thread works on at once: enough to hide the cost of a call, few enough for the last cache."""
 _SAFE_POWER = 1e-20
 """Below it (and at infinity) a float32 sum of squares may have lost some."""
-
-
-@dataclass(frozen=True)
-class BlockFormat:
-    """How a type lies in a file, and the numbers by which GGUF knows it."""
-
-    block_length: int
-    """Weights in a block; a row's length is a multiple of it."""
-    block_bytes: int
-    tensor_number: int
-    """`ggml_type` of a tensor."""
-    file_number: int
-    """`general.file_type` of a file whose matrices are of this type."""
-
-    def row_bytes(self, row_length: int) -> int:
-        """Bytes of a row of `row_length` weights."""
-        return row_length // self.block_length * self.block_bytes
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.block_bytes / self.block_length
-
-
-FORMATS: dict[BlockType, BlockFormat] = {
-    "f32": BlockFormat(1, 4, tensor_number=0, file_number=0),
-    "f16": BlockFormat(1, 2, tensor_number=1, file_number=1),
-    "bf16": BlockFormat(1, 2, tensor_number=30, file_number=32),
-    "q8_0": BlockFormat(32, 34, tensor_number=8, file_number=7),
-    "q4_0": BlockFormat(32, 18, tensor_number=2, file_number=2),
-    # Upstream has since given both numbers to NVFP4: see docs/formats.md.
-    "q4_0_64": BlockFormat(64, 34, tensor_number=40, file_number=39),
-}
 
 
 @dataclass(frozen=True)
@@ -137,7 +100,7 @@ def dequantize(data: np.ndarray, type: BlockType, row_length: int) -> np.ndarray
     Raises:
         CameraError: if so many bytes are not rows of that length.
     """
-    form = FORMATS[type]
+    form = BLOCK_FORMATS[type]
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != form.row_bytes(row_length):
         raise CameraError(
             f"{data.dtype} {list(data.shape)} is not {type} with rows of {row_length} weights "
@@ -153,30 +116,12 @@ def dequantize(data: np.ndarray, type: BlockType, row_length: int) -> np.ndarray
     return out
 
 
-def twin(data: np.ndarray) -> np.ndarray:
-    """The Q4_0 bytes that hold exactly the numbers of Q4_0_64 bytes: each block becomes two with its scale.
-
-    Args:
-        data: uint8 [rows, 34 · blocks], Q4_0_64.
-
-    Returns:
-        uint8 [rows, 36 · blocks], Q4_0.
-    """
-    blocks = data.reshape(-1, 34)
-    low, high = _nibbles(blocks[:, 2:])  # weights 0..31 and 32..63 of each block
-    out = np.empty((blocks.shape[0], 2, 18), np.uint8)
-    out[:, :, :2] = blocks[:, None, :2]
-    for half, codes in enumerate((low, high)):
-        out[:, half, 2:] = codes[:, :16] | codes[:, 16:] << 4
-    return out.reshape(data.shape[0], -1)
-
-
 def _rows(weight: torch.Tensor, type: BlockType, name: str) -> torch.Tensor:
     """The tensor as rows that the type can hold."""
     rows = weight.detach().reshape(1, -1) if weight.dim() == 1 else weight.detach()
     if rows.dim() != 2:
         raise CameraError(f"{name} has {weight.dim()} dimensions: only vectors and matrices are stored")
-    length = FORMATS[type].block_length
+    length = BLOCK_FORMATS[type].block_length
     if rows.shape[1] % length:
         raise CameraError(
             f"{name} has rows of {rows.shape[1]} weights, which {type} cannot hold: its blocks are {length} long"
@@ -186,7 +131,7 @@ def _rows(weight: torch.Tensor, type: BlockType, name: str) -> torch.Tensor:
 
 def _room(weight: torch.Tensor, type: BlockType) -> np.ndarray:
     rows = weight.shape[0] if weight.dim() == 2 else 1
-    return np.empty((rows, FORMATS[type].row_bytes(weight.shape[-1])), np.uint8)
+    return np.empty((rows, BLOCK_FORMATS[type].row_bytes(weight.shape[-1])), np.uint8)
 
 
 def _each_chunk(rows: torch.Tensor, work: Callable[[torch.Tensor, int], T]) -> list[T]:
@@ -199,17 +144,17 @@ def _encode(
     chunk: torch.Tensor, start: int, out: np.ndarray, type: BlockType, scratch: Scratch, name: str
 ) -> None:
     chunk = chunk.cpu().contiguous()
-    part = torch.from_numpy(out[start : start + len(chunk)]).view(-1, FORMATS[type].block_bytes)
-    if not ENCODERS[type](chunk, part, scratch):
+    part = torch.from_numpy(out[start : start + len(chunk)]).view(-1, BLOCK_FORMATS[type].block_bytes)
+    if not BLOCK_FORMATS[type].encode(chunk, part, scratch):
         _explain(chunk, type, name)
 
 
 def _decode(data: np.ndarray, type: BlockType, out: torch.Tensor, scratch: Scratch) -> None:
-    form = FORMATS[type]
+    form = BLOCK_FORMATS[type]
     if not data.flags.writeable or not data.flags.c_contiguous:  # torch takes neither as it is
         data = data.copy()
     stored = torch.from_numpy(data).view(-1, form.block_bytes)
-    DECODERS[type](stored, out.view(-1, form.block_length), scratch)
+    form.decode(stored, out.view(-1, form.block_length), scratch)
 
 
 def _squares(chunk: torch.Tensor, packed: np.ndarray, type: BlockType, scratch: Scratch) -> Squares:
@@ -241,8 +186,3 @@ def _explain(chunk: torch.Tensor, type: BlockType, name: str) -> None:
     raise CameraError(
         f"{name} holds {chunk.abs().max().item():.3g}, too large for {type}: store this tensor as f32 (overrides)"
     )
-
-
-def _nibbles(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The low and the high four bits of every byte: the first and the second half of each block."""
-    return packed & 15, packed >> 4

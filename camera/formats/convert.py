@@ -1,7 +1,6 @@
 """From a folder of packed tensors to one GGUF file, and from a Q4_0_64 file to its Q4_0 twin."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -14,16 +13,17 @@ import numpy as np
 from camera.digests import canonical_json
 from camera.errors import CameraError
 from camera.files import refuse_occupied
-from camera.formats import blocks
 from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
 from camera.formats.gguf_tokenizer import write_tokenizer
 from camera.formats.gguf_writer import OutputTensor, gguf_file, write_tensors
-from camera.formats.layout import BLOCK_TYPE_KEY, LAYOUT_KEY, LINEAGE_KEY, Q4_0_64_LAYOUT, TWIN_KEY
+from camera.formats.layout import BLOCK_TYPE_KEY, LINEAGE_KEY, TWIN_KEY
 from camera.formats.quantized_model import QuantizedModel
 from camera.formats.rope import ROPE_FACTORS, interleave, write_rope
+from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.models import named_weights
 from camera.options import BlockType
 from camera.progress import Progress, silent
+from camera.registry import BLOCK_FORMATS
 
 _QUANTIZATION_VERSION = 2  # ggml's, of the block types' layouts
 
@@ -142,26 +142,20 @@ def _rows(model: QuantizedModel, hf_name: str, permuted_heads: int | None) -> np
 def _stored_tensors(file: GgufFile) -> list[OutputTensor]:
     tensors = []
     for tensor in file.tensors.values():
-        if tensor.type not in blocks.FORMATS:
+        if tensor.type not in BLOCK_FORMATS:
             raise CameraError(f"{file.path}: {tensor.name} is {tensor.type}, which is not written here")
-        block_type = next(type for type in blocks.FORMATS if type == tensor.type)
-        tensors.append(OutputTensor(tensor.name, block_type, tensor.shape, partial(np.asarray, tensor.data)))
+        tensors.append(OutputTensor(tensor.name, tensor.type, tensor.shape, partial(np.asarray, tensor.data)))
     return tensors
 
 
 def _as_twins(tensors: list[OutputTensor], source: Path) -> list[OutputTensor]:
     if not any(tensor.type == "q4_0_64" for tensor in tensors):
         raise CameraError(f"{source} holds no Q4_0_64 tensor: only such have a Q4_0 twin")
-    return [
-        replace(tensor, type="q4_0", read=partial(_read_twin, tensor.read), stored=None)
-        if tensor.type == "q4_0_64"
-        else tensor
-        for tensor in tensors
-    ]
 
+    def twin(tensor: OutputTensor) -> OutputTensor:
+        return replace(tensor, type="q4_0", read=lambda: Q4_0_64().twin(tensor.read()), stored=None)
 
-def _read_twin(read: Callable[[], np.ndarray]) -> np.ndarray:
-    return blocks.twin(read())
+    return [twin(tensor) if tensor.type == "q4_0_64" else tensor for tensor in tensors]
 
 
 def _write_model_keys(
@@ -200,19 +194,20 @@ _TYPE_KEYS = (
     gguf.Keys.General.FILE_TYPE,
     gguf.Keys.General.QUANTIZATION_VERSION,
     BLOCK_TYPE_KEY,
-    LAYOUT_KEY,
     TWIN_KEY,
+    *(form.marker.key for form in BLOCK_FORMATS.values() if form.marker),
 )
 
 
 def _write_type_keys(
     writer: gguf.GGUFWriter, tensors: list[OutputTensor], block_type: BlockType, *, twin: bool
 ) -> None:
-    writer.add_file_type(blocks.FORMATS[block_type].file_number)
+    writer.add_file_type(BLOCK_FORMATS[block_type].file_number)
     writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_string(BLOCK_TYPE_KEY, block_type)
-    if any(tensor.type == "q4_0_64" for tensor in tensors):
-        writer.add_string(LAYOUT_KEY, Q4_0_64_LAYOUT)
+    for type in sorted({tensor.type for tensor in tensors}):
+        if (marker := BLOCK_FORMATS[type].marker) is not None:
+            writer.add_string(marker.key, marker.value)
     if twin:
         writer.add_string(TWIN_KEY, "q4_0_64")
 
@@ -238,7 +233,7 @@ def _summary(
     return {
         "bytes": path.stat().st_size,
         "type": block_type,
-        "file_type": blocks.FORMATS[block_type].file_number,
+        "file_type": BLOCK_FORMATS[block_type].file_number,
         "tensors": dict(sorted(Counter(tensor.type for tensor in tensors).items())),
         "parameters": parameters,
         "bits_per_weight": 8 * sum(tensor.size for tensor in tensors) / parameters,

@@ -12,6 +12,7 @@ import torch
 
 from camera.errors import CameraError
 from camera.formats import blocks
+from camera.registry import BLOCK_FORMATS
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,8 @@ class GgufFile:
 def numbers(path: Path, tensor: GgufTensor, data: np.ndarray) -> np.ndarray:
     """float32 rows from a tensor's bytes, or from such bytes in another order of rows."""
     row_length = tensor.shape[-1] if tensor.shape else 1
-    for ours in blocks.FORMATS:
-        if tensor.type == ours:
-            return blocks.dequantize(data, ours, row_length)
+    if tensor.type in BLOCK_FORMATS:
+        return blocks.dequantize(data, tensor.type, row_length)
     try:
         return gguf.dequantize(data, gguf.GGMLQuantizationType[tensor.type.upper()])
     except (NotImplementedError, KeyError):

@@ -14,10 +14,8 @@ import numpy as np
 import torch
 
 from camera.errors import CameraError
-from camera.formats import blocks
 from camera.formats.gguf_file import GgufFile, GgufTensor, numbers
 from camera.formats.gguf_parser import Parser, TensorEntry, map_file
-from camera.formats.layout import LAYOUT_KEY, Q4_0_64_LAYOUT
 from camera.formats.rope import (
     DEFAULT_THETA,
     PARAMETERS_KEY,
@@ -27,6 +25,7 @@ from camera.formats.rope import (
     stated_parameters,
 )
 from camera.models import Family, Weight, family_of_architecture, named_weights
+from camera.registry import BLOCK_FORMATS
 
 __all__ = [
     "GgufFile",
@@ -38,9 +37,6 @@ __all__ = [
     "packed_hf_tensor",
     "read_hf_tensor",
 ]
-
-_OURS = {form.tensor_number: (name, form) for name, form in blocks.FORMATS.items() if name != "q4_0_64"}
-_Q4_0_64 = blocks.FORMATS["q4_0_64"]
 
 
 def open_gguf(path: Path | str) -> GgufFile:
@@ -55,10 +51,7 @@ def open_gguf(path: Path | str) -> GgufFile:
     parser = Parser(path, raw)
     metadata, entries, data_start = parser.parse()
     content = np.frombuffer(raw, np.uint8)
-    is_ours = metadata.get(LAYOUT_KEY) == Q4_0_64_LAYOUT
-    tensors = {
-        entry.name: _tensor(path, entry, content[data_start:], is_ours=is_ours) for entry in entries.values()
-    }
+    tensors = {entry.name: _tensor(path, entry, content[data_start:], metadata) for entry in entries.values()}
     return GgufFile(path, metadata, parser.value_types, tensors)
 
 
@@ -208,8 +201,8 @@ def _rope(file: GgufFile, prefix: str) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _tensor(path: Path, entry: TensorEntry, content: np.ndarray, *, is_ours: bool) -> GgufTensor:
-    type_name, block_length, block_bytes = _type(path, entry, is_ours=is_ours)
+def _tensor(path: Path, entry: TensorEntry, content: np.ndarray, metadata: dict[str, Any]) -> GgufTensor:
+    type_name, block_length, block_bytes = _type(path, entry, metadata)
     row_length = entry.shape[-1] if entry.shape else 1
     if row_length % block_length:
         raise CameraError(
@@ -229,20 +222,19 @@ def _tensor(path: Path, entry: TensorEntry, content: np.ndarray, *, is_ours: boo
     )
 
 
-def _type(path: Path, entry: TensorEntry, *, is_ours: bool) -> tuple[str, int, int]:
+def _type(path: Path, entry: TensorEntry, metadata: dict[str, Any]) -> tuple[str, int, int]:
     """Name, block length and block bytes of a tensor's type."""
     number = entry.type_number
-    if number == _Q4_0_64.tensor_number:
-        if is_ours:
-            return "q4_0_64", _Q4_0_64.block_length, _Q4_0_64.block_bytes
-        raise CameraError(
-            f"{path}: {entry.name} is of type 40. In stock files that is NVFP4, which is not read here; a "
-            f"Q4_0_64 file says so in the key {LAYOUT_KEY}, and this one does not. If it came from another "
-            "tool's Q4_0_64, convert the checkpoint again with this one"
-        )
-    if number in _OURS:
-        name, form = _OURS[number]
-        return name, form.block_length, form.block_bytes
+    form = next((form for form in BLOCK_FORMATS.values() if form.tensor_number == number), None)
+    if form is not None:
+        if (marker := form.marker) is not None and metadata.get(marker.key) != marker.value:
+            name = form.name.upper()
+            raise CameraError(
+                f"{path}: {entry.name} is of type {number}. In stock files that is {marker.stock}, which is not read "
+                f"here; a {name} file says so in the key {marker.key}, and this one does not. If it came from another "
+                f"tool's {name}, convert the checkpoint again with this one"
+            )
+        return form.name, form.block_length, form.block_bytes
     try:
         stock = gguf.GGMLQuantizationType(number)
         block_length, block_bytes = gguf.GGML_QUANT_SIZES[stock]

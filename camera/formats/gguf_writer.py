@@ -12,8 +12,8 @@ import gguf
 import numpy as np
 
 from camera.files import copy_bytes, whole_file
-from camera.formats import blocks
 from camera.options import BlockType
+from camera.registry import BLOCK_FORMATS
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class OutputTensor:
     def size(self) -> int:
         """Bytes."""
         rows = self.shape[0] if len(self.shape) == 2 else 1
-        return rows * blocks.FORMATS[self.type].row_bytes(self.shape[-1])
+        return rows * BLOCK_FORMATS[self.type].row_bytes(self.shape[-1])
 
 
 _NUMBERS = {
@@ -98,7 +98,7 @@ def write_tensors(writer: gguf.GGUFWriter, tensors: list[OutputTensor]) -> Itera
             tensor.shape,
             np.dtype(np.float32),
             tensor.size,
-            raw_dtype=gguf.GGMLQuantizationType(blocks.FORMATS[tensor.type].tensor_number),
+            raw_dtype=gguf.GGMLQuantizationType(BLOCK_FORMATS[tensor.type].tensor_number),
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

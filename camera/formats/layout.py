@@ -2,10 +2,6 @@
 
 BLOCK_TYPE_KEY = "camera.block_type"
 """The type that the matrices were asked to be of."""
-LAYOUT_KEY = "camera.q4_0_64.layout"
-"""Says that this file's type 40 is Q4_0_64 and not the NVFP4 of stock llama.cpp."""
-Q4_0_64_LAYOUT = "block=64;bytes=34;scale=fp16;nibbles=offset8;low=0..31;high=32..63"
-"""The value of LAYOUT_KEY: how a block lies, because other layouts go by the same name."""
 TWIN_KEY = "camera.twin_of"
 """In a Q4_0 file that holds exactly the numbers of another type: that type."""
 LINEAGE_KEY = "camera.lineage"

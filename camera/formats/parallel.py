@@ -1,8 +1,9 @@
-"""Chunks of a tensor worked on side by side."""
+"""Chunks of a tensor worked on side by side, in memory that each thread takes again for every chunk."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from math import prod
+from threading import Barrier, local
 from typing import TypeVar
 
 import torch
@@ -45,3 +46,18 @@ def _compute_alone(pool: ThreadPoolExecutor, threads: int) -> None:
     for future in [pool.submit(alone) for _ in range(threads)]:
         future.result()
     torch.set_num_threads(before)
+
+
+class Scratch(local):
+    """Buffers by name, each thread's its own. Memory asked of the system again for each chunk costs as much as packing it."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A buffer of this shape, with anything in it; it is overwritten by who next takes the same name."""
+        count = prod(shape)
+        held = self._held.get(name)
+        if held is None or held.dtype != dtype or held.numel() < count:
+            held = self._held[name] = torch.empty(count, dtype=dtype)
+        return held[:count].view(shape)

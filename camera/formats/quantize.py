@@ -13,7 +13,6 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import SafetensorsWriter
-from camera.checkpoints.sorted_channels import SortedChannels
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
 from camera.files import refuse_occupied, whole_file, write_json
@@ -28,11 +27,11 @@ from camera.formats.quantized_model import (
 )
 from camera.options import BlockType, QuantizeOptions
 from camera.progress import Progress, silent
+from camera.registry import BLOCK_FORMATS
 
 _PARTIAL_NAME = "quantized.partial.json"
 _REST = "rest.safetensors"
 _SAMPLE = 2048  # weights of each tensor that go into the source's digest
-_FALLBACK: dict[BlockType, BlockType] = {"q4_0_64": "q8_0", "q4_0": "f16", "q8_0": "f16"}
 _Finished = dict[str, tuple[ShardRecord, list[TensorRecord]]]
 
 
@@ -160,8 +159,6 @@ def quantize_checkpoint(
                 f"quantize.method: {options.method} needs calibration: give tokens or an imatrix"
             )
         packer = RoundToNearest()
-    if options.sort_channels:
-        checkpoint = SortedChannels.of(checkpoint)
     plan = plan_types(checkpoint, options)
     source = _source_digest(checkpoint, options, packer)
     finished = _resume(out, options, source)
@@ -188,14 +185,14 @@ def layer_file(layer: int) -> str:
 
 
 def _fit(name: str, shape: tuple[int, ...], wanted: BlockType) -> PlannedTensor:
-    type = wanted
-    while shape[-1] % blocks.FORMATS[type].block_length:
-        type = _FALLBACK[type]
-    if type == wanted:
-        return PlannedTensor(name, shape, type, None)
-    length = blocks.FORMATS[wanted].block_length
+    form = BLOCK_FORMATS[wanted]
+    while shape[-1] % form.block_length:
+        form = BLOCK_FORMATS[form.fallback or "f32"]
+    if form.name == wanted:
+        return PlannedTensor(name, shape, wanted, None)
+    length = BLOCK_FORMATS[wanted].block_length
     return PlannedTensor(
-        name, shape, type, f"rows of {shape[-1]} weights are no multiple of {wanted}'s block of {length}"
+        name, shape, form.name, f"rows of {shape[-1]} weights are no multiple of {wanted}'s block of {length}"
     )
 
 
@@ -234,7 +231,7 @@ def _write_shard(
                     type=tensor.type,
                     shape=tensor.shape,
                     file=path.name,
-                    bits_per_weight=blocks.FORMATS[tensor.type].bits_per_weight,
+                    bits_per_weight=BLOCK_FORMATS[tensor.type].bits_per_weight,
                     rms=rms,
                     relative_error=relative_error,
                     weighted_error=None
@@ -275,7 +272,6 @@ def _write_report(path: Path, options: QuantizeOptions, source: str, finished: _
         bytes=size,
         bits_per_weight=8 * size / parameters if parameters else 0.0,
         relative_error=_six_digits((noise / power) ** 0.5 if power else 0.0),
-        sorted_channels=options.sort_channels,
         target_bpw=options.target_bpw,
     )
     write_json(path, report.model_dump(mode="json"))

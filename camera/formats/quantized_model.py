@@ -17,6 +17,7 @@ from camera.files import read_json
 from camera.formats import blocks
 from camera.models import Family, family_of
 from camera.options import BlockType
+from camera.registry import BLOCK_FORMATS
 
 SUMMARY_NAME = "quantized.json"
 
@@ -75,15 +76,13 @@ class QuantizeReport(BaseModel):
     bits_per_weight: float
     relative_error: float
     """RMS over all matrices together of (stored − original), over RMS of the originals."""
-    sorted_channels: bool = Field(default=False, exclude_if=lambda value: not value)
-    """Whether the FFN channels of every layer stand in descending order of the RMS of their down column."""
     target_bpw: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """The bits per weight for which types were chosen by tensor; None if they were not."""
 
     @property
     def finer(self) -> list[TensorRecord]:
         """The matrices that are of more bits than `type`, and not because their rows would not divide."""
-        usual = blocks.FORMATS[self.type].bits_per_weight
+        usual = BLOCK_FORMATS[self.type].bits_per_weight
         return [
             record
             for record in self.tensors
@@ -185,7 +184,7 @@ class QuantizedModel:
 def packed_shape(type: BlockType, shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and bytes per row of a vector or matrix."""
     rows = shape[0] if len(shape) == 2 else 1
-    return rows, blocks.FORMATS[type].row_bytes(shape[-1])
+    return rows, BLOCK_FORMATS[type].row_bytes(shape[-1])
 
 
 def parse_report(path: Path) -> QuantizeReport:

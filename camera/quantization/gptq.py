@@ -17,6 +17,7 @@ from camera.formats.parallel import map_chunks
 from camera.options import BlockType
 from camera.quantization.q4 import HIGHEST, LOWEST, pack
 from camera.quantization.search import scales_by_weightings
+from camera.registry import BLOCK_FORMATS
 
 _SHRINK = (1.0, 0.9, 0.8, 1.05, 0.95, 0.85, 0.75, 0.7, 0.6)
 """The grid of scales that is searched."""
@@ -54,7 +55,7 @@ def quantize_by_gptq(
     """
     packed = blocks.quantize(weight, type, name=name)  # refuses what no block can hold
     row_length = weight.shape[1]
-    length = blocks.FORMATS[type].block_length
+    length = BLOCK_FORMATS[type].block_length
     weights = torch.ones(row_length) if importance is None else importance.float()
 
     def compensate(start: int) -> None:

@@ -8,15 +8,13 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.formats.blocks import FORMATS
 from camera.formats.quantize import PlannedTensor, asked_for, plan_types
 from camera.formats.quantized_model import packed_shape
 from camera.options import BlockType, QuantizeOptions
 from camera.progress import Progress, silent
 from camera.quantization.imatrix import Imatrix
 from camera.quantization.sensitivity import sensitivities
-
-_LADDER: tuple[BlockType, ...] = ("q4_0_64", "q4_0", "q8_0")
+from camera.registry import BLOCK_FORMATS
 
 
 def choose_types(
@@ -94,13 +92,16 @@ def _choices(
     given = asked_for(checkpoint, options, planned.name) is not None or any(
         fnmatch(planned.name, pattern) for pattern in options.overrides
     )
-    if given or len(planned.shape) == 1 or planned.type not in _LADDER:
+    if given or len(planned.shape) == 1 or not BLOCK_FORMATS[planned.type].in_mixtures:
         return (planned.type,)
     finest: BlockType = (
         "bf16" if checkpoint.dtype == torch.bfloat16 else "f16"
     )  # bf16 keeps those weights exactly
-    finer = (*_LADDER[_LADDER.index(planned.type) :], finest)
-    return tuple(type for type in finer if planned.shape[1] % FORMATS[type].block_length == 0)
+    bits = BLOCK_FORMATS[planned.type].bits_per_weight
+    mixed = [form for form in BLOCK_FORMATS.values() if form.in_mixtures and form.bits_per_weight >= bits]
+    mixed.sort(key=lambda form: form.bits_per_weight)
+    finer = (*mixed, BLOCK_FORMATS[finest])
+    return tuple(form.name for form in finer if planned.shape[1] % form.block_length == 0)
 
 
 def _up(number: float) -> str:

@@ -6,8 +6,9 @@ A block is weights w_j ≈ d·q_j: one fp16 scale d of either sign, and codes q_
 import numpy as np
 import torch
 
-from camera.formats import blocks
+from camera.formats.types.q4_0 import Q4_0
 from camera.options import BlockType
+from camera.registry import BLOCK_FORMATS
 
 LOWEST, HIGHEST = -8, 7
 _FP16_MAX = 65504.0
@@ -15,7 +16,7 @@ _FP16_MAX = 65504.0
 
 def is_q4(type: BlockType) -> bool:
     """Whether a type is made of such blocks."""
-    return type in ("q4_0", "q4_0_64")
+    return isinstance(BLOCK_FORMATS[type], Q4_0)
 
 
 def to_fp16(scale: torch.Tensor) -> torch.Tensor:
@@ -45,12 +46,6 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, type: BlockType) -> np.ndarr
     Returns:
         uint8 [rows, bytes per row].
     """
-    form = blocks.FORMATS[type]
-    rows, row_length = codes.shape
-    half = form.block_length // 2
-    nibbles = (codes - LOWEST).to(torch.uint8).reshape(-1, form.block_length)
-    out = np.empty((rows, form.row_bytes(row_length)), np.uint8)
-    packed = torch.from_numpy(out).view(-1, form.block_bytes)
-    packed[:, :2].view(torch.float16)[:, 0].copy_(scales.reshape(-1))
-    torch.bitwise_or(nibbles[:, :half], nibbles[:, half:] << 4, out=packed[:, 2:])
-    return out
+    form = BLOCK_FORMATS[type]
+    assert isinstance(form, Q4_0)
+    return form.join((codes - LOWEST).to(torch.uint8).numpy(), scales.half().numpy())

@@ -1,12 +1,10 @@
 """Quantise with what calibration tokens tell: the folder is `quantize_checkpoint`'s, the rounding is not."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.checkpoints.sorted_channels import SortedChannels
 from camera.errors import CameraError
 from camera.formats.quantize import Packer, quantize_checkpoint
 from camera.formats.quantized_model import QuantizeReport
@@ -39,10 +37,6 @@ def quantize_calibrated(
         CameraError: as `quantize_checkpoint`; if the method or the target lacks what it calibrates on; if no types come to
             the target; if the model computes NaN or infinity.
     """
-    if options.sort_channels:
-        view = SortedChannels.of(checkpoint)
-        checkpoint = view
-        imatrix = None if imatrix is None else _sorted(imatrix, view)
     source = None if imatrix is None else imatrix.digest
     if options.target_bpw is not None:
         if imatrix is None:
@@ -65,9 +59,3 @@ def _wanted(tokens_ST: torch.Tensor | None, by: str, *, file: bool) -> torch.Ten
         wanted = "calibration tokens, or an imatrix" if file else "calibration tokens"
         raise CameraError(f"quantize.{by} needs {wanted}")
     return tokens_ST
-
-
-def _sorted(imatrix: Imatrix, checkpoint: SortedChannels) -> Imatrix:
-    """The importance matrix of the same model with its channels in another order."""
-    sums = {name: checkpoint.sort_columns(name, sums_I) for name, sums_I in imatrix.sums.items()}
-    return replace(imatrix, sums=sums)

@@ -13,8 +13,10 @@ import torch
 
 from camera.formats import blocks
 from camera.formats.parallel import map_chunks
+from camera.formats.types.q4_0 import signed_extreme
 from camera.options import BlockType
 from camera.quantization.q4 import HIGHEST, LOWEST, nearest_codes, pack, to_fp16
+from camera.registry import BLOCK_FORMATS
 
 _SHRINK = (1.0, 1.05, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 """Scales to try, of the one that makes the largest weight the outermost code: smaller ones clip it, to serve the rest."""
@@ -40,7 +42,7 @@ def quantize_by_search(
         CameraError: as `blocks.quantize`.
     """
     plain = blocks.quantize(weight, type, name=name)  # refuses what no block can hold
-    length = blocks.FORMATS[type].block_length
+    length = BLOCK_FORMATS[type].block_length
     rows, row_length = weight.shape
     weights = _block_weights(importance, row_length, length)
     step = max(1, _CHUNK_WEIGHTS // row_length)
@@ -162,11 +164,6 @@ def weighted_error(
 ) -> torch.Tensor:
     """Σ_j importance_j · (w_j − d·q_j)² of each block, [...]."""
     return (torch.addcmul(weight, codes, scale[..., None], value=-1).square_() * importance).sum(-1)
-
-
-def signed_extreme(weight: torch.Tensor) -> torch.Tensor:
-    """Of each block the weight of largest magnitude, with its sign; of equals the first."""
-    return weight.gather(-1, weight.abs().argmax(-1, keepdim=True))[..., 0]
 
 
 def _block_weights(importance: torch.Tensor | None, row_length: int, length: int) -> torch.Tensor:

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json, whole_file
-from camera.formats.blocks import FORMATS
 from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
 from camera.formats.layout import TWIN_KEY
 from camera.pruning.prune import SUMMARY
+from camera.registry import BLOCK_FORMATS
 from camera.report.schema import Results
 from camera.report.table import results_markdown
 from camera.report.words import percent, verdict
@@ -190,7 +190,7 @@ def _gguf_fact(file: GgufFile) -> GgufFact:
     declared = next(
         (
             name
-            for name, form in FORMATS.items()
+            for name, form in BLOCK_FORMATS.items()
             if form.file_number == file.metadata.get("general.file_type") and name in bytes_of
         ),
         None,

@@ -8,8 +8,10 @@ from hypothesis.extra import numpy as hnp
 
 from camera.errors import CameraError
 from camera.formats import blocks
-from camera.formats.blocks import FORMATS, dequantize, measure, quantize, quantize_measured, twin
+from camera.formats.blocks import dequantize, measure, quantize, quantize_measured
+from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.options import BlockType
+from camera.registry import BLOCK_FORMATS
 
 LIBRARY = {"q4_0": gguf.GGMLQuantizationType.Q4_0, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 FOUR_BIT = ("q4_0", "q4_0_64")
@@ -76,7 +78,7 @@ def test_every_dtype_is_packed_from_its_float32_value(type: BlockType, dtype: to
     np.testing.assert_array_equal(quantize(weight, type), by_the_library(weight.float().numpy(), type))
 
 
-@pytest.mark.parametrize("type", FORMATS)
+@pytest.mark.parametrize("type", BLOCK_FORMATS)
 def test_chunks_of_rows_do_not_show_in_the_result(type: BlockType, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(11, 128, generator=torch.Generator().manual_seed(0))
     whole = quantize(weight, type)
@@ -92,18 +94,18 @@ def test_chunks_of_rows_do_not_show_in_the_result(type: BlockType, monkeypatch: 
 def test_any_bytes_of_a_stock_type_read_as_the_gguf_library_reads_them(
     type: BlockType, data: st.DataObject
 ) -> None:
-    raw = data.draw(hnp.arrays(np.uint8, (2, FORMATS[type].row_bytes(64))))
+    raw = data.draw(hnp.arrays(np.uint8, (2, BLOCK_FORMATS[type].row_bytes(64))))
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(dequantize(raw, type, 64), gguf.dequantize(raw, LIBRARY[type]))
 
 
 @settings(deadline=None, max_examples=50)
-@given(raw=hnp.arrays(np.uint8, (2, FORMATS["q4_0_64"].row_bytes(192))))
+@given(raw=hnp.arrays(np.uint8, (2, BLOCK_FORMATS["q4_0_64"].row_bytes(192))))
 def test_the_twin_of_any_q4_0_64_holds_the_same_numbers(raw: np.ndarray) -> None:
     with np.errstate(all="ignore"):
         expected = dequantize(raw, "q4_0_64", 192)
-        np.testing.assert_array_equal(dequantize(twin(raw), "q4_0", 192), expected)
-        np.testing.assert_array_equal(gguf.dequantize(twin(raw), LIBRARY["q4_0"]), expected)
+        np.testing.assert_array_equal(dequantize(Q4_0_64().twin(raw), "q4_0", 192), expected)
+        np.testing.assert_array_equal(gguf.dequantize(Q4_0_64().twin(raw), LIBRARY["q4_0"]), expected)
 
 
 @pytest.mark.parametrize("type", ["f32", "f16", "bf16"])
@@ -114,7 +116,7 @@ def test_float_types_hold_what_torch_rounds_to(type: BlockType) -> None:
     assert torch.equal(stored, weight.to(dtype).float())
 
 
-@pytest.mark.parametrize("type", FORMATS)
+@pytest.mark.parametrize("type", BLOCK_FORMATS)
 def test_a_tensor_of_zeros_stays_one(type: BlockType) -> None:
     assert not dequantize(quantize(torch.zeros(2, 64), type), type, 64).any()
 
@@ -128,7 +130,7 @@ def test_a_constant_that_fp16_can_scale_is_exact(type: BlockType, value: float) 
 
 @pytest.mark.parametrize("size", [1e-25, 1.0, 1e22])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("type", FORMATS)
+@pytest.mark.parametrize("type", BLOCK_FORMATS)
 def test_what_packing_measures_is_the_float64_sum_of_squares(
     type: BlockType, dtype: torch.dtype, size: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +156,7 @@ def test_a_vector_is_one_row() -> None:
     assert quantize(torch.ones(96), "q8_0").shape == (1, 3 * 34)
 
 
-@pytest.mark.parametrize("type", FORMATS)
+@pytest.mark.parametrize("type", BLOCK_FORMATS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_are_refused_by_the_tensors_name(type: BlockType, value: float) -> None:
     weight = torch.randn(4, 64)
@@ -189,5 +191,5 @@ def test_bytes_of_another_row_length_are_refused() -> None:
 
 
 def test_q4_0_64_takes_four_and_a_quarter_bits() -> None:
-    assert FORMATS["q4_0_64"].bits_per_weight == 4.25
+    assert BLOCK_FORMATS["q4_0_64"].bits_per_weight == 4.25
     assert quantize(torch.ones(3, 128), "q4_0_64").nbytes == 3 * 128 * 4.25 / 8

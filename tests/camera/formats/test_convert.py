@@ -11,7 +11,6 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.formats import blocks
 from camera.formats.convert import convert_to_gguf, write_twin
 from camera.formats.gguf_reader import (
     hf_config,
@@ -25,6 +24,7 @@ from camera.formats.quantize import quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel
 from camera.models import FAMILIES
 from camera.options import BlockType, QuantizeOptions
+from camera.registry import BLOCK_FORMATS
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
 SENTENCEPIECE = ("llama", "PanguEmbedded")
@@ -141,7 +141,7 @@ def test_the_gguf_library_reads_the_stock_types(tmp_path: Path, model_type: str,
         field = reader.get_field(key)
         assert field is not None
         assert field.contents() == value
-    assert ours.metadata["general.file_type"] == blocks.FORMATS[type].file_number
+    assert ours.metadata["general.file_type"] == BLOCK_FORMATS[type].file_number
 
 
 def test_llama_s_queries_and_keys_are_interleaved_and_openpangu_s_are_not(tmp_path: Path) -> None:

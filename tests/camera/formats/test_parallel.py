@@ -8,6 +8,7 @@ import torch
 
 from camera.formats import blocks
 from camera.formats.parallel import map_chunks
+from camera.registry import BLOCK_FORMATS
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +48,8 @@ def test_the_first_error_in_order_is_raised() -> None:
         map_chunks(work, range(6))
 
 
-@pytest.mark.parametrize("type", blocks.FORMATS)
-def test_bytes_and_numbers_do_not_depend_on_the_threads(type: blocks.BlockType) -> None:
+@pytest.mark.parametrize("type", BLOCK_FORMATS)
+def test_bytes_and_numbers_do_not_depend_on_the_threads(type: str) -> None:
     weight = torch.randn(700, 2048, generator=torch.Generator().manual_seed(0))
     packed = blocks.quantize(weight, type)
     numbers = blocks.dequantize(packed, type, 2048)

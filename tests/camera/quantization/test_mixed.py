@@ -6,13 +6,12 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.evaluation.divergence import divergence
-from camera.formats.blocks import FORMATS
-from camera.formats.quantized_model import QuantizedModel
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.imatrix import collect_imatrix, read_imatrix, write_imatrix
 from camera.quantization.mixed import choose_types, spend
 from camera.quantization.quantize_calibrated import quantize_calibrated
 from camera.quantization.sensitivity import sensitivities
+from camera.registry import BLOCK_FORMATS
 from tests.tiny import TOKENS, tiny_checkpoint
 
 TOKENS_ST = torch.randint(3, TOKENS, (6, 48), generator=torch.Generator().manual_seed(0))
@@ -52,7 +51,7 @@ def test_the_model_is_just_within_the_target(
     left = (target - report.bits_per_weight) * report.parameters
     assert left >= 0
     for record in report.tensors:
-        finer = [form.bits_per_weight for form in (FORMATS["q8_0"], FORMATS["f16"])]
+        finer = [form.bits_per_weight for form in (BLOCK_FORMATS["q8_0"], BLOCK_FORMATS["f16"])]
         steps = [bits - record.bits_per_weight for bits in finer if bits > record.bits_per_weight]
         assert all(step * record.parameters > left for step in steps), record.name
     assert report.target_bpw == target
@@ -108,7 +107,7 @@ def test_a_branch_that_adds_nothing_is_not_worth_a_bit(tmp_path: Path) -> None:
 
 
 def test_no_target_leaves_keys_as_they_were() -> None:
-    assert not {"target_bpw", "sort_channels", "dtype", "method"} & QuantizeOptions().identity().keys()
+    assert not {"target_bpw", "dtype", "method"} & QuantizeOptions().identity().keys()
     assert {"target_bpw", "dtype"} <= options(5.0).identity().keys()
 
 
@@ -140,34 +139,3 @@ def test_a_trained_model_loses_less_with_every_bit_and_less_than_one_type_for_al
     )
     for bits, lost in found:  # against as many matrices in 8 bits, whichever they are
         assert lost < 0.9 * (most + (least - most) * (bits - few) / (many - few))
-
-
-def test_search_with_sorted_channels_takes_an_importance_matrix_of_the_folders_order(
-    source: Checkpoint, tmp_path: Path
-) -> None:
-    asked = options(None, method="search", sort_channels=True)
-    imatrix = collect_imatrix(source, TOKENS_ST, asked)
-    quantize_calibrated(source, tmp_path / "a", asked, imatrix=imatrix)
-    quantize_calibrated(source, tmp_path / "b", asked, TOKENS_ST)
-    first, second = (QuantizedModel.open(tmp_path / name) for name in "ab")
-    for name in first.tensors:  # another order of a sum may turn one code
-        assert (first.packed(name) == second.packed(name)).mean() > 0.999
-
-
-@pytest.mark.parametrize("method", ["rtn", "search", "gptq"])
-def test_sorted_channels_are_the_same_model_for_every_method(
-    source: Checkpoint, tmp_path: Path, method: str
-) -> None:
-    asked = options(None, "f32", method=method, sort_channels=True)
-    report = quantize_calibrated(source, tmp_path / "f32", asked, TOKENS_ST)
-    assert report.sorted_channels
-    model = source.load_model(torch.float32)
-    with torch.no_grad():
-        before = model(input_ids=TOKENS_ST).logits
-        model.load_state_dict(QuantizedModel.open(tmp_path / "f32").state_dict(), strict=False)
-        torch.testing.assert_close(model(input_ids=TOKENS_ST).logits, before, rtol=1e-4, atol=1e-4)
-    four_bits = asked.model_copy(update={"type": "q4_0"})
-    quantize_calibrated(source, tmp_path / "q4_0", four_bits, TOKENS_ST)
-    assert (
-        divergence(model, tmp_path / "q4_0", TOKENS_ST.flatten(), window=48, device="cpu").divergence < 0.05
-    )

@@ -5,11 +5,12 @@ import torch
 from camera.formats import blocks
 from camera.options import BlockType
 from camera.quantization.q4 import nearest_codes, pack, to_fp16
+from camera.registry import BLOCK_FORMATS
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q4_0_64"])
 def test_what_is_packed_is_what_the_format_reads(kind: BlockType) -> None:
-    length = blocks.FORMATS[kind].block_length
+    length = BLOCK_FORMATS[kind].block_length
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(-8, 8, (5, 3 * length), generator=generator).float()
     scales = to_fp16(torch.randn(5, 3, generator=generator))
@@ -19,7 +20,7 @@ def test_what_is_packed_is_what_the_format_reads(kind: BlockType) -> None:
 
 @pytest.mark.parametrize("kind", ["q4_0", "q4_0_64"])
 def test_the_plain_formats_own_codes_pack_to_its_own_bytes(kind: BlockType) -> None:
-    length = blocks.FORMATS[kind].block_length
+    length = BLOCK_FORMATS[kind].block_length
     weight = torch.randn(4, 2 * length, generator=torch.Generator().manual_seed(1))
     plain = blocks.quantize(weight, kind)
     scales = torch.from_numpy(plain.reshape(-1, 2 + length // 2)[:, :2].copy()).view(torch.float16).float()

@@ -15,6 +15,7 @@ from camera.quantization.search import (
     scales_by_weightings,
     weighted_error,
 )
+from camera.registry import BLOCK_FORMATS
 
 KINDS: list[BlockType] = ["q4_0", "q4_0_64"]
 
@@ -25,7 +26,7 @@ def error(
     """Weighted squared error of each block."""
     stored = torch.from_numpy(blocks.dequantize(data, kind, weight.shape[1]))
     squares = (stored - weight).double().square() * importance
-    return squares.reshape(-1, blocks.FORMATS[kind].block_length).sum(-1)
+    return squares.reshape(-1, BLOCK_FORMATS[kind].block_length).sum(-1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,7 +84,7 @@ def test_the_scale_takes_either_sign_so_that_the_largest_weight_may_be_at_the_lo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_zeros_stay_zeros_and_a_constant_is_exact(kind: BlockType) -> None:
-    length = blocks.FORMATS[kind].block_length
+    length = BLOCK_FORMATS[kind].block_length
     weight = torch.tensor([0.0, 0.5, -0.5, 0.375])[:, None].repeat(1, length)
     stored = blocks.dequantize(quantize_by_search(weight, kind), kind, length)
     np.testing.assert_allclose(stored, weight.numpy(), rtol=1e-3)

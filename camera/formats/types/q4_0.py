@@ -1,0 +1,100 @@
+"""Q4_0: 32 weights as nibbles under one fp16 scale. Source: ggml's `ggml-quants.c`."""
+
+import numpy as np
+import torch
+
+from camera.formats.format import BlockFormat, inverse_scale, store_scale, stored_scales, to_float32
+from camera.formats.parallel import Scratch
+from camera.registry import BLOCK_FORMATS
+
+
+class Q4_0(BlockFormat):
+    """A scale d of either sign, then nibbles n from 0 to 15: w = d · (n − 8). The low nibbles of the bytes are the first
+    half of the block, the high ones the second."""
+
+    name = "q4_0"
+    block_length, block_bytes = 32, 18
+    tensor_number, file_number = 2, 2
+    fallback = "f16"
+    in_mixtures = True
+
+    def encode(self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> bool:
+        length = self.block_length
+        blocks = to_float32(chunk, scratch).view(-1, length)
+        shape = len(blocks), length
+        scale = signed_extreme(blocks).div_(-8)
+        if not store_scale(scale, out):
+            return False
+        inverse, infinite = inverse_scale(scale)
+        scaled = torch.mul(blocks, inverse[:, None], out=scratch.take("scaled", shape, torch.float32))
+        scaled.add_(8.5)  # two roundings, as the reference: never a fused one
+        if len(infinite):
+            # By a scale too small to invert the reference gets what converts to 0; by zero it gets 8.
+            scaled[infinite[scale[infinite] != 0]] = 0
+        codes = scratch.take("codes", shape, torch.uint8)
+        np.copyto(
+            codes.numpy(), scaled.numpy(), casting="unsafe"
+        )  # numpy converts six times as fast as torch
+        codes.clamp_(max=15)  # what is opposite to the largest may come to 16
+        # Eight codes at a time are shifted, and two joined: safe, as none has more than four bits.
+        shifted = scratch.take("shifted", shape, torch.uint8)
+        torch.bitwise_left_shift(codes.view(torch.int64), 4, out=shifted.view(torch.int64))
+        pairs, half = torch.int16, length // 4
+        low, high = codes.view(pairs)[:, :half], shifted.view(pairs)[:, half:]
+        torch.bitwise_or(low, high, out=out.view(pairs)[:, 1:])
+        return True
+
+    def decode(self, stored: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> None:
+        half = self.block_length // 2
+        low = scratch.take("low", (len(stored), half), torch.uint8).copy_(stored[:, 2:])
+        high = scratch.take("high", (len(stored), half), torch.uint8)
+        # Eight bytes at a time; the bits that come over from a neighbour are those that the next line drops.
+        torch.bitwise_right_shift(low.view(torch.int64), 4, out=high.view(torch.int64))
+        scales = stored_scales(stored)
+        for codes, part in ((low, out[:, :half]), (high, out[:, half:])):
+            torch.mul(codes.bitwise_and_(15).view(torch.int8).sub_(8), scales, out=part)
+
+    def split(self, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The parts of a matrix's bytes.
+
+        Args:
+            data: uint8 [rows, bytes per row].
+
+        Returns:
+            nibbles uint8 [rows, row_length], and scales float16 [rows, blocks in a row].
+        """
+        blocks = data.reshape(len(data), -1, self.block_bytes)
+        nibbles = np.concatenate((blocks[..., 2:] & 15, blocks[..., 2:] >> 4), axis=-1)
+        scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
+        return nibbles.reshape(len(data), -1), scales
+
+    def join(self, nibbles: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """The inverse of `split`."""
+        rows, half = len(nibbles), self.block_length // 2
+        low_high = nibbles.reshape(rows, -1, 2, half)
+        out = np.empty((rows, low_high.shape[1], self.block_bytes), np.uint8)
+        out[..., :2] = np.ascontiguousarray(scales, np.float16)[..., None].view(np.uint8)
+        np.bitwise_or(low_high[..., 0, :], low_high[..., 1, :] << 4, out=out[..., 2:])
+        return out.reshape(rows, -1)
+
+
+def signed_extreme(blocks: torch.Tensor) -> torch.Tensor:
+    """Of each row the value of largest magnitude, with its sign; of equals the first. NaN if there is one.
+
+    Args:
+        blocks: float32 [..., L].
+    """
+    highest, lowest = blocks.amax(-1), blocks.amin(-1)
+    larger = highest + lowest  # its sign says which has the larger magnitude; zero if neither
+    extreme = torch.maximum(highest, lowest.neg_()).copysign_(larger)
+    if not larger.all():  # the sign of the first decides; often so with the few values of 16 bits
+        ties = larger == 0
+        tied, length = blocks[ties], blocks.shape[-1]
+        places = torch.arange(length, 0, -1, dtype=torch.uint8)
+        # argmax is far slower
+        first = length - ((tied.abs() == extreme[ties][:, None]) * places).amax(-1).long()
+        extreme[ties] = tied.gather(-1, first[:, None]).squeeze(1)
+    return extreme
+
+
+BLOCK_FORMATS.register(Q4_0.name, Q4_0())
