@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written to, told in a way that somebody can mend."""
+"""Disks that are full or read-only: the system's errors as messages that say which disk and what to do."""
 
 import errno
 import os
@@ -23,8 +23,8 @@ class DiskError(CameraError):
 
 
 @contextmanager
-def told_of_disks(*places: Path) -> Iterator[None]:
-    """Make a DiskError of the system's own error when a disk is full or read-only.
+def explain_disk_errors(*places: Path) -> Iterator[None]:
+    """Turn the system's error into a DiskError when a disk is full or read-only.
 
     Args:
         places: where the block writes, for errors that do not say which file they are about.
@@ -35,16 +35,20 @@ def told_of_disks(*places: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if (said := disk_error(error, *places)) is None:
+        if (explained := disk_error(error, *places)) is None:
             raise
-        raise said from error
+        raise explained from error
 
 
 def disk_error(error: OSError, *places: Path) -> DiskError | None:
-    """What to tell of an error if it is a disk's, else None."""
+    """An error as a DiskError if it is a disk's, else None."""
+    named = error.filename2 or error.filename  # a copy fails for its target
     if error.errno in FULL:
-        place = _place(error, places)
-        state = os.strerror(error.errno) if place is None else f"{place}: {_state(place, error)}"
+        if isinstance(named, str | os.PathLike):
+            place: Path | None = Path(named)
+        else:
+            place = min(places, key=lambda place: shutil.disk_usage(_existing(place)).free, default=None)
+        state = os.strerror(error.errno) if place is None else f"{place}: {_state(place, error.errno)}"
         return DiskError(
             f"a file could not be written, {state}. Free some space and run the same command again: "
             "what is finished is kept",
@@ -52,29 +56,21 @@ def disk_error(error: OSError, *places: Path) -> DiskError | None:
         )
     if error.errno in READ_ONLY and error.filename is not None:
         return DiskError(
-            f"{error.filename} cannot be written ({os.strerror(error.errno)}): mount its disk for writing, mend the "
-            "rights, or choose another place (CAMERA_HOME for the store)",
+            f"{error.filename} cannot be written ({os.strerror(error.errno)}): mount its disk for writing, correct "
+            "the rights, or choose another place (CAMERA_HOME for the store)",
             full=False,
         )
     return None
 
 
-def _place(error: OSError, places: tuple[Path, ...]) -> Path | None:
-    """The file that the error names; else, of the places, the one with least room."""
-    named = error.filename2 or error.filename  # a copy fails for its target
-    if isinstance(named, str | os.PathLike):
-        return Path(named)
-    return min(places, key=lambda place: shutil.disk_usage(_existing(place)).free, default=None)
-
-
-def _state(place: Path, error: OSError) -> str:
-    here = _existing(place)
-    while not here.is_mount() and here != here.parent:
-        here = here.parent
-    usage = shutil.disk_usage(here)
-    if error.errno == errno.ENOSPC:
-        return f"the disk at {here} is full ({bytes_text(usage.free)} of {bytes_text(usage.total)} free)"
-    return f"{os.strerror(error.errno or 0)} on the disk at {here}"
+def _state(place: Path, number: int) -> str:
+    mount = _existing(place)
+    while not mount.is_mount() and mount != mount.parent:
+        mount = mount.parent
+    if number != errno.ENOSPC:
+        return f"{os.strerror(number)} on the disk at {mount}"
+    usage = shutil.disk_usage(mount)
+    return f"the disk at {mount} is full ({bytes_text(usage.free)} of {bytes_text(usage.total)} free)"
 
 
 def _existing(place: Path) -> Path:
@@ -82,3 +78,6 @@ def _existing(place: Path) -> Path:
     while not place.exists():
         place = place.parent
     return place
+
+
+told_of_disks = explain_disk_errors  # the former name, until every caller has moved

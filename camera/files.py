@@ -1,23 +1,31 @@
-"""Files that are either whole or not there: written to a temporary sibling, fsynced, renamed into place."""
+"""Files and folders that are whole or absent: written to a hidden temporary sibling, fsynced, renamed into place.
+
+A temporary is `.NAME.SPACE.PID.tmp`: hosts may share a disk, and whether a process runs is known on its own host
+alone, so the name says which that is (`pid_space`). What killed writers left is removed by later ones.
+"""
 
 import errno
-import fcntl
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from camera.disk import told_of_disks
+from camera.disk import explain_disk_errors
 from camera.errors import CameraError
-from camera.temporaries import sweep, temporary_of, this_host, this_writer
+from camera.locks import LockedError, output_lock
+from camera.processes import pid_space, start_of
 
+FOREIGN_DAYS = 7
+"""How long a temporary of another host stays after its last change; as long as a writer there may be suspended."""
+_TEMPORARY = re.compile(r"\..+?(?:\.(h[0-9a-f]{12}))?\.([0-9]+)\.tmp")
 _BUFFER_BYTES = 8 << 20
-_MAX_JSON_BYTES = (
-    64 << 20
-)  # as objects it is many times that; the index of a model in 1000 shards has a tenth of it
+_MAX_JSON_BYTES = 64 << 20
+"""Objects take many times that in memory; the index of a model in 1000 shards has a tenth of it."""
 
 
 def sync(path: Path) -> None:
@@ -36,16 +44,21 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def temporary_sibling(path: Path) -> Path:
+    """The hidden sibling that this process writes to before it becomes `path`."""
+    return path.with_name(f".{path.name}.{pid_space()}.{os.getpid()}.tmp")
+
+
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary sibling to write to; when the block ends well it becomes `path`, else it is removed.
 
     Raises:
         DiskError: if the disk is full or cannot be written to.
     """
-    temporary = temporary_of(path)
+    temporary = temporary_sibling(path)
     try:
-        with told_of_disks(path.parent):
+        with explain_disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             sync(temporary)
@@ -56,7 +69,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary sibling folder to fill; when the block ends well it becomes `path`, else it is removed.
 
     Raises:
@@ -64,21 +77,71 @@ def whole_folder(path: Path) -> Iterator[Path]:
         DiskError: if the disk is full or cannot be written to.
     """
     refuse_occupied(path)
-    temporary = temporary_of(path)
+    temporary = temporary_sibling(path)
     try:
-        with told_of_disks(path.parent):
+        with explain_disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path.parent)
+            remove_stale_temporaries(path.parent)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             yield temporary
-            sync_tree(temporary)
-            if path.exists():
-                path.rmdir()
-            temporary.rename(path)
-            sync(path.parent)
+            move_into_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_into_place(working: Path, path: Path) -> None:
+    """Make a finished working folder durable and rename it to `path`, which is absent or an empty folder."""
+    sync_tree(working)
+    if path.exists():
+        path.rmdir()
+    os.rename(working, path)
+    sync(path.parent)
+
+
+def hide(folder: Path) -> Path:
+    """Rename a folder that is to be deleted, so that a kill meanwhile leaves no half of it under its name.
+
+    Returns:
+        What to delete: `.NAME.SPACE.PID.doomed`.
+    """
+    hidden = folder.with_name(f".{folder.name.lstrip('.')}.{pid_space()}.{os.getpid()}.doomed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    return hidden
+
+
+def remove_stale_temporaries(folder: Path, *, exclusive: bool = False) -> None:
+    """Remove the temporaries that killed writers left directly in a folder.
+
+    Those of a running process of this host stay, and those of another host that changed within FOREIGN_DAYS.
+
+    Args:
+        folder: is not searched deeper.
+        exclusive: the caller holds the lock on all that is written here, so no writer of another host is at work.
+    """
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and _is_stale(path, match[1] or pid_space(), int(match[2]), exclusive):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_stale(path: Path, space: str, pid: int, exclusive: bool) -> bool:
+    if space == pid_space():
+        return start_of(pid) is None
+    return exclusive or time.time() - newest_change(path) > FOREIGN_DAYS * 86400
+
+
+def newest_change(path: Path) -> float:
+    """When a file, or a folder and all below it, last changed; the present for what is gone meanwhile."""
+    times = []
+    for each in (path, *path.rglob("*")):
+        with suppress(FileNotFoundError):
+            times.append(each.lstat().st_mtime)
+    return max(times, default=time.time())
 
 
 def refuse_occupied(path: Path) -> None:
@@ -87,64 +150,10 @@ def refuse_occupied(path: Path) -> None:
         raise CameraError(f"{path} already exists and is not empty: choose another output path, or remove it")
 
 
-class TakenError(CameraError):
-    """Another process is making the same output."""
-
-
-@contextmanager
-def held(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Be the only one who makes an output path. The kernel frees it when its holder dies, however that happens.
-
-    Args:
-        path: what will be made; the lock is `.<name>.lock` beside it, and goes when the block ends.
-        wait: for the other one to end; else it is an error that there is one.
-
-    Raises:
-        TakenError: if another process is making it.
-    """
-    lock = path.with_name(f".{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with lock.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TakenError(
-                    f"{path} is being made by another process{_holder(file)}: wait until it ends, or choose another place"
-                ) from None
-            if not is_still(file, lock):  # its holder ended, and took its name along
-                continue
-            try:
-                file.truncate(0)
-                file.write(this_writer())
-                file.flush()
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-
-
-def is_still(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one that has this name now."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _holder(file: IO[str]) -> str:
-    """Who holds a lock, as it wrote there; nothing while it writes."""
-    file.seek(0)
-    host, _, number = file.read(40).rpartition(".")
-    if not number.isdigit():
-        return ""
-    return f" ({number})" if host == this_host() else f" ({number}, on another host)"
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON value, indented and with a final newline, as a whole file."""
+    """Write a JSON value, indented and with a final newline, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -208,3 +217,8 @@ def copy_bytes(source: Path, offset: int, target: int, target_offset: int, count
             if copied == 0:
                 raise CameraError(f"{source} ends {count} bytes too early: it was truncated while being read")
             count, offset, target_offset = count - copied, offset + copied, target_offset + copied
+
+
+# The former names, until every caller has moved.
+whole_file, whole_folder = atomic_file, atomic_folder
+held, TakenError = output_lock, LockedError

@@ -1,8 +1,8 @@
-"""The C library's heap: what a walk frees stays for its next layer, and what fragments leave behind goes back.
+"""glibc's malloc tuned for work in equal rounds: freed blocks stay for the next round, fragments go back.
 
-glibc hands a freed block back to the system and faults the pages of the next one in anew, zeroed: on a CPU
-7 % of a plain pass's time (docs/streaming.md). Told to keep blocks, it keeps too many: small ones that live on fence large ones in, over 34
-layers of a 7B model up to a gigabyte of nothing. So it keeps them, and is trimmed when it has grown.
+glibc hands a freed block back to the system and faults the pages of the next one in anew, zeroed: on a CPU 7 % of a
+plain pass's time (docs/streaming.md). Set to keep blocks, it keeps too many: small ones that live on fence large ones
+in, over 34 layers of a 7B model up to a gigabyte. So it keeps them, and is trimmed when the process has grown.
 """
 
 import ctypes
@@ -12,10 +12,10 @@ import psutil
 
 LARGEST_BLOCK_BYTES = 32 << 20
 """The largest block that glibc takes from its heap (DEFAULT_MMAP_THRESHOLD_MAX on 64 bits); others it maps singly."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NEVER = (1 << 31) - 1
 SLACK_BYTES = 2 * LARGEST_BLOCK_BYTES
 """How much larger than after its first round a process may be; blocks seldom fall into the holes of their like."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER = (1 << 31) - 1
 
 
 @cache
@@ -30,7 +30,7 @@ def _libc() -> ctypes.CDLL | None:
 
 @cache
 def keep_freed_blocks() -> None:
-    """From now on, blocks of up to `LARGEST_BLOCK_BYTES` that are freed stay with this process for its next ones."""
+    """From now on, freed blocks of up to `LARGEST_BLOCK_BYTES` stay with this process for its next ones."""
     if (libc := _libc()) is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, LARGEST_BLOCK_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
@@ -47,14 +47,13 @@ class SteadyHeap:
 
     def __init__(self) -> None:
         keep_freed_blocks()
-        self._first: int | None = None
+        self._limit: int | None = None
 
     def end_round(self) -> bool:
-        """Trim the heap if this process is larger than after the first round by more than `SLACK_BYTES`; whether."""
+        """Trim the heap if the process has grown by more than `SLACK_BYTES` since its first round; whether it did."""
         own = private_bytes()
-        if self._first is None:
-            self._first = own
-        if own <= self._first + SLACK_BYTES:
+        self._limit = own + SLACK_BYTES if self._limit is None else self._limit
+        if own <= self._limit:
             return False
         trim()
         return True

@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from camera.errors import CameraError
-from flows.presence import present
+from flows.recovery import running_flow
 from tasks.audit import Finding
 from tasks.project import Project
 from tasks.published import Found, audit_all, audit_found
@@ -35,7 +35,7 @@ def audit(published: str = "published") -> int:
         raise CameraError(f"{published} does not exist: give the folder that recipes publish to")
     store = Store(project.store)
     rows, wrong = [], []
-    with present(project.home):
+    with running_flow(project.home):
         for found in audit_all(Path(published), store, lambda model: _audited(model, store)):
             bad = [f"{part.name}: {part.detail}" for part in found.all_of("wrong")]
             unverified = [f"{part.name}: {part.detail}" for part in found.all_of("unverified")]

@@ -1,23 +1,23 @@
-"""The Prefect flow `benchmark`: the benchmark stage of a run elsewhere, on the host that has the device."""
-
-from contextlib import ExitStack
+"""The Prefect flow `benchmark`: the benchmark stage of another host's run, on the host that has the device."""
 
 from prefect import flow
 from prefect.runtime import flow_run
 
 from camera.devices import describe_device, resolve_device
 from camera.errors import CameraError
-from flows.accelerators import accelerators_of
-from flows.elsewhere import GivenRequest
-from flows.presence import present
+from flows.device_limits import device_slots
+from flows.listeners import LogListener
+from flows.recovery import running_flow
+from flows.remote import RemoteRequest
 from tasks.project import Project
-from tasks.stage import RunReferences, perform
+from tasks.run import perform_reporting
+from tasks.stage import RunReferences
 from tasks.stages.benchmark import STAGE
 from tasks.store import Store
 
 
 @flow(name="benchmark", persist_result=False)
-def benchmark(request: GivenRequest) -> str:
+def benchmark(request: RemoteRequest) -> str:
     """Perform one benchmark request on this host's device, into the store that the hosts share.
 
     Args:
@@ -31,16 +31,14 @@ def benchmark(request: GivenRequest) -> str:
     """
     project = Project.here()
     project.configure()
-    with present(project.home):
+    with running_flow(project.home):
         check_device(request)
         store = Store(project.store)
         restored = request.restored(STAGE, store, RunReferences(prefect_run=str(flow_run.id)))
-        with ExitStack() as held:
-            # Only once the store's lock is held, as everybody does it: whoever has the device never waits for a lock.
-            return perform(store, restored, started=lambda: held.enter_context(accelerators_of(restored))).key
+        return perform_reporting(store, restored, LogListener(), device_slots)[0].key
 
 
-def check_device(request: GivenRequest) -> None:
+def check_device(request: RemoteRequest) -> None:
     """Refuse to measure on another device than the one whose name the result will carry.
 
     Raises:

@@ -6,7 +6,6 @@ follows stays cached. Two runs that want the same artifact at once meet at the s
 """
 
 import logging
-from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,30 +23,28 @@ from camera import shutdown
 from camera.errors import NetworkError
 from camera.report.schema import read_results
 from camera.report.table import results_markdown
-from flows.accelerators import accelerators_of
-from flows.elsewhere import perform_elsewhere
+from flows.device_limits import device_slots
 from flows.listeners import LogListener
 from flows.local_api import forget_events
 from flows.parameters import Override, RecipeFile
-from flows.presence import present
-from tasks.pipeline import build_pipeline
-from tasks.preflight import check_room
+from flows.recovery import running_flow
+from flows.remote import perform_remotely
 from tasks.project import Project
 from tasks.recipe import BenchmarkHostOptions, load_recipe
-from tasks.run import Listener, Outcome, hold_to_the_gate, run_pipeline
+from tasks.run import Listener, Outcome, hold_to_the_gate, perform_reporting, run_recipe
 from tasks.sources import Sources, find_sources
-from tasks.stage import Request, find, perform
+from tasks.stage import Request, find
 from tasks.stages import benchmark
 from tasks.store import Artifact, Store
 
 LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
-"""Who is told of the steps; the command line sets its display here, a worker writes to its log."""
+"""What the steps are reported to; the command line sets its display here, a worker writes to its log."""
 _log = logging.getLogger("camera.run")
 
 
 @dataclass
 class _End:
-    """How a run ended, whatever the server could be told of it."""
+    """How a run ended, also where the server could not be told."""
 
     outcome: Outcome | None = None
     error: BaseException | None = None
@@ -72,7 +69,7 @@ class StorePolicy(CachePolicy):
         return request.key
 
 
-def _worth_trying_again(task: Any, run: Any, state: Any) -> bool:
+def _is_transient(task: Any, run: Any, state: Any) -> bool:
     """Only hub and network errors; whatever else fails would fail again."""
     try:
         state.result()
@@ -83,52 +80,27 @@ def _worth_trying_again(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
-@task(
-    cache_policy=StorePolicy(),
-    persist_result=True,
-    retries=3,
-    retry_delay_seconds=[10, 60, 300],
-    retry_condition_fn=_worth_trying_again,
-    task_run_name="{request.step}",
-)
+_RETRIES: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": [10, 60, 300],
+    "retry_condition_fn": _is_transient,
+}
+
+
+@task(cache_policy=StorePolicy(), persist_result=True, task_run_name="{request.step}", **_RETRIES)
 def perform_stage(
-    request: Request, store: str, records: str, elsewhere: BenchmarkHostOptions | None = None
+    request: Request, store: str, records: str, host: BenchmarkHostOptions | None = None
 ) -> dict[str, str]:
-    """Perform one stage in the store, here or by a deployment elsewhere; the result is its key, never its content."""
-    listener = LISTENER.get() or LogListener()
-    ran: list[str] = []
-    if elsewhere is not None:
-        artifact, found = perform_elsewhere(Store(Path(store)), request, elsewhere)
-        return {"stage": artifact.stage, "key": artifact.key, "made": "found" if found else "now"}
-    with ExitStack() as held:
-
-        def started() -> None:
-            ran.append(request.step)
-            # Only once the store's lock is held, as everybody does it: whoever has the device never waits for a lock.
-            held.enter_context(accelerators_of(request))
-            listener.started(request.step)
-
-        def progress(done: int, total: int) -> None:
-            shutdown.check()
-            listener.progress(request.step, done, total)
-
-        artifact = perform(
-            Store(Path(store)),
-            request,
-            progress=progress,
-            started=started,
-            waiting=lambda: listener.waiting(request.step),
-        )
-    return {"stage": artifact.stage, "key": artifact.key, "made": "now" if ran else "found"}
+    """Perform one stage in the store, here or by a deployment on another host; the result is its key, never its content."""
+    if host is not None:
+        artifact, found = perform_remotely(Store(Path(store)), request, host)
+    else:
+        listener = LISTENER.get() or LogListener()
+        artifact, found = perform_reporting(Store(Path(store)), request, listener, device_slots)
+    return {"stage": artifact.stage, "key": artifact.key, "made": "found" if found else "now"}
 
 
-@task(
-    name="find sources",
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[10, 60, 300],
-    retry_condition_fn=_worth_trying_again,
-)
+@task(name="find sources", cache_policy=NO_CACHE, **_RETRIES)
 def _find_sources(recipe: Any) -> Sources:
     return find_sources(recipe)
 
@@ -149,7 +121,7 @@ def compress(recipe: RecipeFile, overrides: list[Override] | None = None) -> Out
     project.configure()
     end = _END.get() or _End()
     try:
-        with present(project.home):
+        with running_flow(project.home):
             end.outcome = _compress(recipe, overrides or [], project)
     except BaseException as error:
         end.error = error
@@ -165,7 +137,7 @@ def run_here(recipe: str, overrides: list[str], listener: Listener) -> Outcome:
         CameraError: what the run ended with, whether or not the server could be told.
     """
     end = _End()
-    told, kept = LISTENER.set(listener), _END.set(end)
+    tokens = LISTENER.set(listener), _END.set(end)
     try:
         return compress(recipe, overrides)
     except httpx.HTTPError as lost:  # the run's own HTTP is wrapped where it is used: this is the server's
@@ -184,35 +156,29 @@ def run_here(recipe: str, overrides: list[str], listener: Listener) -> Outcome:
         )
         return end.outcome
     finally:
-        _END.reset(kept)
-        LISTENER.reset(told)
+        LISTENER.reset(tokens[0])
+        _END.reset(tokens[1])
 
 
 def _compress(recipe: str, overrides: list[str], project: Project) -> Outcome:
     checked = load_recipe(Path(recipe), overrides)
-    pipeline = build_pipeline(checked, _find_sources(quote(checked)))
     store = Store(project.store)
-    check_room(pipeline, store)
 
-    def through_prefect(request: Request) -> tuple[Artifact, bool]:
+    def perform(request: Request) -> tuple[Artifact, bool]:
         shutdown.check()
         stage = perform_stage.with_options(name=request.stage.name, result_storage=project.prefect_results)
-        elsewhere = checked.benchmark_host if request.stage is benchmark.STAGE else None
-        state = stage(
-            quote(request), str(store.root), str(project.prefect_results), elsewhere, return_state=True
-        )
+        host = checked.benchmark_host if request.stage is benchmark.STAGE else None
+        records = str(project.prefect_results)
+        state = stage(quote(request), str(store.root), records, host, return_state=True)
         made: dict[str, str] = state.result()
-        cached = state.name == "Cached" or made["made"] == "found"
-        return store.open(made["stage"], made["key"]), cached
+        return store.open(made["stage"], made["key"]), state.name == "Cached" or made["made"] == "found"
 
-    outcome = run_pipeline(
-        pipeline, through_prefect, project, LISTENER.get() or LogListener(), str(flow_run.id), store
-    )
+    listener = LISTENER.get() or LogListener()
+    outcome = run_recipe(checked, _find_sources(quote(checked)), perform, project, listener, str(flow_run.id))
     results = read_results(outcome.report.with_name("results.json"))
     try:
-        create_markdown_artifact(
-            results_markdown(results), key="results", description=f"Results of {checked.name}"
-        )
+        table = results_markdown(results)
+        create_markdown_artifact(table, key="results", description=f"Results of {checked.name}")
     except httpx.HTTPError as error:  # the same table is in the report
         _log.warning("Prefect's API did not take the table of results: %s", error)
     return hold_to_the_gate(outcome)  # a flow run that failed is what schedules and automations notice

@@ -1,4 +1,4 @@
-"""Who is told of a run's steps: a live display for people, lines for logs."""
+"""What a run reports its steps to: a live display for people, lines for logs."""
 
 import logging
 from collections.abc import Callable
@@ -6,15 +6,7 @@ from types import TracebackType
 from typing import ClassVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from camera.units import bytes_text, seconds_text
@@ -27,10 +19,8 @@ _log = logging.getLogger("camera.run")
 class LogListener:
     """One log line per event; for workers and for output that is no terminal."""
 
-    def __init__(self, write: "logging.Logger | Console" = _log) -> None:
-        self._write: Callable[[str], object] = (
-            write.info if isinstance(write, logging.Logger) else write.print
-        )
+    def __init__(self, write: Callable[[str], object] = _log.info) -> None:
+        self._write = write
 
     def __enter__(self) -> "LogListener":
         return self
@@ -71,8 +61,7 @@ class MemberListener(LogListener):
     """The lines of one member of a sweep, with its name; none for what was in the store already."""
 
     def __init__(self, say: Callable[[str], None], name: str) -> None:
-        super().__init__()
-        self._write = lambda line: say(f"{name}: {line}")
+        super().__init__(lambda line: say(f"{name}: {line}"))
 
     def begin(self, pipeline: Pipeline) -> None:
         pass
@@ -108,9 +97,8 @@ class LiveListener:
 
     def begin(self, pipeline: Pipeline) -> None:
         for step in pipeline.steps:
-            self._tasks[step.name] = self._progress.add_task(
-                step.name, total=None, start=False, state="", note=""
-            )
+            task = self._progress.add_task(step.name, total=None, start=False, state="", note="")
+            self._tasks[step.name] = task
 
     def started(self, step: str) -> None:
         self._progress.start_task(self._tasks[step])
@@ -120,25 +108,15 @@ class LiveListener:
         self._progress.update(self._tasks[step], note="waits for another run that is making it")
 
     def progress(self, step: str, done: int, total: int) -> None:
-        self._progress.update(
-            self._tasks[step], completed=done, total=total, note=f"{100 * done // max(total, 1)} %"
-        )
+        note = f"{100 * done // max(total, 1)} %"
+        self._progress.update(self._tasks[step], completed=done, total=total, note=note)
 
     def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
         how = "evicted" if artifact.evicted else "cached" if cached else seconds_text(artifact.seconds)
+        state, note = "cached" if cached else "done", f"{how:>8}  {bytes_text(artifact.size_bytes):>9}"
         if artifact.metrics.get("withheld"):
-            self._progress.update(
-                self._tasks[step],
-                total=1,
-                completed=1,
-                state="failed",
-                note="withheld: the quality gate failed",
-            )
-            return
-        note = f"{how:>8}  {bytes_text(artifact.size_bytes):>9}"
-        self._progress.update(
-            self._tasks[step], total=1, completed=1, state="cached" if cached else "done", note=note
-        )
+            state, note = "failed", "withheld: the quality gate failed"
+        self._progress.update(self._tasks[step], total=1, completed=1, state=state, note=note)
 
     def failed(self, step: str, error: BaseException) -> None:
         self._progress.update(self._tasks[step], state="failed", note="failed")

@@ -1,7 +1,8 @@
 """Prefect's API where none is configured: a process on loopback that ends when this one does, however it ends.
 
 Prefect starts it by itself, and stops it when Python exits. After kill -9 it would run for ever, with the dead run's
-output still open, and every killed nightly run would leave another.
+output still open. What is used of Prefect's private names (`SubprocessASGIServer`, the queue of `EventsWorker`) is in
+this file only.
 """
 
 import queue
@@ -21,7 +22,7 @@ from camera.errors import NetworkError
 from camera.secrets import without_secrets
 
 _GUARD = 'while read -r line; do pid=$line; done; [ -z "$pid" ] || kill "$pid"'
-"""Remembers the last process it is told of, and ends it when whoever tells is gone."""
+"""Remembers the last pid it reads, and ends that process when its standard input closes."""
 _POLL_SECONDS = 0.02
 _guards: list[subprocess.Popen[str]] = []
 _beginning: "Future[None] | None" = None
@@ -35,10 +36,7 @@ def begin_local_api() -> None:
 
 
 def start_local_api() -> None:
-    """Start the API that Prefect's client would start, under guard; nothing where an API is configured or it runs.
-
-    Waits for one that was begun.
-    """
+    """Start the API that Prefect's client would start, under guard; nothing where an API is configured or it runs."""
     begin_local_api()
     assert _beginning is not None
     _beginning.result()
@@ -61,7 +59,7 @@ def check_api() -> None:
 
 
 def forget_events() -> None:
-    """Forget what an API that is gone was to be told: at its end the process would try for seven seconds with each."""
+    """Drop the events that an API that is gone was to get: at its end the process would try each for seven seconds."""
     with suppress(queue.Empty):
         while True:
             EventsWorker.instance()._queue.get_nowait()
@@ -74,20 +72,17 @@ def _in_thread(work: Callable[[], None]) -> "Future[None]":
     def run() -> None:
         try:
             work()
+            done.set_result(None)
         except BaseException as error:
             done.set_exception(error)
-        else:
-            done.set_result(None)
 
     threading.Thread(target=run, name="prefect-api", daemon=True).start()
     return done
 
 
 def _start() -> None:
-    if get_current_settings().api.url is not None:
-        return
     server = SubprocessASGIServer()  # one per process: the client takes this very one
-    if server.running:
+    if get_current_settings().api.url is not None or server.running:
         return
     guard = subprocess.Popen(
         ["sh", "-c", _GUARD],
@@ -97,22 +92,15 @@ def _start() -> None:
         text=True,
         start_new_session=True,  # a Ctrl-C is for the run, and the guard outlives it
     )
+    assert guard.stdin is not None
     _guards.append(guard)  # its pipe is open as long as this process lives
     started = _in_thread(server.start)
-    _tell(guard, server, started)
-    started.result()
-
-
-def _tell(guard: subprocess.Popen[str], server: SubprocessASGIServer, started: "Future[None]") -> None:
-    """Tell the guard of the process as soon as there is one, and of the next if its port was taken."""
-    told = None
-    while True:
+    guarded, over = None, False
+    while not over:  # as soon as there is a process, and for the next one if its port was taken
         over = bool(wait_for([started], timeout=_POLL_SECONDS).done)
         process = server.server_process
-        if process is not None and process.pid != told:
-            told = process.pid
-            assert guard.stdin is not None
-            guard.stdin.write(f"{told}\n")
+        if process is not None and process.pid != guarded:
+            guarded = process.pid
+            guard.stdin.write(f"{guarded}\n")
             guard.stdin.flush()
-        if over:
-            return
+    started.result()

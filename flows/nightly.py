@@ -9,7 +9,7 @@ from pydantic import Field
 from camera.errors import CameraError
 from flows.compress import compress
 from flows.parameters import Override, RecipeFile
-from flows.presence import present
+from flows.recovery import running_flow
 from tasks.project import Project
 
 _PREFIX = "Flow run encountered an exception: "
@@ -32,7 +32,7 @@ def nightly(
     project.configure()
     failed: dict[str, str] = {}
     rows = []
-    with present(project.home):
+    with running_flow(project.home):
         for recipe in recipes:
             state = compress(recipe, overrides, return_state=True)
             if not state.is_completed():

@@ -15,14 +15,14 @@ import httpx
 
 from camera.errors import CameraError
 from flows.services import HOST, Service, Services, choose_port, inherited, python, wait_until
+from tasks.mlflow_client import database_of, ready_database
 from tasks.project import Project
-from tasks.tracking_database import database_of, ready_database
 
 POOLS = ("camera", "ascend")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 START_SECONDS = 300
 HEARTBEAT_SECONDS = 30
-"""How often a flow run says that it lives. Much less than the silence after which the server takes it for dead."""
+"""How often a flow run sends a heartbeat. Much less than the silence after which the server takes it for dead."""
 
 
 @dataclass
@@ -67,97 +67,129 @@ def serve(
             f"there is no prefect.yaml in {Path.cwd()}: run this where your recipes and flows are"
         )
     services = Services(project.home)
-    with services.alone():
+    with services.exclusive():
         environment = inherited() | _settings()
-        api = os.environ.get("PREFECT_API_URL") or _prefect(services, prefect_port, environment, say)
-        environment |= {
-            "PREFECT_API_URL": api,
-            "PREFECT_UI_API_URL": api,
-            "PREFECT_UI_URL": api.removesuffix("/api"),
-        }
+        server = _Starter(services, environment, say)
+        api = os.environ.get("PREFECT_API_URL") or server.prefect(prefect_port)
+        environment |= _addresses(api)
         os.environ.update(environment)  # before prefect is imported, which reads its settings then
         tracking = project.mlflow_uri
-        ui = (
-            tracking
-            if tracking.startswith("http")
-            else _mlflow(services, project, mlflow_port, environment, say)
-        )
+        ui = tracking if tracking.startswith("http") else server.mlflow(project, mlflow_port)
         served = Served(api.removesuffix("/api"), ui, [])
         _prepare(served, webhook)
         say("deploying prefect.yaml")
         _deploy(environment)
         for pool in pools:
-            _worker(services, project, pool, environment, served, say)
+            served.recovered += server.worker(project, pool)
         served.services = [service for service in services.known().values() if service.alive]
     return served
 
 
-def _settings() -> dict[str, str]:
+def _addresses(api: str) -> dict[str, str]:
     return {
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": os.environ.get(
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
-        ),
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": os.environ.get(
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS)
-        ),
-        # A worker that is told to end lets its runs go on later, instead of closing them as crashed.
-        "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": os.environ.get(
-            "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "reschedule"
-        ),
-        "PREFECT_LOGGING_LEVEL": os.environ.get("CAMERA_LOGGING_LEVEL", "INFO"),
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "camera",
+        "PREFECT_API_URL": api,
+        "PREFECT_UI_API_URL": api,
+        "PREFECT_UI_URL": api.removesuffix("/api"),
     }
 
 
-def _prefect(
-    services: Services, wanted: int | None, environment: dict[str, str], say: Callable[[str], None]
-) -> str:
-    known = services.known().get("prefect")
-    if known is not None and known.alive and known.url is not None:
-        return known.url
-    port = choose_port(_again(known, wanted), PREFECT_PORT, "--prefect-port")
-    api = f"http://{HOST}:{port}/api"
-    own = {"PREFECT_API_URL": api, "PREFECT_UI_API_URL": api, "PREFECT_UI_URL": f"http://{HOST}:{port}"}
-    say(f"starting the Prefect server on {HOST}:{port}")
-    service = services.start(
-        "prefect",
-        python("prefect", "server", "start", "--host", HOST, "--port", str(port)),
-        environment | own,
-        url=api,
-    )
-    wait_until(lambda: _answers(f"{api}/health"), service, START_SECONDS)
-    return api
+def _settings() -> dict[str, str]:
+    defaults = {
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        # A worker that is asked to end lets its runs go on later, instead of closing them as crashed.
+        "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule",
+    }
+    return {
+        **{name: os.environ.get(name, default) for name, default in defaults.items()},
+        "PREFECT_LOGGING_LEVEL": os.environ.get("CAMERA_LOGGING_LEVEL", "INFO"),
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "camera",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four more processes, for what nobody here uses
+    }
 
 
-def _mlflow(
-    services: Services,
-    project: Project,
-    wanted: int | None,
-    environment: dict[str, str],
-    say: Callable[[str], None],
-) -> str:
-    known = services.known().get("mlflow")
-    if known is not None and known.alive and known.url is not None:
-        return known.url
-    port = choose_port(_again(known, wanted), MLFLOW_PORT, "--mlflow-port")
-    url = f"http://{HOST}:{port}"
-    say(f"starting the MLflow UI on {HOST}:{port}")
-    if (database := database_of(project.mlflow_uri)) is not None:
-        ready_database(database)
-    command = python("mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1")
-    command += ["--backend-store-uri", project.mlflow_uri]
-    command += ["--default-artifact-root", project.mlflow_artifacts.as_uri()]
-    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # four more processes, for what nobody here uses
-    service = services.start("mlflow", command, environment | own, url=url)
-    wait_until(lambda: _answers(f"{url}/health"), service, START_SECONDS)
-    return url
+@dataclass(frozen=True)
+class _Starter:
+    """Starts what does not run yet."""
 
+    services: Services
+    environment: dict[str, str]
+    say: Callable[[str], None]
 
-def _again(known: Service | None, wanted: int | None) -> int | None:
-    """The port a service had: workers and bookmarks know it."""
-    if wanted is not None or known is None or known.url is None:
-        return wanted
-    return httpx.URL(known.url).port
+    def prefect(self, port: int | None) -> str:
+        """The address of the server's API."""
+
+        def command(port: int) -> list[str]:
+            self.environment.update(_addresses(f"http://{HOST}:{port}/api"))
+            return python("prefect", "server", "start", "--host", HOST, "--port", str(port))
+
+        return self._server("prefect", "the Prefect server", port, PREFECT_PORT, "/api", command)
+
+    def mlflow(self, project: Project, port: int | None) -> str:
+        """The address of the MLflow UI."""
+
+        def command(port: int) -> list[str]:
+            if (database := database_of(project.mlflow_uri)) is not None:
+                ready_database(database)
+            server = python("mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1")
+            server += ["--backend-store-uri", project.mlflow_uri]
+            return [*server, "--default-artifact-root", project.mlflow_artifacts.as_uri()]
+
+        return self._server("mlflow", "the MLflow UI", port, MLFLOW_PORT, "", command)
+
+    def _server(
+        self,
+        name: str,
+        title: str,
+        port: int | None,
+        default: int,
+        path: str,
+        command: Callable[[int], list[str]],
+    ) -> str:
+        known = self.services.known().get(name)
+        if known is not None and known.url is not None:
+            if known.alive:
+                return known.url
+            port = port or httpx.URL(known.url).port  # the one it had: workers and bookmarks know it
+        port = choose_port(port, default, f"--{name}-port")
+        url = f"http://{HOST}:{port}{path}"
+        self.say(f"starting {title} on {HOST}:{port}")
+        service = self.services.start(name, command(port), self.environment, url=url)
+        wait_until(lambda: _answers(f"{url}/health"), service, START_SECONDS)
+        return url
+
+    def worker(self, project: Project, pool: str) -> list[str]:
+        """Start a worker for a pool; the names of the killed runs that are scheduled again for it."""
+        from prefect.client.orchestration import get_client
+        from prefect.exceptions import ObjectNotFound
+
+        from flows.recovery import recover
+
+        name = f"worker-{pool}"
+        known = self.services.known().get(name)
+        if known is not None and known.alive:
+            return []
+        with get_client(sync_client=True) as client:
+            try:
+                client.read_work_pool(pool)
+            except ObjectNotFound:
+                raise CameraError(
+                    f"--pool {pool}: there is no such work pool; {' and '.join(POOLS)} exist"
+                ) from None
+        recovered = recover(project.home)
+        self.say(f"starting a worker for the pool {pool}")
+        began = datetime.now(UTC)
+        command = python("prefect", "worker", "start", "--pool", pool)
+        service = self.services.start(name, command, self.environment)
+
+        def polls() -> bool:
+            with get_client(sync_client=True) as client:
+                workers = client.read_workers_for_work_pool(pool)
+            seen = [worker.last_heartbeat_time for worker in workers]
+            return any(time is not None and time >= began for time in seen)
+
+        wait_until(polls, service, START_SECONDS)
+        return recovered
 
 
 def _prepare(served: Served, webhook: str | None) -> None:
@@ -166,9 +198,8 @@ def _prepare(served: Served, webhook: str | None) -> None:
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
 
-    from flows.accelerators import limit_name
     from flows.automations import apply_automations
-    from flows.slots import create_limits
+    from flows.device_limits import create_limits, limit_name
 
     with get_client(sync_client=True) as client:
         existing = {pool.name for pool in client.read_work_pools()}
@@ -206,44 +237,6 @@ def _deploy(environment: dict[str, str]) -> None:
     )
     if done.returncode:
         raise CameraError(f"prefect deploy --all failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-
-
-def _worker(
-    services: Services,
-    project: Project,
-    pool: str,
-    environment: dict[str, str],
-    served: Served,
-    say: Callable[[str], None],
-) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
-    from flows.presence import recover
-
-    name = f"worker-{pool}"
-    known = services.known().get(name)
-    if known is not None and known.alive:
-        return
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pool(pool)
-        except ObjectNotFound:
-            raise CameraError(
-                f"--pool {pool}: there is no such work pool; {' and '.join(POOLS)} exist"
-            ) from None
-    served.recovered += recover(project.home)
-    say(f"starting a worker for the pool {pool}")
-    began = datetime.now(UTC)
-    service = services.start(name, python("prefect", "worker", "start", "--pool", pool), environment)
-
-    def polls() -> bool:
-        with get_client(sync_client=True) as client:
-            workers = client.read_workers_for_work_pool(pool)
-        seen = [worker.last_heartbeat_time for worker in workers]
-        return any(time is not None and time >= began for time in seen)
-
-    wait_until(polls, service, START_SECONDS)
 
 
 def _answers(url: str) -> bool:

@@ -1,10 +1,9 @@
 """The servers of one machine: started apart from the terminal, recorded, found again, and ended; those and no others.
 
-A service is known by its pid and its birth, so that another process that got the pid is never taken for it.
-All that it starts inherits a mark in its environment; what is left of a killed service is found by that.
+A service is known by its pid and start, so that another process that got the pid is never taken for it. All that it
+starts inherits a mark in its environment; what is left of a killed service is found by that.
 """
 
-import fcntl
 import os
 import platform
 import socket
@@ -13,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,12 +20,13 @@ import psutil
 
 from camera.errors import CameraError
 from camera.files import read_json, write_json
-from tasks.processes import birth
+from camera.locks import LockedError, lock
+from camera.processes import start_of
 
 MARK = "CAMERA_SERVED_BY"
 HOST = "127.0.0.1"
 GRACE_SECONDS = 60
-"""How long a service has to end by itself: a worker lets its runs write down that they go on later."""
+"""How long a service has to end by itself: a worker lets its runs record that they go on later."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Service:
     name: str
     pid: int
     born: str
-    """What another process with this pid would not have."""
+    """What another process with this pid would not have: see `start_of`."""
     mark: str
     log: str
     url: str | None = None
@@ -44,7 +44,7 @@ class Service:
     @property
     def alive(self) -> bool:
         """Whether this very process runs."""
-        return birth(self.pid) == self.born
+        return start_of(self.pid) == self.born
 
     def family(self) -> list[psutil.Process]:
         """The process and all that it started, also what outlived it."""
@@ -67,19 +67,18 @@ class Services:
         self._file = self.folder / "services.json"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Keep others from starting or stopping at the same time.
 
         Raises:
             CameraError: if somebody does.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                stack.enter_context(lock(self.folder / "lock", wait=False))
+            except LockedError as error:
                 raise CameraError(
-                    f"another `camera serve` is starting or stopping ({self.folder / 'lock'}); try again when it is done"
+                    f"another `camera serve` is starting or stopping ({error}); try again when it is done"
                 ) from None
             yield
 
@@ -104,28 +103,24 @@ class Services:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        service = Service(name, process.pid, birth(process.pid) or "ended at once", mark, str(log), url)
+        service = Service(name, process.pid, start_of(process.pid) or "ended at once", mark, str(log), url)
         self._write({**self.known(), name: service})
         return service
 
-    def stop(self, names: list[str] | None = None) -> list[str]:
-        """End services and all that they started: politely, and after `GRACE_SECONDS` for good; the latest first.
+    def stop(self) -> list[str]:
+        """End all services and what they started, the latest first: SIGTERM, and SIGKILL after `GRACE_SECONDS`.
 
         Returns:
-            What was running and is not any more. Stopping what does not run is no error.
+            The names of those that ran. Stopping what does not run is no error.
         """
-        stopped = []
-        known = self.known()
-        for name in reversed(list(known) if names is None else names):
-            if name not in known:
-                continue
+        stopped, known = [], self.known()
+        for name in reversed(list(known)):
             service = known.pop(name)
             family = service.family()
             if service.alive:
-                psutil.Process(service.pid).terminate()
-                psutil.wait_procs(
-                    [psutil.Process(service.pid)] if service.alive else [], timeout=GRACE_SECONDS
-                )
+                main = psutil.Process(service.pid)
+                main.terminate()
+                psutil.wait_procs([main], timeout=GRACE_SECONDS)
             for process in [*family, *service.family()]:
                 if process.is_running():  # of this start time; psutil looks
                     process.kill()
@@ -160,28 +155,22 @@ def choose_port(wanted: int | None, default: int, option: str) -> int:
     Raises:
         CameraError: if the one that was asked for is in use, or fifty in a row are.
     """
-    if wanted is not None:
-        if not _free(wanted):
-            raise CameraError(
-                f"{option} {wanted}: the port is in use on {HOST}; give another, or leave it out"
-            )
-        return wanted
-    for port in range(default, default + 50):
+    for port in range(default, default + 50) if wanted is None else [wanted]:
         if _free(port):
             return port
-    raise CameraError(f"no port from {default} to {default + 49} is free on {HOST}; give one with {option}")
+    if wanted is None:
+        raise CameraError(
+            f"no port from {default} to {default + 49} is free on {HOST}; give one with {option}"
+        )
+    raise CameraError(f"{option} {wanted}: the port is in use on {HOST}; give another, or leave it out")
 
 
 def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as the servers do: a port just left is free
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-        return True
+    try:
+        socket.create_server((HOST, port)).close()  # as the servers do: a port just left is free
+    except OSError:
+        return False
+    return True
 
 
 def python(module: str, *arguments: str) -> list[str]:

@@ -21,7 +21,7 @@ from camera.report.pareto_table import sweep_markdown
 from flows.compress import LISTENER, compress
 from flows.listeners import MemberListener
 from flows.parameters import Override, RecipeFile
-from flows.presence import present
+from flows.recovery import running_flow
 from tasks.project import Project
 from tasks.run import GateFailed
 from tasks.sweep import Member, Sweep, load_sweep
@@ -46,7 +46,7 @@ def sweep(recipe: RecipeFile, overrides: list[Override] | None = None) -> SweepO
     shutdown.reinstall()
     project = Project.here()
     project.configure()
-    with present(project.home):
+    with running_flow(project.home):
         return _sweep(recipe, overrides or [], project)
 
 

@@ -11,8 +11,8 @@ from camera.files import read_json
 from camera.pruning.prune import KEPT
 from camera.report.schema import Results, read_results
 from tasks.lineage_form import check_lineage
+from tasks.runs import flatten
 from tasks.store import LINEAGE, Store
-from tasks.tracking import flatten
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def room_needed(pipeline: Pipeline, store: Store) -> int:
 
 def _disk_to_come(pipeline: Pipeline, store: Store) -> Iterator[int]:
     """Bytes that each step will still write to the store. Believes the manifests: the run itself verifies."""
-    states, keys = _states(pipeline, lambda request: store.glance(request.stage.name, request.key), store)
+    states, keys = _states(pipeline, lambda request: store.peek(request.stage.name, request.key), store)
     for step in pipeline.steps:
         if states[step.name] in ("cached", "evicted"):
             continue

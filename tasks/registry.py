@@ -1,11 +1,11 @@
-"""The registry of published models, read, and the alias `production`: who holds it, who held it before.
+"""The registry of published models, and the alias `production`: who holds it, who held it before.
 
-MLflow's registry takes any source without looking. So the alias goes only to a version whose files were audited a
+MLflow's registry takes any source without checking. So `production` goes only to a version whose files were audited a
 moment ago, and the order of its holders is kept in a tag of the registered model.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,19 +13,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from camera.digests import digest_json
+from camera.digests import canonical_json, digest_json
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.report.schema import read_results
 from tasks import versioning
-from tasks.runs import reading
+from tasks.mlflow_client import database_of, mlflow_client, tracking_uri
 from tasks.store import LINEAGE
-from tasks.tracking import DOCUMENT_TAG, DVC_TAG, FOLDER_TAG, LINEAGE_TAG, PRODUCTION, SHA256_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
+LINEAGE_TAG = "camera.lineage_digest"
+DOCUMENT_TAG = "camera.lineage"
+"""On a registry version: the whole lineage.json, as canonical JSON; left out if it is longer than MLflow takes."""
+FOLDER_TAG = "camera.folder"
+DVC_TAG = "dvc.md5"
+SHA256_TAG = "sha256."
+"""Before the name of a GGUF file."""
+PRODUCTION = "production"
+"""The alias that only `camera promote` gives."""
+_TAG_LENGTH = 100_000
 _HISTORY = "camera.history."
 _REMEMBERED = 100
 
@@ -68,10 +77,7 @@ class Version:
     @property
     def lineage(self) -> dict[str, Any] | None:
         """The whole lineage.json, if it was short enough for the registry."""
-        document: dict[str, Any] | None = (
-            json.loads(self.tags[DOCUMENT_TAG]) if DOCUMENT_TAG in self.tags else None
-        )
-        return document
+        return json.loads(self.tags[DOCUMENT_TAG]) if DOCUMENT_TAG in self.tags else None
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,64 @@ class Holder:
     """`promote` or `rollback`."""
 
 
+def register(
+    name: str,
+    folder: Path,
+    lineage: Mapping[str, Any],
+    dvc: Mapping[str, Any] | None,
+    alias: str,
+    run_id: str,
+) -> dict[str, str]:
+    """Make a registry version of a published folder (or find the one it has) and point the alias to it.
+
+    The registry accepts any source without looking; call this for verified folders only.
+
+    Returns:
+        name, version and alias.
+
+    Raises:
+        CameraError: if the alias is `production`, which only `camera promote` gives, or MLflow refuses the name.
+        NetworkError: if the registry cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if alias == PRODUCTION:
+        raise CameraError(
+            f"publish.alias: {PRODUCTION} is given by `camera promote {name}`, after an audit; choose another"
+        )
+    with mlflow_client() as client:
+        assert client is not None  # the run is there
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise CameraError(f"MLflow refuses the model name {name}: {error}") from None
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        known = client.search_model_versions(f"name = '{name}'")
+        same = [version for version in known if version.tags.get(LINEAGE_TAG) == lineage["digest"]]
+        tags = {LINEAGE_TAG: lineage["digest"], FOLDER_TAG: str(folder)}
+        if len(document := canonical_json(lineage)) <= _TAG_LENGTH:
+            tags[DOCUMENT_TAG] = document
+        if dvc is not None:
+            tags |= {"dvc.file": dvc["dvc_file"], DVC_TAG: dvc["md5"]}
+        for file, sha256 in lineage["files"].items():
+            if file.endswith(".gguf"):
+                tags[SHA256_TAG + file] = sha256
+        # A server refuses folders that it does not manage; the folder is in a tag in either case.
+        source = f"runs:/{run_id}" if database_of(tracking_uri()) is None else folder.as_uri()
+        version = same[0] if same else client.create_model_version(name, source, run_id, tags=tags)
+        client.set_registered_model_alias(name, alias, version.version)
+    return {"name": name, "version": str(version.version), "alias": alias}
+
+
 def versions(name: str | None = None) -> list[Version]:
     """All published models of a name, or of all names, newest first.
 
     Raises:
         NetworkError: if MLflow cannot be reached.
     """
-    with reading() as client:
+    with mlflow_client() as client:
         if client is None:
             return []
         found: list[Version] = []
@@ -131,7 +188,7 @@ def files_of(version: Version) -> Iterator[Path]:
     Raises:
         CameraError: if neither the folder nor DVC has this version's files.
     """
-    if _lineage_digest(version.folder) == version.lineage_digest or version.dvc_md5 is None:
+    if lineage_digest(version.folder) == version.lineage_digest or version.dvc_md5 is None:
         if not version.folder.is_dir():
             raise CameraError(f"{version.label}: {version.folder} is gone, and it was not versioned with DVC")
         yield version.folder
@@ -165,7 +222,7 @@ def promote(
         NetworkError: if MLflow cannot be reached.
     """
     with files_of(version) as folder:
-        if _lineage_digest(folder) != version.lineage_digest:
+        if lineage_digest(folder) != version.lineage_digest:
             raise CameraError(f"{version.label} cannot be {alias}: {folder} holds another publication")
         if found := audited(folder):
             lines = "".join(f"\n  {line}" for line in found)
@@ -174,7 +231,7 @@ def promote(
     if gate is not None and not gate.passed:
         lines = "".join(f"\n  {reason}" for reason in gate.reasons)
         raise CameraError(f"{version.label} cannot be {alias}: it fails the quality gate{lines}")
-    with reading() as client:
+    with mlflow_client() as client:
         assert client is not None  # the version came from it
         if alias not in version.aliases:
             client.set_registered_model_alias(version.name, alias, str(version.number))
@@ -211,7 +268,7 @@ def history(name: str, alias: str = PRODUCTION) -> list[Holder]:
     """
     from mlflow.exceptions import MlflowException
 
-    with reading() as client:
+    with mlflow_client() as client:
         if client is None:
             return []
         try:
@@ -232,11 +289,12 @@ def _remember(client: "MlflowClient", name: str, alias: str, holder: Holder) -> 
     client.set_registered_model_tag(name, _HISTORY + alias, json.dumps([vars(entry) for entry in holders]))
 
 
-def _lineage_digest(folder: Path) -> str | None:
-    """The digest of the lineage that lies in a folder, computed and not believed; None if there is none."""
+def lineage_digest(folder: Path) -> str | None:
+    """The digest of the lineage that lies in a folder, computed anew; None if it has none, or names another."""
     try:
         lineage = read_json(folder / LINEAGE)
-        return digest_json({name: value for name, value in lineage.items() if name != "digest"})
+        digest = digest_json({name: value for name, value in lineage.items() if name != "digest"})
+        return digest if lineage.get("digest") == digest else None
     except (CameraError, AttributeError):
         return None
 

@@ -1,13 +1,14 @@
-"""One run of a pipeline: every step in order, told to whoever listens, recorded in MLflow, stopped cleanly."""
+"""One run of a recipe: every step in order, reported to a listener, recorded in MLflow, stopped cleanly."""
 
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from camera import shutdown
 from camera.disk import DiskError
 from camera.errors import CameraError
 from camera.files import read_json
@@ -15,21 +16,23 @@ from camera.report.gate import Gate
 from camera.report.schema import read_results
 from camera.units import bytes_text
 from tasks.lease import lease
-from tasks.pipeline import Pipeline
-from tasks.preflight import room_needed
+from tasks.pipeline import Pipeline, build_pipeline
+from tasks.preflight import check_room, room_needed
 from tasks.project import Project
-from tasks.stage import Request, RunReferences, Step
+from tasks.recipe import Recipe
+from tasks.sources import Sources
+from tasks.stage import Request, RunReferences, Step, perform
 from tasks.stages import fetch, publish, report
 from tasks.stages.convert import main_gguf
 from tasks.store import Artifact, Store
-from tasks.tracking import Tracker
+from tasks.tracking import tracked
 from tasks.walk import walk
 
 _log = logging.getLogger("camera.tracking")
 
 
 class Listener(Protocol):
-    """What is told how a run comes along."""
+    """What a run reports its progress to."""
 
     def begin(self, pipeline: Pipeline) -> None:
         """The steps are known."""
@@ -86,89 +89,133 @@ Perform = Callable[[Request], tuple[Artifact, bool]]
 """Gives the artifact of a request, and whether it was cached."""
 
 
+def perform_reporting(
+    store: Store,
+    request: Request,
+    listener: Listener,
+    devices: Callable[[Request], AbstractContextManager[None]] = lambda request: nullcontext(),
+) -> tuple[Artifact, bool]:
+    """Perform a request in this process, reporting to a listener; stops within a stage when a signal asked to.
+
+    Args:
+        store: the artifact store.
+        request: what to perform.
+        listener: told that the step starts, waits, progresses.
+        devices: holds the devices that a request computes on, while it does.
+
+    Returns:
+        The artifact, and whether it was cached.
+    """
+    ran = False
+    shutdown.check()
+    with ExitStack() as held:
+
+        def started() -> None:
+            nonlocal ran
+            ran = True
+            # Only now that the store's lock is held: whoever has the device never waits for a lock.
+            held.enter_context(devices(request))
+            listener.started(request.step)
+
+        def progress(done: int, total: int) -> None:
+            shutdown.check()
+            listener.progress(request.step, done, total)
+
+        artifact = perform(
+            store,
+            request,
+            progress=progress,
+            started=started,
+            waiting=lambda: listener.waiting(request.step),
+        )
+    return artifact, not ran
+
+
+def run_recipe(
+    recipe: Recipe,
+    sources: Sources,
+    perform: Perform,
+    project: Project,
+    listener: Listener,
+    prefect_run: str | None = None,
+) -> Outcome:
+    """Plan a recipe and run it in the project's store, if there is room for what it writes.
+
+    Args:
+        recipe: what to run.
+        sources: the model and texts it names.
+        perform, project, listener, prefect_run: as for `run_pipeline`.
+
+    Raises:
+        CameraError: if the store's disk lacks the room.
+    """
+    pipeline, store = build_pipeline(recipe, sources), Store(project.store)
+    check_room(pipeline, store)
+    return run_pipeline(pipeline, perform, project, listener, prefect_run)
+
+
 def run_pipeline(
     pipeline: Pipeline,
     perform: Perform,
     project: Project,
     listener: Listener,
     prefect_run: str | None = None,
-    store: Store | None = None,
 ) -> Outcome:
     """Run every step that the results need; track it if the recipe says so.
+
+    Evicted artifacts that no step needs are not made again, and what the run refers to is not evicted meanwhile.
 
     Args:
         pipeline: what to run.
         perform: runs one request: through Prefect or directly.
-        project: where MLflow's files go by default.
+        project: where the store is, and MLflow's files by default.
         listener: told of every step.
         prefect_run: id of the Prefect flow run, for the lineage.
-        store: the store that `perform` works in. With it, evicted artifacts that no step needs are not made again,
-            and what the run refers to is not evicted meanwhile.
     """
-    recipe = pipeline.recipe
-    tracker = None
-    if recipe.tracking.enabled:
-        tracker = Tracker(recipe.tracking.experiment, pipeline.key, recipe.name, project.mlflow_artifacts)
-        tags = {"camera.recipe": recipe.name, "camera.source_digest": pipeline.sources.model.digest}
-        if recipe.tracking.parent is not None:
-            tags[PARENT_TAG] = recipe.tracking.parent
-        tracker.log_recipe(
-            recipe.model_dump(mode="json"), tags | ({"prefect.flow_run": prefect_run} if prefect_run else {})
-        )
+    recipe, store = pipeline.recipe, Store(project.store)
     executed: list[str] = []
 
     def step_done(step: Step, request: Request) -> Artifact:
-        if tracker is not None and step.stage is publish.STAGE:
+        if step.stage is publish.STAGE:
             tracker.catch_up()  # the registration needs the run
+        # A server that was away at the start may have answered since.
+        references = RunReferences(tracker.run_id, prefect_run, tracker.pending)
         try:
-            artifact, cached = perform(replace(request, references=_references(tracker, prefect_run)))
+            artifact, cached = perform(replace(request, references=references))
         except BaseException as error:
             listener.failed(step.name, error)
-            if isinstance(error, DiskError) and error.full and store is not None:
+            if isinstance(error, DiskError) and error.full:
                 raise _with_what_is_missing(error, pipeline, store) from error
             raise
         if not cached:
             executed.append(step.name)
-        if tracker is not None:
-            tracker.log_stage(step.name, artifact, cached)
-            if step.stage is fetch.STAGE:  # MLflow keeps an input once, however often it is logged
-                tracker.log_dataset(artifact)
+        tracker.log_stage(step.name, artifact, cached)
+        if step.stage is fetch.STAGE:  # MLflow keeps an input once, however often it is logged
+            tracker.log_dataset(artifact)
         listener.finished(step.name, artifact, cached)
         return artifact
 
-    listener.begin(pipeline)
-    try:
-        with ExitStack() as held:
-            in_use = (lambda key: None) if store is None else held.enter_context(lease(store))
+    asked = recipe.tracking if recipe.tracking.enabled else None
+    with tracked(asked, pipeline.key, recipe.name, project.mlflow_artifacts) as tracker:
+        tags = {"camera.recipe": recipe.name, "camera.source_digest": pipeline.sources.model.digest}
+        tags |= {} if prefect_run is None else {"prefect.flow_run": prefect_run}
+        tags |= {} if recipe.tracking.parent is None else {PARENT_TAG: recipe.tracking.parent}
+        tracker.log_recipe(recipe.model_dump(mode="json"), tags)
+        listener.begin(pipeline)
+        with lease(store) as in_use:
             artifacts = walk(pipeline, step_done, store=store, in_use=in_use)
         for step in pipeline.steps:
             if artifacts[step.name].evicted:
-                if tracker is not None:
-                    tracker.log_stage(step.name, artifacts[step.name], cached=True)
+                tracker.log_stage(step.name, artifacts[step.name], cached=True)
                 listener.finished(step.name, artifacts[step.name], cached=True)
         outcome = _outcome(artifacts, executed)
-        if tracker is not None:
-            for file in _files_to_look_at(outcome):
-                tracker.log_file(file)
-            if outcome.gate is not None:
-                tracker.tag({"gate": outcome.gate.verdict, "gate.reasons": "; ".join(outcome.gate.reasons)})
-    except BaseException as error:
-        if tracker is not None:
-            tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    if tracker is None:
-        return outcome
-    tracker.finish("FINISHED")
-    if outcome.published is not None and outcome.published.get("registry_error"):
+        for file in _files_to_look_at(outcome):
+            tracker.log_file(file)
+        if outcome.gate is not None:
+            tracker.tag({"gate": outcome.gate.verdict, "gate.reasons": "; ".join(outcome.gate.reasons)})
+    if outcome.published is not None and outcome.published.get("registry_error") and asked is not None:
         _log.warning("%s is published and not registered; run the recipe again to register it", recipe.name)
     return replace(outcome, mlflow_run=tracker.run_id, mlflow_pending=tracker.pending)
-
-
-def _references(tracker: Tracker | None, prefect_run: str | None) -> RunReferences:
-    """Where the run is recorded by now: a server that was away at the start may have answered since."""
-    if tracker is None:
-        return RunReferences(None, prefect_run)
-    return RunReferences(tracker.run_id, prefect_run, tracker.pending)
 
 
 def _with_what_is_missing(error: DiskError, pipeline: Pipeline, store: Store) -> DiskError:
@@ -182,25 +229,21 @@ def _with_what_is_missing(error: DiskError, pipeline: Pipeline, store: Store) ->
 
 def _outcome(artifacts: dict[str, Artifact], executed: list[str]) -> Outcome:
     published = None
-    made_report = artifacts["report"].path / report.HTML
     if "publish" in artifacts:
         record = read_json(artifacts["publish"].path / publish.RECORD)
         published = record if record["folder"] is not None else None
+    made_report, converted = artifacts["report"].path / report.HTML, artifacts["convert"]
+    # The main GGUF is in the store, or where it was published if `camera gc` evicted it from there.
+    folder = Path(published["folder"]) if converted.evicted and published else converted.path
     return Outcome(
         artifacts,
         executed,
-        None,
-        made_report,
-        _gguf(artifacts["convert"], published),
-        published,
-        read_results(made_report.with_name("results.json")).gate,
+        mlflow_run=None,
+        report=made_report,
+        gguf=main_gguf(folder / name for name in converted.manifest["files"]),
+        published=published,
+        gate=read_results(made_report.with_name("results.json")).gate,
     )
-
-
-def _gguf(converted: Artifact, published: dict[str, Any] | None) -> Path:
-    """The main GGUF: in the store, or where it was published if `camera gc` evicted it from there."""
-    folder = Path(published["folder"]) if converted.evicted and published else converted.path
-    return main_gguf(folder / name for name in converted.manifest["files"])
 
 
 def hold_to_the_gate(outcome: Outcome) -> Outcome:

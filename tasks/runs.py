@@ -1,25 +1,23 @@
-"""The runs that MLflow holds, read: for tables, for the audit, and for what must stay in the store."""
+"""The runs that MLflow holds: for tables, for the audit, and for what must stay in the store."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from camera.errors import CameraError, NetworkError
 from camera.secrets import without_secrets
-from tasks.tracking_database import database_of, ready_database
-from tasks.tracking_server import check_server
+from tasks.mlflow_client import mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
-    from mlflow.tracking import MlflowClient
 
 KEY_TAG = "camera.pipeline_key"
 KEEP_TAG = "camera.keep"
 DIGEST_TAG = "camera.digest."
 _PAGE = 500
+_NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
+_PARAMETER_LENGTH = 6000
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,21 @@ def list_runs(limit: int | None = None, name: str | None = None) -> list[Run]:
     Raises:
         NetworkError: if MLflow cannot be reached.
     """
-    with reading() as client:
-        return [] if client is None else list(_runs(client, limit, name))
+    with mlflow_client() as client:
+        if client is None:
+            return []
+        experiments = {entry.experiment_id: entry.name for entry in _pages(client.search_experiments)}
+        condition = f"tags.`{KEY_TAG}` != ''"
+        if name is not None:
+            condition += " AND attributes.run_name = '{}'".format(name.replace("'", ""))
+        found = _pages(
+            client.search_runs,
+            limit,
+            experiment_ids=list(experiments),
+            filter_string=condition,
+            order_by=["attributes.start_time DESC"],
+        )
+        return [_run(entry, experiments[entry.info.experiment_id]) for entry in found]
 
 
 def find_run(run_id: str) -> Run | None:
@@ -66,7 +77,7 @@ def find_run(run_id: str) -> Run | None:
     """
     from mlflow.exceptions import MlflowException
 
-    with reading() as client:
+    with mlflow_client() as client:
         if client is None:
             return None
         try:
@@ -91,62 +102,6 @@ def kept_runs(seconds: float) -> Iterator[Run]:
             yield run
 
 
-@contextmanager
-def reading() -> "Iterator[MlflowClient | None]":
-    """A client to read with; None where the database in use was never made. What fails says how MLflow was asked.
-
-    Raises:
-        NetworkError: if MLflow cannot be reached.
-    """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    database = database_of(uri)
-    if database is not None and not database.exists():
-        yield None
-        return
-    try:
-        yield connect()
-    except CameraError:
-        raise
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise NetworkError(without_secrets(f"MLflow at {uri} cannot be asked: {error}")) from error
-
-
-def connect() -> "MlflowClient":
-    """A client of the tracking server or database in use.
-
-    Raises:
-        OSError: if it is an SQLite database that cannot be opened or made, or a server that does not answer within
-            seconds.
-    """
-    from mlflow.tracking import MlflowClient  # 2.5 s; only who tracks or asks pays it
-
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    database = database_of(uri)
-    if database is not None:
-        ready_database(database)
-    check_server(uri)
-    return MlflowClient()
-
-
-def _runs(client: "MlflowClient", limit: int | None, name: str | None) -> Iterator[Run]:
-    experiments = {entry.experiment_id: entry.name for entry in _pages(client.search_experiments)}
-    condition = f"tags.`{KEY_TAG}` != ''"
-    if name is not None:
-        condition += " AND attributes.run_name = '{}'".format(name.replace("'", ""))
-    found = _pages(
-        client.search_runs,
-        limit,
-        experiment_ids=list(experiments),
-        filter_string=condition,
-        order_by=["attributes.start_time DESC"],
-    )
-    for entry in found:
-        yield _run(entry, experiments[entry.info.experiment_id])
-
-
 def _pages(search: Any, limit: int | None = None, **asked: Any) -> Iterator[Any]:
     token, given = None, 0
     while limit is None or given < limit:
@@ -167,7 +122,7 @@ def _run(found: "MlflowRun", experiment: str) -> Run:
         experiment=experiment,
         status=str(info.status),
         started=_time(info.start_time),
-        ended=None if not info.end_time else _time(info.end_time),
+        ended=_time(info.end_time) if info.end_time else None,
         parameters=dict(data.params),
         metrics=dict(data.metrics),
         tags=dict(data.tags),
@@ -176,3 +131,28 @@ def _run(found: "MlflowRun", experiment: str) -> Run:
 
 def _time(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def allowed(name: str) -> str:
+    """A name without the characters that MLflow refuses."""
+    return _NOT_ALLOWED.sub("_", name)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= (
+            flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        )
+    return flat
+
+
+def mlflow_name(step: str) -> str:
+    """A step's name as MLflow's tags and metrics have it."""
+    return allowed(step).replace(" ", "/")
+
+
+def parameter(name: str, value: Any) -> tuple[str, str]:
+    """A field of a recipe as MLflow holds it; overrides of quantize have patterns as names."""
+    return allowed(name), without_secrets(str(value))[:_PARAMETER_LENGTH]

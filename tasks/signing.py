@@ -44,14 +44,14 @@ def sign(folder: Path, key: Path) -> Path:
         raise CameraError(f"--key {key} does not exist: `ssh-keygen -t ed25519` makes a key")
     done = _ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, stdin=lineage)
     if done.returncode != 0:
-        raise CameraError(f"ssh-keygen cannot sign with {key}: {_said(done)}")
+        raise CameraError(f"ssh-keygen cannot sign with {key}: {_message(done)}")
     path = signature_of(folder)
     path.write_bytes(done.stdout)
     return path
 
 
 def verify(lineage: Path, signature: Path, signers: Path) -> str:
-    """Who signed a lineage.
+    """The name of the trusted key that signed a lineage.
 
     Args:
         lineage: the file that was signed.
@@ -67,11 +67,11 @@ def verify(lineage: Path, signature: Path, signers: Path) -> str:
     found = _ssh_keygen("find-principals", "-s", str(signature), "-f", str(signers))
     names = found.stdout.decode(errors="replace").split()
     if found.returncode != 0 or not names:
-        raise CameraError(f"{signature.name} is by nobody in {signers}: {_said(found)}")
+        raise CameraError(f"no trusted key in {signers} made {signature.name}: {_message(found)}")
     given = ["-f", str(signers), "-I", names[0], "-n", NAMESPACE, "-s", str(signature)]
     done = _ssh_keygen("verify", *given, stdin=lineage)
     if done.returncode != 0:
-        raise CameraError(f"{signature.name} does not fit {lineage}: {_said(done)}")
+        raise CameraError(f"{signature.name} does not fit {lineage}: {_message(done)}")
     return names[0]
 
 
@@ -94,8 +94,6 @@ def _ssh_keygen(
         ) from None
 
 
-def _said(done: subprocess.CompletedProcess[bytes]) -> str:
-    return (
-        " ".join((done.stderr or done.stdout).decode(errors="replace").split())
-        or f"exit code {done.returncode}"
-    )
+def _message(done: subprocess.CompletedProcess[bytes]) -> str:
+    text = " ".join((done.stderr or done.stdout).decode(errors="replace").split())
+    return text or f"exit code {done.returncode}"

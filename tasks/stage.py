@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from camera.digests import digest_json
-from camera.disk import told_of_disks
+from camera.disk import explain_disk_errors
 from camera.progress import Progress, silent
 from tasks.lineage import ancestry, environment, stage_entry
 from tasks.store import Artifact, Store
@@ -150,7 +150,7 @@ def perform(
     Raises:
         DiskError: if a disk is full or cannot be written to.
     """
-    with told_of_disks(store.root), store.lock(request.key, waiting):
+    with explain_disk_errors(store.root), store.lock(request.key, waiting):
         if (artifact := find(store, request)) is not None:
             return artifact
         started()

@@ -2,12 +2,11 @@
 
 <store>/<stage>/<key>/            an artifact, with manifest.json and lineage.json beside its files
 <store>/<stage>/.<key>.working/   the same being made; a killed stage resumes in it
-<store>/.locks/<key>              held (flock) by the process that makes it
+<store>/.locks/<key>              locked by the process that makes it
 <store>/.evicted/<stage>/<key>/   manifest.json and lineage.json of an artifact whose files `camera gc` removed
-<store>/.running/                 what runs at work refer to, see tasks/lease.py
+<store>/.running/                 keys that runs at work refer to, see tasks/lease.py
 """
 
-import fcntl
 import os
 import shutil
 import time
@@ -21,8 +20,8 @@ from typing import Any
 from camera.digests import digest_file, digest_files, digest_json, files_below
 from camera.disk import READ_ONLY
 from camera.errors import CameraError
-from camera.files import is_still, read_json, sync, sync_tree, whole_folder, write_json
-from camera.temporaries import this_writer
+from camera.files import atomic_folder, hide, move_into_place, read_json, write_json
+from camera.locks import lock, try_lock
 
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
@@ -96,9 +95,16 @@ class Store:
             os.utime(path / MANIFEST)  # the time of the last use, for whoever must make room
         return self.open(stage, key)
 
-    def glance(self, stage: str, key: str) -> Artifact | None:
-        """The artifact if its manifest is whole, else None. Its bytes are not looked at: for estimates only."""
+    def peek(self, stage: str, key: str) -> Artifact | None:
+        """The artifact if its manifest is intact, else None. Its files are not read: for estimates only."""
         return None if _manifest_damage(self.path(stage, key), stage, key) else self.open(stage, key)
+
+    def all(self, stage: str = "*") -> Iterator[Artifact]:
+        """Every artifact whose manifest is intact, of one stage or of all; files are not read."""
+        for manifest in sorted(self.root.glob(f"{stage}/*/{MANIFEST}")):
+            kind, key = manifest.parent.parent.name, manifest.parent.name
+            if not kind.startswith(".") and not key.startswith(".") and (found := self.peek(kind, key)):
+                yield found
 
     def evicted(self, stage: str, key: str) -> Artifact | None:
         """An artifact of which only manifest and lineage are left, both intact; None if it is whole or unknown."""
@@ -146,43 +152,32 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold a key alone, across threads and processes; the kernel frees it when the holder dies.
+        """Hold a key exclusively, across threads and processes.
 
-        In a store that cannot be written to nobody makes anything, so there is nothing to hold.
+        In a read-only store nobody makes anything, so there is nothing to lock.
         """
-        folder = self.root / ".locks"
-        if not _writable(folder):
+        if self.is_writable():
+            with lock(self.root / ".locks" / key, waiting=waiting):
+                yield
+        else:
             yield
-            return
-        while True:
-            with (folder / key).open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    waiting()
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                if is_still(file, folder / key):  # else the file was cleaned away, and others lock a new one
-                    yield
-                    return
 
     @contextmanager
-    def lock_if_free(self, key: str) -> Iterator[bool]:
-        """Hold a key alone if nobody holds it, and remove its lock file afterwards; else give False at once."""
-        path = self.root / ".locks" / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            if not is_still(file, path):
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)  # while it is held, so that whoever waits for it notices
+    def try_lock(self, key: str) -> Iterator[bool]:
+        """Hold a key exclusively if nobody does; gives whether it is held now."""
+        with try_lock(self.root / ".locks" / key) as free:
+            yield free
+
+    def is_writable(self) -> bool:
+        """Whether this process may make and lock artifacts here."""
+        locks = self.root / ".locks"
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            return os.access(locks, os.W_OK)
+        except OSError as error:
+            if error.errno in READ_ONLY:
+                return False
+            raise
 
     def evict(self, stage: str, key: str) -> Path:
         """Take an artifact out, leaving manifest and lineage. Call with the key's lock held.
@@ -195,10 +190,10 @@ class Store:
         path, tombstone = self.path(stage, key), self.tombstone(stage, key)
         if _manifest_damage(path, stage, key) is None:
             shutil.rmtree(tombstone, ignore_errors=True)
-            with whole_folder(tombstone) as folder:
+            with atomic_folder(tombstone) as folder:
                 for name in _NOT_CONTENT:
                     shutil.copyfile(path / name, folder / name)
-        return _doom(path)
+        return hide(path)
 
     def make(
         self,
@@ -226,7 +221,9 @@ class Store:
         if working.exists() and not resumes:
             _remove(working)
         working.mkdir(parents=True, exist_ok=True)
-        _sweep(working)
+        for path in working.rglob(".*.tmp"):  # of a killed process: no later one knows the name
+            if path.is_file():
+                path.unlink()
         started = time.monotonic()
         metrics = fill(working)
         seconds = time.monotonic() - started
@@ -251,33 +248,14 @@ class Store:
         write_json(working / MANIFEST, {**manifest, "checksum": _checksum(manifest)})
         for name in files_below(working):
             (working / name).chmod(0o444)  # an artifact is never edited in place
-        sync_tree(working)
-        os.rename(working, final)
-        sync(final.parent)
+        move_into_place(working, final)
         shutil.rmtree(self.tombstone(stage, key), ignore_errors=True)
         return self.open(stage, key)
-
-
-def _writable(locks: Path) -> bool:
-    try:
-        locks.mkdir(parents=True, exist_ok=True)
-        return os.access(locks, os.W_OK)
-    except OSError as error:
-        if error.errno in READ_ONLY:
-            return False
-        raise
 
 
 def _checksum(manifest: dict[str, Any]) -> str:
     """Digest of all that a manifest says, so that no field of it can change unseen."""
     return digest_json({name: value for name, value in manifest.items() if name != "checksum"})
-
-
-def _sweep(folder: Path) -> None:
-    """Delete the temporaries of a killed process: no later one knows their names, and they would become content."""
-    for path in folder.rglob(".*.tmp"):
-        if path.is_file():
-            path.unlink()
 
 
 def _manifest_damage(path: Path, stage: str, key: str) -> str | None:
@@ -302,13 +280,5 @@ def _lineage_damage(path: Path, manifest: dict[str, Any]) -> str | None:
     return None
 
 
-def _doom(folder: Path) -> Path:
-    """Take a folder out of sight in one step: a kill while it is deleted leaves no half under its name."""
-    doomed = folder.with_name(f".{folder.name.lstrip('.')}.{this_writer()}.doomed")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    return doomed
-
-
 def _remove(folder: Path) -> None:
-    shutil.rmtree(_doom(folder), ignore_errors=True)  # `camera gc` may be deleting it too
+    shutil.rmtree(hide(folder), ignore_errors=True)  # `camera gc` may be deleting it too

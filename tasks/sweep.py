@@ -216,7 +216,7 @@ def stored(pipeline: Pipeline, store: Store) -> dict[str, Artifact]:
         if not all(name in found for name in step.needs):
             continue
         key = step.request(found, RunReferences()).key
-        artifact = store.glance(step.stage.name, key) or store.evicted(step.stage.name, key)
+        artifact = store.peek(step.stage.name, key) or store.evicted(step.stage.name, key)
         if artifact is not None:
             found[step.name] = artifact
     return found

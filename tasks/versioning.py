@@ -1,4 +1,7 @@
-"""DVC: the versions of bytes that must outlive a machine. Used in process, and only where there is a DVC repository."""
+"""DVC: the versions of bytes that must outlive a machine. Used in process, and only where there is a DVC repository.
+
+What is used of DVC's private names (the object databases of `Repo`, `Tree` of dvc_data) is in this file only.
+"""
 
 import hashlib
 import shutil
@@ -37,18 +40,14 @@ class Version:
 def repository_root(path: Path) -> Path | None:
     """The DVC repository that a path is in, if it is in one."""
     start = path.resolve()
-    for folder in (start, *start.parents):
-        if (folder / ".dvc" / "config").is_file():
-            return folder
-    return None
+    return next((at for at in (start, *start.parents) if (at / ".dvc" / "config").is_file()), None)
 
 
 def tracking_file(path: Path) -> Path | None:
     """The .dvc file whose output is this path or a folder above it, if there is one."""
-    root = repository_root(path)
+    root, place = repository_root(path), path.resolve()
     if root is None:
         return None
-    place = path.resolve()
     while place != root:
         candidate = place.with_name(place.name + ".dvc")
         if candidate.is_file():
@@ -59,12 +58,22 @@ def tracking_file(path: Path) -> Path | None:
 
 def tracked_version(path: Path) -> dict[str, str] | None:
     """What lineage says of a path that DVC tracks: the .dvc file and the hash in it."""
-    file = tracking_file(path)
-    if file is None:
+    file, root = tracking_file(path), repository_root(path)
+    if file is None or root is None:
         return None
-    root = repository_root(path)
-    assert root is not None
-    return {"file": str(file.relative_to(root)), "md5": _md5(file)}
+    return {"file": str(file.relative_to(root)), "md5": md5_of(file)}
+
+
+def md5_of(dvc_file: Path) -> str:
+    """The hash that a .dvc file names now.
+
+    Raises:
+        CameraError: if it names none.
+    """
+    try:
+        return str(yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["outs"][0]["md5"])
+    except (yaml.YAMLError, KeyError, IndexError, TypeError):
+        raise CameraError(f"{dvc_file} is not a .dvc file that can be read: run `dvc status`") from None
 
 
 def pull_if_tracked(path: Path) -> None:
@@ -73,8 +82,7 @@ def pull_if_tracked(path: Path) -> None:
     Raises:
         NetworkError: if the remote does not give it.
     """
-    file = tracking_file(path)
-    if file is None:
+    if (file := tracking_file(path)) is None:
         return
     try:
         with _open(path) as repo:
@@ -93,23 +101,21 @@ def add_and_push(folder: Path, remote: str | None) -> Version | None:
     Raises:
         CameraError: if DVC cannot add the folder.
     """
-    root = repository_root(folder)
-    if root is None:
+    if (root := repository_root(folder)) is None:
         return None
+    file, problem = folder.with_name(folder.name + ".dvc"), None
     with _open(folder) as repo:
         try:
             repo.add([str(folder)])
         except Exception as error:  # dvc raises a type per cause; all mean that the folder is not versioned
             raise CameraError(f"DVC cannot add {folder}: {error}") from error
-        file = folder.with_name(folder.name + ".dvc")
         pushed: str | None = remote or repo.config["core"].get("remote")
-        problem = None
         if pushed is not None:
             try:
                 repo.push(targets=[str(file)], remote=pushed)
             except Exception as error:  # as above: whatever the remote's library raises, the push is pending
                 pushed, problem = None, without_secrets(f"{type(error).__name__}: {error}")
-    return Version(str(file.relative_to(root)), _md5(file), pushed, problem)
+    return Version(str(file.relative_to(root)), md5_of(file), pushed, problem)
 
 
 def verify(dvc_file: Path) -> str | None:
@@ -126,11 +132,6 @@ def verify(dvc_file: Path) -> str | None:
     except Exception as error:  # dvc raises a type per cause; all mean that nothing can be compared
         raise CameraError(f"DVC cannot compare {dvc_file} with the workspace: {error}") from error
     return None if not changes else f"{dvc_file.name}: {changes}"
-
-
-def current_md5(dvc_file: Path) -> str:
-    """The hash that a .dvc file names now."""
-    return _md5(dvc_file)
 
 
 def revision_of(root: Path, dvc_file: str, md5: str) -> str | None:
@@ -162,17 +163,15 @@ def stored_digests(
         CameraError: if no place has the version; the message says which were asked.
     """
     with _stored(root, md5, from_remote) as (files, read, where):
-        found: dict[str, str] = {}
+        digests: dict[str, str] = {}
         for name, oid in files.items():
-            if not name.is_relative_to(inside):
-                continue
-            digest = hashlib.sha256()
-            with read(oid) as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-            relative = name.relative_to(inside)
-            found[relative.as_posix() if relative.parts else name.name] = digest.hexdigest()
-        return found, where
+            if name.is_relative_to(inside):
+                relative, digest = name.relative_to(inside), hashlib.sha256()
+                with read(oid) as file:
+                    while chunk := file.read(_CHUNK_BYTES):
+                        digest.update(chunk)
+                digests[relative.as_posix() if relative.parts else name.name] = digest.hexdigest()
+        return digests, where
 
 
 def restore(place: Path, md5: str, out: Path) -> str:
@@ -182,8 +181,7 @@ def restore(place: Path, md5: str, out: Path) -> str:
         NetworkError: if the remote does not answer.
         CameraError: if the place is in no DVC repository, or no place has the version.
     """
-    root = repository_root(place.parent)
-    if root is None:
+    if (root := repository_root(place.parent)) is None:
         raise CameraError(f"{place} is in no DVC repository")
     with _stored(root, md5, False) as (files, read, where):
         for name, oid in files.items():
@@ -204,24 +202,21 @@ def _stored(
     from dvc.config import NoRemoteError
 
     with _open(root) as repo:
-        problems: list[str] = []
-        if not from_remote:
-            files = _files(repo.cache.local, md5)
-            if files is not None:
-                yield files, _reader(repo.cache.local), "the cache"
-                return
-            problems.append("the cache lacks it")
-        try:
-            name = repo.config["core"].get("remote")
-            remote = repo.cloud.get_remote_odb(name)
-            files = _files(remote, md5)
-        except NoRemoteError:
-            raise CameraError("; ".join([*problems, "there is no DVC remote"])) from None
-        except Exception as error:  # dvc's remotes raise types of their own, each from another library
-            raise NetworkError("; ".join([*problems, f"the remote did not answer: {error}"])) from error
+        odb, where, problems = repo.cache.local, "the cache", list[str]()
+        files = None if from_remote else _files(odb, md5)
         if files is None:
-            raise CameraError("; ".join([*problems, f"the remote {name} lacks it"]))
-        yield files, _reader(remote), f"the remote {name}"
+            problems += [] if from_remote else ["the cache lacks it"]
+            try:
+                name = repo.config["core"].get("remote")
+                odb, where = repo.cloud.get_remote_odb(name), f"the remote {name}"
+                files = _files(odb, md5)
+            except NoRemoteError:
+                raise CameraError("; ".join([*problems, "there is no DVC remote"])) from None
+            except Exception as error:  # dvc's remotes raise types of their own, each from another library
+                raise NetworkError("; ".join([*problems, f"the remote did not answer: {error}"])) from error
+        if files is None:
+            raise CameraError("; ".join([*problems, f"{where} lacks it"]))
+        yield files, lambda oid: odb.fs.open(odb.oid_to_path(oid), "rb"), where
 
 
 def _files(odb: Any, md5: str) -> dict[PurePosixPath, str] | None:
@@ -238,21 +233,9 @@ def _files(odb: Any, md5: str) -> dict[PurePosixPath, str] | None:
     return files if all(odb.exists(oid) for oid in files.values()) else None
 
 
-def _reader(odb: Any) -> Callable[[str], Any]:
-    return lambda oid: odb.fs.open(odb.oid_to_path(oid), "rb")
-
-
 @contextmanager
 def _open(path: Path) -> Iterator["Repo"]:
     from dvc.repo import Repo  # half a second; only runs that touch DVC pay it
 
-    root = repository_root(path)
-    with Repo(str(root)) as repo:
+    with Repo(str(repository_root(path))) as repo:
         yield repo
-
-
-def _md5(file: Path) -> str:
-    try:
-        return str(yaml.safe_load(file.read_text(encoding="utf-8"))["outs"][0]["md5"])
-    except (yaml.YAMLError, KeyError, IndexError, TypeError):
-        raise CameraError(f"{file} is not a .dvc file that can be read: run `dvc status`") from None

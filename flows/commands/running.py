@@ -23,7 +23,7 @@ def run_recipe(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json:
     """Run, showing one line per step; then the results and the paths; exit with 3 if the quality gate failed."""
     project = Project.here()
     console = Console(stderr=as_json)
-    with LiveListener(console) if console.is_terminal else LogListener(console) as listener:
+    with LiveListener(console) if console.is_terminal else LogListener(console.print) as listener:
         try:
             outcome, failure = _run(recipe, overrides, listener, console, no_prefect), None
         except GateFailed as error:
@@ -46,9 +46,9 @@ def _run(
     recipe: Path, overrides: list[str], listener: Listener, console: Console, no_prefect: bool
 ) -> Outcome:
     if no_prefect:
-        from flows import loop
+        from flows import without_prefect
 
-        return loop.compress(recipe, overrides, listener)
+        return without_prefect.compress(recipe, overrides, listener)
     if "PREFECT_API_URL" not in os.environ:
         console.print("starting Prefect's API in this process …", style="dim")
     with shutdown.exit_at_once():

@@ -67,9 +67,9 @@ def _run(recipe: Path, overrides: list[str], console: Console, no_prefect: bool)
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     if no_prefect:
-        from flows import sweep_loop
+        from flows import without_prefect
 
-        return sweep_loop.sweep(recipe, overrides, say)
+        return without_prefect.sweep(recipe, overrides, say)
     if "PREFECT_API_URL" not in os.environ:
         console.print("starting Prefect's API in this process …", style="dim")
     from flows import sweep  # two seconds of imports, which --no-prefect does not pay

@@ -58,7 +58,7 @@ def serve(
     if stop and status:
         raise CameraError("give either --stop or --status")
     if stop:
-        with services.alone():
+        with services.exclusive():
             stopped = services.stop()
         if as_json:
             print_json({"stopped": stopped})

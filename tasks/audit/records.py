@@ -7,8 +7,8 @@ from camera.digests import canonical_json, digest_files, files_below
 from camera.errors import CameraError, NetworkError
 from tasks import registry, runs, signing, versioning
 from tasks.audit.finding import Finding, ok, unverified, wrong
+from tasks.runs import flatten, mlflow_name, parameter
 from tasks.store import LINEAGE
-from tasks.tracking import flatten, parameter, spelled
 
 
 def dvc(folder: Path, from_remote: bool) -> Finding:
@@ -22,7 +22,7 @@ def dvc(folder: Path, from_remote: bool) -> Finding:
         return unverified("DVC version", str(error), "absent")
     if difference is not None:
         return wrong("DVC version", difference)
-    finding = ok("DVC version", f"{file.name} {versioning.current_md5(file)}")
+    finding = ok("DVC version", f"{file.name} {versioning.md5_of(file)}")
     if from_remote:
         finding.parts.append(_remote(folder, file))
     return finding
@@ -32,7 +32,7 @@ def _remote(folder: Path, file: Path) -> Finding:
     root = versioning.repository_root(folder)
     assert root is not None  # `verify` went through
     try:
-        found, where = versioning.stored_digests(root, versioning.current_md5(file), PurePosixPath(), True)
+        found, where = versioning.stored_digests(root, versioning.md5_of(file), PurePosixPath(), True)
     except NetworkError as error:
         return unverified("DVC remote", str(error), "offline")
     except CameraError as error:
@@ -58,7 +58,7 @@ def mlflow_run(lineage: dict[str, Any]) -> Finding:
     # One step may stand for several stages: other options can give the same bytes, which then have both ancestries.
     steps: dict[str, set[str]] = {}
     for entry in lineage["stages"].values():
-        steps.setdefault(spelled(entry["step"]), set()).add(entry["digest"])
+        steps.setdefault(mlflow_name(entry["step"]), set()).add(entry["digest"])
     strangers = [
         step for step, digests in steps.items() if run.digests.get(step, None) not in {*digests, None}
     ]
@@ -98,7 +98,7 @@ def mlflow_registry(lineage: dict[str, Any], dvc_file: Path) -> Finding:
         return wrong(name, f"version {version.number}{aliases} names other GGUF digests")
     if version.lineage is not None and canonical_json(version.lineage) != canonical_json(lineage):
         return wrong(name, f"version {version.number}{aliases} holds another lineage")
-    if version.dvc_md5 and dvc_file.is_file() and versioning.current_md5(dvc_file) != version.dvc_md5:
+    if version.dvc_md5 and dvc_file.is_file() and versioning.md5_of(dvc_file) != version.dvc_md5:
         return wrong(
             name, f"version {version.number}{aliases} names another DVC version than {dvc_file.name}"
         )

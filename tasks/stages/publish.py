@@ -13,13 +13,14 @@ from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.digests import digest_files, digest_json, files_below
-from camera.disk import told_of_disks
+from camera.disk import explain_disk_errors
 from camera.errors import CameraError, NetworkError
-from camera.files import held, read_json, sync, sync_tree, write_json
+from camera.files import move_into_place, read_json, write_json
+from camera.locks import output_lock
 from camera.report.card import write_card
 from camera.report.gate import Gate
 from camera.report.schema import read_results
-from tasks import tracking, versioning
+from tasks import registry, versioning
 from tasks.lineage import environment
 from tasks.stage import Context, Stage
 from tasks.store import LINEAGE, MANIFEST, Artifact
@@ -58,7 +59,10 @@ def run(context: Context) -> dict[str, float]:
     if gate is not None and not gate.passed:
         return _withhold(context, gate)
     target = destination(options["folder"], name)
-    with held(target, wait=True), told_of_disks(target.parent):  # another recipe may bear the same name
+    with (
+        output_lock(target, wait=True),
+        explain_disk_errors(target.parent),
+    ):  # another recipe may bear the same name
         refuse_foreign(target, name)
         if not _is_published(target, context):
             _place(target, context)
@@ -79,7 +83,7 @@ def run(context: Context) -> dict[str, float]:
         record["registry_error"] = context.references.mlflow_pending
     elif options["register"] and context.references.mlflow_run is not None:
         try:
-            record["registry"] = tracking.register(
+            record["registry"] = registry.register(
                 name, target, lineage, record["dvc"], options["alias"], context.references.mlflow_run
             )
         except NetworkError as error:  # published all the same; the next run registers it
@@ -180,13 +184,11 @@ def _place(target: Path, context: Context) -> None:
     }
     lineage["digest"] = digest_json(lineage)
     write_json(making / LINEAGE, lineage)
-    sync_tree(making)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    making.rename(target)
-    sync(target.parent)
+    move_into_place(making, target)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from camera import files
 from camera.errors import CameraError
-from camera.files import copy_bytes, read_json, refuse_occupied, whole_file, whole_folder, write_json
+from camera.files import atomic_file, atomic_folder, copy_bytes, read_json, refuse_occupied, write_json
 
 
 class StoppedError(Exception):
@@ -26,7 +26,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_whole_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "x.txt"
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("new")
         assert not path.exists()
         assert temporary.parent == path.parent  # the same file system, so that the rename is atomic
@@ -35,24 +35,24 @@ def test_a_whole_file_appears_when_the_block_ends(tmp_path: Path) -> None:
 
 
 def test_a_block_that_raises_leaves_no_file_and_no_temporary(tmp_path: Path) -> None:
-    with pytest.raises(StoppedError), whole_file(tmp_path / "x.txt") as temporary:
+    with pytest.raises(StoppedError), atomic_file(tmp_path / "x.txt") as temporary:
         write_half(temporary)
     assert names(tmp_path) == []
 
 
 def test_a_block_that_raises_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("old")
-    with pytest.raises(StoppedError), whole_file(tmp_path / "x.txt") as temporary:
+    with pytest.raises(StoppedError), atomic_file(tmp_path / "x.txt") as temporary:
         write_half(temporary)
     assert (tmp_path / "x.txt").read_text() == "old"
-    with whole_file(tmp_path / "x.txt") as temporary:
+    with atomic_file(tmp_path / "x.txt") as temporary:
         temporary.write_text("new")
     assert (tmp_path / "x.txt").read_text() == "new"
     assert names(tmp_path) == ["x.txt"]
 
 
 def test_a_block_that_writes_nothing_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "x.txt"):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "x.txt"):
         pass
     assert names(tmp_path) == []
 
@@ -62,7 +62,7 @@ def test_a_whole_folder_appears_when_the_block_ends(tmp_path: Path, exists: bool
     path = tmp_path / "out"
     if exists:
         path.mkdir()
-    with whole_folder(path) as temporary:
+    with atomic_folder(path) as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "a").write_text("a")
         assert temporary.parent == tmp_path
@@ -71,17 +71,17 @@ def test_a_whole_folder_appears_when_the_block_ends(tmp_path: Path, exists: bool
 
 
 def test_a_block_that_raises_leaves_no_folder_and_no_temporary(tmp_path: Path) -> None:
-    with pytest.raises(StoppedError), whole_folder(tmp_path / "out") as temporary:
+    with pytest.raises(StoppedError), atomic_folder(tmp_path / "out") as temporary:
         write_half(temporary / "a")
     assert names(tmp_path) == []
 
 
 def test_what_a_killed_process_of_the_same_number_left_is_swept_away(tmp_path: Path) -> None:
-    with pytest.raises(StoppedError), whole_folder(tmp_path / "out") as temporary:
+    with pytest.raises(StoppedError), atomic_folder(tmp_path / "out") as temporary:
         raise StoppedError
     temporary.mkdir()
     (temporary / "stale").write_text("of a killed process")
-    with whole_folder(tmp_path / "out") as again:
+    with atomic_folder(tmp_path / "out") as again:
         assert again == temporary
         (again / "a").write_text("a")
     assert names(tmp_path / "out") == ["a"]
@@ -98,7 +98,7 @@ def test_an_occupied_output_is_refused_and_left_alone(tmp_path: Path, occupied: 
     before = names(tmp_path)
     with pytest.raises(CameraError, match=f"{path} already exists and is not empty"):
         refuse_occupied(path)
-    with pytest.raises(CameraError, match=f"{path} already exists"), whole_folder(path):
+    with pytest.raises(CameraError, match=f"{path} already exists"), atomic_folder(path):
         pytest.fail("the block ran")
     assert names(tmp_path) == before
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from camera import temporaries
-from camera.files import whole_folder
-from camera.temporaries import FOREIGN_DAYS, sweep, temporary_of, this_host
+from camera import processes
+from camera.files import FOREIGN_DAYS, atomic_folder, remove_stale_temporaries, temporary_sibling
+from camera.processes import pid_space
 
 ELSEWHERE = "h0123456789ab"
 DAY = 86400
@@ -37,25 +37,25 @@ def changed_days_ago(path: Path, days: float) -> None:
 
 
 def test_a_temporary_says_its_process_and_of_its_host_only_a_digest(tmp_path: Path) -> None:
-    name = temporary_of(tmp_path / "x.json").name
+    name = temporary_sibling(tmp_path / "x.json").name
     assert re.fullmatch(rf"\.x\.json\.h[0-9a-f]{{12}}\.{os.getpid()}\.tmp", name)
-    assert temporary_of(tmp_path / "x.json").parent == tmp_path
+    assert temporary_sibling(tmp_path / "x.json").parent == tmp_path
 
 
 def test_two_processes_of_a_host_say_the_same_host() -> None:
-    code = "from camera.temporaries import this_host; print(this_host())"
+    code = "from camera.processes import pid_space; print(pid_space())"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert said.strip() == this_host()
+    assert said.strip() == pid_space()
 
 
 def test_a_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path: Path, dead: int) -> None:
-    here, mine = this_host(), os.getpid()
+    here, mine = pid_space(), os.getpid()
     stays = [f".x.{here}.{mine}.tmp", "x.tmp", ".x.name.tmp", f".x.{here}.{dead}", ".hidden", "x"]
     for name in [*stays, f".x.{here}.{dead}.tmp", f".x.safetensors.{here}.{dead}.tmp"]:
         (tmp_path / name).write_text("")
     (tmp_path / f".folder.{here}.{dead}.tmp" / "deep").mkdir(parents=True)
     (tmp_path / f".folder.{here}.{mine}.tmp").mkdir()
-    sweep(tmp_path)
+    remove_stale_temporaries(tmp_path)
     assert names(tmp_path) == sorted([*stays, f".folder.{here}.{mine}.tmp"])
 
 
@@ -64,7 +64,7 @@ def test_names_without_a_host_are_swept_as_this_hosts(tmp_path: Path, dead: int)
     for name in (f".x.{mine}.tmp", f".x.{dead}.tmp", f".x.safetensors.{dead}.tmp"):
         (tmp_path / name).write_text("")
     (tmp_path / f".folder.{dead}.tmp" / "deep").mkdir(parents=True)
-    sweep(tmp_path)
+    remove_stale_temporaries(tmp_path)
     assert names(tmp_path) == [f".x.{mine}.tmp"]
 
 
@@ -74,7 +74,7 @@ def test_what_another_host_writes_stays_and_goes_when_it_is_long_unchanged(tmp_p
     for name, days in ((young, FOREIGN_DAYS - 0.1), (old, FOREIGN_DAYS + 0.1), (mine, FOREIGN_DAYS + 0.1)):
         (tmp_path / name).write_text("")
         changed_days_ago(tmp_path / name, days)
-    sweep(tmp_path)
+    remove_stale_temporaries(tmp_path)
     assert names(tmp_path) == [young]
 
 
@@ -86,7 +86,7 @@ def test_a_folder_of_another_host_is_as_old_as_the_last_change_below_it(tmp_path
         changed_days_ago(folder / "deep" / "shard", days)
         changed_days_ago(folder / "deep", FOREIGN_DAYS + 1)
         changed_days_ago(folder, FOREIGN_DAYS + 1)
-    sweep(tmp_path)
+    remove_stale_temporaries(tmp_path)
     assert names(tmp_path) == [f".busy.{ELSEWHERE}.{dead}.tmp"]
 
 
@@ -94,16 +94,16 @@ def test_a_temporary_from_the_future_stays(tmp_path: Path, dead: int) -> None:
     path = tmp_path / f".x.{ELSEWHERE}.{dead}.tmp"
     path.write_text("")
     changed_days_ago(path, -30)  # the clocks of hosts differ
-    sweep(tmp_path)
+    remove_stale_temporaries(tmp_path)
     assert path.exists()
 
 
 def test_who_alone_writes_to_a_folder_sweeps_what_any_host_left(tmp_path: Path, dead: int) -> None:
     (tmp_path / f".x.{ELSEWHERE}.{os.getpid()}.tmp").write_text("")
-    (tmp_path / f".x.{this_host()}.{dead}.tmp").write_text("")
-    mine = temporary_of(tmp_path / "x")
+    (tmp_path / f".x.{pid_space()}.{dead}.tmp").write_text("")
+    mine = temporary_sibling(tmp_path / "x")
     mine.write_text("")
-    sweep(tmp_path, alone=True)
+    remove_stale_temporaries(tmp_path, exclusive=True)
     assert names(tmp_path) == [mine.name]
 
 
@@ -112,20 +112,20 @@ def test_a_process_of_another_user_is_alive(tmp_path: Path, monkeypatch: pytest.
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    (tmp_path / f".x.{this_host()}.1.tmp").write_text("")
-    sweep(tmp_path)
-    assert names(tmp_path) == [f".x.{this_host()}.1.tmp"]
+    (tmp_path / f".x.{pid_space()}.1.tmp").write_text("")
+    remove_stale_temporaries(tmp_path)
+    assert names(tmp_path) == [f".x.{pid_space()}.1.tmp"]
 
 
 def test_a_number_that_no_process_can_have_is_of_none(tmp_path: Path) -> None:
-    (tmp_path / f".x.{this_host()}.{'9' * 30}.tmp").write_text("")
-    sweep(tmp_path)
+    (tmp_path / f".x.{pid_space()}.{'9' * 30}.tmp").write_text("")
+    remove_stale_temporaries(tmp_path)
     assert names(tmp_path) == []
 
 
 def test_a_new_folder_sweeps_beside_it(tmp_path: Path, dead: int) -> None:
-    (tmp_path / f".out.{this_host()}.{dead}.tmp").mkdir()
-    with whole_folder(tmp_path / "out"):
+    (tmp_path / f".out.{pid_space()}.{dead}.tmp").mkdir()
+    with atomic_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"]
 
@@ -133,13 +133,13 @@ def test_a_new_folder_sweeps_beside_it(tmp_path: Path, dead: int) -> None:
 def test_without_a_boot_id_a_host_is_told_by_its_name_and_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_boot = this_host()
-    monkeypatch.setattr(temporaries, "_BOOT_ID", tmp_path / "none")
-    this_host.cache_clear()
+    by_boot = pid_space()
+    monkeypatch.setattr(processes, "_BOOT_ID", tmp_path / "none")
+    pid_space.cache_clear()
     try:
-        by_name = this_host()
+        by_name = pid_space()
     finally:
-        this_host.cache_clear()
+        pid_space.cache_clear()
     assert by_name != by_boot
     assert re.fullmatch("h[0-9a-f]{12}", by_name)
 
@@ -147,8 +147,8 @@ def test_without_a_boot_id_a_host_is_told_by_its_name_and_address(
 WRITER = """
 import os, sys
 from pathlib import Path
-from camera.files import whole_folder
-with whole_folder(Path(sys.argv[1])) as folder:
+from camera.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as folder:
     (folder / "shard").write_text("whole")
     print(folder.name, flush=True)
     sys.stdin.read()
@@ -176,7 +176,7 @@ def test_a_writer_whose_number_is_dead_here_is_not_swept(apart: list[str], dead:
         assert there.stdout is not None
         name = there.stdout.readline().strip()
         assert name.endswith(f".{dead}.tmp")
-        with whole_folder(tmp_path / "another"):  # sweeps beside it
+        with atomic_folder(tmp_path / "another"):  # sweeps beside it
             assert (tmp_path / name).is_dir()
         assert (tmp_path / name).is_dir()
         there.communicate("")

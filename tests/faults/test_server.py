@@ -199,7 +199,7 @@ def hold(settings: dict[str, str], place: Path) -> None:
     """Hold the device until killed; `place` exists from then on, and the log lies beside it."""
     os.environ.update(settings)
     logging.basicConfig(filename=f"{place}.log", level=logging.INFO)
-    from flows.accelerators import slots_of
+    from flows.device_limits import slots_of
 
     with slots_of([DEVICE], place.name, LEASE_SECONDS):
         place.touch()

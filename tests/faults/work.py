@@ -13,7 +13,7 @@ import transformers.models.llama.modeling_llama
 import transformers.models.llama.tokenization_llama  # noqa: F401 (imported once, before the forks)
 
 from camera.errors import CameraError
-from flows.loop import compress
+from flows.without_prefect import compress
 from tasks.pipeline import Pipeline
 from tasks.project import Project
 from tasks.store import Artifact

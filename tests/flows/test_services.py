@@ -36,7 +36,7 @@ def begun(services: Services, name: str) -> bool:
 
 
 def test_what_was_started_is_known_to_another_process_and_ends_on_stop(services: Services, tmp_path: Path):
-    with services.alone():
+    with services.exclusive():
         service = services.start("sleeper", SLEEPER, os.environ)
     again = Services(tmp_path)
     assert again.known() == {"sleeper": service}
@@ -94,7 +94,11 @@ def test_a_service_that_ends_while_it_starts_is_told_with_its_log(services: Serv
 
 
 def test_two_that_start_at_once_do_not_meet(services: Services):
-    with services.alone(), pytest.raises(CameraError, match="another `camera serve`"), services.alone():
+    with (
+        services.exclusive(),
+        pytest.raises(CameraError, match="another `camera serve`"),
+        services.exclusive(),
+    ):
         pass
 
 

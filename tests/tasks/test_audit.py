@@ -13,7 +13,7 @@ import pytest
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import read_json
-from tasks import registry, tracking
+from tasks import registry
 from tasks.audit import Finding, audit
 from tasks.audit.rebuild import rebuild
 from tasks.diff import compare
@@ -514,7 +514,7 @@ def republished(finished: Finished) -> registry.Version:
     path.chmod(0o644)
     path.unlink()
     path.write_text(json.dumps({**lineage, "digest": digest_json(lineage)}))
-    tracking.register(
+    registry.register(
         "tiny", finished.published, read_json(path), None, "candidate", lineage["references"]["mlflow_run"]
     )
     return registry.find_version("tiny")

@@ -141,8 +141,9 @@ def test_leftovers_of_killed_processes_are_cleaned(store: Store) -> None:
 
 
 def test_locks_that_nobody_holds_are_removed_and_work_again(store: Store) -> None:
-    make(store, "a")
     lock = store.root / ".locks" / "a"
+    lock.parent.mkdir(parents=True)
+    lock.touch()  # as a killed holder leaves it
     long_ago = time.time() - 40 * DAY
     os.utime(lock, (long_ago, long_ago))
     collect(store, References(), older_than=30 * DAY)
@@ -240,7 +241,7 @@ def test_intermediates_of_what_is_published_can_go_and_publishing_holds(
     done, _ = run(pipeline)
     refers = gc.references(store, keep_runs=DAY)
     assert {artifact.key for artifact in done.values()} == set(refers.keys)
-    assert [gone.kind for gone in collect(store, refers, older_than=0).removed] == ["leftover"]  # the locks
+    assert collect(store, refers, older_than=0).removed == []
     gone = collect(store, refers, older_than=0, intermediates=True).removed
     assert {removal.name.rsplit(" ", 1)[0] for removal in gone if removal.kind == "artifact"} == {
         step.name for step in pipeline.steps if step.stage.name in gc.INTERMEDIATE

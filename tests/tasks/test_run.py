@@ -147,7 +147,7 @@ def test_a_run_can_go_untracked(
     pipeline = short(tracking={"enabled": False})
     with pytest.raises(CameraError, match="stop here"):
         run_pipeline(pipeline, failing_at("score", performed, CameraError("stop here")), project, Quiet())
-    assert not project.home.exists()
+    assert [path.name for path in project.home.iterdir()] == ["store"]
 
 
 @pytest.mark.parametrize(

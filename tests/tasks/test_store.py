@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from camera.digests import digest_json
-from camera.files import read_json, whole_file
+from camera.files import atomic_file, read_json
 from tasks.store import LINEAGE, MANIFEST, Artifact, Store
 from tests.conftest import REPOSITORY
 from tests.tasks.conftest import flip
@@ -265,10 +265,10 @@ def test_a_damaged_artifact_is_made_anew_from_nothing(store: Store) -> None:
 
 def test_a_file_that_a_kill_left_half_written_does_not_enter_a_resumed_artifact(store: Store) -> None:
     code = (
-        "from camera.files import whole_file\n"
+        "from camera.files import atomic_file\n"
         "def fill(folder):\n"
         "    (folder / 'a.bin').write_bytes(b'some bytes')\n"
-        "    with whole_file(folder / 'sub' / 'b.txt') as temporary:\n"
+        "    with atomic_file(folder / 'sub' / 'b.txt') as temporary:\n"
         "        temporary.write_text('te')\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "with store.lock(sys.argv[2]):\n"
@@ -278,7 +278,7 @@ def test_a_file_that_a_kill_left_half_written_does_not_enter_a_resumed_artifact(
 
     def resume(folder: Path) -> dict[str, float]:
         assert (folder / "a.bin").is_file()
-        with whole_file(folder / "sub" / "b.txt") as temporary:
+        with atomic_file(folder / "sub" / "b.txt") as temporary:
             temporary.write_text("text")
         return {"loss": 1.5}
 
@@ -303,9 +303,9 @@ def test_a_kill_between_writing_and_renaming_leaves_no_artifact(store: Store, re
     assert store.find("stage", KEY) is None
 
     def again(folder: Path) -> dict[str, float]:
-        with whole_file(folder / "a.bin") as temporary:
+        with atomic_file(folder / "a.bin") as temporary:
             temporary.write_bytes(b"some bytes")
-        with whole_file(folder / "sub" / "b.txt") as temporary:
+        with atomic_file(folder / "sub" / "b.txt") as temporary:
             temporary.write_text("text")
         return {"loss": 1.5}
 

@@ -11,9 +11,11 @@ import pytest
 from camera.digests import canonical_json, digest_json
 from camera.errors import CameraError
 from camera.files import write_json
-from tasks import tracking
+from tasks import registry
+from tasks.registry import LINEAGE_TAG
+from tasks.runs import KEY_TAG, flatten
 from tasks.store import Artifact, Store
-from tasks.tracking import KEY_TAG, LINEAGE_TAG, Tracker, flatten
+from tasks.tracking import Tracker
 from tests.tasks.conftest import MakeRecipe
 
 
@@ -212,7 +214,7 @@ def test_a_publication_becomes_a_version_with_digests_and_an_alias(
     track: Track, name: str, tmp_path: Path
 ) -> None:
     run_id = track().run_id
-    found = tracking.register(name, tmp_path, lineage("one"), DVC, "candidate", run_id)
+    found = registry.register(name, tmp_path, lineage("one"), DVC, "candidate", run_id)
     assert found == {"name": name, "version": "1", "alias": "candidate"}
     version = client().get_model_version_by_alias(name, "candidate")
     assert (str(version.version), version.run_id, version.source) == ("1", run_id, tmp_path.as_uri())
@@ -230,24 +232,24 @@ def test_registering_the_same_publication_twice_is_one_version(
     track: Track, name: str, tmp_path: Path
 ) -> None:
     run_id = track().run_id
-    first = tracking.register(name, tmp_path, lineage("one"), None, "candidate", run_id)
-    assert tracking.register(name, tmp_path, lineage("one"), None, "candidate", run_id) == first
+    first = registry.register(name, tmp_path, lineage("one"), None, "candidate", run_id)
+    assert registry.register(name, tmp_path, lineage("one"), None, "candidate", run_id) == first
     assert len(client().search_model_versions(f"name = '{name}'")) == 1
 
 
 def test_the_alias_moves_to_the_newest_publication(track: Track, name: str, tmp_path: Path) -> None:
     run_id = track().run_id
     for word in ("one", "two"):
-        tracking.register(name, tmp_path, lineage(word), None, "candidate", run_id)
+        registry.register(name, tmp_path, lineage(word), None, "candidate", run_id)
     assert str(client().get_model_version_by_alias(name, "candidate").version) == "2"
-    tracking.register(name, tmp_path, lineage("one"), None, "candidate", run_id)
+    registry.register(name, tmp_path, lineage("one"), None, "candidate", run_id)
     assert str(client().get_model_version_by_alias(name, "candidate").version) == "1"
     assert len(client().search_model_versions(f"name = '{name}'")) == 2
 
 
 def test_no_run_gives_a_model_the_alias_production(track: Track, name: str, tmp_path: Path) -> None:
     with pytest.raises(CameraError, match="camera promote"):
-        tracking.register(name, tmp_path, lineage("one"), None, "production", track().run_id)
+        registry.register(name, tmp_path, lineage("one"), None, "production", track().run_id)
     assert client().search_registered_models(f"name = '{name}'") == []
 
 
@@ -290,7 +292,7 @@ def test_a_database_in_a_folder_that_is_not_there_is_refused_at_once(
 
 def test_a_model_name_that_mlflow_refuses_is_a_message(track: Track, tmp_path: Path) -> None:
     with pytest.raises(CameraError, match="MLflow refuses the model name"):
-        tracking.register("", tmp_path, lineage("one"), None, "candidate", track().run_id)
+        registry.register("", tmp_path, lineage("one"), None, "candidate", track().run_id)
 
 
 def test_nested_mappings_are_flattened_with_dots() -> None:

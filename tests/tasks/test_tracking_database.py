@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.tracking_database import database_of, ready_database
+from tasks.mlflow_client import database_of, ready_database
 
-MAKE = "import sys; from pathlib import Path; from tasks.tracking_database import ready_database; "
+MAKE = "import sys; from pathlib import Path; from tasks.mlflow_client import ready_database; "
 MAKE += "ready_database(Path(sys.argv[1]))"
 
 

@@ -1,7 +1,6 @@
 """A stage performed by a deployment on another host, over the shared store.
 
-The request travels, and only a word that it is done comes back: the artifact is taken from the store, whole and
-verified, or it does not count.
+The request travels, and only the end of the run comes back: the artifact is taken from the store, whole and verified.
 """
 
 import logging
@@ -26,10 +25,10 @@ from tasks.stage import Input, Request, RunReferences, Stage, find
 from tasks.store import Artifact, Store
 
 POLL_SECONDS = 5
-_log = logging.getLogger("camera.elsewhere")
+_log = logging.getLogger("camera.remote")
 
 
-class GivenInput(Options):
+class RemoteInput(Options):
     """One input of a request, as another host finds it."""
 
     digest: str
@@ -43,8 +42,14 @@ class GivenInput(Options):
     about: dict[str, Any] = Field(default_factory=dict)
     """For a source: what lineage records of it, with the sha256 of its files."""
 
+    @classmethod
+    def of(cls, given: Input) -> "RemoteInput":
+        if given.stage is not None:
+            return cls(digest=given.digest, stage=given.stage, key=given.key)
+        return cls(digest=given.digest, path=str(given.path.resolve()), about=given.about)
 
-class GivenRequest(Options):
+
+class RemoteRequest(Options):
     """A request as plain values."""
 
     step: str
@@ -55,24 +60,14 @@ class GivenRequest(Options):
     """What is asked for."""
     settings: dict[str, Any]
     """How to do it."""
-    inputs: dict[str, GivenInput]
+    inputs: dict[str, RemoteInput]
     """What it reads."""
 
     @classmethod
-    def of(cls, request: Request) -> "GivenRequest":
-        inputs = {
-            name: GivenInput(digest=given.digest, stage=given.stage, key=given.key)
-            if given.stage is not None
-            else GivenInput(digest=given.digest, path=str(given.path.resolve()), about=given.about)
-            for name, given in request.inputs.items()
-        }
-        return cls(
-            step=request.step,
-            key=request.key,
-            options=request.options,
-            settings=request.settings,
-            inputs=inputs,
-        )
+    def of(cls, request: Request) -> "RemoteRequest":
+        fields = ("step", "key", "options", "settings")
+        inputs = {name: RemoteInput.of(given) for name, given in request.inputs.items()}
+        return cls(**{name: getattr(request, name) for name in fields}, inputs=inputs)
 
     def restored(self, stage: Stage, store: Store, references: RunReferences) -> Request:
         """The request on this host, its inputs found and verified.
@@ -90,7 +85,7 @@ class GivenRequest(Options):
         return request
 
 
-def _found(name: str, given: GivenInput, store: Store) -> Input:
+def _found(name: str, given: RemoteInput, store: Store) -> Input:
     if given.stage is not None and given.key is not None:
         artifact = store.find(given.stage, given.key)
         if artifact is None or artifact.digest != given.digest:
@@ -109,7 +104,7 @@ def _found(name: str, given: GivenInput, store: Store) -> Input:
     return Input(path, given.digest, about=given.about)
 
 
-def perform_elsewhere(store: Store, request: Request, host: BenchmarkHostOptions) -> tuple[Artifact, bool]:
+def perform_remotely(store: Store, request: Request, host: BenchmarkHostOptions) -> tuple[Artifact, bool]:
     """The artifact of a request from the store, or made by the deployment that the options name.
 
     Returns:
@@ -125,7 +120,7 @@ def perform_elsewhere(store: Store, request: Request, host: BenchmarkHostOptions
     with get_client(sync_client=True) as client:
         pool = _pool(client, deployment)
         run = run_deployment(
-            deployment, parameters={"request": GivenRequest.of(request).model_dump(mode="json")}, timeout=0
+            deployment, parameters={"request": RemoteRequest.of(request).model_dump(mode="json")}, timeout=0
         )
         assert isinstance(run, FlowRun)
         _log.info("%s runs as %s on pool %s", request.step, run.name, pool)

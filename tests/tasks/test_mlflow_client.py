@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from camera.errors import CameraError
+from tasks.mlflow_client import Backoff, NotAServer, ServerUnavailable, check_server, is_server, is_transient
 from tasks.tracking import Tracker
-from tasks.tracking_server import NotAServer, Patience, ServerAway, check_server, is_server, says_nothing
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_nothing_is_asked_of_a_database() -> None:
 
 def test_a_refused_connection_is_told_in_a_few_words_at_once() -> None:
     started = time.monotonic()
-    with pytest.raises(ServerAway, match=r"^\[Errno 111\] Connection refused$"):
+    with pytest.raises(ServerUnavailable, match=r"^\[Errno 111\] Connection refused$"):
         check_server("http://127.0.0.1:9")
     assert time.monotonic() - started < 5
 
@@ -65,13 +65,13 @@ def test_a_refused_connection_is_told_in_a_few_words_at_once() -> None:
 def test_silence_is_waited_for_a_few_seconds_and_not_again(silent: str) -> None:
     check_imports_are_paid()
     started = time.monotonic()
-    with pytest.raises(ServerAway, match="no answer within 5 s"):
+    with pytest.raises(ServerUnavailable, match="no answer within 5 s"):
         check_server(silent)
     assert 4 < time.monotonic() - started < 10
 
 
 def check_imports_are_paid() -> None:
-    with pytest.raises(ServerAway):
+    with pytest.raises(ServerUnavailable):
         check_server("http://127.0.0.1:9")
 
 
@@ -79,10 +79,10 @@ def check_imports_are_paid() -> None:
 def test_a_server_that_says_it_cannot_now_is_away(status: int) -> None:
     with (
         answering(status, "upstream is gone") as uri,
-        pytest.raises(ServerAway, match=f"answers {status}") as away,
+        pytest.raises(ServerUnavailable, match=f"answers {status}") as away,
     ):
         check_server(uri)
-    assert says_nothing(away.value)
+    assert is_transient(away.value)
 
 
 @pytest.mark.parametrize("status", [200, 401, 403, 404])
@@ -97,7 +97,7 @@ def test_a_page_is_no_mlflow_server() -> None:
         pytest.raises(NotAServer, match="no MLflow server") as other,
     ):
         check_server(uri)
-    assert not says_nothing(other.value)
+    assert not is_transient(other.value)
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
@@ -178,43 +178,43 @@ def clock() -> Clock:
     return Clock()
 
 
-def fail(patience: Patience, clock: Clock, seconds: float) -> None:
-    with suppress(ServerAway), patience.asking():
+def fail(backoff: Backoff, clock: Clock, seconds: float) -> None:
+    with suppress(ServerUnavailable), backoff.attempt():
         clock.after(seconds)
-        raise ServerAway
+        raise ServerUnavailable
 
 
 def test_a_night_with_a_silent_server_costs_less_than_a_minute(clock: Clock) -> None:
-    patience, asked = Patience(clock), 0
+    backoff, asked = Backoff(clock), 0
     for _ in range(8 * 3600):
-        if patience.may_ask(urgent=False):
-            fail(patience, clock, 5.0)
+        if backoff.may_try(urgent=False):
+            fail(backoff, clock, 5.0)
             asked += 1
         clock.after(1)
     assert 5 * asked <= 50
 
 
 def test_a_refusing_server_is_asked_every_minute_since_that_costs_nothing(clock: Clock) -> None:
-    patience, asked = Patience(clock), 0
+    backoff, asked = Backoff(clock), 0
     for _ in range(60):
-        if patience.may_ask(urgent=False):
-            fail(patience, clock, 0.01)
+        if backoff.may_try(urgent=False):
+            fail(backoff, clock, 0.01)
             asked += 1
         clock.after(60)
     assert asked == 60
-    fail(patience, clock, 0.01)
-    assert not patience.may_ask(urgent=False)
-    assert patience.may_ask(urgent=True)
+    fail(backoff, clock, 0.01)
+    assert not backoff.may_try(urgent=False)
+    assert backoff.may_try(urgent=True)
 
 
 def test_the_end_of_a_run_asks_a_silent_server_once_more_but_not_within_a_minute(clock: Clock) -> None:
-    patience = Patience(clock)
+    backoff = Backoff(clock)
     for _ in range(4):
-        fail(patience, clock, 5.0)
-    assert not patience.may_ask(urgent=True)
+        fail(backoff, clock, 5.0)
+    assert not backoff.may_try(urgent=True)
     clock.after(61)
-    assert patience.may_ask(urgent=True)
-    assert not patience.may_ask(urgent=False)
-    with patience.asking():
+    assert backoff.may_try(urgent=True)
+    assert not backoff.may_try(urgent=False)
+    with backoff.attempt():
         pass
-    assert patience.may_ask(urgent=False)
+    assert backoff.may_try(urgent=False)

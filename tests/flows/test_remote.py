@@ -7,9 +7,9 @@ import pytest
 from camera.devices import describe_device, resolve_device
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
-from flows.accelerators import limit_names
 from flows.benchmark import check_device
-from flows.elsewhere import GivenRequest
+from flows.device_limits import limit_names
+from flows.remote import RemoteRequest
 from tasks.stage import Input, Request, RunReferences, Stage
 from tasks.store import Store
 
@@ -44,9 +44,9 @@ def stage(version: int) -> Stage:
     return Stage("benchmark", version, lambda context: {})
 
 
-def travelled(request: Request) -> GivenRequest:
+def travelled(request: Request) -> RemoteRequest:
     """What arrives: plain JSON."""
-    return GivenRequest.model_validate_json(GivenRequest.of(request).model_dump_json())
+    return RemoteRequest.model_validate_json(RemoteRequest.of(request).model_dump_json())
 
 
 def test_the_request_that_arrives_has_the_same_key_and_its_inputs(request_: Request, store: Store):

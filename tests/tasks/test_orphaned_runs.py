@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.abandoned import PROCESS_TAG, close_abandoned, this_process
-from tasks.tracking import Tracker
+from camera.processes import process_identity
+from tasks.tracking import PROCESS_TAG, Tracker, close_orphaned_runs
 
 OPEN_A_RUN_AND_DIE = """
 import os, signal, sys
@@ -47,9 +47,9 @@ def test_the_next_run_closes_what_killed_ones_left_and_continues_its_own(tmp_pat
 def test_runs_of_living_processes_and_of_other_hosts_are_left_alone(tmp_path: Path):
     tracker = Tracker("tests", "this recipe", "tiny", tmp_path / "artifacts")
     client = tracker._client
-    assert client.get_run(tracker.run_id).data.tags[PROCESS_TAG] == this_process()
+    assert client.get_run(tracker.run_id).data.tags[PROCESS_TAG] == process_identity()
     elsewhere = client.create_run(tracker.experiment_id, tags={PROCESS_TAG: "another-host 1 1.5"})
     untagged = client.create_run(tracker.experiment_id)
-    assert close_abandoned(client, tracker.experiment_id) == []
+    assert close_orphaned_runs(client, tracker.experiment_id) == []
     for run in (tracker.run_id, elsewhere.info.run_id, untagged.info.run_id):
         assert client.get_run(run).info.status == "RUNNING"

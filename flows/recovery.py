@@ -1,11 +1,9 @@
-"""Which deployment runs are at work on this host, and which were at work when their process died.
+"""Recovery of deployment runs whose process on this host was killed.
 
-A run holds a lock (flock) on a small file named after it. The kernel frees the lock of a process that dies, however
-it dies; so a file whose lock can be taken belongs to a run that was killed. After a worker is back those runs are
-scheduled again, and go on from the store.
+A run locks a small file named after it, and the kernel frees the lock of a process that dies. So a file whose lock is
+free belongs to a run that was killed: once a worker is back it is scheduled again, and resumes from the store.
 """
 
-import fcntl
 import logging
 import platform
 from collections.abc import Iterator
@@ -18,30 +16,24 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Scheduled
 
+from camera.locks import lock, try_lock
 from flows.automations import NO_HEARTBEAT
 
 TRIES = 4
 """A run is not scheduled again after so many starts: something kills it every time."""
-_log = logging.getLogger("camera.presence")
+_log = logging.getLogger("camera.recovery")
 
 
 @contextmanager
-def present(home: Path) -> Iterator[None]:
-    """Hold this run's file while its flow runs. A run that no deployment made is whoever called it's own matter."""
+def running_flow(home: Path) -> Iterator[None]:
+    """Lock this flow run's file while it runs; nothing for a run that no deployment made, which nobody recovers."""
     context = FlowRunContext.get()
     run = None if context is None else context.flow_run
     if run is None or run.deployment_id is None:
         yield
         return
-    folder = _folder(home)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / str(run.id)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    with lock(_folder(home) / str(run.id)):
+        yield
 
 
 def recover(home: Path) -> list[str]:
@@ -53,15 +45,9 @@ def recover(home: Path) -> list[str]:
     recovered = []
     with get_client(sync_client=True) as client:
         for path in sorted(_folder(home).glob("*")):
-            with path.open("r+") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                name = _schedule_again(client, UUID(path.name))
-                if name is not None:
+            with try_lock(path) as killed:
+                if killed and (name := _schedule_again(client, UUID(path.name))) is not None:
                     recovered.append(name)
-                path.unlink(missing_ok=True)
     return recovered
 
 
