@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 
 from camera import shutdown
 from camera.errors import CameraError
-from camera.report.pareto_table import sweep_markdown
+from camera.report.sweep_page import sweep_markdown
 from flows.compress import LISTENER, compress
 from flows.listeners import MemberListener
 from flows.parameters import Override, RecipeFile

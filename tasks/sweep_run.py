@@ -9,8 +9,8 @@ from pathlib import Path
 
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.report.pareto import SweepResults, best_member
-from camera.report.pareto_html import CSV, HTML, JSON, read_sweep
+from camera.report.sweep import SweepResults, best_member, read_sweep
+from camera.report.sweep_page import CSV, HTML, JSON
 from tasks.lease import lease
 from tasks.pipeline import build_pipeline
 from tasks.project import Project

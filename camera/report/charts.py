@@ -1,261 +1,286 @@
-"""The drawings of the report."""
+"""The charts of reports, as inline SVG."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from markupsafe import Markup
+import numpy as np
 
-from camera.report.heat_map import LEFT, RIGHT, row_height, shaded_rows
-from camera.report.schema import LayerImportance, PruneSummary
-from camera.report.svg import (
-    WIDTH,
-    decades,
-    drawing,
-    element,
-    line,
-    polyline,
-    round_ticks,
-    short,
-    text,
-)
+from camera.report.schema import LayerDamage, LayerImportance, PruneSummary
+from camera.report.svg import BOTTOM, LEFT, RIGHT, TOP, Chart, Scale
 from camera.report.words import percent
 
-_SHADES = 8
-"""Steps of the scale of the map of kept channels."""
+_LETTER = 6.6
+"""Width of a letter of a label, about."""
+_LOG_FROM = 3.0
+"""From this ratio of the largest to the smallest value on, an axis may be logarithmic."""
+_SHADES = 16
+_CLIPPED = (0.01, 0.99)
+"""Quantiles of all cells at which a map's scale ends: a few enormous channels would leave one shade for the others."""
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One horizontal bar."""
+class Dot:
+    """A model in the plane."""
 
     label: str
-    value: float
-    words: str
-    strong: bool = False
-    """The model that the run was for."""
-    low: float | None = None
-    high: float | None = None
-
-
-def bars(label: str, entries: Sequence[Bar], reference: float | None = None) -> Markup:
-    """Horizontal bars from zero, whiskers from low to high, and a dashed line at the reference."""
-    start, room, row = 126.0, 180.0, 32
-    largest = max([entry.high or entry.value for entry in entries] + [reference or 0]) or 1.0
-    x = [start + room * entry.value / largest for entry in entries]
-    parts: list[str] = []
-    words: list[str] = []  # last, so that no line crosses them
-    for index, entry in enumerate(entries):
-        top = 4 + index * row
-        parts += [
-            text(
-                start - 10,
-                top + 17,
-                short(entry.label, 18),
-                "strong" if entry.strong else "",
-                "end",
-                entry.label,
-            ),
-            element(
-                "rect",
-                element("title", f"{entry.label}: {entry.words}"),
-                x=start,
-                y=top + 3.0,
-                width=max(1.0, x[index] - start),
-                height=19,
-                rx=2,
-                class_="bar accent" if entry.strong else "bar",
-            ),
-        ]
-        end = x[index]
-        if entry.low is not None and entry.high is not None:
-            low, high = (start + room * bound / largest for bound in (entry.low, entry.high))
-            parts += [line(low, top + 12.5, high, top + 12.5, "whisker")]
-            parts += [line(bound, top + 9, bound, top + 16, "whisker") for bound in (low, high)]
-            end = max(end, high)
-        if reference is not None and end < (at := start + room * reference / largest) < end + 7 * len(
-            entry.words
-        ):
-            end = at
-        words.append(text(end + 7, top + 17, entry.words, "strong halo" if entry.strong else "muted halo"))
-    height = 8 + row * len(entries)
-    if reference is not None:
-        at = start + room * reference / largest
-        parts.append(line(at, 0, at, height, "reference"))
-    return drawing(label, height, *parts, *words)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A model in the plane of size and perplexity."""
-
-    label: str
+    """Beside the dot, where there is room."""
+    tooltip: str
     x: float
     y: float
     strong: bool = False
+    """On the front of a sweep, or what a run was for."""
+    square: bool = False
+    """The original or the baseline, not a member of the sweep."""
+    hollow: bool = False
+    """It fails the quality gate."""
 
 
-def scatter(label: str, points: Sequence[Point], unit: str) -> Markup:
-    """Points with their names beside them: x from zero in `unit`, y from below the lowest to above the highest."""
-    top, bottom = 14.0, 196.0
-    right = max(point.x for point in points) * 1.06
-    low, high = min(point.y for point in points), max(point.y for point in points)
-    margin = (high - low) * 0.15 or abs(high) * 0.1 or 1.0
-    low, high = max(0.0, low - margin), high + margin
-    across = [LEFT + (RIGHT - LEFT) * point.x / right for point in points]
-    down = [bottom - (bottom - top) * (point.y - low) / (high - low) for point in points]
-    parts = [*_grid_y(round_ticks(low, high), low, high, top, bottom), *_ticks_x(right, unit, bottom)]
-    names = _apart([at + 4 for at in down], 15)
-    for point, x, y, name in zip(points, across, down, names, strict=True):
-        to_left = x > WIDTH * 0.6
-        parts += [
-            element("circle", cx=x, cy=y, r=5, class_="dot accent" if point.strong else "dot"),
-            text(
-                x - 10 if to_left else x + 10,
-                name,
-                point.label,
-                "strong" if point.strong else "",
-                "end" if to_left else "start",
-            ),
+def scatter(
+    title: str,
+    dots: Sequence[Dot],
+    across: str,
+    level: tuple[float, str] | None = None,
+    *,
+    front: bool = False,
+) -> str:
+    """Models by two quantities of which less is better, with their labels.
+
+    Args:
+        title: what a screen reader says.
+        dots: at least one; every value above 0 and finite.
+        across: what x is, with its unit.
+        level: a dashed line at a y with its label, for a model that is far off to the right.
+        front: join the strong dots by steps.
+    """
+    chart = Chart(title, BOTTOM + 42)
+    ys = [dot.y for dot in dots] + ([] if level is None else [level[0]])
+    xs = [dot.x for dot in dots]
+    x_scale = Scale(min(xs), max(xs), LEFT + 14, RIGHT - 14)
+    y_scale = Scale(min(ys), max(ys), BOTTOM - 22, TOP + 14, log=max(ys) / min(ys) > _LOG_FROM)
+    chart.line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis")
+    chart.y_axis(y_scale)
+    chart.x_axis(across, [(x_scale.at(tick), f"{tick:g}") for tick in x_scale.ticks()])
+    places = [(x_scale.at(dot.x), y_scale.at(dot.y)) for dot in dots]
+    taken = [_Box(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    if front:
+        steps = _front_steps([place for dot, place in zip(dots, places, strict=True) if dot.strong])
+        chart.path(steps, "front")
+        taken += [
+            _Box(min(x0, x1) - 2, min(y0, y1) - 2, max(x0, x1) + 2, max(y0, y1) + 2)
+            for (x0, y0), (x1, y1) in pairwise(steps)
         ]
-    return drawing(label, bottom + 36, *parts)
+    if level is not None:
+        y = y_scale.at(level[0])
+        chart.line(LEFT, y, RIGHT, y, "reference")
+        spots = [
+            (RIGHT, y - 6, "end"),
+            (LEFT + 4, y - 6, "start"),
+            (LEFT + 4, y + 14, "start"),
+            (RIGHT, y + 14, "end"),
+        ]
+        _label(chart, level[1], "muted halo", spots, taken)
+    for dot, (x, y) in zip(dots, places, strict=True):
+        kind = "dot" + " accent" * dot.strong + " hollow" * dot.hollow
+        if dot.square:
+            chart.add("rect", kind, tooltip=dot.tooltip, x=x - 4.5, y=y - 4.5, width=9, height=9)
+        else:
+            chart.dot(x, y, kind, dot.tooltip)
+    # Strong ones first: where room is short, it is the others that go without a label.
+    for dot, (x, y) in sorted(
+        zip(dots, places, strict=True), key=lambda pair: (not pair[0].strong, not pair[0].square)
+    ):
+        spots = [(x + 9, y + 4, "start"), (x - 9, y + 4, "end")]
+        spots += [
+            (x + shift, y + below, anchor)
+            for shift, anchor in ((0, "middle"), (-4, "start"), (4, "end"))
+            for below in (-10, 19)
+        ]
+        _label(chart, dot.label, "strong halo" if dot.strong else "muted halo", spots, taken)
+    return chart.svg()
 
 
-def importance_curves(layers: Sequence[LayerImportance], prune: PruneSummary | None) -> Markup:
+def importance_curves(layers: Sequence[LayerImportance], prune: PruneSummary | None) -> str:
     """Importance from the highest micro-expert to the lowest, a line for each layer, on a log scale."""
-    top, bottom = 12.0, 226.0
+    chart = Chart("Importance of micro-experts by layer", BOTTOM + 42)
     positive = [value for layer in layers for value in layer.curve if value > 0] or [1.0]
-    floor = min(positive)
-    low, high = math.log10(floor), math.log10(max(positive))
-    margin = 0.03 * (high - low) or 0.5
-
-    def down(value: float) -> float:
-        # Channels without any activation have importance 0, which a log scale has no place for: the lowest line.
-        share = (math.log10(max(value, floor)) - low + margin) / (high - low + 2 * margin)
-        return bottom - (bottom - top) * share
-
-    powers = decades(low, high)
-    parts = [
-        part
-        for power in powers
-        for part in (
-            line(LEFT, down(10.0**power), RIGHT, down(10.0**power), "grid"),
-            element(
-                "text",
-                "10",
-                element("tspan", str(power).replace("-", "−"), dy=-4, class_="raised"),
-                x=LEFT - 6,
-                y=down(10.0**power) + 4,
-                text_anchor="end",
-                class_="muted",
-            ),
-        )
-    ]
+    x_scale = Scale(0, 1, LEFT, RIGHT)
+    y_scale = Scale(min(positive), max(positive), BOTTOM - 6, TOP + 6, log=True)
+    chart.y_axis(y_scale, _power_words)
     for layer in reversed(layers):
         last = max(1, len(layer.curve) - 1)
+        # Channels without any activation have importance 0, which a log scale has no place for: the lowest line.
         points = [
-            (LEFT + (RIGHT - LEFT) * index / last, down(value)) for index, value in enumerate(layer.curve)
+            (x_scale.at(index / last), y_scale.at(max(value, y_scale.low)))
+            for index, value in enumerate(layer.curve)
         ]
-        parts.append(polyline(points, "curve", f"--at:{_depth(layer.layer, layers):.0f}%"))
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
-        parts.append(text(LEFT + (RIGHT - LEFT) * share, bottom + 17, f"{100 * share:g} %", "muted", anchor))
+        depth = 100 * layer.layer / max(1, len(layers) - 1)
+        chart.path(points, "curve", f"--at:{depth:.0f}%")
     if prune is not None and prune.mean_width < prune.width:
-        at = LEFT + (RIGHT - LEFT) * prune.mean_width / prune.width
-        parts += [
-            line(at, top - 8, at, bottom, "reference"),
-            text(at - 6, top + 2, f"{prune.mean_width} kept", "muted", "end"),
-        ]
-    parts.append(
-        text((LEFT + RIGHT) / 2, bottom + 34, "micro-experts, most important first", "muted", "middle")
-    )
-    return drawing("Importance of micro-experts by layer", bottom + 42, *parts)
+        x = x_scale.at(prune.mean_width / prune.width)
+        chart.line(x, TOP - 8, x, BOTTOM, "reference")
+        chart.text(x - 6, TOP + 2, f"{prune.mean_width} kept", anchor="end")
+    ticks = [(x_scale.at(share), f"{100 * share:g} %") for share in (0, 0.25, 0.5, 0.75, 1)]
+    chart.x_axis("micro-experts, most important first", ticks)
+    return chart.svg()
 
 
-def kept_importance(layers: Sequence[LayerImportance], prune: PruneSummary | None) -> Markup:
+def kept_importance(layers: Sequence[LayerImportance], prune: PruneSummary | None) -> str:
     """The share of each layer's importance that the kept channels hold, beside their share of the channels."""
-    top, bottom = 12.0, 226.0
-    shares = [(layer, layer.kept_importance) for layer in layers if layer.kept_importance is not None]
-    chance = None if prune is None else prune.mean_width / prune.width
-    low = min([share for _, share in shares] + ([chance] if chance is not None else []))
-    low = max(0.0, math.floor(low * 20 - 0.5) / 20)
-    high = 1.0
+    shares = {layer.layer: layer.kept_importance or 0.0 for layer in layers}
+    chance = 1.0 if prune is None else prune.mean_width / prune.width
+    low = max(0.0, math.floor(min([*shares.values(), chance]) * 20 - 0.5) / 20)
+    scale = Scale(low, 1, BOTTOM, TOP)
+    chart = Chart("Share of importance kept, by layer", BOTTOM + 42)
+    for x, radius, layer in _by_layer(chart, scale, list(shares)):
+        y = scale.at(shares[layer])
+        chart.line(x, BOTTOM, x, y, "stem")
+        chart.dot(x, y, "dot accent", f"layer {layer}: {percent(shares[layer], 2)}", radius)
+    if chance < 1:
+        y = scale.at(chance)
+        chart.line(LEFT, y, RIGHT, y, "reference")
+        chart.text(RIGHT, y - 6, f"share of channels kept, {percent(chance)}", "muted halo", "end")
+    return chart.svg()
 
-    def down(value: float) -> float:
-        return bottom - (bottom - top) * (value - low) / (high - low)
 
-    parts = [
-        part
-        for tick in round_ticks(100 * low, 100 * high, 5)
-        for part in (
-            line(LEFT, down(tick / 100), RIGHT, down(tick / 100), "grid"),
-            text(LEFT - 6, down(tick / 100) + 4, f"{tick:g} %", "muted", "end"),
+def damage(layers: Sequence[LayerDamage]) -> str:
+    """Share of each layer's FFN output that is lost: faint as CAMERA's choice loses it, strong as it was pruned."""
+    scale = Scale(0, 1.06 * max(max(layer.plain, layer.kept) for layer in layers), BOTTOM, TOP)
+    chart = Chart("Damage by layer", BOTTOM + 42)
+    by_number = {layer.layer: layer for layer in layers}
+    for x, radius, number in _by_layer(chart, scale, list(by_number)):
+        layer = by_number[number]
+        words = (
+            f"layer {number}: {percent(layer.kept, 2)}, with CAMERA's choice alone {percent(layer.plain, 2)}"
         )
-    ]
-    step = (RIGHT - LEFT) / len(shares)
-    named = max(1, math.ceil(len(shares) / 12))
-    for index, (layer, share) in enumerate(shares):
-        x = LEFT + step * (index + 0.5)
-        parts += [
-            line(x, bottom, x, down(share), "stem"),
-            element(
-                "circle",
-                element("title", f"layer {layer.layer}: {percent(share, 2)}"),
-                cx=x,
-                cy=down(share),
-                r=min(5.0, step * 0.35),
-                class_="dot accent",
-            ),
-        ]
-        if index % named == 0:
-            parts.append(text(x, bottom + 17, str(layer.layer), "muted", "middle"))
-    if chance is not None and chance < 1:
-        parts += [
-            line(LEFT, down(chance), RIGHT, down(chance), "reference"),
-            text(RIGHT, down(chance) - 6, f"share of channels kept, {percent(chance)}", "muted halo", "end"),
-        ]
-    parts.append(text((LEFT + RIGHT) / 2, bottom + 34, "decoder layer", "muted", "middle"))
-    return drawing("Share of importance kept, by layer", bottom + 42, *parts)
+        chart.line(x, scale.at(layer.plain), x, scale.at(layer.kept), "stem")
+        chart.dot(x, scale.at(layer.plain), "dot", radius=radius)
+        chart.dot(x, scale.at(layer.kept), "dot accent", words, radius)
+    return chart.svg()
 
 
-def kept_map(layers: Sequence[LayerImportance], width: int) -> Markup:
-    """Which channels stay: a row for each layer, channel numbers from left to right, dark where all stay."""
-    rows = [[round(share * _SHADES) for share in layer.kept_bins] for layer in layers]
-    parts: list[str] = [*shaded_rows(rows, [layer.layer for layer in layers], _SHADES)]
-    bottom = len(layers) * row_height(len(layers))
-    parts += [
-        text(LEFT, bottom + 15, "channel 0", "muted"),
-        text(RIGHT, bottom + 15, f"channel {width - 1}", "muted", "end"),
-    ]
-    return drawing("Channels kept, by layer", bottom + 24, *parts)
+def importance_map(layers: Sequence[LayerImportance], prune: PruneSummary | None) -> str:
+    """Importance of the micro-experts of every layer, sorted, on one log scale for all layers.
+
+    Each cell is one rank of a layer's curve. Channels that never fire have the faintest shade.
+    """
+    values = np.array([value for layer in layers for value in layer.curve if value > 0] or [1.0])
+    low, high = (float(value) for value in np.quantile(np.log10(values), _CLIPPED))
+
+    def share(value: float) -> float:
+        return min(1.0, max(0.0, (math.log10(value) - low) / (high - low or 1.0))) if value > 0 else 0.0
+
+    height = _row_height(len(layers)) * len(layers)
+    chart = Chart("Importance by layer and rank", height + 46)
+    _rows(
+        chart,
+        [(layer.layer, [share(value) for value in layer.curve]) for layer in layers],
+        "most important",
+        "least",
+    )
+    if prune is not None and prune.mean_width < prune.width:
+        x = LEFT + (RIGHT - LEFT) * prune.mean_width / prune.width
+        chart.line(x, -4, x, height + 4, "reference")
+        chart.text(x, height + 16, f"{prune.mean_width} kept", anchor="middle")
+    # The shades from faint to strong between the numbers that they stand for.
+    start, size = (LEFT + RIGHT - 9 * (_SHADES + 1)) / 2, 9
+    for shade in range(_SHADES + 1):
+        place = f"M{start + size * shade:.1f} {height + 30:.1f}h{size}v9h-{size}z"
+        chart.add("path", "cell", d=place, style=f"--at:{100 * shade / _SHADES:.0f}%")
+    chart.text(start - 8, height + 39, f"≤ {10**low:.1e}", anchor="end")
+    chart.text(start + size * (_SHADES + 1) + 8, height + 39, f"≥ {10**high:.1e}")
+    return chart.svg()
 
 
-def _depth(layer: int, layers: Sequence[LayerImportance]) -> float:
-    return 100 * layer / max(1, len(layers) - 1)
+def kept_map(layers: Sequence[LayerImportance], width: int) -> str:
+    """Which channels stay: a row for each layer, channel numbers from left to right, strong where all stay."""
+    chart = Chart("Channels kept, by layer", _row_height(len(layers)) * len(layers) + 24)
+    _rows(chart, [(layer.layer, layer.kept_bins) for layer in layers], "channel 0", f"channel {width - 1}")
+    return chart.svg()
 
 
-def _grid_y(ticks: Sequence[float], low: float, high: float, top: float, bottom: float) -> list[str]:
-    parts: list[str] = []
-    for tick in ticks:
-        y = bottom - (bottom - top) * (tick - low) / (high - low)
-        parts += [line(LEFT, y, RIGHT, y, "grid"), text(LEFT - 6, y + 4, f"{tick:g}", "muted", "end")]
-    return parts
+@dataclass(frozen=True)
+class _Box:
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: "_Box") -> bool:
+        apart = self.right <= other.left or other.right <= self.left
+        return not (apart or self.bottom <= other.top or other.bottom <= self.top)
 
 
-def _ticks_x(right: float, unit: str, bottom: float) -> list[str]:
-    parts: list[str] = [line(LEFT, bottom, RIGHT, bottom, "axis")]
-    for tick in round_ticks(0, right):
-        x = LEFT + (RIGHT - LEFT) * tick / right
-        parts.append(text(x, bottom + 17, f"{tick:g}", "muted", "middle" if tick else "start"))
-    parts.append(text((LEFT + RIGHT) / 2, bottom + 33, f"size, {unit}", "muted", "middle"))
-    return parts
+def _label(
+    chart: Chart, words: str, kind: str, spots: Sequence[tuple[float, float, str]], taken: list[_Box]
+) -> None:
+    """Write words at the first of the spots (x, y, anchor) that is free, and note the room; nowhere if none is."""
+    width = _LETTER * len(words)
+    for x, y, anchor in spots:
+        left = x - {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor] * width
+        box = _Box(left, y - 11, left + width, y + 3)
+        inside = left >= LEFT and box.right <= RIGHT + 8 and box.top >= 0 and y <= BOTTOM - 3
+        if inside and not any(box.meets(other) for other in taken):
+            taken.append(box)
+            chart.text(x, y, words, kind, anchor)
+            return
 
 
-def _apart(positions: Sequence[float], gap: float) -> list[float]:
-    """The positions, moved down where two would be closer than `gap`."""
-    moved = list(positions)
-    order = sorted(range(len(moved)), key=lambda index: moved[index])
-    for before, after in pairwise(order):
-        moved[after] = max(moved[after], moved[before] + gap)
-    return moved
+def _front_steps(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """From one place to the next: to the right first, for nothing better is known before the next size."""
+    ordered = sorted(places)
+    points = ordered[:1]
+    for x, y in ordered[1:]:
+        points += [(x, points[-1][1]), (x, y)]
+    return points
+
+
+def _by_layer(chart: Chart, scale: Scale, layers: Sequence[int]) -> list[tuple[float, float, int]]:
+    """Draw the axes of a chart of shares by layer; x, the radius of a dot, and number of each layer."""
+    chart.y_axis(scale, lambda share: f"{100 * share:g} %")
+    step = (RIGHT - LEFT) / len(layers)
+    places = [(LEFT + step * (index + 0.5), layer) for index, layer in enumerate(layers)]
+    chart.x_axis("decoder layer", [(x, str(layer)) for x, layer in places[:: math.ceil(len(layers) / 12)]])
+    return [(x, min(5.0, step * 0.35), layer) for x, layer in places]
+
+
+def _row_height(rows: int) -> float:
+    """So that few layers are not giants and many stay visible."""
+    return min(26.0, max(6.0, 210 / rows))
+
+
+def _rows(chart: Chart, rows: Sequence[tuple[int, Sequence[float]]], first: str, last: str) -> None:
+    """A row of cells for each layer, each share from 0 to 1 a shade, and words below both ends.
+
+    Neighbours of one shade are one rectangle, and all of one shade one element.
+    """
+    height = _row_height(len(rows))
+    boxes: dict[int, str] = defaultdict(str)
+    for index, (layer, shares) in enumerate(rows):
+        shades = [round(_SHADES * share) for share in shares]
+        size, y, start = (RIGHT - LEFT) / max(1, len(shades)), index * height, 0
+        for end in range(1, len(shades) + 1):
+            if end == len(shades) or shades[end] != shades[start]:
+                long = (end - start) * size
+                boxes[shades[start]] += (
+                    f"M{LEFT + start * size:.1f} {y:.1f}h{long:.1f}v{height - 1:.1f}h-{long:.1f}z"
+                )
+                start = end
+        if index % math.ceil(12 / height) == 0:
+            chart.text(LEFT - 6, y + height / 2 + 3.5, str(layer), anchor="end")
+    for shade in sorted(boxes):
+        chart.add("path", "cell", d=boxes[shade], style=f"--at:{100 * shade / _SHADES:.0f}%")
+    bottom = height * len(rows) + 16
+    chart.text(LEFT, bottom, first)
+    chart.text(RIGHT, bottom, last, anchor="end")
+
+
+def _power_words(value: float) -> str:
+    """A power of ten, in short."""
+    if 1e-3 < value < 1e4:
+        return f"{value:g}"
+    mantissa, power = f"{value:.0e}".split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{'' if mantissa == '1' else mantissa + '·'}10{raised}"

@@ -1,48 +1,58 @@
 """The report: one HTML file that needs nothing beside it, and the same results as JSON and CSV."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from camera.benchmark.report import BenchmarkRow
 from camera.files import whole_file, write_json
-from camera.report import charts
-from camera.report.damage_chart import damage_by_layer
-from camera.report.heat_map import importance_map
-from camera.report.lineage_rows import lineage_rows, made_with
-from camera.report.schema import Accuracy, Results
-from camera.report.table import grids
-from camera.report.words import (
-    change_words,
-    count_words,
-    milliseconds,
-    noisy_words,
-    percent,
-    points_words,
-    quoted_row,
-    score_words,
-    tasks_words,
-    verdict,
-)
+from camera.report import charts, words
+from camera.report.lineage import lineage_grid, made_with
+from camera.report.schema import Accuracy, Quantization, Results
+from camera.report.table import Grid, grids
+from camera.report.templates import render
 from camera.units import bytes_text
 
 HTML, JSON, CSV = "report.html", "results.json", "results.csv"
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A drawing with its heading."""
+class Bar:
+    """One horizontal bar."""
+
+    label: str
+    value: float
+    words: str
+    strong: bool = False
+    """The model that the run was for."""
+    low: float | None = None
+    high: float | None = None
+    """The fastest and the slowest run, where there were several."""
+
+    @property
+    def end(self) -> float:
+        """Where words have room behind it."""
+        return self.value if self.high is None else max(self.value, self.high)
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A chart of horizontal bars from zero."""
 
     title: str
-    drawing: Markup
-    note: str = ""
+    note: str
+    bars: tuple[Bar, ...]
+    reference: float | None = None
+    """A value that a dashed line marks."""
+
+    def place(self, value: float) -> str:
+        """A value as a share of the width."""
+        largest = max([bar.end for bar in self.bars] + [self.reference or 0.0]) or 1.0
+        return f"{100 * value / largest:.4g}%"
 
 
 def write_report(results: Results, out: Path, lineage: Mapping[str, Any] | None = None) -> None:
@@ -54,35 +64,37 @@ def write_report(results: Results, out: Path, lineage: Mapping[str, Any] | None 
         lineage: the stages and sources that the results descend from.
     """
     write_json(out / JSON, results.model_dump(mode="json"))
-    with whole_file(out / CSV) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("model", "quantity", "of", "value"))
-        writer.writerows(flat_rows(results))
-    with whole_file(out / HTML) as temporary:
-        temporary.write_text(render_html(results, lineage), encoding="utf-8")
+    write_csv(out / CSV, [("model", "quantity", "of", "value"), *flat_rows(results)])
+    write_text(out / HTML, render_html(results, lineage))
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file, the first of the rows being its head."""
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def render_html(results: Results, lineage: Mapping[str, Any] | None = None) -> str:
     """The page. Equal results give equal bytes."""
-    environment = Environment(
-        loader=PackageLoader("camera", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, count=count_words, size=bytes_text)
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         results=results,
-        verdict=verdict(results),
-        tiles=_tiles(results),
+        words=words,
+        charts=charts,
         grids=grids(results),
-        perplexity_figures=_perplexity_figures(results),
-        noisy=noisy_words(results),
-        speed_figures=_speed_figures(results),
-        importance_figures=_importance_figures(results),
+        perplexity_bars=[_perplexity_bars(results, dataset) for dataset in results.datasets],
+        perplexity_by_size=list(_perplexity_by_size(results)),
+        speed_bars=list(_speed_bars(results)),
+        importance_grid=_importance_grid(results),
+        quantization_grids=[(entry, *_quantization_grids(results, entry)) for entry in results.quantization],
         recipe=yaml.safe_dump(results.recipe, sort_keys=False, allow_unicode=True, width=100),
-        lineage=lineage_rows(lineage or {}),
+        lineage_grid=lineage_grid(lineage or {}),
         made_with=made_with(lineage or {}),
     )
 
@@ -131,170 +143,102 @@ def _accuracy_rows(
                 yield title, name + quantity, of, value
 
 
-def _tiles(results: Results) -> list[tuple[str, str, str]]:
-    """Figures at the head of the page: number, what it is, and what it is compared with."""
-    tiles = []
-    if results.prune is not None:
-        removed = (
-            f"{results.prune.width} → {results.prune.mean_width} channels per layer{results.prune.averaged}"
-        )
-        tiles.append((percent(results.prune.removed_share), "of FFN channels removed", removed))
-    product, original = results.product, results.row("original")
-    if product and product.bytes and original and original.bytes:
-        tiles.append(
-            (
-                bytes_text(product.bytes),
-                "on disk",
-                f"{original.bytes / product.bytes:.1f} × smaller than the original",
-            )
-        )
-    for dataset, score in list(product.perplexity.items())[:1] if product else ():
-        if score.change is not None:
-            tiles.append((change_words(score.change), f"perplexity, {dataset}", "against the original"))
-    average = product.task_average.get("acc") if product else None
-    if average is not None and average.change is not None:
-        tiles.append(
-            (
-                points_words(average.change.difference),
-                f"points, {tasks_words(results)}",
-                f"{percent(average.value)} right",
-            )
-        )
-    if (quoted := quoted_row(results)) is not None and quoted.decode_speedup is not None:
-        tiles.append(
-            (
-                f"{quoted.decode_speedup:.2f} ×",
-                "decode speed",
-                f"of {results.benchmark_baseline}{', noisy' if quoted.noisy else ''}",
-            )
-        )
-    return tiles
-
-
-def _perplexity_figures(results: Results) -> list[Figure]:
-    """Bars of every text, then size against perplexity of every text."""
-    found = [_perplexity_bars(results, dataset) for dataset in results.datasets]
-    return found + [
-        figure
-        for dataset in results.datasets
-        if (figure := _perplexity_by_size(results, dataset)) is not None
-    ]
-
-
-def _perplexity_bars(results: Results, dataset: str) -> Figure:
+def _perplexity_bars(results: Results, dataset: str) -> Bars:
     measured = [(row, row.perplexity[dataset]) for row in results.models if dataset in row.perplexity]
-    entries = [
-        charts.Bar(row.title, score.value, score_words(row, dataset), strong=row == results.product)
+    bars = (
+        Bar(row.title, score.value, words.score_words(row, dataset), row == results.product)
         for row, score in measured
-    ]
+    )
     first = measured[0][1]
-    title = f"Perplexity on {dataset}"
-    note = f"{count_words(first.tokens)} scored tokens in windows of {first.window}; lower is better"
-    return Figure(title, charts.bars(title, entries), note)
+    note = f"{words.count_words(first.tokens)} scored tokens in windows of {first.window}; lower is better"
+    return Bars(f"Perplexity on {dataset}", note, tuple(bars))
 
 
-def _perplexity_by_size(results: Results, dataset: str) -> Figure | None:
-    sized = [
-        (row, row.bytes, row.perplexity[dataset].value)
-        for row in results.models
-        if dataset in row.perplexity and row.bytes is not None
-    ]
-    if len(sized) < 2:
-        return None
-    largest = max(size for _, size, _ in sized)
-    scale, unit = next(((scale, unit) for scale, unit in _UNITS if largest >= scale), (1.0, "bytes"))
-    points = [
-        charts.Point(row.title, size / scale, value, row == results.product) for row, size, value in sized
-    ]
-    title = f"Perplexity on {dataset} against size"
-    return Figure(title, charts.scatter(title, points, unit), "lower left is better")
+def _perplexity_by_size(results: Results) -> Iterator[tuple[str, str]]:
+    """Title and drawing for every text on which two models or more were measured whose size is known."""
+    for dataset in results.datasets:
+        sized = [
+            (row, row.bytes, row.perplexity[dataset].value)
+            for row in results.models
+            if row.bytes is not None and words.drawable(row, dataset)
+        ]
+        if len(sized) < 2:
+            continue
+        scale, unit = words.size_unit(max(size for _, size, _ in sized))
+        title = f"Perplexity on {dataset} against size"
+        dots = [
+            charts.Dot(
+                row.title,
+                f"{row.title}: {words.score_words(row, dataset)}, {bytes_text(size)}",
+                size / scale,
+                value,
+                strong=row == results.product,
+            )
+            for row, size, value in sized
+        ]
+        yield title, charts.scatter(title, dots, f"size, {unit}")
 
 
-def _speed_figures(results: Results) -> list[Figure]:
-    figures = []
-    product = results.product
+def _speed_bars(results: Results) -> Iterator[Bars]:
+    """Of every engine: prefill, then decode at every length."""
+    product = None if results.product is None else results.product.title
+    baseline = results.benchmark_baseline
     for engine in dict.fromkeys(row.engine for row in results.benchmark):
         rows = [row for row in results.benchmark if row.engine == engine]
         lengths = sorted({row.decode for row in rows})
         for quantity, length in [("prefill", lengths[0]), *(("decode", length) for length in lengths)]:
-            shown = [
-                row for row in rows if row.decode == length and getattr(row, f"{quantity}_ms") is not None
+            bars = [
+                bar
+                for row in rows
+                if row.decode == length
+                and (bar := _speed_bar(row, quantity, strong=row.model == product)) is not None
             ]
-            if not shown:
+            if not bars:
                 continue
-            entries = [
-                _speed_bar(row, quantity, product is not None and row.model == product.title) for row in shown
-            ]
-            reference = next(
-                (entry.value for entry in entries if entry.label == results.benchmark_baseline), None
-            )
-            title = (
-                f"{engine}: prefill of {rows[0].prompt} tokens"
-                if quantity == "prefill"
-                else f"{engine}: decode of {length} tokens"
-            )
+            reference = next((bar.value for bar in bars if bar.label == baseline), None)
+            title = f"{engine}: {quantity} of {rows[0].prompt if quantity == 'prefill' else length} tokens"
             note = "ms per token; lines from the fastest to the slowest run"
             if reference is not None:
-                note += f"; dashed: {results.benchmark_baseline}"
-            figures.append(Figure(title, charts.bars(title, entries, reference), note))
-    return figures
+                note += f"; dashed: {baseline}"
+            yield Bars(title, note, tuple(bars), reference)
 
 
-def _speed_bar(row: BenchmarkRow, quantity: str, strong: bool) -> charts.Bar:
+def _speed_bar(row: BenchmarkRow, quantity: str, *, strong: bool) -> Bar | None:
     spread, speedup = getattr(row, f"{quantity}_ms"), getattr(row, f"{quantity}_speedup")
-    words = milliseconds(spread.median) + ("" if speedup is None else f" ({speedup:.2f}×)")
-    noisy = " *" if row.noisy and quantity == "decode" else ""
-    return charts.Bar(row.model, spread.median, words + noisy, strong, spread.low, spread.high)
+    if spread is None:
+        return None
+    shown = words.speed_words(spread, speedup, row.noisy and quantity == "decode")
+    return Bar(row.model, spread.median, shown, strong, spread.low, spread.high)
 
 
-def _importance_figures(results: Results) -> list[Figure]:
-    layers, prune = results.importance, results.prune
-    if not layers:
-        return []
-    figures = [
-        Figure(
-            "Importance of micro-experts",
-            charts.importance_curves(layers, prune),
-            f"one line per decoder layer, faint for layer 0 to strong for layer {len(layers) - 1}; log scale",
+def _importance_grid(results: Results) -> Grid:
+    rows = (
+        (
+            str(layer.layer),
+            *(f"{value:.3g}" for value in layer.quartiles),
+            "–" if layer.kept_importance is None else words.percent(layer.kept_importance, 2),
         )
-    ]
-    figures.append(
-        Figure(
-            "Importance by layer and rank",
-            importance_map(layers, prune),
-            "a row is a decoder layer, its micro-experts sorted; one log scale for all layers, strong is important",
-        )
+        for layer in results.importance
     )
-    if all(layer.kept_importance is not None for layer in layers):
-        figures.append(
-            Figure(
-                "Importance that the kept channels hold",
-                charts.kept_importance(layers, prune),
-                "the further above the dashed line, the less pruning took",
-            )
-        )
-    if results.damage:
-        steps = max(layer.step for layer in results.damage)
-        figures.append(
-            Figure(
-                "Damage by layer",
-                damage_by_layer(results.damage),
-                "share of the FFN output's energy lost, on calibration tokens held back; strong: as it was cut, "
-                "faint: as plain CAMERA cuts it" + (f"; the last of {steps} steps" if steps > 1 else ""),
-            )
-        )
-    if prune is not None and all(layer.kept_bins for layer in layers):
-        bins = len(layers[0].kept_bins)
-        each = (
-            "a column is one channel"
-            if bins == prune.width
-            else f"a column is about {prune.width / bins:.0f} channels"
-        )
-        figures.append(
-            Figure(
-                "Channels kept",
-                charts.kept_map(layers, prune.width),
-                f"a row is a decoder layer, {each}; strong stays, faint goes",
-            )
-        )
-    return figures
+    quartiles = ("minimum", "1st quartile", "median", "3rd quartile", "maximum")
+    return Grid("", ("layer", *quartiles, "importance kept"), tuple(rows), words=1)
+
+
+def _quantization_grids(results: Results, quantization: Quantization) -> tuple[Grid, Grid]:
+    """The types of the tensors, and the tensors that fell back to another."""
+    row = results.row(quantization.model)
+    types = tuple(
+        (total.type, str(total.tensors), words.count_words(total.parameters), bytes_text(total.bytes))
+        for total in quantization.types
+    )
+    fall_backs = tuple((entry.tensor, entry.stored, entry.reason) for entry in quantization.fall_backs)
+    tensors = f"{len(fall_backs)} tensor{'' if len(fall_backs) == 1 else 's'}"
+    return (
+        Grid(
+            quantization.model if row is None else row.title,
+            ("type", "tensors", "parameters", "size"),
+            types,
+            words=1,
+        ),
+        Grid(tensors, ("tensor", "stored as", "because"), fall_backs, words=3),
+    )

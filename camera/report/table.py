@@ -1,19 +1,38 @@
-"""The results table: for the terminal, and as Markdown for the model card."""
+"""The tables of results: for the page, for the terminal, and as Markdown for the model card."""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from camera.report.grid import Grid
-from camera.report.schema import ModelRow, Results
-from camera.report.task_table import task_grid
-from camera.report.words import (
-    score_words,
-    speed_words,
-    verdict,
-)
+from camera.benchmark.report import BenchmarkRow
+from camera.report.schema import Accuracy, ModelRow, Results
+from camera.report.words import accuracy_words, count_words, score_words, speed_words, verdict
 from camera.units import bytes_text
+
+NOISY = "*: the runs lie further apart than 20 % of their median; measure again on a quiet machine"
+_CERTAIN = 0.05
+"""McNemar's p below which a difference is marked."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What every output draws in its own way."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int
+    """How many of the first columns hold words and are set to the left; the others hold numbers."""
+    strong: tuple[int, ...] = ()
+    """The rows of the model that the run was for."""
+    notes: tuple[str, ...] = ()
+    sort_keys: tuple[tuple[float | str | None, ...], ...] = ()
+    """By what a page sorts each cell of each row, where it sorts at all; None comes last."""
 
 
 def quality_grid(results: Results) -> Grid:
@@ -25,7 +44,17 @@ def quality_grid(results: Results) -> Grid:
     return Grid(
         "Size and quality",
         ("model", "type", "FFN", "size", "bits/w", *(f"ppl {text}" for text in texts)),
-        tuple(_quality_row(row, texts) for row in results.models),
+        tuple(
+            (
+                row.title,
+                row.type or "–",
+                "–" if row.ffn_width is None else str(row.ffn_width),
+                "–" if row.bytes is None else bytes_text(row.bytes),
+                "–" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
+                *(score_words(row, text) for text in texts),
+            )
+            for row in results.models
+        ),
         words=2,
         strong=tuple(index for index, row in enumerate(results.models) if row == results.product),
         notes=(*notes, *(f"not in this run: {part}" for part in results.missing)),
@@ -38,50 +67,102 @@ def speed_grid(results: Results) -> Grid | None:
     if not rows:
         return None
     lengths = sorted({row.decode for row in rows})
-    keys = list(dict.fromkeys((row.engine, row.model) for row in rows))
-    notes = [
-        "ms per token, median; lower is faster",
-        *(
-            []
-            if results.benchmark_baseline is None
-            else [f"in brackets: time of {results.benchmark_baseline} ÷ this time"]
-        ),
-    ]
-    if any(row.noisy for row in rows):
-        notes.append(
-            "*: the runs lie further apart than 20 % of their median; measure again on a quiet machine"
-        )
-    notes += dict.fromkeys(
-        f"{row.model} on {row.engine}: timed as {row.stand_in}, which the engine can read"
-        for row in rows
-        if row.stand_in is not None
-    )
-    notes += dict.fromkeys(
-        f"{row.model} on {row.engine}, {row.decode} tokens: not measured. {row.failure}"
-        for row in rows
-        if row.failure is not None
-    )
+    measured: dict[tuple[str, str], dict[int, BenchmarkRow]] = defaultdict(dict)
+    for row in rows:
+        measured[row.engine, row.model][row.decode] = row
     lines = []
-    for engine, model in keys:
-        mine = {row.decode: row for row in rows if (row.engine, row.model) == (engine, model)}
-        timed = next((row for row in mine.values() if row.prefill_ms is not None), None)
+    for (engine, model), by_length in measured.items():
+        timed = next((row for row in by_length.values() if row.prefill_ms is not None), None)
         prefill = "–" if timed is None else speed_words(timed.prefill_ms, timed.prefill_speedup)
         decode = (
-            speed_words(mine[length].decode_ms, mine[length].decode_speedup, mine[length].noisy)
-            if length in mine
-            else "–"
-            for length in lengths
+            "–" if row is None else speed_words(row.decode_ms, row.decode_speedup, row.noisy)
+            for row in map(by_length.get, lengths)
         )
         lines.append((model, engine, prefill, *decode))
+    notes = ["ms per token, median; lower is faster"]
+    if results.benchmark_baseline is not None:
+        notes.append(f"in brackets: time of {results.benchmark_baseline} ÷ this time")
+    if any(row.noisy for row in rows):
+        notes.append(NOISY)
+    for row in rows:
+        if row.stand_in is not None:
+            notes.append(f"{row.model} on {row.engine}: timed as {row.stand_in}, which the engine can read")
+    for row in rows:
+        if row.failure is not None:
+            notes.append(f"{row.model} on {row.engine}, {row.decode} tokens: not measured. {row.failure}")
     product = results.product
     return Grid(
         f"Speed on {results.device.name}" if results.device else "Speed",
         ("model", "engine", f"prefill {rows[0].prompt}", *(f"decode {length}" for length in lengths)),
         tuple(lines),
         words=2,
-        strong=tuple(index for index, (_, model) in enumerate(keys) if product and model == product.title),
-        notes=tuple(notes),
+        strong=tuple(
+            index for index, (_, model) in enumerate(measured) if product and model == product.title
+        ),
+        notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def task_grid(results: Results) -> Grid | None:
+    """One row for each text and each task, with differences from the original. None if no task was measured."""
+    tasks = results.tasks
+    if not tasks:
+        return None
+    models = [row for row in results.models if row.tasks]
+    has_norm = {task for row in models for task, score in row.tasks.items() if "acc_norm" in score.metrics}
+    averaged = len(tasks) > 1 and any(row.task_average for row in models)
+    rows = [(f"perplexity, {text}", *(score_words(row, text) for row in models)) for text in results.datasets]
+    for name, shown, suffix in (
+        ("acc", tasks, ""),
+        ("acc_norm", [t for t in tasks if t in has_norm], ", norm"),
+    ):
+        rows += [(task + suffix, *(_cell(row, task, name) for row in models)) for task in shown]
+        if averaged and shown:
+            rows.append((f"average{suffix}", *(accuracy_words(row.task_average.get(name)) for row in models)))
+    return Grid(
+        "Perplexity and accuracy on tasks",
+        ("", *(row.title for row in models)),
+        tuple(rows),
+        words=1,
+        strong=tuple(index for index, row in enumerate(rows) if row[0].startswith("average")),
+        notes=_task_notes(results, models, bool(has_norm)),
+    )
+
+
+def _cell(row: ModelRow, task: str, name: str) -> str:
+    score = row.tasks[task].metrics.get(name) if task in row.tasks else None
+    return accuracy_words(score) + ("*" if _is_certain(score) else "")
+
+
+def _is_certain(score: Accuracy | None) -> bool:
+    change = None if score is None else score.change
+    return change is not None and change.p_value is not None and change.p_value < _CERTAIN
+
+
+def _task_notes(results: Results, models: list[ModelRow], normalised: bool) -> tuple[str, ...]:
+    first = models[0]
+    scores = [score for row in models for score in row.tasks.values()]
+    shots = "–".join(map(str, sorted({score.few_shot for score in scores})))
+    limited = ", the first ones of each task only" if any(score.limit is not None for score in scores) else ""
+    notes = [
+        f"accuracy in %, {shots}-shot, by lm-eval; ± one standard error; "
+        f"{count_words(sum(score.documents for score in first.tasks.values()))} questions{limited}, layers in "
+        f"{' and '.join(sorted({score.dtype for score in scores}))}",
+        "in brackets: points more or less than the original on the same questions, ± one standard error of the "
+        "difference in pairs",
+    ]
+    if any(_is_certain(accuracy) for score in scores for accuracy in score.metrics.values()):
+        notes.append(f"*: more than chance (exact McNemar test, p < {_CERTAIN})")
+    if normalised:
+        notes.append(
+            "norm: the answer of the highest likelihood per character (acc_norm); average, norm: of these where a task has it"
+        )
+    for label in results.datasets:
+        if (text := first.perplexity.get(label)) is not None:
+            notes.append(
+                f"perplexity, {label}: {count_words(text.tokens)} tokens in windows of {text.window}, layers in {text.dtype}"
+            )
+    return tuple(notes)
 
 
 def grids(results: Results) -> list[Grid]:
@@ -92,23 +173,29 @@ def grids(results: Results) -> list[Grid]:
 
 def results_table(results: Results) -> Group:
     """The tables for a terminal; they fit 100 columns with up to two texts and three decode lengths."""
-    parts: list[Table | str] = [f"[bold]{escape(results.name)}[/bold]  {escape(verdict(results))}", ""]
+    parts: list[Table | Group | str] = [
+        f"[bold]{escape(results.name)}[/bold]  {escape(verdict(results))}",
+        "",
+    ]
     for grid in grids(results):
-        table = Table(
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            title=escape(grid.title),
-            title_justify="left",
-            header_style="bold",
-        )
-        for index, column in enumerate(grid.columns):
-            table.add_column(
-                escape(column), justify="left" if index < grid.words else "right", overflow="fold"
-            )
-        for index, row in enumerate(grid.rows):
-            table.add_row(*(escape(cell) for cell in row), style="bold" if index in grid.strong else None)
-        parts += [table, *(f"[dim]{escape(note)}[/dim]" for note in grid.notes), ""]
+        parts += [terminal_table(grid), *(f"[dim]{escape(note)}[/dim]" for note in grid.notes), ""]
     return Group(*parts)
+
+
+def terminal_table(grid: Grid) -> Table:
+    """One table for a terminal."""
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=escape(grid.title),
+        title_justify="left",
+        header_style="bold",
+    )
+    for index, column in enumerate(grid.columns):
+        table.add_column(escape(column), justify="left" if index < grid.words else "right", overflow="fold")
+    for index, row in enumerate(grid.rows):
+        table.add_row(*(escape(cell) for cell in row), style="bold" if index in grid.strong else None)
+    return table
 
 
 def results_markdown(results: Results) -> str:
@@ -116,39 +203,16 @@ def results_markdown(results: Results) -> str:
     return "\n\n".join(grid_markdown(grid) for grid in grids(results)) + "\n"
 
 
-def _quality_row(row: ModelRow, texts: tuple[str, ...]) -> tuple[str, ...]:
-    return (
-        row.title,
-        row.type or "–",
-        "–" if row.ffn_width is None else str(row.ffn_width),
-        "–" if row.bytes is None else bytes_text(row.bytes),
-        "–" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
-        *(score_words(row, text) for text in texts),
-    )
-
-
 def grid_markdown(grid: Grid) -> str:
     """One table as Markdown, which leaves the words of its cells as they are."""
-    lines = [
-        f"**{_plain(grid.title)}**",
-        "",
-        _line(grid.columns),
-        _line(["---" if index < grid.words else "---:" for index in range(len(grid.columns))]),
-    ]
-    for index, row in enumerate(grid.rows):
-        cells = [_plain(cell) for cell in row]
-        lines.append(_line([f"**{cells[0]}**", *cells[1:]] if index in grid.strong else cells))
-    if grid.notes:
-        lines += ["", *(f"- {_plain(note)}" for note in grid.notes)]
-    return "\n".join(lines)
+    rows = [[plain(cell) for cell in row] for row in (grid.columns, *grid.rows)]
+    for index in grid.strong:
+        rows[1 + index][0] = f"**{rows[1 + index][0]}**"
+    rows.insert(1, ["---" if index < grid.words else "---:" for index in range(len(grid.columns))])
+    lines = [f"**{plain(grid.title)}**", "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join([*lines, *([""] if grid.notes else []), *(f"- {plain(note)}" for note in grid.notes)])
 
 
-def _line(cells: tuple[str, ...] | list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
-    for sign in "\\`*_|<>[]#":
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
+def plain(text: str) -> str:
+    """Text that Markdown and its HTML leave as it is, on one line."""
+    return " ".join(re.sub(r"([\\`*_|<>\[\]#])", r"\\\1", text).split())

@@ -1,5 +1,7 @@
 """Numbers and findings in words, the same in every output."""
 
+import math
+
 from camera.benchmark.report import BenchmarkRow, Spread
 from camera.report.schema import Accuracy, ModelRow, PruneSummary, Results
 
@@ -23,6 +25,17 @@ def change_words(share: float) -> str:
     """With its sign: `+5.1 %`, and `±0.0 %` for what rounds to nothing."""
     text = f"{100 * share:+.1f}"
     return "±0.0 %" if float(text) == 0 else f"{text.replace('-', '−')} %"
+
+
+def size_unit(largest: int) -> tuple[float, str]:
+    """Bytes and name of the unit for sizes up to this."""
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    return next(((scale, unit) for scale, unit in units if largest >= scale), (1.0, "bytes"))
+
+
+def drawable(row: ModelRow, text: str) -> bool:
+    """Whether a model's perplexity on a text was measured, and is a number to draw."""
+    return text in row.perplexity and 0 < row.perplexity[text].value < math.inf
 
 
 def perplexity_words(value: float) -> str:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from camera.cli.output import print_json
-from camera.report.pareto_html import CSV, JSON, summary
-from camera.report.pareto_table import sweep_table
+from camera.report.sweep import summary
+from camera.report.sweep_page import CSV, JSON, sweep_table
 from flows.commands.running import GATE_FAILED, tracked
 from tasks.project import Project
 from tasks.sweep import load_sweep

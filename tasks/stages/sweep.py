@@ -1,8 +1,8 @@
 """The report of a sweep as a stage: the reports of its members become one page, with JSON and CSV."""
 
-from camera.report.pareto import MemberResults, collect_sweep
-from camera.report.pareto_html import write_sweep
 from camera.report.schema import read_results
+from camera.report.sweep import MemberResults, collect_sweep
+from camera.report.sweep_page import write_sweep
 from tasks.stage import Context, Stage
 
 

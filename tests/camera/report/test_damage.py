@@ -1,6 +1,5 @@
 """Damage per layer: read from what pruning recorded, drawn where there is any."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,7 @@ from camera.files import read_json, write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.prune_by_walk import prune_by_walk
 from camera.report.damage import layer_damage
-from camera.report.damage_chart import damage_by_layer
 from camera.report.html import render_html
-from camera.report.schema import LayerDamage
 from tests.camera.report.conftest import Run
 from tests.tiny import TOKENS
 
@@ -24,12 +21,6 @@ def refitted(run: Run, tmp_path: Path) -> Path:
     capture = CaptureOptions(device="cpu", dtype="float32")
     prune_by_walk(run.source, tokens, tmp_path, capture, PruneOptions(ratio=0.3, multiple_of=16, refit=True))
     return tmp_path
-
-
-def heights(drawn: str, kind: str) -> list[float]:
-    return [
-        float(y) for y in re.findall(rf'<circle cx="[\d.]+" cy="([\d.]+)" r="[\d.]+" class="{kind}"', drawn)
-    ]
 
 
 def test_every_layer_that_a_refit_looked_at_has_its_two_errors(run: Run, refitted: Path) -> None:
@@ -61,18 +52,6 @@ def test_a_plain_prune_has_none_and_no_chart(run: Run) -> None:
     assert layer_damage(run.folders["pruned"]) == layer_damage(None) == results.damage == ()
     assert "damage" not in results.model_dump()
     assert "Damage by layer" not in render_html(results)
-
-
-def test_the_more_is_lost_the_higher_the_dot() -> None:
-    layers = [
-        LayerDamage(layer=0, plain=0.1, kept=0.05, refitted=True),
-        LayerDamage(layer=1, plain=0.4, kept=0.2, refitted=True),
-    ]
-    drawn = str(damage_by_layer(layers))
-    assert "layer 1: 20.00 %, cut plainly 40.00 %" in drawn
-    weak, strong = heights(drawn, "dot")
-    assert weak > strong  # downwards
-    assert "nan" not in str(damage_by_layer([LayerDamage(layer=0, plain=0.0, kept=0.0, refitted=False)]))
 
 
 def test_the_report_draws_what_was_recorded(run: Run, refitted: Path) -> None:

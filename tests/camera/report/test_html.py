@@ -9,8 +9,7 @@ import pytest
 
 from camera.report.gate import Gate, Requirement
 from camera.report.html import flat_rows, render_html, write_report
-from camera.report.lineage_rows import lineage_rows
-from camera.report.svg import decades, element, round_ticks
+from camera.report.lineage import lineage_grid
 from camera.report.table import grids
 from camera.report.words import perplexity_words
 from tests.camera.report.conftest import TEXT, Run
@@ -99,15 +98,17 @@ def test_the_page_shows_every_cell_of_every_table(run: Run) -> None:
 
 def test_the_page_draws_every_figure(run: Run) -> None:
     results = run.results()
-    labels = {
-        attributes["aria-label"] for tag, attributes in Page(render_html(results)).elements if tag == "svg"
-    }
-    assert labels == {
+    html = render_html(results)
+    labels = {attributes["aria-label"] for tag, attributes in Page(html).elements if tag == "svg"}
+    bars = re.findall(r"<figure>\n<h3>(.*)</h3>\n.*\n<div class=\"bars\">", html)
+    assert bars == [
         f"Perplexity on {TEXT}",
-        f"Perplexity on {TEXT} against size",
         "torch: prefill of 4 tokens",
         "torch: decode of 4 tokens",
         "torch: decode of 8 tokens",
+    ]
+    assert labels == {
+        f"Perplexity on {TEXT} against size",
         "Importance of micro-experts by layer",
         "Importance by layer and rank",
         "Share of importance kept, by layer",
@@ -174,16 +175,15 @@ def test_noisy_rows_are_flagged(run: Run) -> None:
 
 
 def test_lineage_lists_every_stage_after_what_it_reads() -> None:
-    rows = lineage_rows(LINEAGE)
-    assert [row.step for row in rows] == ["model: tiny", "capture", "a later step"]
-    assert rows[1].reads == ("model: tiny",)
-    assert rows[2].reads == ("capture",)
-    assert rows[2].key == "c" * 12
+    rows = lineage_grid(LINEAGE).rows
+    assert [row[0] for row in rows] == ["model: tiny", "capture", "a later step"]
+    assert [row[1] for row in rows] == ["source", "e" * 12, "c" * 12]
+    assert [row[3] for row in rows] == ["–", "model: tiny", "capture"]
 
 
 def test_lineage_in_a_circle_is_listed_and_not_waited_for() -> None:
     circle = {key: {"step": key, "inputs": {"x": {"key": other}}} for key, other in (("a", "b"), ("b", "a"))}
-    assert [row.step for row in lineage_rows({"stages": circle})] == ["a", "b"]
+    assert [row[0] for row in lineage_grid({"stages": circle}).rows] == ["a", "b"]
 
 
 def test_the_page_shows_short_digests_and_no_folder_of_the_machine(run: Run) -> None:
@@ -216,25 +216,6 @@ def test_perplexity_beyond_reason_is_still_drawn(run: Run) -> None:
     )
     html = render_html(results.model_copy(update={"models": (*results.models[:3], broken)}))
     assert perplexity_words(1e30) in html
-
-
-def test_svg_text_and_attributes_are_escaped() -> None:
-    drawn = element("text", "<b>&", class_='"><script>')
-    assert drawn == '<text class="&#34;&gt;&lt;script&gt;">&lt;b&gt;&amp;</text>'
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (4.6, 12.9, [5, 7.5, 10, 12.5]), (3, 3, [3]), (0, 0, [0])],
-)
-def test_ticks_are_round_and_inside(low: float, high: float, ticks: list[float]) -> None:
-    assert round_ticks(low, high) == ticks
-
-
-def test_decades_are_few_and_inside() -> None:
-    assert decades(0.8, 2.7) == [1, 2]
-    assert decades(0.2, 0.9) == []
-    assert len(decades(-30, 30)) <= 7
 
 
 def test_a_failed_gate_is_a_banner_at_the_head_and_a_passed_one_is_told_with_quality(run: Run) -> None:

@@ -1,7 +1,9 @@
 """The results of a sweep: a row for every member, and which models lie on the Pareto front of size and perplexity."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from camera.report.schema import ModelRow, Results
@@ -49,7 +51,7 @@ class SweepResults(Result):
     references_on_front: dict[str, tuple[str, ...]]
     """For each text, the references (by id) that no member beats."""
     workers: int = 1
-    """Members at work at once: with more than one, speeds were measured beside other work."""
+    """Members that ran at once: with more than one, speeds were measured beside other work."""
     schema_version: Literal[1] = 1
 
     @property
@@ -59,6 +61,20 @@ class SweepResults(Result):
         return tuple(dict.fromkeys(text for model in models for text in model.perplexity))
 
     @property
+    def reference_rows(self) -> tuple[SweepRow, ...]:
+        """The references in the shape of a member; nothing varied."""
+        return tuple(
+            SweepRow(
+                name=model.title,
+                label=model.title,
+                varied={},
+                model=model,
+                on_front=tuple(text for text, ids in self.references_on_front.items() if model.id in ids),
+            )
+            for model in self.references
+        )
+
+    @property
     def failed(self) -> tuple[SweepRow, ...]:
         """The members without a result."""
         return tuple(row for row in self.rows if row.failure is not None)
@@ -66,7 +82,7 @@ class SweepResults(Result):
 
 @dataclass(frozen=True)
 class MemberResults:
-    """What a member left: results, or the reason why there are none."""
+    """Results of a member, or the reason why there are none."""
 
     name: str
     label: str
@@ -96,16 +112,14 @@ def collect_sweep(
     Args:
         name: of the sweep.
         varied: the fields that vary.
-        members: what each member left, in the order of the sweep.
-        workers: how many members were at work at once.
+        members: in the order of the sweep.
+        workers: how many members ran at once.
     """
     done = [member.results for member in members if member.results is not None]
     references = _references(done)
     rows = [_row(member) for member in members]
-    texts = dict.fromkeys(text for results in done for text in results.datasets)
-    on_front: dict[str, list[str]] = {row.name: [] for row in rows}
-    references_on_front: dict[str, tuple[str, ...]] = {}
-    for text in texts:
+    on_front: dict[str, list[str]] = defaultdict(list)
+    for text in dict.fromkeys(text for results in done for text in results.datasets):
         # A member that is no smaller and no better than the unpruned baseline is worth nothing: references compete.
         candidates = [(row.name, row.model) for row in rows] + [(model.id, model) for model in references]
         measured = [
@@ -113,24 +127,45 @@ def collect_sweep(
             for owner, model in candidates
             if model is not None and model.bytes is not None and text in model.perplexity
         ]
-        best = [
-            owner
-            for (owner, _), chosen in zip(measured, front([point for _, point in measured]), strict=True)
-            if chosen
-        ]
-        for owner in best:
-            if owner in on_front:
-                on_front[owner].append(text)
-        references_on_front[text] = tuple(model.id for model in references if model.id in best)
+        marks = front([point for _, point in measured])
+        on_front[text] = [owner for (owner, _), chosen in zip(measured, marks, strict=True) if chosen]
     return SweepResults(
         name=name,
         base_model=done[0].base_model if done else "",
         varied=tuple(varied),
         references=references,
-        rows=tuple(row.model_copy(update={"on_front": tuple(on_front[row.name])}) for row in rows),
-        references_on_front=references_on_front,
+        rows=tuple(
+            row.model_copy(update={"on_front": tuple(t for t, best in on_front.items() if row.name in best)})
+            for row in rows
+        ),
+        references_on_front={
+            text: tuple(model.id for model in references if model.id in best)
+            for text, best in on_front.items()
+        },
         workers=workers,
     )
+
+
+def read_sweep(path: Path) -> SweepResults:
+    """Read a `sweep.json`."""
+    return SweepResults.read(path, "make the report of the sweep again")
+
+
+def summary(results: SweepResults) -> str:
+    """One sentence: how many members, how many failed, and which are worth a look."""
+    count, failed = len(results.rows), len(results.failed)
+    best = [row.label for row in results.rows if row.on_front]
+    rejected = sum(row.gate == "failed" for row in results.rows)
+    parts = [f"{count} member{'s' if count != 1 else ''} over {' × '.join(results.varied)}"]
+    if failed:
+        parts.append(f"{failed} failed")
+    if rejected:
+        parts.append(f"{rejected} fail{'s' if rejected == 1 else ''} the quality gate")
+    if best:
+        parts.append(f"on the Pareto front of size and perplexity: {', '.join(best)}")
+    elif failed < count:
+        parts.append("none on the Pareto front: the unpruned models are as small and better")
+    return "; ".join(parts) + "."
 
 
 def best_member(results: SweepResults) -> SweepRow | None:
@@ -157,7 +192,7 @@ def _row(member: MemberResults) -> SweepRow:
     about: dict[str, Any] = {"name": member.name, "label": member.label, "varied": dict(member.varied)}
     results = member.results
     if results is None:
-        return SweepRow(**about, failure=member.failure or "it left no results")
+        return SweepRow(**about, failure=member.failure or "it has no results")
     quoted = quoted_row(results)
     return SweepRow(
         **about,

@@ -10,11 +10,23 @@ import pytest
 from rich.console import Console
 
 from camera.report.gate import Gate, Requirement
-from camera.report.pareto import MemberResults, SweepResults, best_member, collect_sweep, front
-from camera.report.pareto_chart import Dot, pareto
-from camera.report.pareto_html import read_sweep, render_sweep, summary, write_sweep
-from camera.report.pareto_table import csv_rows, sweep_markdown, sweep_table
 from camera.report.schema import Accuracy, ModelRow, Perplexity, Results
+from camera.report.sweep import (
+    MemberResults,
+    SweepResults,
+    best_member,
+    collect_sweep,
+    front,
+    read_sweep,
+    summary,
+)
+from camera.report.sweep_page import (
+    csv_rows,
+    render_sweep,
+    sweep_markdown,
+    sweep_table,
+    write_sweep,
+)
 from tests.camera.report.test_html import HOSTILE, Page
 
 SCORE = Perplexity(value=10, change=0.0, tokens=1, window=1, dtype="float32")
@@ -153,21 +165,6 @@ def test_the_drawing_marks_the_front_and_the_failed_and_names_who_is_far_away() 
     assert drawn.count("<rect") == 1, "the baseline"
     assert "original: 10.00 at 1 kB" in drawn
     assert 'class="front"' in drawn
-
-
-def test_labels_never_lie_on_each_other() -> None:
-    dots = [Dot(f"member-{index}", "", 100 + index % 3, 10 + index % 4 / 100) for index in range(30)]
-    drawn = pareto("x", dots, "size")
-    labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="muted halo"', drawn)
-    assert 0 < len(labels) <= 30
-    assert len(set(labels)) == len(labels)
-
-
-def test_perplexities_far_apart_are_drawn_on_a_log_scale() -> None:
-    dots = [Dot("a", "", 1, 10), Dot("b", "", 2, 100), Dot("c", "", 3, 1000)]
-    heights = [float(y) for y in re.findall(r'cy="([\d.]+)"', pareto("x", dots, "size"))]
-    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.1)
-    assert "nan" not in pareto("x", [Dot("one", "", 5, 5)], "size")
 
 
 def test_terminal_and_markdown_say_the_same() -> None:
