@@ -42,23 +42,26 @@ def evaluate(
 
     `camera evaluate PRUNED --reference ORIGINAL --tasks nine --task-folder tasks --out results`
     """
+    from dataclasses import asdict
+
     from rich.console import Console
 
+    from camera import api
     from camera.errors import CameraError
     from camera.evaluation.lm_eval_tasks import NINE_TASKS
-    from camera.options import DatasetOptions
 
     if options.tasks == ("nine",):
         options = options.model_copy(update={"tasks": NINE_TASKS})
     if out is not None and not options.tasks:
         raise CameraError("--out goes with --tasks: perplexity is measured in one go")
-    folder = tokenizer or model
-    if folder.is_file():
-        raise CameraError(f"{model} is a GGUF file: name the folder with its tokenizer (--tokenizer FOLDER)")
+    folder = api.tokenizer_folder(model, tokenizer)
     found: dict[str, Any] = {}
     if text is not None or not options.tasks:
-        text = text or DatasetOptions(split="test")
-        found |= _on_text(model, reference, folder, text, options)
+        with progress_bar("evaluate") as progress:
+            measured = api.evaluate(model, text, options, reference, folder, progress)
+        found = asdict(measured.perplexity)
+        if measured.divergence is not None:
+            found["divergence"] = asdict(measured.divergence)
     if options.tasks:
         scores, originals = on_tasks(model, reference, folder, out, options)
         found |= tasks_json(scores, originals)
@@ -79,30 +82,6 @@ def evaluate(
         Console().print(tasks_table(scores, compared=reference is not None))
 
 
-def _on_text(
-    model: Path, reference: Path | None, tokenizer: Path, text: "DatasetOptions", options: "EvaluateOptions"
-) -> dict[str, Any]:
-    """Perplexity, and the divergence from a reference, as plain values."""
-    from dataclasses import asdict
-
-    from camera.checkpoints.tokenizer import load_tokenizer
-    from camera.data import evaluation_tokens
-    from camera.evaluation.divergence import divergence
-    from camera.evaluation.perplexity import perplexity
-    from camera.loading import load_model
-
-    tokens_N = evaluation_tokens(text, load_tokenizer(tokenizer), options.window)
-    how = options.model_dump(include={"window", "max_windows", "batch_size"})
-    loaded = load_model(model, options.dtype, options.device)
-    with progress_bar("evaluate") as progress:
-        found = asdict(perplexity(loaded, tokens_N, **how, progress=progress))
-    if reference is not None:
-        other = load_model(reference, options.dtype, options.device)
-        with progress_bar("compare") as progress:
-            found["divergence"] = asdict(divergence(other, loaded, tokens_N, **how, progress=progress))
-    return found
-
-
 _ELSEWHERE = ("deployment", "device_name", "start_within", "finish_within")
 
 
@@ -116,14 +95,11 @@ def bench(
 
     Example: `camera bench pruned-q4_0_64.gguf --baseline unpruned-q4_0.gguf --decode 256 --decode 1024`
     """
-    from camera.benchmark.bench import BenchModel, run_benchmark
+    from camera import api
     from camera.benchmark.table import markdown_table
 
-    chosen = [BenchModel(label=path.name, path=path, baseline=False) for path in models]
-    if baseline is not None:
-        chosen.insert(0, BenchModel(label=baseline.name, path=baseline, baseline=True))
     with progress_bar("bench") as progress:
-        report = run_benchmark(chosen, options, progress)
+        report = api.bench(models, options, baseline, progress)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:

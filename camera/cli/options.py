@@ -4,6 +4,8 @@ A command declares a parameter whose type is an option model, and gets the model
 
     def score(model: Model, out: Out, options: Annotated["PruneOptions", Flags("reduce_ratio")]) -> None: ...
 
+A parameter with the default None is None where none of its flags is given. A dataset is one flag with the parameter's
+name for its fields `name` and `path`, and flags for the rest.
 Models are named by strings, so that the list of commands is shown without importing pydantic.
 """
 
@@ -93,17 +95,16 @@ class _Model:
         """One for each flag."""
         panel = (inspect.getdoc(self.kind) or "").partition("\n")[0].rstrip(".")
         if self.is_dataset:
-            required = not self.optional and "name" not in self.chosen.defaults
             option = typer.Option(
                 _flag(self.name),
                 metavar="NAME|PATH",
                 help=f"{', '.join(self._built_in())}; a .txt, .jsonl or .parquet file or folder; or a .safetensors "
                 "file with `input_ids`, int64 (samples, length).",
-                show_default=self.chosen.defaults.get("name", False),
+                show_default=False,
                 rich_help_panel=panel,
             )
-            kind = Annotated[str if required else str | None, option]  # type: ignore[valid-type]
-            yield _parameter(self.name, kind, _EMPTY if required else None)
+            kind = Annotated[str | None if self.optional else str, option]  # type: ignore[valid-type]
+            yield _parameter(self.name, kind, None if self.optional else _EMPTY)
         for name, flag in self.flags.items():
             kind, default = _flag_type(self.fields[name]), self._default(name)
             words = " ".join((self.fields[name].description or "").split())
@@ -140,7 +141,7 @@ class _Model:
                 given[name] = value
         if source is not None:
             given |= {"name": source} if source in self._built_in() else {"name": "file", "path": source}
-        elif self.is_dataset and self.optional:
+        elif self.optional and not given:
             return None
         try:
             return self.kind(**{**self.differing, **given})

@@ -17,13 +17,10 @@ def quantize(
     model: Model,
     out: Out,
     options: Annotated["QuantizeOptions", Flags(without=("twin",))],
-    calibration: Annotated["CalibrationOptions", Flags(name="stdlib")],
+    calibration: "CalibrationOptions | None" = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option(
-            help="For --method search and --target-bpw, instead of --calibration: a file of `camera imatrix` or "
-            "llama-imatrix."
-        ),
+        typer.Option(help="In place of --calibration: a file of `camera imatrix` or llama-imatrix."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -33,27 +30,10 @@ def quantize(
 
     `camera quantize MODEL packed --target-bpw 4.5 --calibration text.txt`
     """
-    from camera.checkpoints.checkpoint import Checkpoint
-    from camera.data import calibration_windows
-    from camera.errors import CameraError
-    from camera.files import whole_folder
-    from camera.quantization.imatrix import read_imatrix
-    from camera.quantization.quantize_calibrated import quantize_calibrated
+    from camera import api
 
-    text_given = "name" in calibration.model_fields_set
-    if imatrix is not None and (not options.calibrates or options.method == "gptq" or text_given):
-        raise CameraError("--imatrix goes with --method search or --target-bpw, in place of --calibration")
-    if text_given and not options.calibrates:
-        raise CameraError(
-            "--calibration goes with --method search or gptq, or --target-bpw; rtn looks at the weights alone"
-        )
-    checkpoint = Checkpoint.open(model)
-    checkpoint.check_shapes()
-    matrix = None if imatrix is None else read_imatrix(imatrix, checkpoint)
-    calibrates = options.calibrates and matrix is None
-    tokens_ST = calibration_windows(calibration, checkpoint) if calibrates else None
-    with whole_folder(out) as folder, progress_bar("quantize") as progress:
-        report = quantize_calibrated(checkpoint, folder, options, tokens_ST, matrix, progress)
+    with progress_bar("quantize") as progress:
+        report = api.quantize(model, out, options, calibration, imatrix, progress)
     if as_json:
         print_json(report.model_dump(mode="json"))
         return
@@ -69,25 +49,18 @@ def quantize(
 def imatrix(
     model: Model,
     out: OutFile,
-    calibration: Annotated["CalibrationOptions", Flags(name="stdlib")],
-    options: Annotated["QuantizeOptions", Flags("batch_size", "dtype", "device", method="search")],
+    options: Annotated["QuantizeOptions", Flags("batch_size", "dtype", "device")],
+    calibration: "CalibrationOptions | None" = None,
 ) -> None:
     """Measure how much each input of a model's matrices matters, for `quantize` and for llama-quantize.
 
     Example: `camera imatrix MODEL imatrix.gguf --calibration text.txt`
     """
-    from camera.checkpoints.checkpoint import Checkpoint
-    from camera.data import calibration_windows
-    from camera.quantization.imatrix import collect_imatrix, write_imatrix
+    from camera import api
 
-    checkpoint = Checkpoint.open(model)
-    checkpoint.check_shapes()
-    tokens_ST = calibration_windows(calibration, checkpoint)
-    source = calibration.name if calibration.path is None else calibration.path.name
     with progress_bar("imatrix") as progress:
-        found = collect_imatrix(checkpoint, tokens_ST, options, progress, datasets=(source,))
-    write_imatrix(out, found, checkpoint.family, checkpoint.layer_count)
-    say(f"importance matrix of {tokens_ST.numel()} tokens: {out}")
+        tokens = api.imatrix(model, out, calibration, options, progress)
+    say(f"importance matrix of {tokens} tokens: {out}")
 
 
 def convert(
@@ -102,15 +75,9 @@ def convert(
 
     Example: `camera convert packed model-q4_0_64.gguf --twin q4_0`
     """
-    from camera.files import refuse_occupied
-    from camera.formats.convert import convert_to_gguf, write_twin
+    from camera import api
 
-    twin_path = out.with_name(f"{out.stem}-q4_0-twin.gguf")
-    if twin:
-        refuse_occupied(twin_path)
     with progress_bar("convert") as progress:
-        convert_to_gguf(quantized, out, name=name or out.stem, lineage=None, progress=progress)
-    say(f"gguf: {out}")
-    if twin:
-        write_twin(out, twin_path)
-        say(f"twin: {twin_path}")
+        made = api.convert(quantized, out, name, twin is not None, progress)
+    for label, path in zip(("gguf", "twin"), made, strict=False):
+        say(f"{label}: {path}")
