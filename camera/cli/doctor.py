@@ -1,6 +1,6 @@
 """`camera doctor`: this machine, and the pipeline where it is installed."""
 
-from camera.cli.output import print_json
+from camera.cli.output import print_json, print_table
 from camera.cli.parameters import Json
 
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "missing": ("–", "dim")}
@@ -11,10 +11,7 @@ def doctor(as_json: Json = False) -> None:
 
     Example: `camera doctor --json`
     """
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from camera.cli import pipeline
     from camera.doctor import diagnose
@@ -22,17 +19,13 @@ def doctor(as_json: Json = False) -> None:
     joined = pipeline()
     findings = [*diagnose(), *(joined.places() if joined else ())]
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        print_json(findings)
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "", "", ""):
-        table.add_column(column, overflow="fold")
+    rows: list[tuple[str | Text, ...]] = []
     section = ""
     for finding in findings:
-        mark, style = _MARKS[finding.status]
-        heading = finding.section if finding.section != section else ""
-        section = finding.section
-        table.add_row(heading, f"[{style}]{mark}[/]", finding.name, finding.detail)
+        heading, section = ("" if finding.section == section else finding.section), finding.section
+        rows.append((heading, Text(*_MARKS[finding.status]), finding.name, finding.detail))
         if finding.advice:
-            table.add_row("", "", "", f"→ {finding.advice}", style="yellow")
-    Console().print(table)
+            rows.append(("", "", "", Text(f"→ {finding.advice}", "yellow")))
+    print_table(("", "", "", ""), rows)

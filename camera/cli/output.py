@@ -2,12 +2,16 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
     from camera.evaluation.tasks import TaskProgress
     from camera.progress import Progress
@@ -46,9 +50,41 @@ def task_progress(label: str, tasks: tuple[str, ...]) -> Iterator["TaskProgress"
         yield show
 
 
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence["str | Text"]], *, title: str | None = None
+) -> None:
+    """A table without a frame on the output stream, which folds what is too wide.
+
+    Args:
+        columns: the headings; one that begins with `>` is of a column aligned to the right. None at all for no heading.
+        rows: a cell for each column; text is shown as it is.
+        title: a line above.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=any(columns))
+    for column in columns:
+        table.add_column(
+            column.removeprefix(">"), overflow="fold", justify="right" if column[:1] == ">" else "left"
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    Console().print(table)
+
+
 def print_json(value: Any) -> None:
-    """One JSON document on the output stream."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """One JSON document on the output stream; dataclasses by their fields, pydantic models by theirs."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Path) else value.model_dump(mode="json")
 
 
 def say(message: str) -> None:

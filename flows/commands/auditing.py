@@ -1,129 +1,68 @@
-"""Auditing from the command line: one published model or all, and what changed between two."""
+"""What `camera audit` does with each published model. Imports torch, mlflow and dvc only where they are needed."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
-from rich.text import Text
+from typing import Any
 
 from camera.cli.output import note
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.units import bytes_text
 from tasks.audit import Finding
 from tasks.lineage_form import check_lineage
-from tasks.project import Project
 from tasks.published import Found, audit_all, audit_found, located
 from tasks.store import LINEAGE, Store
 
-if TYPE_CHECKING:
-    from tasks.diff import Change, Comparison
 
+def audited(
+    model: str | None, published: Path, home: Path, store: Store, *, rebuild: bool, **how: Any
+) -> list[Finding]:
+    """Audit one model by its path or name, or all.
 
-@dataclass(frozen=True)
-class Audit:
-    """How to audit."""
+    Args:
+        model: None for every published model.
+        published: where models are published.
+        home: the project's, in which a recipe is run again.
+        store: its artifacts.
+        rebuild: whether to run the recipe again.
+        how: as for `tasks.published.audit_found`.
+    """
 
-    project: Project
-    remote: bool
-    signers: Path | None
-    signed: bool
-    again: bool
-    """Whether to run the recipe again."""
-
-    def one(self, reference: str) -> Finding:
-        """Audit a path or a name."""
-        with located(reference) as found:
-            return self._audited(found)
-
-    def everything(self, published: Path) -> list[Finding]:
-        """Audit every published model."""
-        return list(audit_all(published, Store(self.project.store), self._audited))
-
-    def document(self, found: list[Finding]) -> dict[str, Any]:
-        """The answer for scripts."""
-        verdict = "wrong" if any(finding.all_of("wrong") for finding in found) else "ok"
-        trees = [asdict(finding) for finding in found]
-        unverified = [part for finding in found for part in finding.all_of("unverified")]
-        reasons: dict[str, int] = {}
-        for part in unverified:
-            reasons[part.reason] = reasons.get(part.reason, 0) + 1
-        common = {"verdict": verdict, "unverified": reasons}
-        return {**common, "tree": trees[0]} if len(trees) == 1 else {**common, "models": trees}
-
-    def _audited(self, found: Found) -> Finding:
-        store = Store(self.project.store)
-        finding = audit_found(found, store, from_remote=self.remote, signers=self.signers, signed=self.signed)
-        if self.again:
-            finding.parts.append(self._rebuilt(found))
+    def audit(found: Found) -> Finding:
+        finding = audit_found(found, store, **how)
+        if rebuild:
+            finding.parts.append(_rebuilt(found, home))
         return finding
 
-    def _rebuilt(self, found: Found) -> Finding:
-        path = found.path / LINEAGE
-        lineage = check_lineage(read_json(path), str(path)) if path.is_file() else {}
-        if "recipe" not in lineage:
-            raise CameraError(
-                f"{found.label}: --rebuild needs a published folder, whose {LINEAGE} holds the recipe"
-            )
-        body = {name: value for name, value in lineage.items() if name != "digest"}
-        if digest_json(body) != lineage["digest"]:
-            raise CameraError(
-                f"{path} was changed after publishing: a recipe that may be another's is not run"
-            )
-        from tasks.audit.rebuild import rebuild  # brings torch, which a plain audit does not need
-
-        return rebuild(lineage, self.project.home, lambda step: note(f"rebuilding {step}"))
+    if model is None:
+        return list(audit_all(published, store, audit))
+    with located(model) as found:
+        return [audit(found)]
 
 
-def comparison_tables(found: "Comparison", before: str, after: str) -> Iterator[Table | Text]:
-    """What a terminal shows of a comparison."""
-    if not found.changes:
-        yield Text("nothing changed")
-    else:
-        table = Table(box=None, pad_edge=False)
-        for column in ("", "what", before, after, "change"):
-            table.add_column(column, overflow="fold")
-        section = ""
-        for change in found.changes:
-            heading, section = (change.section if change.section != section else ""), change.section
-            table.add_row(
-                heading,
-                change.what,
-                _cell(change, change.before),
-                _cell(change, change.after),
-                _percent(change),
-            )
-        yield table
-    if found.no_overlap is not None:
-        yield Text(f"\nkept channels were not compared: {found.no_overlap}")
-        return
-    table = Table(title="Kept channels", title_justify="left", box=None, pad_edge=False)
-    for column in ("layer", before, after, "in both", "share of all that either keeps"):
-        table.add_column(column, justify="right")
-    for layer in found.overlap:
-        table.add_row(
-            str(layer.layer),
-            str(layer.before),
-            str(layer.after),
-            str(layer.both),
-            f"{100 * layer.share:.1f} %",
+def as_document(findings: list[Finding]) -> dict[str, Any]:
+    """The answer for scripts."""
+    reasons: dict[str, int] = {}
+    for part in parts(findings, "unverified"):
+        reasons[part.reason] = reasons.get(part.reason, 0) + 1
+    common = {"verdict": "wrong" if parts(findings, "wrong") else "ok", "unverified": reasons}
+    return {**common, "tree": findings[0]} if len(findings) == 1 else {**common, "models": findings}
+
+
+def parts(findings: list[Finding], verdict: Any) -> list[Finding]:
+    """All parts that have a verdict."""
+    return [part for finding in findings for part in finding.all_of(verdict)]
+
+
+def _rebuilt(found: Found, home: Path) -> Finding:
+    path = found.path / LINEAGE
+    lineage = check_lineage(read_json(path), str(path)) if path.is_file() else {}
+    if "recipe" not in lineage:
+        raise CameraError(
+            f"{found.label}: --rebuild needs a published folder, whose {LINEAGE} holds the recipe"
         )
-    yield table
+    body = {name: value for name, value in lineage.items() if name != "digest"}
+    if digest_json(body) != lineage["digest"]:
+        raise CameraError(f"{path} was changed after publishing: a recipe that may be another's is not run")
+    from tasks.audit.rebuild import rebuild  # brings torch, which a plain audit does not need
 
-
-def _cell(change: "Change", value: Any) -> str:
-    if value is None:
-        return "–"
-    return bytes_text(value) if change.what == "bytes" else str(value)
-
-
-def _percent(change: "Change") -> str:
-    numbers = change.before, change.after
-    if change.section in ("quality", "speed", "size") and all(
-        isinstance(value, int | float) for value in numbers
-    ):
-        return f"{100 * (change.after / change.before - 1):+.1f} %" if change.before else ""
-    return ""
+    return rebuild(lineage, home, lambda step: note(f"rebuilding {step}"))

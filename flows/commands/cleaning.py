@@ -5,25 +5,30 @@ from typing import Annotated
 
 import typer
 
-from camera.cli.output import print_json, say
+from camera.cli.output import print_json, print_table, say
 from camera.cli.parameters import Json
+from flows.commands.shared import here
 
-_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS = {
+    "time": ("12h, 30d or 4w", {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}),
+    "size": ("500MB or 1.5TB", {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}),
+}
+
+
+def _amount(kind: str, text: str) -> float:
+    examples, units = _UNITS[kind]
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]?)", text.strip().lower().removesuffix("b"))
+    if found is None or found[2] not in units:
+        raise typer.BadParameter(f"{text} is no {kind}: write {examples}")
+    return float(found[1]) * units[found[2]]
 
 
 def _age(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mhdw])", text.strip().lower())
-    if found is None:
-        raise typer.BadParameter(f"{text} is no time: write 12h, 30d or 4w")
-    return float(found[1]) * _SECONDS[found[2]]
+    return _amount("time", text)
 
 
 def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
-    if found is None:
-        raise typer.BadParameter(f"{text} is no size: write 500MB or 1.5TB")
-    return int(float(found[1]) * _BYTES[found[2]])
+    return int(_amount("size", text))
 
 
 def gc(
@@ -63,19 +68,11 @@ def gc(
 
     Examples: `camera gc --dry-run`  `camera gc --older-than 7d --max-size 500GB --intermediates`
     """
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
-
     from camera.units import bytes_text
     from tasks.gc import collect, references
-    from tasks.project import Project
     from tasks.store import Store
 
-    project = Project.here()
-    project.configure()
-    store = Store(project.store)
+    store = Store(here().store)
     done = collect(
         store,
         references(store, keep_runs),
@@ -86,28 +83,24 @@ def gc(
     )
     too_big = max_size is not None and done.size_after > max_size
     if as_json:
-        print_json({**asdict(done), "dry_run": dry_run, "reached": not too_big})
+        print_json({**vars(done), "dry_run": dry_run, "reached": not too_big})
     else:
-        table = Table(box=None, pad_edge=False)
-        for column in ("", "name", "size", "unused", "why"):
-            table.add_column(column, justify="right" if column in ("size", "unused") else "left")
-        for gone in done.removed:
-            table.add_row(
-                gone.kind, gone.name, bytes_text(gone.size_bytes), _days(gone.unused_seconds), gone.why
-            )
         if done.removed:
-            Console().print(table)
-        freed = sum(gone.size_bytes for gone in done.removed)
-        verb = "would go" if dry_run else "removed"
-        say(
-            f"{verb}: {bytes_text(freed)} in {len(done.removed)} pieces; artifacts left: {bytes_text(done.size_after)}"
-        )
+            print_table(
+                ("", "name", ">size", ">unused", "why"),
+                (
+                    (gone.kind, gone.name, bytes_text(gone.size_bytes), _days(gone.unused_seconds), gone.why)
+                    for gone in done.removed
+                ),
+            )
+        freed = bytes_text(sum(gone.size_bytes for gone in done.removed))
+        verb, left = "would go" if dry_run else "removed", bytes_text(done.size_after)
+        say(f"{verb}: {freed} in {len(done.removed)} pieces; artifacts left: {left}")
         for reason, size in sorted(done.kept.items(), key=lambda kept: -kept[1]):
             say(f"  stays: {bytes_text(size):>9}  {reason}")
-        if too_big and max_size is not None:
-            say(
-                f"--max-size {bytes_text(max_size)} is not reached: the rest is referred to (see --intermediates)"
-            )
+        if max_size is not None and too_big:
+            limit = bytes_text(max_size)
+            say(f"--max-size {limit} is not reached: the rest is referred to (see --intermediates)")
     if too_big:
         raise typer.Exit(3)
 

@@ -1,13 +1,13 @@
 """Looking closer: at a published model, and at two of them."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from camera.cli.output import print_json, say
+from camera.cli.output import note, print_json, print_table, say
 from camera.cli.parameters import Json
+from flows.commands.shared import Signers, check_signers, here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from camera.doctor import Finding as Diagnosis
-    from tasks.audit.finding import Finding, Verdict
+    from tasks.audit.finding import Finding
+    from tasks.diff import Change
 
 _STYLES = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unverified": ("?", "yellow")}
 
@@ -42,9 +43,7 @@ def audit(
         bool,
         typer.Option("--remote", help="Read what DVC versions again from its remote, though it is here."),
     ] = False,
-    signers: Annotated[
-        Path | None, typer.Option(help="ssh's allowed signers, whose signatures count.", show_default=False)
-    ] = None,
+    signers: Signers = None,
     require_signature: Annotated[
         bool, typer.Option("--require-signature", help="Without a valid signature it is wrong.")
     ] = False,
@@ -67,41 +66,51 @@ def audit(
     from rich.console import Console
 
     from camera.errors import CameraError
-    from flows.commands.auditing import Audit
-    from tasks.project import Project
+    from flows.commands.auditing import as_document, audited, parts
+    from tasks.store import Store
 
     if (model is None) is not everything:
         raise CameraError("give one model, or --all")
-    if require_signature and signers is None:
-        raise CameraError("--require-signature needs --signers: ssh's list of whose signatures count")
-    project = Project.here()
-    project.configure()
-    asked = Audit(project, remote, signers, require_signature, rebuild)
-    found = asked.everything(published) if model is None else [asked.one(model)]
+    check_signers(signers, require_signature)
+    project = here()
+    how = {"from_remote": remote, "signers": signers, "signed": require_signature}
+    found = audited(model, published, project.home, Store(project.store), rebuild=rebuild, **how)
+    wrong, unverified = parts(found, "wrong"), parts(found, "unverified")
     if as_json:
-        print_json(asked.document(found))
+        print_json(as_document(found))
     else:
         for finding in found:
             Console().print(_tree(finding))
-            say(summary([finding]))
+            say(_summary([finding]))
         if everything:
-            say(f"{len(found)} published models: {summary(found)}")
-    wrong = [part for finding in found for part in finding.all_of("wrong")]
+            say(f"{len(found)} published models: {_summary(found)}")
     for part in wrong:
-        sys.stderr.write(f"does not match: {part.name}: {part.detail}\n")
+        note(f"does not match: {part.name}: {part.detail}")
     if wrong:
         raise typer.Exit(1)
-    if strict and any(finding.all_of("unverified") for finding in found):
+    if strict and unverified:
         raise typer.Exit(3)
 
 
-def summary(found: "list[Finding]") -> str:
+def _summary(found: "list[Finding]") -> str:
     """How many parts are right, wrong, and neither."""
+    from flows.commands.auditing import parts
 
-    def count(verdict: "Verdict") -> int:
-        return sum(len(finding.all_of(verdict)) for finding in found)
+    ok, unverified, wrong = (len(parts(found, verdict)) for verdict in ("ok", "unverified", "wrong"))
+    return f"{ok} parts verified, {unverified} could not be verified here, {wrong} wrong"
 
-    return f"{count('ok')} parts verified, {count('unverified')} could not be verified here, {count('wrong')} wrong"
+
+def _tree(finding: "Finding", tree: "Tree | None" = None) -> "Tree":
+    from rich.text import Text
+    from rich.tree import Tree
+
+    mark, style = _STYLES[finding.verdict]
+    detail = f"  {finding.detail}" if finding.detail else ""
+    label = Text.assemble((mark, style), " ", finding.name, (detail, "dim"))
+    branch = Tree(label) if tree is None else tree.add(label)
+    for part in finding.parts:
+        _tree(part, branch)
+    return branch
 
 
 def diff(
@@ -115,40 +124,48 @@ def diff(
 
     Examples: `camera diff published/a published/b`  `camera diff tiny@1 tiny@2 --json`
     """
-    from dataclasses import asdict
-
-    from flows.commands.auditing import comparison_tables
     from tasks.diff import compare
-    from tasks.project import Project
     from tasks.published import located
     from tasks.store import Store
 
-    project = Project.here()
-    project.configure()
+    store = Store(here().store)
     with located(before) as first, located(after) as second:
-        found = compare(first.path, second.path, Store(project.store))
+        found = compare(first.path, second.path, store)
     if as_json:
-        layers = [{**asdict(layer), "share": layer.share} for layer in found.overlap]
-        print_json({**asdict(found), "before": before, "after": after, "overlap": layers})
+        layers = [{**vars(layer), "share": layer.share} for layer in found.overlap]
+        print_json({**vars(found), "before": before, "after": after, "overlap": layers})
         return
-    from rich.console import Console
-
-    for table in comparison_tables(found, before, after):
-        Console().print(table)
-
-
-def _tree(finding: "Finding", tree: "Tree | None" = None) -> "Tree":
-    from rich.text import Text
-    from rich.tree import Tree
-
-    mark, style = _STYLES[finding.verdict]
-    label = Text.assemble(
-        (mark, style), " ", finding.name, (f"  {finding.detail}" if finding.detail else "", "dim")
+    rows, section = [], ""
+    for change in found.changes:
+        heading, section = ("" if change.section == section else change.section), change.section
+        rows.append((heading, change.what, *_values(change)))
+    if rows:
+        print_table(("", "what", before, after, "change"), rows)
+    else:
+        say("nothing changed")
+    if found.no_overlap is not None:
+        say(f"\nkept channels were not compared: {found.no_overlap}")
+        return
+    print_table(
+        (">layer", f">{before}", f">{after}", ">in both", ">share of all that either keeps"),
+        (
+            (*map(str, (layer.layer, layer.before, layer.after, layer.both)), f"{100 * layer.share:.1f} %")
+            for layer in found.overlap
+        ),
+        title="Kept channels",
     )
-    branch = Tree(label) if tree is None else tree.add(label)
-    for part in finding.parts:
-        _tree(part, branch)
-    return branch
+
+
+def _values(change: "Change") -> tuple[str, str, str]:
+    """Before, after, and by how much a measurement changed."""
+    from camera.units import bytes_text
+
+    text = bytes_text if change.what == "bytes" else str
+    before, after = ("–" if value is None else text(value) for value in (change.before, change.after))
+    measured = change.section in ("quality", "speed", "size") and change.before
+    if measured and all(isinstance(value, int | float) for value in (change.before, change.after)):
+        return before, after, f"{100 * (change.after / change.before - 1):+.1f} %"
+    return before, after, ""
 
 
 def places() -> "Iterator[Diagnosis]":
@@ -158,10 +175,8 @@ def places() -> "Iterator[Diagnosis]":
     from camera.doctor import Finding as Diagnosis
     from camera.units import bytes_text
     from tasks import versioning
-    from tasks.project import Project
 
-    project = Project.here()
-    project.configure()
+    project = here()
     free = bytes_text(shutil.disk_usage(project.home).free)
     yield Diagnosis("places", "store", "ok", f"{project.store} ({free} free)")
     yield Diagnosis("places", "mlflow", "ok", project.mlflow_shown)

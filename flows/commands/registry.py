@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from camera.cli.output import note, print_json, say
+from camera.cli.output import note, print_json, print_table, say
 from camera.cli.parameters import Json
+from flows.commands.shared import Signers, check_signers, here
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,9 +19,6 @@ Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Of a published model: tiny, tiny@3.", show_default=False)
 ]
 Alias = Annotated[str, typer.Option(help="The alias in the registry.")]
-Signers = Annotated[
-    Path | None, typer.Option(help="ssh's allowed signers, whose signatures count.", show_default=False)
-]
 RequireSignature = Annotated[
     bool, typer.Option("--require-signature", help="Refuse a model that nobody of --signers signed.")
 ]
@@ -35,52 +33,29 @@ def runs(
 
     Examples: `camera runs`  `camera runs tiny-openpangu-p20 --limit 5 --json`
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from camera.units import seconds_text
     from tasks import registry
     from tasks.runs import list_runs
 
-    _configure()
+    here()
     found = list_runs(limit, name)
     versions = {version.run_id: version for version in registry.versions() if version.run_id}
     if as_json:
         print_json([_run_json(run, versions.get(run.run_id)) for run in found])
-        return
-    if not found:
+    elif not found:
         say("no runs yet: `camera run RECIPE` makes one")
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in (
-        "run",
-        "recipe",
-        "status",
-        "started",
-        "duration",
-        "perplexity",
-        "decode",
-        "gate",
-        "published",
-    ):
-        table.add_column(
-            column, overflow="fold", justify="right" if column in ("duration", "decode") else "left"
+    else:
+        columns = (
+            "run",
+            "recipe",
+            "status",
+            "started",
+            ">duration",
+            "perplexity",
+            ">decode",
+            "gate",
+            "published",
         )
-    for run in found:
-        version = versions.get(run.run_id)
-        figures = key_figures(run)
-        table.add_row(
-            run.run_id[:8],
-            run.name,
-            run.status.lower(),
-            _local(run.started),
-            "" if run.seconds is None else seconds_text(run.seconds),
-            "\n".join(f"{text} {value:.4g}" for text, value in figures["perplexity"].items()),
-            "\n".join(f"{rows} {value:.3g} ms" for rows, value in figures["decode_ms_per_token"].items()),
-            run.tags.get("gate", ""),
-            "" if version is None else " ".join([version.label, *version.aliases]),
-        )
-    Console().print(table)
+        print_table(columns, (_run_cells(run, versions.get(run.run_id)) for run in found))
 
 
 def show(
@@ -93,37 +68,30 @@ def show(
 
     Examples: `camera show tiny-openpangu-p20`  `camera show 1f6e03a2`
     """
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from tasks import registry
 
-    _configure()
+    here()
     run, version = _run_or_version(name)
     model = version.name if version is not None else run.name if run is not None else name
-    others = registry.versions(model)
-    history = registry.history(model)
+    others, history = registry.versions(model), registry.history(model)
     if as_json:
         print_json(
             {
                 "run": None if run is None else {**_run_json(run, version), "recipe": run.parameters},
                 "versions": [_version_json(entry) for entry in others],
-                "production": [vars(holder) for holder in history],
+                "production": history,
             }
         )
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for label, value in _facts(run, version):
-        table.add_row(label, value)
+    facts = [*_version_facts(version), *_run_facts(run)]
     for entry in others:
-        table.add_row(
-            "version", " ".join([entry.label, *entry.aliases, _local(entry.created), str(entry.folder)])
-        )
+        words = " ".join([entry.label, *entry.aliases, _local(entry.created), str(entry.folder)])
+        facts.append(("version", words))
     for holder in history:
-        table.add_row("production", f"{holder.at} {model}@{holder.version} ({holder.how})")
-    Console().print(table)
+        facts.append(("production", f"{holder.at} {model}@{holder.version} ({holder.how})"))
+    print_table(("", ""), ((Text(label, "bold"), value) for label, value in facts))
 
 
 def sign(
@@ -140,7 +108,7 @@ def sign(
     from tasks import signing
     from tasks.published import located
 
-    _configure()
+    here()
     with located(model) as found:
         if found.restored is not None:
             raise CameraError(f"{found.label}: a later version lies in its folder; sign the newest")
@@ -165,7 +133,7 @@ def promote(
     """
     from tasks import registry
 
-    _configure()
+    here()
     wanted = registry.find_version(name if version is None else f"{name.partition('@')[0]}@{version}")
     _give(wanted, alias, "promote", signers, require_signature, as_json)
 
@@ -185,32 +153,24 @@ def rollback(
     """
     from tasks import registry
 
-    _configure()
+    here()
     _give(registry.previous_holder(name, alias), alias, "rollback", signers, require_signature, as_json)
 
 
 def _give(
     version: "Version", alias: str, how: str, signers: Path | None, require_signature: bool, as_json: bool
 ) -> None:
-    from camera.errors import CameraError
     from tasks import registry
-    from tasks.project import Project
     from tasks.published import Found, audit_found
     from tasks.store import Store
 
-    if require_signature and signers is None:
-        raise CameraError("--require-signature needs --signers: ssh's list of whose signatures count")
-    store = Store(Project.here().store)
+    check_signers(signers, require_signature)
+    store = Store(here().store)
 
     def audited(folder: Path) -> list[str]:
         note(f"auditing {version.label}")
-        found = audit_found(
-            Found(version.label, folder, version),
-            store,
-            from_remote=False,
-            signers=signers,
-            signed=require_signature,
-        )
+        published = Found(version.label, folder, version)
+        found = audit_found(published, store, from_remote=False, signers=signers, signed=require_signature)
         return [f"{part.name}: {part.detail}" for part in found.all_of("wrong")]
 
     gate = registry.promote(version, audited, alias, how)
@@ -220,22 +180,22 @@ def _give(
         say(f"{version.label} is {alias}: its audit found nothing wrong; {gate}")
 
 
-def key_figures(run: "Run") -> dict[str, dict[str, float]]:
+def _key_figures(run: "Run") -> dict[str, dict[str, float]]:
     """Perplexity by text and decode time by engine and length, of the pruned and quantised model."""
     perplexity, decode = {}, {}
     for name, value in run.metrics.items():
-        parts = name.split("/")
-        if (
-            parts[0] == "evaluate"
-            and parts[-1] == "perplexity"
-            and parts[1].replace("_", "+") == "pruned+quantized"
-        ):
-            perplexity[parts[2]] = value
-        if parts[0] == "benchmark" and parts[-1].endswith(".decode_ms_per_token"):
-            model, engine, tokens = parts[-1].removesuffix(".decode_ms_per_token").rsplit(".", 2)
-            if model.replace("_", "+") == "pruned+quantized":
+        stage, *middle, last = name.split("/")
+        if stage == "evaluate" and last == "perplexity" and _is_result(middle[0]):
+            perplexity[middle[1]] = value
+        if stage == "benchmark" and last.endswith(".decode_ms_per_token"):
+            model, engine, tokens = last.removesuffix(".decode_ms_per_token").rsplit(".", 2)
+            if _is_result(model):
                 decode[f"{engine} {tokens}"] = value
     return {"perplexity": perplexity, "decode_ms_per_token": decode}
+
+
+def _is_result(model: str) -> bool:
+    return model.replace("_", "+") == "pruned+quantized"
 
 
 def _run_or_version(name: str) -> "tuple[Run | None, Version | None]":
@@ -258,68 +218,74 @@ def _run_or_version(name: str) -> "tuple[Run | None, Version | None]":
     return (find_run(version.run_id) if version.run_id else None), version
 
 
-def _facts(run: "Run | None", version: "Version | None") -> "list[tuple[str, str]]":
-    from camera.units import seconds_text
+def _version_facts(version: "Version | None") -> list[tuple[str, str]]:
+    if version is None:
+        return []
+    return [
+        ("model", version.label),
+        ("aliases", ", ".join(version.aliases) or "none"),
+        ("folder", str(version.folder)),
+        ("lineage", version.lineage_digest),
+        ("DVC", version.dvc_md5 or "not versioned"),
+        *version.gguf_digests.items(),
+    ]
 
-    facts: list[tuple[str, str]] = []
-    if version is not None:
-        facts += [("model", version.label), ("aliases", ", ".join(version.aliases) or "none")]
-        facts += [("folder", str(version.folder)), ("lineage", version.lineage_digest)]
-        facts += [("DVC", version.dvc_md5 or "not versioned")]
-        facts += [(name, digest) for name, digest in version.gguf_digests.items()]
-    if run is not None:
-        took = "" if run.seconds is None else f", took {seconds_text(run.seconds)}"
-        facts += [
-            ("run", run.run_id),
-            ("status", f"{run.status.lower()}, started {_local(run.started)}{took}"),
-        ]
-        if "gate" in run.tags:
-            facts.append(("quality gate", f"{run.tags['gate']} {run.tags.get('gate.reasons', '')}".strip()))
-        figures = key_figures(run)
-        facts += [(f"perplexity {text}", f"{value:.4f}") for text, value in figures["perplexity"].items()]
-        facts += [
+
+def _run_facts(run: "Run | None") -> list[tuple[str, str]]:
+    if run is None:
+        return []
+    took = f", took {_duration(run)}" if run.seconds is not None else ""
+    gate = f"{run.tags.get('gate', '')} {run.tags.get('gate.reasons', '')}".strip()
+    figures = _key_figures(run)
+    return [
+        ("run", run.run_id),
+        ("status", f"{run.status.lower()}, started {_local(run.started)}{took}"),
+        *([("quality gate", gate)] if "gate" in run.tags else []),
+        *((f"perplexity {text}", f"{value:.4f}") for text, value in figures["perplexity"].items()),
+        *(
             (f"decode {row}", f"{value:.3f} ms/token")
             for row, value in figures["decode_ms_per_token"].items()
-        ]
-        facts += [(name, value) for name, value in sorted(run.parameters.items()) if value != "None"]
-        facts += [(f"artifact {step}", digest) for step, digest in run.digests.items()]
-    return facts
+        ),
+        *((name, value) for name, value in sorted(run.parameters.items()) if value != "None"),
+        *((f"artifact {step}", digest) for step, digest in run.digests.items()),
+    ]
+
+
+def _run_cells(run: "Run", version: "Version | None") -> tuple[str, ...]:
+    figures = _key_figures(run)
+    return (
+        run.run_id[:8],
+        run.name,
+        run.status.lower(),
+        _local(run.started),
+        _duration(run),
+        "\n".join(f"{text} {value:.4g}" for text, value in figures["perplexity"].items()),
+        "\n".join(f"{row} {value:.3g} ms" for row, value in figures["decode_ms_per_token"].items()),
+        run.tags.get("gate", ""),
+        "" if version is None else " ".join([version.label, *version.aliases]),
+    )
 
 
 def _run_json(run: "Run", version: "Version | None") -> dict[str, Any]:
+    plain = ("run_id", "name", "experiment", "status", "started", "ended", "seconds", "digests")
     return {
-        "run_id": run.run_id,
-        "name": run.name,
-        "experiment": run.experiment,
-        "status": run.status,
-        "started": run.started.isoformat(),
-        "ended": None if run.ended is None else run.ended.isoformat(),
-        "seconds": run.seconds,
+        **{name: getattr(run, name) for name in plain},
         "gate": run.tags.get("gate"),
-        **key_figures(run),
-        "digests": run.digests,
+        **_key_figures(run),
         "published": None if version is None else _version_json(version),
     }
 
 
 def _version_json(version: "Version") -> dict[str, Any]:
-    return {
-        "name": version.name,
-        "version": version.number,
-        "aliases": list(version.aliases),
-        "created": version.created.isoformat(),
-        "folder": str(version.folder),
-        "lineage_digest": version.lineage_digest,
-        "dvc_md5": version.dvc_md5,
-        "run_id": version.run_id,
-    }
+    plain = ("name", "aliases", "created", "folder", "lineage_digest", "dvc_md5", "run_id")
+    return {"version": version.number, **{name: getattr(version, name) for name in plain}}
+
+
+def _duration(run: "Run") -> str:
+    from camera.units import seconds_text
+
+    return "" if run.seconds is None else seconds_text(run.seconds)
 
 
 def _local(time: "datetime") -> str:
     return time.astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _configure() -> None:
-    from tasks.project import Project
-
-    Project.here().configure()

@@ -7,7 +7,7 @@ import typer
 from camera import shutdown
 from camera.cli.output import print_json, say
 from camera.cli.parameters import Json
-from flows.commands.recipe_flags import Overrides, RecipePath
+from flows.commands.shared import Overrides, RecipePath
 
 if TYPE_CHECKING:
     from tasks.sweep import MemberPlan, Sweep
