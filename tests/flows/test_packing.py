@@ -39,9 +39,9 @@ def test_an_importance_matrix_from_a_file_is_the_search_that_calibrates_itself(w
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--method", "gptq", "--imatrix", "x.gguf"), "--imatrix goes with --method search"),
-        (("--method", "search", "--imatrix", "x.gguf", *TEXT), "in place of --calibration"),
-        (TEXT, "--calibration goes with --method search or gptq"),
+        (("--method", "gptq", "--imatrix", "x.gguf"), "imatrix goes with method search"),
+        (("--method", "search", "--imatrix", "x.gguf", *TEXT), "in place of calibration"),
+        (TEXT, "calibration goes with method search or gptq"),
         (("--method", "gptq", "--damping", "0", *TEXT), "--damping"),
     ],
 )
