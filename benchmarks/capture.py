@@ -26,7 +26,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import describe_device
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.stream import prune_checkpoint
+from camera.pruning.prune_checkpoint import prune_checkpoint
 
 SHAPE: dict[str, Any] = {
     "layers": 8,

@@ -23,7 +23,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import peak_memory_bytes
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.stream import prune_checkpoint
+from camera.pruning.prune_checkpoint import prune_checkpoint
 from camera.units import bytes_text, seconds_text
 
 TO_REACH = 1.5

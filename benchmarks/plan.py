@@ -22,9 +22,9 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import peak_memory_bytes
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.capture import capture
-from camera.pruning.estimate import estimate_walk
-from camera.pruning.propagate import selection_of
+from camera.pruning.estimate import estimate_capture
+from camera.pruning.plan import plan_prune
+from camera.pruning.stages import capture
 from camera.units import bytes_text
 
 WITHIN = 0.25
@@ -91,7 +91,7 @@ def apart(work: Callable[..., None], *given: Any) -> dict[str, float]:
 def predict(source: Path, propagate: str, samples: int, length: int, results: Any) -> None:
     """The estimate, as `camera plan` makes it."""
     checkpoint, options, selection = _given(source, propagate)
-    estimate = estimate_walk(checkpoint, samples, length, options, selection)
+    estimate = estimate_capture(checkpoint, samples, length, options, selection)
     results.put({"seconds": estimate.seconds, "peak_bytes": estimate.peak_bytes})
 
 
@@ -109,7 +109,7 @@ def run(source: Path, propagate: str, samples: int, length: int, results: Any) -
 def _given(source: Path, propagate: str) -> tuple[Checkpoint, CaptureOptions, Any]:
     checkpoint = Checkpoint.open(source)
     options = CaptureOptions(propagate=propagate, batch_size=4, device="cpu")  # type: ignore[arg-type]
-    return checkpoint, options, selection_of(checkpoint, options, PruneOptions(ratio=0.2))
+    return checkpoint, options, plan_prune(checkpoint, options, PruneOptions(ratio=0.2))
 
 
 if __name__ == "__main__":

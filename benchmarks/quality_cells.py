@@ -20,7 +20,7 @@ from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import task_files
 from camera.evaluation.tasks import evaluate_tasks
 from camera.options import PruneOptions
-from camera.pruning import stream
+from camera.pruning import prune_checkpoint as stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

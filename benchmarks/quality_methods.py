@@ -17,9 +17,10 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json
 from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.importance import kept_channels, kept_width
-from camera.pruning.prune import SUMMARY
-from camera.pruning.stream import prune_checkpoint
+from camera.pruning.decision import SUMMARY
+from camera.pruning.importance import kept_channels
+from camera.pruning.plan import kept_width
+from camera.pruning.prune_checkpoint import prune_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +42,7 @@ class Method:
     @property
     def refits(self) -> bool:
         """Whether it changes the weights that stay."""
-        return bool(self.options.get("refit"))
+        return "method" in self.options
 
 
 METHODS: dict[str, Method] = {
@@ -52,11 +53,8 @@ METHODS: dict[str, Method] = {
     "camera 0": Method(options={"reduce_ratio": 0.0}),
     BASELINE: Method(options={"reduce_ratio": 0.95}),
     "camera 1": Method(options={"reduce_ratio": 1.0}),
-    "obs": Method(options={"score": "obs"}),
-    "refit": Method(options={"refit": True}),
-    "obs + refit": Method(options={"score": "obs", "refit": True}),
-    "refit, 4 steps": Method(options={"refit": True, "steps": 4}),
-    "obs + refit, 4 steps": Method(options={"score": "obs", "refit": True, "steps": 4}),
+    "refit": Method(options={"method": "refit"}),
+    "obs": Method(options={"method": "obs"}),
 }
 
 
@@ -86,8 +84,8 @@ def pruned(
     refused: list[dict[str, Any]] = []
 
     def note(_: Path, decided: Path) -> None:
-        cuts = read_json(decided / SUMMARY).get("cuts", [])
-        refused.extend(cut for cut in cuts if cut["refused"])
+        decisions = read_json(decided / SUMMARY).get("decisions", [])
+        refused.extend(decision for decision in decisions if decision["fallback"])
 
     with tempfile.TemporaryDirectory(prefix="camera-quality-") as scratch:
         out = Path(scratch) / "pruned"

@@ -25,8 +25,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import describe_device
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.capture import capture
-from camera.pruning.stream import prune_checkpoint
+from camera.pruning.prune_checkpoint import prune_checkpoint
+from camera.pruning.stages import capture
 
 SHAPE: dict[str, Any] = {
     "layers": 2,
@@ -38,9 +38,9 @@ SHAPE: dict[str, Any] = {
     "positions": 2048,
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "prune plainly": {},
-    "refit": {"refit": True},
-    "obs and refit": {"score": "obs", "refit": True},
+    "camera": {},
+    "refit": {"method": "refit"},
+    "obs": {"method": "obs"},
 }
 TO_REACH = 2.0
 

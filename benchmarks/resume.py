@@ -27,7 +27,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.digests import digest_folder
 from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.stream import prune_checkpoint
+from camera.pruning.prune_checkpoint import prune_checkpoint
 
 LAYERS = 8
 TO_REACH = 2.0

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from camera.registry import BLOCK_FORMATS, NameIn
+from camera.registry import BLOCK_FORMATS, PRUNING_METHODS, NameIn
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 BlockType = Annotated[str, NameIn(BLOCK_FORMATS)]
-SparsityPattern = Literal["unstructured", "2:4"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Item = TypeVar("Item")
 
@@ -135,66 +134,17 @@ class PruneOptions(Options):
     """`physical` slices the matrices; `mask` writes zeros and keeps the shapes."""
     multiple_of: PositiveInt = 64
     """The kept width is rounded up to a multiple of this (int4 on the NPU wants 64)."""
-    score: Literal["energy", "obs"] = "energy"
-    """What chooses the channels: `energy` is CAMERA's importance; `obs` counts what the others can take over, from the
-    Gram matrix of the activations."""
-    refit: bool = False
-    """Refit each down projection to the channels that stay, by least squares on the calibration tokens."""
-    damping: float = Field(default=1e-3, gt=0, le=10)
+    method: Annotated[str, NameIn(PRUNING_METHODS)] = "camera"
+    """`camera` keeps the channels of the highest importance; `refit` also refits each down projection to them, by least
+    squares on the calibration tokens; `obs` chooses by what the other channels can compensate for, and refits."""
+    damping: Annotated[float, UsedWhen(lambda options: options.method != "camera")] = Field(
+        default=1e-3, gt=0, le=10
+    )
     """`refit`, `obs`: share of the mean second moment added to each channel's own; more trusts the calibration less."""
-    round: PositiveInt | None = None
+    round: Annotated[PositiveInt | None, UsedWhen(lambda options: options.method == "obs")] = None
     """`obs`: channels removed before weights and costs are updated; the default is a 64th of the width."""
-    steps: PositiveInt = 1
-    """Prune in so many steps, each measuring the model that the one before left. Time and disk grow with them."""
     sparsity: float = Field(default=0.0, ge=0, lt=1)
     """Share of the feed-forward weights that stay to set to zero, in every row those that Wanda's metric calls least."""
-    sparsity_pattern: SparsityPattern = "unstructured"
-    """`unstructured`, or `2:4`: two of every four weights of a row, which goes with sparsity 0.5."""
-
-    allocation: Literal["uniform", "per_layer"] = "uniform"
-    """`uniform`: every layer keeps as many channels. `per_layer`: as many in all, spread by what cutting each layer was
-    measured to cost; saved padded with zeros to the widest layer."""
-    allocation_bound: float = Field(default=0.5, gt=0, le=1)
-    """`per_layer`: how far a layer's width may be from the uniform one, as a share of that."""
-    allocation_windows: PositiveInt = 4
-    """`per_layer`: calibration windows that the cost is measured on. Memory grows with them and the layers."""
-
-    @property
-    def walks(self) -> bool:
-        """Whether pruning walks through the model itself, because statistics made beforehand are not enough."""
-        beyond = self.refit or self.steps > 1 or self.sparsity > 0 or self.allocation != "uniform"
-        return beyond or self.score != "energy"
-
-    def identity(self) -> dict[str, Any]:
-        """The options that decide the result: those of the original method, and of the others what is in use."""
-        left_out = {
-            name
-            for name in ("score", "refit", "steps", "sparsity", "sparsity_pattern", "allocation")
-            if getattr(self, name) == type(self).model_fields[name].default
-        }
-        if self.score != "obs":
-            left_out.add("round")
-        if self.score != "obs" and not self.refit:
-            left_out.add("damping")
-        if self.allocation == "uniform":
-            left_out |= {"allocation_bound", "allocation_windows"}
-        return self.model_dump(mode="json", exclude=left_out)
-
-    @model_validator(mode="after")
-    def _widths_are_measured_once(self) -> "PruneOptions":
-        if self.allocation == "per_layer" and self.steps > 1:
-            raise ValueError(f"allocation per_layer goes with a single step, and steps is {self.steps}")
-        return self
-
-    @model_validator(mode="after")
-    def _two_of_four_is_half(self) -> "PruneOptions":
-        if self.sparsity_pattern == "2:4" and self.sparsity != 0.5:
-            raise ValueError(f"sparsity_pattern 2:4 is a sparsity of 0.5, and sparsity is {self.sparsity}")
-        if self.sparsity_pattern == "2:4" and self.mode == "mask":
-            raise ValueError(
-                "sparsity_pattern 2:4 goes with mode physical: between masked columns there are no fours"
-            )
-        return self
 
     @field_validator("ratio")
     @classmethod

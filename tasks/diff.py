@@ -8,7 +8,7 @@ from typing import Any
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.pruning.prune import KEPT
+from camera.pruning.decision import KEPT
 from camera.report.schema import Results, read_results
 from tasks.lineage_form import check_lineage
 from tasks.runs import flatten

@@ -13,8 +13,7 @@ from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version
 from camera.options import DatasetOptions, QuantizeOptions
-from camera.pruning.importance import kept_width
-from camera.pruning.propagate import selection_of
+from camera.pruning.plan import plan_prune
 from tasks.gate import check_tasks, check_texts
 from tasks.recipe import Recipe
 from tasks.sources import Sources
@@ -69,7 +68,6 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
             "this recipe has a section `sweep`: run it with `camera sweep`, or with --set sweep=null"
         )
     checkpoint = sources.checkpoint
-    kept_width(checkpoint.ffn_width, recipe.prune.ratio, recipe.prune.multiple_of)
     model = sources.model
     steps = [
         _fetch("fetch calibration", "calibration", recipe.calibration, sources),
@@ -89,8 +87,8 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
     steps += evaluations
     steps.append(_benchmark(recipe, model))
     parts = {
-        "capture": "prune" if recipe.prune.walks else "capture",
-        "scores": "prune" if recipe.prune.walks else "score",
+        "capture": "capture",
+        "scores": "score",
         "pruned": "prune",
         "saved": "save",
         "quantized": "quantize",
@@ -153,32 +151,22 @@ def _fetch(
 
 
 def _pruned(recipe: Recipe, checkpoint: Checkpoint, model: Input) -> list[Step]:
-    """From calibration tokens to pruned matrices: in three steps, or in one that walks through the model itself."""
+    """From calibration tokens to kept channels. A capture that decides depends on what is asked of pruning; else its
+    statistics serve every recipe."""
+    plan = plan_prune(checkpoint, recipe.capture, recipe.prune)
+    asked = recipe.prune.identity()
     options = {
-        **recipe.capture.model_dump(mode="json", exclude={"batch_size", "devices"}),
+        **recipe.capture.identity(),
         "device": resolve_device(recipe.capture.device).type,
+        "prune": asked if plan.decides_in_capture else None,
     }
-    settings = recipe.capture.model_dump(mode="json", include={"batch_size", "devices", "device"})
-    chosen = recipe.prune.identity()
-    if recipe.prune.walks:
-        inputs: dict[str, str | Input] = {"model": model, "calibration": "fetch calibration"}
-        return [Step("prune", prune.STAGE, {**options, **chosen}, inputs, settings)]
-    selection = selection_of(checkpoint, recipe.capture, recipe.prune)
+    settings = recipe.capture.execution() | {"device": recipe.capture.device}
+    inputs: dict[str, str | Input] = {"model": model, "calibration": "fetch calibration"}
+    scored: dict[str, str | Input] = {"model": model, "statistics": "capture"}
     return [
-        Step(
-            "capture",
-            capture.STAGE,
-            {**options, "selection": None if selection is None else vars(selection)},
-            {"model": model, "calibration": "fetch calibration"},
-            settings,
-        ),
-        Step(
-            "score",
-            score.STAGE,
-            {"reduce_ratio": recipe.prune.reduce_ratio},
-            {"model": model, "statistics": "capture"},
-        ),
-        Step("prune", prune.STAGE, chosen, {"model": model, "scores": "score"}),
+        Step("capture", capture.STAGE, options, inputs, settings),
+        Step("score", score.STAGE, {"reduce_ratio": recipe.prune.reduce_ratio}, scored),
+        Step("prune", prune.STAGE, asked, {"model": model, "scores": "score", "captured": "capture"}),
     ]
 
 

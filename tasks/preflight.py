@@ -12,16 +12,13 @@ from camera.benchmark.bandwidth import BUFFER_BYTES
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_dtype
 from camera.errors import CameraError
-from camera.pruning.estimate import WalkEstimate, estimate_walk
-from camera.pruning.importance import kept_width
-from camera.pruning.propagate import selection_of
-from camera.pruning.surgery import surgery_of
-from camera.pruning.widths import measures, widest_possible
+from camera.pruning.estimate import CaptureEstimate, estimate_capture
+from camera.pruning.plan import plan_prune
 from camera.registry import BLOCK_FORMATS
 from camera.units import bytes_text
 from tasks.pipeline import Pipeline
 from tasks.stage import Request, RunReferences, Step, find
-from tasks.stages import capture, prune, publish, save
+from tasks.stages import capture, publish
 from tasks.store import Artifact, Store
 
 _PROCESS_BYTES = 680 << 20
@@ -46,8 +43,6 @@ class StepPlan:
     memory_bytes: int
     seconds: float | None = None
     """Only for the step that walks through the model, if it is to run; from a trial of one batch in one layer."""
-    padding_bytes: int = 0
-    """Of what `save` writes: zeros that pad layers to the widest, at most."""
 
 
 def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
@@ -58,11 +53,10 @@ def plan(pipeline: Pipeline, store: Store) -> list[StepPlan]:
         state = states[step.name]
         disk, memory = _needs(pipeline, step)
         seconds = None
-        if _walks(pipeline, step) and state in ("run", "after"):
+        if step.stage is capture.STAGE and state in ("run", "after"):
             estimate = _estimate(pipeline)
             memory, seconds = estimate.peak_bytes, estimate.seconds
-        padding = _padding(pipeline) if step.stage is save.STAGE else 0
-        plans.append(StepPlan(step, state, disk, memory, seconds, padding))
+        plans.append(StepPlan(step, state, disk, memory, seconds))
     return plans
 
 
@@ -95,56 +89,15 @@ def _states(
     return states, keys
 
 
-def _estimate(pipeline: Pipeline) -> WalkEstimate:
+def _estimate(pipeline: Pipeline) -> CaptureEstimate:
     checkpoint, recipe = pipeline.sources.checkpoint, pipeline.recipe
     tokens = recipe.calibration
-    selection = selection_of(checkpoint, recipe.capture, recipe.prune)
-    asked = recipe.prune
-    kept = kept_width(checkpoint.ffn_width, asked.ratio, asked.multiple_of)
-    surgery = surgery_of(checkpoint.ffn_width, kept, asked)
-    walks = asked.steps + len(measures(checkpoint, asked))  # each with a whole model at one of several widths
-    estimate = estimate_walk(
-        checkpoint, tokens.samples, tokens.length, recipe.capture, selection, surgery, walks
-    )
-    peak = estimate.peak_bytes
-    if estimate.process_bytes:  # tried in this process, and run in one that holds more
-        peak += _PROCESS_BYTES - estimate.process_bytes
-    return replace(estimate, peak_bytes=max(peak, _measuring(pipeline)))
-
-
-def _measuring(pipeline: Pipeline) -> int:
-    """Peak memory of measuring what cutting each layer costs; 0 where all layers get one width."""
-    checkpoint, recipe = pipeline.sources.checkpoint, pipeline.recipe
-    if not measures(checkpoint, recipe.prune):
-        return 0
-    compute = resolve_dtype(recipe.capture.dtype, checkpoint.dtype).itemsize
-    windows = min(recipe.prune.allocation_windows, recipe.calibration.samples)
-    hidden = windows * recipe.calibration.length * checkpoint.hidden_size * compute
-    layer = sum(checkpoint.tensors[name].size_bytes for name in checkpoint.layer_tensors(0))
-    weights = 2 * layer * compute // checkpoint.dtype.itemsize
-    return _PROCESS_BYTES + weights + (checkpoint.layer_count + 2) * hidden
-
-
-def _kept(pipeline: Pipeline) -> int:
-    """The width that matrices are stored at, at most."""
-    asked, checkpoint = pipeline.recipe.prune, pipeline.sources.checkpoint
-    if asked.mode == "mask":
-        return kept_width(checkpoint.ffn_width, asked.ratio, asked.multiple_of)
-    return widest_possible(checkpoint, asked)
-
-
-def _padding(pipeline: Pipeline) -> int:
-    """How many bytes zeros take at most, where layers differ in width and are padded to the widest."""
-    asked, checkpoint = pipeline.recipe.prune, pipeline.sources.checkpoint
-    if asked.mode == "mask":
-        return 0
-    more = _kept(pipeline) - kept_width(checkpoint.ffn_width, asked.ratio, asked.multiple_of)
-    return 3 * more * checkpoint.hidden_size * checkpoint.dtype.itemsize * checkpoint.layer_count
-
-
-def _walks(pipeline: Pipeline, step: Step) -> bool:
-    """Whether it is this step that runs the calibration tokens through the model."""
-    return step.stage is (prune.STAGE if pipeline.recipe.prune.walks else capture.STAGE)
+    pruning = plan_prune(checkpoint, recipe.capture, recipe.prune)
+    estimate = estimate_capture(checkpoint, tokens.samples, tokens.length, recipe.capture, pruning)
+    if not estimate.process_bytes:
+        return estimate
+    # Tried in this process, and run in one that holds more.
+    return replace(estimate, peak_bytes=estimate.peak_bytes + _PROCESS_BYTES - estimate.process_bytes)
 
 
 def check_room(pipeline: Pipeline, store: Store) -> None:
@@ -195,10 +148,9 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
     """Estimated disk and peak memory of a step, in bytes, from the config and the sizes of the tensors alone."""
     checkpoint, recipe = pipeline.sources.checkpoint, pipeline.recipe
     width = checkpoint.ffn_width
-    kept = _kept(pipeline)
-    ffn_names = {
-        name for layer in range(checkpoint.layer_count) for name in checkpoint.family.ffn_names(layer)
-    }
+    pruning = plan_prune(checkpoint, recipe.capture, recipe.prune)
+    kept = pruning.kept
+    ffn_names = {name for layer in range(checkpoint.layer_count) for name in checkpoint.ffn_names(layer)}
     sizes = {name: info.size_bytes for name, info in checkpoint.needed.items()}
     whole = sum(sizes.values())
     ffn = sum(size for name, size in sizes.items() if name in ffn_names)
@@ -215,15 +167,11 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
     activations = min(_ACTIVATION_BYTES, calibration * width * compute.itemsize)
     stage = step.stage.name
     state = hidden + 12 * width * checkpoint.layer_count
-    matrices = 0 if recipe.prune.ratio == 0 else round(ffn * share)
-    if (
-        recipe.prune.walks
-    ):  # the models of two earlier steps, or one to measure layers of a width, lie there at once
-        measured = 1 if measures(checkpoint, recipe.prune) else 0
-        matrices += state + (min(recipe.prune.steps - 1, 2) + measured) * whole
+    refitted = round(ffn * share / 3) if pruning.needs_gram else 0
+    matrices = round(ffn * share) if pruning.sparsity else refitted
     disk = {
         "fetch": 8 * calibration,
-        "capture": state,
+        "capture": state + matrices,
         "prune": matrices,
         "save": pruned,
         "quantize": _quantized(step, elements if step.name.endswith("baseline") else pruned_elements),
@@ -237,7 +185,6 @@ def _needs(pipeline: Pipeline, step: Step) -> tuple[int, int]:
     memory = {
         "capture": round(2 * layer * (1 + widened)) + hidden + activations,
         "score": 3 * largest,
-        "prune": round(2 * ffn / checkpoint.layer_count),
         "save": 2 * largest,
         "quantize": 4 * largest + _calibrating(step, checkpoint, calibration, kept),
         "convert": 2 * largest,

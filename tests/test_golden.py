@@ -95,8 +95,8 @@ def test_plain_camera_writes_these_weights(
 
 
 METHODS = {
-    "refit": (("--refit",), "cdbe514017d2cc95"),
-    "obs": (("--score", "obs", "--refit"), "a30cb887fe27aa1d"),
+    "refit": (("--method", "refit"), "cdbe514017d2cc95"),
+    "obs": (("--method", "obs"), "a30cb887fe27aa1d"),
     "sparsity": (("--sparsity", "0.5"), "cab3e45e8d69ce9a"),
 }
 

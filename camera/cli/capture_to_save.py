@@ -1,4 +1,4 @@
-"""`camera prune` with calibration text: from capture to save in one walk over the layers."""
+"""`camera prune` with calibration text: from capture to save in one run over the layers."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from camera.data import calibration_windows
 from camera.errors import CameraError
 from camera.files import TakenError, read_json, refuse_occupied
 from camera.options import CalibrationOptions, CaptureOptions, PruneOptions
-from camera.pruning.prune import SUMMARY
-from camera.pruning.stream import prune_checkpoint, unfinished
+from camera.pruning.decision import SUMMARY
+from camera.pruning.prune_checkpoint import prune_checkpoint, unfinished
 from camera.report.card import write_card
 from camera.report.words import percent
 
@@ -43,19 +43,13 @@ def capture_to_save(
             f"{error}\nWhat was done is kept in {unfinished(out)}: the same command goes on there; remove it if it is not "
             "wanted"
         ) from error
-    if "allocated" in summary:
-        widths = summary["allocated"]["widths"]
-        say(f"kept {min(widths)} to {max(widths)} of {checkpoint.ffn_width} FFN channels in a layer: {out}")
-        say(f"on average {sum(widths) / len(widths):.0f}; by layer {', '.join(map(str, widths))}")
-    else:
-        say(f"kept {summary['kept_width']} of {checkpoint.ffn_width} FFN channels in each layer: {out}")
-    cuts = summary.get("cuts", [])
-    if options.refit and cuts:
-        say(f"refitted {sum(cut['refitted'] for cut in cuts)} of {len(cuts)} down projections")
-    shares = [share for cut in cuts for share in (cut["zero_shares"] or {}).values()]
+    say(f"kept {summary['kept_width']} of {checkpoint.ffn_width} FFN channels in each layer: {out}")
+    decisions = summary.get("decisions", [])
+    if options.method != "camera" and decisions:
+        say(f"refitted {sum(one['refitted'] for one in decisions)} of {len(decisions)} down projections")
+    shares = [share for one in decisions for share in (one["zero_shares"] or {}).values()]
     if shares:  # matrices of one size, so that the mean is the share of all
         say(f"{percent(sum(shares) / len(shares))} of the feed-forward weights that stay are zero")
-    for cut in cuts:
-        if cut["refused"]:
-            of_step = f" in step {cut['step']}" if options.steps > 1 else ""
-            say(f"layer {cut['layer']} was pruned plainly{of_step}: {cut['refused']}")
+    for one in decisions:
+        if one["fallback"]:
+            say(f"layer {one['layer']}: {options.method} rejected, fell back to CAMERA: {one['fallback']}")

@@ -30,15 +30,15 @@ def capture(
     from camera.checkpoints.checkpoint import Checkpoint
     from camera.data import calibration_windows
     from camera.files import whole_folder
-    from camera.pruning.capture import capture as run
-    from camera.pruning.propagate import selection_of
+    from camera.pruning.plan import plan_prune
+    from camera.pruning.stages import capture as run
 
     checkpoint = Checkpoint.open(model)
     checkpoint.check_shapes()
-    selection = selection_of(checkpoint, options, widths)
+    plan = plan_prune(checkpoint, options, widths) if options.propagate == "sequential" else None
     tokens_ST = calibration_windows(calibration, checkpoint)
     with whole_folder(out) as folder, progress_bar("capture") as progress:
-        run(checkpoint, tokens_ST, folder, options, selection, progress)
+        run(checkpoint, tokens_ST, folder, options, plan, progress)
     say(f"statistics of {tokens_ST.numel()} tokens: {out}")
 
 
@@ -54,7 +54,7 @@ def score(
     """
     from camera.checkpoints.checkpoint import Checkpoint
     from camera.files import whole_folder
-    from camera.pruning.score import score as run
+    from camera.pruning.stages import score as run
 
     with whole_folder(out) as folder, progress_bar("score") as progress:
         run(Checkpoint.open(model), captured, folder, options.reduce_ratio, progress)
@@ -74,27 +74,29 @@ def prune(
 ) -> None:
     """Remove the least important FFN channels: capture, score, prune and save in one go.
 
-    OUT is a standard Hugging Face folder. With --scores only the prune stage runs. --score obs with --refit loses
-    least, at up to twice the time.
+    OUT is a standard Hugging Face folder. With --scores only the prune stage runs. --method obs loses least, at up
+    to twice the time.
 
     Examples: `camera prune openPangu-7B out --calibration text.jsonl --ratio 0.2 --reduce-ratio 0.95`
 
-    `camera prune openPangu-7B out --calibration text.jsonl --ratio 0.4 --score obs --refit`
+    `camera prune openPangu-7B out --calibration text.jsonl --ratio 0.4 --method obs`
     """
     from camera.checkpoints.checkpoint import Checkpoint
     from camera.cli.capture_to_save import capture_to_save
     from camera.errors import CameraError
     from camera.files import whole_folder
-    from camera.pruning.prune import prune as run
+    from camera.pruning.plan import plan_prune
+    from camera.pruning.stages import prune as run
 
     if (calibration is None) == (scores is None):
         raise CameraError(
             "give either --calibration (to go from capture to save) or --scores (to prune alone)"
         )
-    if scores is not None and options.walks:
+    if scores is not None and (options.method != "camera" or options.sparsity):
         raise CameraError(
-            "--score obs, --refit, --steps, --sparsity and --allocation per_layer need the activations: "
-            "give --calibration, not --scores"
+            f"--method {options.method} and --sparsity need the activations: give --calibration, not --scores"
+            if options.method != "camera"
+            else "--sparsity needs the activations: give --calibration, not --scores"
         )
     checkpoint = Checkpoint.open(model)
     checkpoint.check_shapes()
@@ -102,9 +104,9 @@ def prune(
         capture_to_save(checkpoint, out, calibration, capture, options)
         return
     assert scores is not None
-    with whole_folder(out) as folder, progress_bar("prune") as progress:
-        run(checkpoint, scores, folder, options, progress)
-    say(f"pruned matrices: {out}")
+    with whole_folder(out) as folder:
+        run(checkpoint, scores, folder, plan_prune(checkpoint, capture, options), options)
+    say(f"kept channels: {out}")
 
 
 def save(
@@ -118,7 +120,7 @@ def save(
     """
     from camera.checkpoints.checkpoint import Checkpoint
     from camera.files import whole_folder
-    from camera.pruning.save import save as run
+    from camera.pruning.stages import save as run
     from camera.report.card import write_card
 
     checkpoint = Checkpoint.open(model)

@@ -1,4 +1,4 @@
-"""The visit of one decoder layer: its statistics, and then its output with the kept channels alone.
+"""One decoder layer run over all samples: statistics of its feed-forward activations, then its output when narrowed.
 
 Attention, gate and up run once. In sequential propagation the activations are kept within a budget of memory, and only
 the down projection is computed again; a batch beyond the budget runs through the narrowed layer a second time.
@@ -15,9 +15,8 @@ from camera.layerwise.gram import LayerGram
 from camera.layerwise.observers import squares
 from camera.layerwise.runner import LayerRunner
 from camera.layerwise.statistics import LayerStatistics, gather_channels
+from camera.models.family import FEED_FORWARD, Block
 
-ROLES = ("gate", "up", "down")
-"""The feed-forward matrices, in the order of `Family.ffn_names`."""
 ACTIVATION_BUDGET_BYTES = 1 << 30
 """Most memory that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
 _SHARE_OF_FREE = 0.5
@@ -29,19 +28,28 @@ class FeedForwardPass:
     def __init__(
         self,
         layer: nn.Module,
+        block: Block,
         call: Callable[[nn.Module, torch.Tensor], torch.Tensor],
         hidden_STH: torch.Tensor,
         batch_size: int,
         *,
         last: bool,
     ) -> None:
+        """Args:
+        layer: the decoder layer, with its weights.
+        block: its feed-forward network.
+        call: runs a layer.
+        hidden_STH: what enters.
+        batch_size: samples at once.
+        last: whether no layer follows, so that nothing is to be put out.
+        """
         self._layer = layer
+        self._block = block
         self._call = call
         self._hidden_STH = hidden_STH
         self._batches = [slice(start, start + batch_size) for start in range(0, len(hidden_STH), batch_size)]
         self._last = last
-        self._mlp: nn.Module = layer.mlp  # type: ignore[assignment]
-        self._down: nn.Linear = self._mlp.down_proj  # type: ignore[assignment]
+        self._down = self._linear("down")
         self._device = self._down.weight.device
         self._held: dict[int, torch.Tensor] = {}  # activations by batch, as many as the budget allows
         self.input_squares_H = torch.zeros(self._down.out_features, dtype=torch.float64)
@@ -52,7 +60,7 @@ class FeedForwardPass:
         """The down projection as the layer computes with it."""
         return self._down.weight
 
-    def look(
+    def observe(
         self,
         *,
         sequential: bool,
@@ -75,8 +83,7 @@ class FeedForwardPass:
         room = room if hold else 0
         hook = None
         if not hold:
-            gate: nn.Linear = self._mlp.gate_proj  # type: ignore[assignment]
-            hook = gate.register_forward_pre_hook(self._see_input)
+            hook = self._linear("gate").register_forward_pre_hook(self._see_input)
 
         def see(act_BTF: torch.Tensor) -> bool:
             nonlocal room
@@ -90,16 +97,21 @@ class FeedForwardPass:
                 self._held[number] = act_BTF
             return not sequential
 
-        self._mlp.down_proj = _Recorder(self._down, see)
+        self._layer.set_submodule(self._block.linear("down"), _Recorder(self._down, see))
         for number, batch in enumerate(self._batches):
             out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
             if not self._last and (not sequential or number in self._held):  # output, or residual stream
                 self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
             tell(min(batch.stop, len(self._hidden_STH)))
-        self._mlp.down_proj = self._down
+        self._layer.set_submodule(self._block.linear("down"), self._down)
         if hook is not None:
             hook.remove()
         return statistics
+
+    def _linear(self, role: str) -> nn.Linear:
+        linear = self._layer.get_submodule(self._block.linear(role))
+        assert isinstance(linear, nn.Linear)
+        return linear
 
     def _see_input(self, gate: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.input_squares_H += squares(inputs[0])
@@ -126,10 +138,16 @@ class FeedForwardPass:
                 out_BTH = self._hidden_STH[batch].to(self._device) + ffn_BTH
             else:
                 if not narrowed:
-                    _narrow(self._mlp, kept_K, {**matrices, "down": kept_down_HK})
+                    self._narrow_matrices(kept_K, {**matrices, "down": kept_down_HK})
                     narrowed = True
                 out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
             self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
+
+    def _narrow_matrices(self, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
+        for role in FEED_FORWARD:
+            linear = self._linear(role)
+            weight = matrices[role].to(linear.weight) if role in matrices else linear.weight[kept_K]
+            linear.weight = nn.Parameter(weight, requires_grad=False)
 
 
 class _Recorder(nn.Module):
@@ -147,36 +165,29 @@ class _Recorder(nn.Module):
         return act_BTF.new_zeros(*act_BTF.shape[:-1], self.down.out_features)
 
 
-def _narrow(mlp: nn.Module, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
-    """Narrow a gated FFN in place to its kept channels."""
-    for role in ROLES:
-        linear: nn.Linear = getattr(mlp, f"{role}_proj")
-        weight = matrices[role].to(linear.weight) if role in matrices else linear.weight[kept_K]
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-
-
 def trial(
-    walk: LayerRunner,
+    runner: LayerRunner,
     hidden_BTH: torch.Tensor,
     batch_size: int,
     kept: int | None,
     gram: LayerGram | None = None,
 ) -> float:
-    """Run the first layer on one batch as a walk does; the seconds without loading it. For estimates.
+    """Run the first layer on one batch as a capture does; the seconds without loading it. For estimates.
 
     Args:
-        walk: of the model.
+        runner: of the model.
         hidden_BTH: what enters.
         batch_size: samples at once.
         kept: channels that stay, in sequential propagation.
         gram: to add to.
     """
-    call = walk.caller(hidden_BTH.shape[1])
-    with walk.layer(0) as module:
+    call = runner.caller(hidden_BTH.shape[1])
+    block = runner.checkpoint.blocks(0)[0]
+    with runner.layer(0) as module:
         started = time.perf_counter()
-        visit = FeedForwardPass(module, call, hidden_BTH.clone(), batch_size, last=False)
+        run = FeedForwardPass(module, block, call, hidden_BTH.clone(), batch_size, last=False)
         held_S = [False] * len(hidden_BTH)
-        visit.look(sequential=kept is not None, tell=lambda seen: None, gram=gram, held_S=held_S)
+        run.observe(sequential=kept is not None, tell=lambda seen: None, gram=gram, held_S=held_S)
         if kept is not None:
-            visit.narrow(torch.arange(kept), {})
+            run.narrow(torch.arange(kept), {})
         return time.perf_counter() - started

@@ -107,7 +107,7 @@ def advance(
 
 def final_norm(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The norm between the last decoder layer and the output head, with its weights."""
-    norm: nn.Module = checkpoint.empty_model().model.norm
-    weight = checkpoint.read_finite("model.norm.weight").to(device, dtype)
+    norm = checkpoint.empty_model().get_submodule(checkpoint.final_norm.removesuffix(".weight"))
+    weight = checkpoint.read_finite(checkpoint.final_norm).to(device, dtype)
     norm.load_state_dict({"weight": weight}, strict=True, assign=True)
     return norm.requires_grad_(False)

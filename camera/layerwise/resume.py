@@ -1,6 +1,6 @@
-"""What a killed walk left: statistics of the layers it finished, and the hidden states that enter the next one.
+"""Resume state: what is known of the layers that a killed run finished, and the hidden states that enter the next one.
 
-One file per rank and layer, written whole; all ranks' files of the same layer make one state. A state belongs to
+One file per rank and layer, written atomically; all ranks' files of the same layer make one state. A state belongs to
 the inputs whose fingerprint it holds and is ignored for any other.
 """
 
@@ -18,7 +18,6 @@ from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
 from camera.files import whole_file
 from camera.layerwise.collectives import Collectives
-from camera.layerwise.statistics import LayerStatistics, statistics_from, statistics_tensors
 
 _SHARE = 0.015
 _PATIENCE = 3
@@ -29,9 +28,11 @@ _HIDDEN = "hidden"
 
 @dataclass(frozen=True)
 class ResumeState:
-    """A walk after its first `len(layers)` layers."""
+    """A run after its first `count` layers."""
 
-    layers: list[LayerStatistics]
+    count: int
+    tensors: dict[str, torch.Tensor]
+    """What is known of those layers, by the names that the caller gave."""
     hidden_STH: torch.Tensor
     """Hidden states of this rank's samples, as the next layer will read them; mapped, they may exceed memory."""
 
@@ -45,20 +46,20 @@ class StateFiles:
         self._rank = rank
         self._ranks = ranks
 
-    def save(self, layers: list[LayerStatistics], hidden_STH: torch.Tensor) -> None:
-        """Save the state after `len(layers)` layers, durably."""
-        self.write(layers, hidden_STH).close()
+    def save(self, count: int, tensors: dict[str, torch.Tensor], hidden_STH: torch.Tensor) -> None:
+        """Save the state after `count` layers, durably."""
+        self.write(count, tensors, hidden_STH).close()
 
-    def write(self, layers: list[LayerStatistics], hidden_STH: torch.Tensor) -> ExitStack:
-        """Write the state after `len(layers)` layers; it counts once the stack that is returned has been left.
+    def write(self, count: int, tensors: dict[str, torch.Tensor], hidden_STH: torch.Tensor) -> ExitStack:
+        """Write the state after `count` layers; it counts once the stack that is returned has been left.
 
         Leaving it waits for the disk; leaving it by an exception removes what was written.
         """
-        tensors = statistics_tensors(layers)
+        tensors = dict(tensors)
         tensors[_HIDDEN] = hidden_STH
         tensors[_FINGERPRINT] = torch.tensor(list(bytes.fromhex(self._fingerprint)), dtype=torch.uint8)
         with ExitStack() as unfinished:
-            write_tensors(unfinished.enter_context(whole_file(self._path(len(layers), self._rank))), tensors)
+            write_tensors(unfinished.enter_context(whole_file(self._path(count, self._rank))), tensors)
             return unfinished.pop_all()
 
     def drop_before(self, count: int) -> None:
@@ -89,10 +90,10 @@ class StateFiles:
             if bytes(tensors[_FINGERPRINT].tolist()).hex() != self._fingerprint:
                 return None
             hidden_STH = tensors.pop(_HIDDEN)
-            copies = {
-                name: tensor.clone() for name, tensor in tensors.items()
-            }  # nothing long-lived on the map
-            return ResumeState(statistics_from(copies, count, path), hidden_STH)
+            # Copies, so that nothing long-lived is backed by the map.
+            copies = {name: tensor.clone() for name, tensor in tensors.items()}
+            copies.pop(_FINGERPRINT)
+            return ResumeState(count, copies, hidden_STH)
         except (CameraError, KeyError):
             return None
 
@@ -109,9 +110,9 @@ def _layers_of(path: Path) -> int:
 
 
 class StateSaver:
-    """The saving of one walk, for 1.5 % of its time, and 4.5 % where a kill would else lose more than two layers.
+    """Saves one run's state for 1.5 % of its time, and 4.5 % where a kill would else lose more than two layers.
 
-    A state is written before the walk goes on, which changes the hidden states in place; a thread then waits until
+    A state is written before the run goes on, which changes the hidden states in place; a thread then waits until
     the disk has it, while the next layer computes. Several ranks, which must agree on what counts, wait themselves.
     """
 
@@ -134,23 +135,30 @@ class StateSaver:
     def __enter__(self) -> "StateSaver":
         return self
 
-    def save_if_due(self, layers: list[LayerStatistics], hidden_STH: torch.Tensor) -> None:
-        """Save the state after `len(layers)` layers if it is time to.
+    def save_if_due(
+        self, count: int, tensors: Callable[[], dict[str, torch.Tensor]], hidden_STH: torch.Tensor
+    ) -> None:
+        """Save the state after `count` layers if it is time to.
+
+        Args:
+            count: layers that are finished.
+            tensors: gives what is known of them.
+            hidden_STH: hidden states that enter the next layer.
 
         Raises:
             DiskError: if this state or the last one could not be written.
         """
         begun = time.monotonic()
-        share = _SHARE if len(layers) < self._saved + 2 else _PATIENCE * _SHARE
+        share = _SHARE if count < self._saved + 2 else _PATIENCE * _SHARE
         if not self._ranks.broadcast_int((begun - self._since) * share >= self._cost):
             return
         self._wait()
-        written = self._states.write(layers, hidden_STH)
+        written = self._states.write(count, tensors(), hidden_STH)
         if self._ranks.count == 1:
-            self._last = self._disk.submit(self._make_count, written, len(layers))
+            self._last = self._disk.submit(self._make_count, written, count)
         else:
-            self._make_count(written, len(layers))
-        self._saved = len(layers)
+            self._make_count(written, count)
+        self._saved = count
         self._since = time.monotonic()
         self._cost = self._since - begun
 

@@ -1,4 +1,4 @@
-"""A walk through a checkpoint, one decoder layer at a time.
+"""Running a checkpoint layer by layer.
 
 The transformers model is built on the meta device, so its own layer classes compute and nothing is written
 again per family; a layer's weights are read from the memory-mapped files just before use and dropped after.
@@ -29,8 +29,8 @@ class LayerRunner:
         self.device = device
         self.dtype = dtype
         _refuse_windows(checkpoint)
-        self._model = checkpoint.empty_model().model
-        rotary = type(self._model.rotary_emb)
+        self._model = checkpoint.empty_model()
+        rotary = type(self._model.get_submodule(checkpoint.family.rotary_module))
         self._rotary = rotary(checkpoint.hf_config).to(device)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         # An accelerator's allocator uses its blocks again as they are.
@@ -45,7 +45,7 @@ class LayerRunner:
         Raises:
             CameraError: for a token that has no row, and for rows with NaN or infinity.
         """
-        name = "model.embed_tokens.weight"
+        name = self.checkpoint.embedding
         if name not in self.checkpoint.tensors:
             raise CameraError(f"{self.checkpoint.folder} has no tensor {name}")
         count = self.checkpoint.tensors[name].shape[0]
@@ -68,7 +68,7 @@ class LayerRunner:
         Raises:
             CameraError: if a weight is missing, of the wrong shape, or holds NaN or infinity.
         """
-        module = self._model.layers[index]
+        module = self._model.get_submodule(self.checkpoint.family.layer_prefix(index).removesuffix("."))
         weights = self._taken(index)
         if index + 1 < self.checkpoint.layer_count:
             self._read_ahead(index + 1)

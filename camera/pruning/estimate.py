@@ -1,7 +1,7 @@
-"""What a walk will take, from the config and a short trial on this device: one batch through one layer.
+"""What a capture will take, from the config and a short trial on this device: one batch through one layer.
 
-A surgery adds its Gram matrices to the trial. Its decision is not tried, which would take as long as in one layer of the
-walk: its multiplications are counted, and the device is timed on a small product.
+A method that needs Gram matrices adds them to the trial. Its decision is not tried, which would take as long as in one
+layer of the capture: its multiplications are counted, and the device is timed on a small product.
 """
 
 import time
@@ -17,16 +17,15 @@ from camera.layerwise.feed_forward import ACTIVATION_BUDGET_BYTES, trial
 from camera.layerwise.gram import LayerGram
 from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions
-from camera.pruning.propagate import Selection
-from camera.pruning.surgery import Surgery, exact_device
+from camera.pruning.methods.refit import exact_device
+from camera.pruning.plan import PrunePlan
+from camera.registry import PRUNING_METHODS
 
 _PROBE = 512
-_FACTOR_SLOWNESS = 3
-"""A factorisation makes about a third of the multiplications a second that a matrix product makes."""
 
 
 @dataclass(frozen=True)
-class WalkEstimate:
+class CaptureEstimate:
     """Predicted cost of a capture."""
 
     seconds: float
@@ -36,24 +35,16 @@ class WalkEstimate:
     """Of it, what this process had before any weight; another process may hold other libraries."""
 
 
-def estimate_walk(
-    checkpoint: Checkpoint,
-    samples: int,
-    length: int,
-    options: CaptureOptions,
-    selection: Selection | None,
-    surgery: Surgery | None = None,
-    steps: int = 1,
-) -> WalkEstimate:
+def estimate_capture(
+    checkpoint: Checkpoint, samples: int, length: int, options: CaptureOptions, plan: PrunePlan
+) -> CaptureEstimate:
     """Try one batch in the first layer, twice, and count layers and batches.
 
     Args:
         checkpoint: the model.
         samples, length: of the calibration tokens.
         options: batch size, dtype, device, number of devices.
-        selection: for sequential propagation.
-        surgery: what is decided from the Gram matrix of each layer.
-        steps: walks through the model, taken to be alike.
+        plan: what is decided.
 
     Raises:
         CameraError: if the device is not there or the layer does not load.
@@ -61,47 +52,39 @@ def estimate_walk(
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, checkpoint.dtype)
     begun = time.perf_counter()
-    walk = LayerRunner(checkpoint, device, dtype)
+    runner = LayerRunner(checkpoint, device, dtype)
     # Not after the trial, which leaves freed memory and mapped weights that are counted by themselves.
     process = 0 if device.type != "cpu" else psutil.Process().memory_info().rss
     batch = min(options.batch_size, samples)
     tokens_BT = (
         torch.arange(batch * length).remainder(int(checkpoint.config["vocab_size"])).view(batch, length)
     )
-    by_gram = surgery is not None and surgery.needs_gram
-    gram = LayerGram(checkpoint.ffn_width, device) if by_gram else None
+    gram = LayerGram(plan.width, device) if plan.needs_gram else None
     with torch.inference_mode():
-        hidden_BTH = walk.embed(tokens_BT)
+        hidden_BTH = runner.embed(tokens_BT)
         starting = time.perf_counter() - begun
-        kept = None if selection is None else selection.kept
-        trial(
-            walk, hidden_BTH, batch, kept, gram
-        )  # the first use of kernels and pages is slower than the rest
+        kept = plan.kept if plan.sequential else None
+        # The first use of kernels and pages is slower than the rest.
+        trial(runner, hidden_BTH, batch, kept, gram)
         synchronize(device)
         started = time.perf_counter()
-        computing = trial(walk, hidden_BTH, batch, kept, gram)
+        computing = trial(runner, hidden_BTH, batch, kept, gram)
         synchronize(device)
         whole = time.perf_counter() - started
     mine = -(-samples // options.devices)
     batches = mine / batch
-    deciding = 0.0 if surgery is None else _deciding_seconds(checkpoint, surgery, exact_device(device))
+    deciding = _deciding_seconds(plan, checkpoint.hidden_size, exact_device(device))
     seconds = starting + checkpoint.layer_count * (whole - computing + computing * batches + deciding)
     before = memory_bytes(device) if device.type != "cpu" else process
-    needed = _needed(checkpoint, dtype, device, mine, length, batch, selection, surgery)
-    return WalkEstimate(steps * seconds, before + needed, process)
+    needed = _needed(checkpoint, plan, (dtype, device), (mine, length, batch))
+    return CaptureEstimate(seconds, before + needed, process)
 
 
-def _deciding_seconds(checkpoint: Checkpoint, surgery: Surgery, device: torch.device) -> float:
-    """How long one layer's choice and refit take, in float64."""
-    width, hidden, kept = checkpoint.ffn_width, checkpoint.hidden_size, surgery.kept
-    removed = width - kept
-    if not surgery.needs_gram:
+def _deciding_seconds(plan: PrunePlan, hidden: int, device: torch.device) -> float:
+    """How long one layer's decision takes, in float64."""
+    if not plan.needs_gram:
         return 0.0
-    products = 3 * hidden * width**2  # errors on held-back tokens, and the way of the matrices to float64
-    if surgery.score == "obs":
-        products += _FACTOR_SLOWNESS * width**3 + removed * width * (width + hidden)
-    if surgery.refit:
-        products += 2 * (_FACTOR_SLOWNESS * kept**3 // 3 + kept**2 * hidden + kept * removed * hidden)
+    products = PRUNING_METHODS[plan.method].multiplications(plan.width, hidden, plan.kept)
     probe = torch.rand(_PROBE, _PROBE, dtype=torch.float64, device=device)
     probe @ probe
     synchronize(device)
@@ -113,15 +96,12 @@ def _deciding_seconds(checkpoint: Checkpoint, surgery: Surgery, device: torch.de
 
 def _needed(
     checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    device: torch.device,
-    samples: int,
-    length: int,
-    batch: int,
-    selection: Selection | None,
-    surgery: Surgery | None,
+    plan: PrunePlan,
+    place: tuple[torch.dtype, torch.device],
+    tokens: tuple[int, int, int],
 ) -> int:
     """Weights of a layer, hidden states, activations that are kept, and what one batch needs while it is computed."""
+    (dtype, device), (samples, length, batch) = place, tokens
     width, hidden = checkpoint.ffn_width, checkpoint.hidden_size
     stored = sum(checkpoint.tensors[name].size_bytes for name in checkpoint.layer_tensors(0))
     weights = stored
@@ -135,16 +115,15 @@ def _needed(
     # gate, its activation, up and their product; queries, keys, values and norms; float32 statistics of a sample
     computing = 4 * act + 8 * batch * length * hidden * dtype.itemsize + 3 * length * width * 4
     held = kept_down = 0
-    if selection is not None:
+    if plan.sequential:
         held = min(ACTIVATION_BUDGET_BYTES, samples * length * width * dtype.itemsize)
-        kept_down = 2 * hidden * selection.kept * dtype.itemsize
+        kept_down = 2 * hidden * plan.kept * dtype.itemsize
     grams = deciding = 0
-    if surgery is not None and surgery.needs_gram:
+    if plan.needs_gram:
         grams = 2 * 4 * width**2
         deciding = held
         if exact_device(device) == device:  # the matrix in float64, its inverse, and what either is made from
             deciding += 3 * 8 * width**2 + 3 * 8 * hidden * width
     needed = weights + states + max(grams + computing + held, held + kept_down + act, grams + deciding)
-    return (
-        needed if device.type != "cpu" else needed + min(needed, SLACK_BYTES)
-    )  # freed, and kept by the heap
+    # What is freed and kept by the C library's heap.
+    return needed if device.type != "cpu" else needed + min(needed, SLACK_BYTES)

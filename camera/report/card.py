@@ -13,8 +13,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json, whole_file
 from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
 from camera.formats.layout import TWIN_KEY
-from camera.pruning.prune import SUMMARY
-from camera.registry import BLOCK_FORMATS
+from camera.pruning.decision import SUMMARY
+from camera.registry import BLOCK_FORMATS, PRUNING_METHODS
 from camera.report.schema import Results
 from camera.report.table import results_markdown
 from camera.report.words import percent, verdict
@@ -24,11 +24,6 @@ CARD = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FRONT = re.compile(r"---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 _LICENSE_KEYS = ("license", "license_name", "license_link")
-
-_FOUND_WITH = {
-    "energy": "CAMERA's micro-expert importance",
-    "obs": "the optimal brain surgeon's cost, from the Gram matrix of the activations,",
-}
 
 
 class GgufFact(Result):
@@ -81,7 +76,7 @@ def render_card(facts: CardFacts, results: Results | None = None) -> str:
         verdict=None if results is None else verdict(results),
         tables=None if results is None else results_markdown(results),
         stock=_transformers_knows(facts.model_type),
-        found_with=_FOUND_WITH[facts.prune.get("score", "energy")],
+        found_with=PRUNING_METHODS[facts.prune["method"]].title,
         beyond=_beyond(facts.prune),
         nothing_removed=not facts.prune["removed_share"],
     )
@@ -142,21 +137,17 @@ def source_license(folder: Path) -> dict[str, str]:
 def _beyond(prune: Mapping[str, Any]) -> list[str]:
     """What was done besides removing channels, a sentence each."""
     sentences = []
-    cuts = prune.get("cuts", [])
-    if prune.get("refit"):
-        refitted = len({cut["layer"] for cut in cuts if cut["refitted"]})
+    decisions = prune.get("decisions", [])
+    if refitted := sum(decision["refitted"] for decision in decisions):
         sentences.append(
             f"The down projections of {refitted} of {prune['layers']} layers were refitted by least squares on the "
-            "calibration tokens, so that the channels that stay do part of the work of those that went."
+            "calibration tokens, so that the channels that stay compensate for those that went."
         )
-    if prune.get("steps", 1) > 1:
-        sentences.append(f"It was pruned in {prune['steps']} steps, each measuring the model before it.")
-    if prune.get("sparsity"):
-        shares = [share for cut in cuts for share in (cut["zero_shares"] or {}).values()]
-        pattern = "two of every four in a row" if prune.get("sparsity_pattern") == "2:4" else "unstructured"
+    if prune["sparsity"]:
+        shares = [share for decision in decisions for share in (decision["zero_shares"] or {}).values()]
         share = percent(sum(shares) / len(shares) if shares else prune["sparsity"])
         sentences.append(
-            f"Of the feed-forward weights that stay, {share} are zero ({pattern}), chosen by Wanda's metric; they are "
+            f"Of the feed-forward weights that stay, {share} are zero (unstructured), chosen by Wanda's metric; they are "
             "stored as any other weight."
         )
     return sentences

@@ -19,8 +19,7 @@ from camera.errors import CameraError
 from camera.evaluation.tasks import TaskResult
 from camera.files import read_json
 from camera.formats.quantized_model import SUMMARY_NAME, QuantizeReport, TensorRecord, parse_report
-from camera.pruning.prune import Pruned
-from camera.pruning.score import read_scores
+from camera.pruning.decision import Pruned, read_scores
 from camera.report.damage import layer_damage
 from camera.report.importance import summarize_layer
 from camera.report.measurements import perplexities, score_text, task_results

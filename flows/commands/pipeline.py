@@ -68,7 +68,6 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
                 "disk_bytes": entry.disk_bytes,
                 "memory_bytes": entry.memory_bytes,
                 "seconds": entry.seconds,
-                **({"padding_bytes": entry.padding_bytes} if entry.padding_bytes else {}),
             }
             for entry in steps
         ]
@@ -100,7 +99,3 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
         if to_do
         else "everything is cached"
     )
-    if padding := max((step.padding_bytes for step in to_do), default=0):
-        say(
-            f"layers of different widths are padded to the widest: up to {bytes_text(padding)} of zeros in the model"
-        )

@@ -2,20 +2,22 @@
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
-from camera.options import CaptureOptions
-from camera.pruning.capture import capture
-from camera.pruning.propagate import Selection
+from camera.options import CaptureOptions, PruneOptions
+from camera.pruning.plan import plan_prune
+from camera.pruning.stages import capture
 from tasks.stage import Context, Stage
 from tasks.stages.fetch import TOKENS
 
 
 def run(context: Context) -> dict[str, float]:
     options = dict(context.options)
-    selection = Selection(**chosen) if (chosen := options.pop("selection")) is not None else None
+    asked = options.pop("prune")
+    capturing = CaptureOptions(**options)
     tokens_ST = read_tensors(context.inputs["calibration"] / TOKENS)["input_ids"]
     checkpoint = Checkpoint.open(context.inputs["model"])
-    capture(checkpoint, tokens_ST, context.out, CaptureOptions(**options), selection, context.progress)
+    plan = None if asked is None else plan_prune(checkpoint, capturing, PruneOptions(**asked))
+    capture(checkpoint, tokens_ST, context.out, capturing, plan, context.progress)
     return {"tokens": tokens_ST.numel()}
 
 
-STAGE = Stage("capture", version=1, run=run, resumes=True)
+STAGE = Stage("capture", version=2, run=run, resumes=True)

@@ -1,47 +1,38 @@
-"""Physical prune as a stage: from scores, or from calibration tokens where pruning walks through the model."""
+"""Physical prune as a stage: which channels stay, and the matrices that are no slices of the source's."""
 
 import logging
-from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.checkpoints.safetensors_file import read_tensors
 from camera.files import read_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.prune import SUMMARY, prune
-from camera.pruning.prune_by_walk import prune_by_walk
+from camera.pruning.decision import SUMMARY
+from camera.pruning.plan import plan_prune
+from camera.pruning.stages import prune
 from tasks.stage import Context, Stage
-from tasks.stages.fetch import TOKENS
 
 _log = logging.getLogger("camera.prune")
 
 
 def run(context: Context) -> dict[str, float]:
     checkpoint = Checkpoint.open(context.inputs["model"])
-    if "calibration" in context.inputs:
-        tokens_ST = read_tensors(context.inputs["calibration"] / TOKENS)["input_ids"]
-        how = CaptureOptions(**_those_of(CaptureOptions, context.options))
-        what = PruneOptions(**_those_of(PruneOptions, context.options))
-        prune_by_walk(checkpoint, tokens_ST, context.out, how, what, context.progress)
-    else:
-        options = PruneOptions(**context.options)
-        prune(checkpoint, context.inputs["scores"], context.out, options, context.progress)
+    options = PruneOptions(**context.options)
+    captured = context.inputs["captured"]
+    capturing = CaptureOptions(propagate=read_json(captured / "capture.json")["propagate"])
+    plan = plan_prune(checkpoint, capturing, options)
+    prune(checkpoint, context.inputs["scores"], context.out, plan, options, captured)
     summary = read_json(context.out / SUMMARY)
     shares = summary["importance_kept_share"]
-    cuts = summary.get("cuts", [])
-    for cut in cuts:
-        if cut["refused"]:
-            _log.warning("layer %d was pruned plainly: %s", cut["layer"], cut["refused"])
+    decisions = summary.get("decisions", [])
+    for one in decisions:
+        if one["fallback"]:
+            _log.warning("layer %d fell back to CAMERA's choice: %s", one["layer"], one["fallback"])
     return {
         "kept_width": summary["kept_width"],
         "removed_share": summary["removed_share"],
         "importance_kept_mean": sum(shares) / len(shares),
         **{f"importance_kept.layer_{index:03d}": share for index, share in enumerate(shares)},
-        **({"refitted_layers": sum(cut["refitted"] for cut in cuts)} if cuts else {}),
+        **({"refitted_layers": sum(one["refitted"] for one in decisions)} if decisions else {}),
     }
 
 
-def _those_of(kind: type[CaptureOptions | PruneOptions], options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name in kind.model_fields}
-
-
-STAGE = Stage("prune", version=1, run=run, resumes=True)
+STAGE = Stage("prune", version=2, run=run)

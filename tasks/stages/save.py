@@ -1,7 +1,7 @@
 """HF save as a stage."""
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.pruning.save import save
+from camera.pruning.stages import save
 from camera.report.card import write_card
 from tasks.stage import Context, Stage
 
@@ -17,4 +17,4 @@ def run(context: Context) -> dict[str, float]:
     }
 
 
-STAGE = Stage("save", version=1, run=run)
+STAGE = Stage("save", version=2, run=run)

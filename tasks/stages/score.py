@@ -1,7 +1,7 @@
 """Importance scoring as a stage."""
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.pruning.score import score
+from camera.pruning.stages import score
 from tasks.stage import Context, Stage
 
 
@@ -17,4 +17,4 @@ def run(context: Context) -> dict[str, float]:
     return {}
 
 
-STAGE = Stage("score", version=1, run=run)
+STAGE = Stage("score", version=2, run=run)

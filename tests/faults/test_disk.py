@@ -184,14 +184,12 @@ def map_hidden_states(folder: Path, disk: Path) -> None:
     import torch
 
     from camera.disk import told_of_disks
-    from camera.pruning import propagate
+    from camera.pruning import execute
 
-    propagate._SHARE_OF_FREE = 0.0  # as on a host whose memory is taken
+    execute._SHARE_OF_FREE = 0.0  # as on a host whose memory is taken
     try:
         with told_of_disks(disk):
-            room = propagate._room(
-                (1 << 12, 1 << 8), torch.float32, torch.device("cpu"), disk, propagate.Collectives()
-            )
+            room = execute._room((1 << 12, 1 << 8), torch.float32, torch.device("cpu"), disk, 1)
             room.fill_(1)
     except Exception as error:
         (folder / "said").write_text(f"{type(error).__name__}: {error}")

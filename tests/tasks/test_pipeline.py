@@ -12,7 +12,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.pruning.prune import Pruned
+from camera.pruning.decision import Pruned
 from tasks.pipeline import Pipeline, build_pipeline, dataset_label
 from tasks.recipe import Recipe
 from tasks.sources import find_sources

@@ -22,10 +22,11 @@ from camera.layerwise.collectives import Collectives, ranks
 from camera.layerwise.statistics import LayerStatistics, read_statistics
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning.capture import STATISTICS, capture
-from camera.pruning.importance import importance, kept_channels, kept_width
-from camera.pruning.propagate import selection_of
-from camera.pruning.stream import prune_checkpoint
+from camera.pruning.decision import STATISTICS
+from camera.pruning.importance import importance, kept_channels
+from camera.pruning.plan import kept_width, plan_prune
+from camera.pruning.prune_checkpoint import prune_checkpoint
+from camera.pruning.stages import capture
 from tests.camera.pruning.conftest import PRUNE, Build, KilledError, contents, kill_at
 from tests.tiny import TOKENS
 
@@ -58,7 +59,7 @@ def run_capture(
     out.mkdir(exist_ok=True)
     checkpoint = Checkpoint.open(folder)
     options = CaptureOptions(propagate=propagate, device="cpu", batch_size=1, devices=devices)  # type: ignore[arg-type]
-    capture(checkpoint, tokens_ST, out, options, selection_of(checkpoint, options, PRUNE), progress)
+    capture(checkpoint, tokens_ST, out, options, plan_prune(checkpoint, options, PRUNE), progress)
     return read_statistics(out / STATISTICS, checkpoint.layer_count)
 
 

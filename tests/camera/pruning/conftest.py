@@ -12,11 +12,8 @@ from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress
-from camera.pruning.capture import capture
-from camera.pruning.propagate import selection_of
-from camera.pruning.prune import prune
-from camera.pruning.save import save
-from camera.pruning.score import score
+from camera.pruning.plan import plan_prune
+from camera.pruning.stages import capture, prune, save, score
 from tests.tiny import TOKENS, tiny_checkpoint
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -80,9 +77,10 @@ def run_steps(
         step.mkdir(parents=True)
     checkpoint = Checkpoint.open(folder)
     capturing = CaptureOptions(**{"device": "cpu", "batch_size": 2, **capture_options})
-    capture(checkpoint, tokens_ST, steps.captured, capturing, selection_of(checkpoint, capturing, options))
+    plan = plan_prune(checkpoint, capturing, options)
+    capture(checkpoint, tokens_ST, steps.captured, capturing, plan)
     score(checkpoint, steps.captured, steps.scored, options.reduce_ratio)
-    prune(checkpoint, steps.scored, steps.pruned, options)
+    prune(checkpoint, steps.scored, steps.pruned, plan, options, steps.captured)
     save(checkpoint, steps.pruned, steps.saved)
     return steps
 

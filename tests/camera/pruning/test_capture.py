@@ -11,10 +11,10 @@ from camera.errors import CameraError
 from camera.layerwise import feed_forward as visitor
 from camera.layerwise.statistics import LayerStatistics, read_statistics
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning import propagate as walk
-from camera.pruning.capture import STATISTICS, capture
-from camera.pruning.importance import importance, kept_channels, kept_width
-from camera.pruning.propagate import selection_of
+from camera.pruning.decision import STATISTICS, read_kept
+from camera.pruning.importance import importance, kept_channels
+from camera.pruning.plan import kept_width, plan_prune
+from camera.pruning.stages import capture
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import (
     KINDS,
@@ -34,7 +34,7 @@ def captured(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.open(folder)
     options = CaptureOptions(**{"device": "cpu", "batch_size": 2, **changes})
-    capture(checkpoint, tokens_ST, out, options, selection_of(checkpoint, options, prune))
+    capture(checkpoint, tokens_ST, out, options, plan_prune(checkpoint, options, prune))
     return read_statistics(out / STATISTICS, checkpoint.layer_count)
 
 
@@ -45,7 +45,7 @@ def kept_by(
     count = kept_width(checkpoint.ffn_width, PRUNE.ratio, PRUNE.multiple_of)
     return [
         kept_channels(
-            importance(layer, checkpoint.read(checkpoint.family.ffn_names(index)[2]), alpha), count
+            importance(layer, checkpoint.read(checkpoint.ffn_names(index)[2]), alpha), count
         ).tolist()
         for index, layer in enumerate(layers)
     ]
@@ -89,10 +89,10 @@ def test_the_two_propagations_differ_from_the_second_layer_on(
 
 def test_one_shot_statistics_serve_every_ratio(build: Build) -> None:
     checkpoint = Checkpoint.open(build(model_type="llama"))
-    assert selection_of(checkpoint, CaptureOptions(propagate="one-shot"), PRUNE) is None
-    selection = selection_of(checkpoint, CaptureOptions(propagate="sequential"), PRUNE)
-    assert selection is not None
-    assert (selection.reduce_ratio, selection.kept) == (0.6, 136)
+    assert not plan_prune(checkpoint, CaptureOptions(propagate="one-shot"), PRUNE).decides_in_capture
+    plan = plan_prune(checkpoint, CaptureOptions(propagate="sequential"), PRUNE)
+    assert plan.decides_in_capture
+    assert (plan.reduce_ratio, plan.kept) == (0.6, 136)
 
 
 @pytest.mark.parametrize("propagate", PROPAGATIONS)
@@ -159,22 +159,22 @@ def test_sequential_capture_at_ratio_zero_is_one_shot(
         close(layer, reference, rtol=1e-5)
 
 
-def test_the_walk_goes_on_with_the_very_channels_that_prune_will_keep_though_it_computes_in_bfloat16(
-    build: Build, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_capture_decides_in_bfloat16_is_scored_with_the_checkpoints_own_matrices(
+    build: Build, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
     folder = build(
         model_type="llama", ffn=1024
     )  # many channels: bfloat16 weights would rank some differently
-    chosen: list[list[int]] = []
-
-    def spy(importance_F: torch.Tensor, count: int) -> torch.Tensor:
-        kept_K = kept_channels(importance_F, count)
-        chosen.append(kept_K.tolist())
-        return kept_K
-
-    monkeypatch.setattr(walk, "kept_channels", spy)
     layers = captured(folder, tokens, tmp_path, propagate="sequential", dtype="bfloat16")
-    assert chosen == kept_by(folder, layers)
+    assert [kept_K.tolist() for kept_K in read_kept(tmp_path, 3)] == [
+        kept_channels(
+            importance(layer, Checkpoint.open(folder).read(name), PRUNE.reduce_ratio),
+            kept_width(1024, PRUNE.ratio, PRUNE.multiple_of),
+        ).tolist()
+        for layer, name in zip(
+            layers, (f"model.layers.{index}.mlp.down_proj.weight" for index in range(3)), strict=True
+        )
+    ]
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])

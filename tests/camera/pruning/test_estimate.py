@@ -1,4 +1,4 @@
-"""What a walk will take is said before it: time from a trial, memory from the shapes and from what the process holds."""
+"""What a capture will take is said before it: time from a trial, memory from the shapes and from what the process holds."""
 
 import multiprocessing
 from pathlib import Path
@@ -10,9 +10,9 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import peak_memory_bytes
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.capture import capture
-from camera.pruning.estimate import WalkEstimate, estimate_walk
-from camera.pruning.propagate import selection_of
+from camera.pruning.estimate import CaptureEstimate, estimate_capture
+from camera.pruning.plan import plan_prune
+from camera.pruning.stages import capture
 from tests.tiny import tiny_checkpoint
 
 LENGTH = 64
@@ -24,18 +24,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("model") / "model", "PanguEmbedded", hidden=128, ffn=512)
 
 
-def estimate(folder: Path, samples: int = 4, **more: Any) -> WalkEstimate:
+def estimate(folder: Path, samples: int = 4, **asked: Any) -> CaptureEstimate:
     checkpoint = Checkpoint.open(folder)
-    selection = selection_of(checkpoint, OPTIONS, PruneOptions(ratio=0.25))
-    return estimate_walk(checkpoint, samples, LENGTH, OPTIONS, selection, **more)
+    plan = plan_prune(checkpoint, OPTIONS, PruneOptions(ratio=0.25, **asked))
+    return estimate_capture(checkpoint, samples, LENGTH, OPTIONS, plan)
 
 
-def beyond(found: WalkEstimate) -> int:
-    """Bytes that the walk itself takes."""
+def beyond(found: CaptureEstimate) -> int:
+    """Bytes that the capture itself takes."""
     return found.peak_bytes - found.process_bytes
 
 
-def test_what_a_walk_takes_is_not_what_the_process_holds_already(folder: Path) -> None:
+def test_what_a_capture_takes_is_not_what_the_process_holds_already(folder: Path) -> None:
     before = estimate(folder)
     held = torch.ones(64 << 18)  # 64 MiB
     after = estimate(folder)
@@ -51,10 +51,10 @@ def test_each_sample_adds_its_hidden_states_and_kept_activations(folder: Path) -
     assert many.seconds > 0
 
 
-def test_steps_take_their_time_one_after_the_other_and_their_memory_once(folder: Path) -> None:
-    one, ten = estimate(folder), estimate(folder, steps=10)
-    assert beyond(one) == beyond(ten)
-    assert ten.seconds > one.seconds
+def test_a_method_with_gram_matrices_takes_their_memory_and_its_decisions_time(folder: Path) -> None:
+    plain, obs = estimate(folder), estimate(folder, method="obs")
+    assert beyond(obs) - beyond(plain) >= 2 * 4 * 512**2
+    assert obs.seconds > plain.seconds
 
 
 def _predict(folder: Path, results: Any) -> None:
@@ -68,7 +68,7 @@ def _measure(folder: Path, results: Any) -> None:
     tokens = torch.randint(300, (4, LENGTH), generator=torch.Generator().manual_seed(0))
     out = folder.parent / "out"
     out.mkdir()
-    capture(checkpoint, tokens, out, OPTIONS, selection_of(checkpoint, OPTIONS, PruneOptions(ratio=0.25)))
+    capture(checkpoint, tokens, out, OPTIONS, plan_prune(checkpoint, OPTIONS, PruneOptions(ratio=0.25)))
     results.put(peak_memory_bytes(torch.device("cpu")))
 
 

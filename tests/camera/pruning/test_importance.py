@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from camera.errors import CameraError
 from camera.layerwise.statistics import LayerStatistics
-from camera.pruning.importance import importance, kept_channels, kept_width
+from camera.pruning.importance import importance, kept_channels
+from camera.pruning.plan import kept_width
 from tests.camera.pruning import naive
 
 

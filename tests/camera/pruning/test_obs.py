@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from camera.pruning.obs import obs_channels
-from camera.pruning.refit import refit
+from camera.pruning.methods.obs import obs_channels
+from camera.pruning.methods.refit import refit
 from tests.camera.pruning.test_refit import example
 
 DAMPING = 1e-3

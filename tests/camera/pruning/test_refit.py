@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from camera.pruning.refit import output_error, refit
+from camera.pruning.methods.refit import output_error, refit
 
 KEPT = torch.tensor([0, 2, 3, 7, 8])
 

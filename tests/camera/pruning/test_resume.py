@@ -1,7 +1,6 @@
-"""A killed capture or prune goes on where it was, and ends with the bytes of an undisturbed run."""
+"""A killed capture goes on where it was, and ends with the bytes of an undisturbed run."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ from camera.checkpoints.safetensors_file import write_tensors
 from camera.layerwise import resume as saving
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning.capture import STATISTICS, capture
-from camera.pruning.propagate import selection_of
-from camera.pruning.prune import prune
+from camera.pruning.decision import DECISIONS, KEPT, STATISTICS
+from camera.pruning.plan import plan_prune
+from camera.pruning.stages import capture
 from tests.camera.pruning.conftest import (
     PROPAGATIONS,
     PRUNE,
@@ -21,7 +20,6 @@ from tests.camera.pruning.conftest import (
     KilledError,
     contents,
     kill_at,
-    run_steps,
 )
 
 
@@ -40,8 +38,7 @@ def run_capture(
     out.mkdir(exist_ok=True)
     checkpoint = Checkpoint.open(folder)
     options = CaptureOptions(propagate=propagate, device="cpu", batch_size=2)  # type: ignore[arg-type]
-    selection = selection_of(checkpoint, options, PRUNE)
-    capture(checkpoint, tokens_ST, out, options, selection, progress)
+    capture(checkpoint, tokens_ST, out, options, plan_prune(checkpoint, options, PRUNE), progress)
 
 
 @pytest.mark.parametrize("propagate", PROPAGATIONS)
@@ -58,7 +55,8 @@ def test_a_killed_capture_goes_on_at_the_layer_it_was_in(
 ) -> None:
     folder = build(model_type="PanguEmbedded", dtype=dtype)
     run_capture(folder, tokens, tmp_path / "undisturbed", propagate)
-    assert set(contents(tmp_path / "undisturbed")) == {STATISTICS, "capture.json"}
+    decided = {KEPT, DECISIONS} if propagate == "sequential" else set()
+    assert set(contents(tmp_path / "undisturbed")) == {STATISTICS, "capture.json"} | decided
     with pytest.raises(KilledError):
         run_capture(folder, tokens, tmp_path / "killed", propagate, kill_at(killed_in * len(tokens) + 3))
     assert set(contents(tmp_path / "killed")) == {state_after(killed_in)}
@@ -127,50 +125,3 @@ def test_a_state_of_other_inputs_is_ignored(build: Build, tokens: torch.Tensor, 
         run_capture(folder, tokens.flip(0), tmp_path / "killed", "sequential", kill_at(8))
     run_capture(folder, tokens, tmp_path / "killed", "sequential")
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
-
-
-@pytest.mark.parametrize("mode", ["physical", "mask"])
-def test_a_killed_prune_goes_on_at_the_first_layer_that_is_not_there(
-    build: Build, tokens: torch.Tensor, tmp_path: Path, read_names: list[str], mode: str
-) -> None:
-    folder = build(model_type="qwen3", ffn=172, shards=3)
-    options = PRUNE.model_copy(update={"mode": mode})
-    steps = run_steps(folder, tokens, tmp_path / "undisturbed", options)
-    checkpoint = Checkpoint.open(folder)
-    out = tmp_path / "killed"
-    out.mkdir()
-    with pytest.raises(KilledError):
-        prune(checkpoint, steps.scored, out, options, kill_at(2))
-    decided = {"kept.safetensors", "prune.json"}
-    assert set(contents(out)) == decided | {"layer-0000.safetensors", "layer-0001.safetensors"}
-
-    read_names.clear()
-    prune(checkpoint, steps.scored, out, options)
-    assert set(read_names) == set(checkpoint.family.ffn_names(2))
-    assert contents(out) == contents(steps.pruned)
-
-
-@pytest.mark.parametrize("change", [{"ratio": 0.5}, {"mode": "mask"}])
-def test_matrices_that_another_prune_left_are_dropped(
-    build: Build, tokens: torch.Tensor, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    folder = build(model_type="llama")
-    first = run_steps(folder, tokens, tmp_path / "first", propagate="one-shot")
-    changed = PRUNE.model_copy(update=change)
-    wanted = run_steps(folder, tokens, tmp_path / "wanted", changed, propagate="one-shot")
-    with pytest.raises(KilledError):
-        prune(Checkpoint.open(folder), first.scored, tmp_path / "first" / "pruned", changed, kill_at(1))
-    prune(Checkpoint.open(folder), first.scored, tmp_path / "first" / "pruned", changed)
-    assert contents(tmp_path / "first" / "pruned") == contents(wanted.pruned)
-
-
-def test_matrices_of_an_unfinished_prune_of_other_scores_are_dropped(
-    build: Build, tokens: torch.Tensor, tmp_path: Path
-) -> None:
-    folder = build(model_type="llama")
-    first = run_steps(folder, tokens, tmp_path / "first")
-    second = run_steps(folder, tokens.flip(1), tmp_path / "second")
-    with pytest.raises(KilledError):
-        prune(Checkpoint.open(folder), first.scored, tmp_path / "first" / "pruned", PRUNE, kill_at(2))
-    prune(Checkpoint.open(folder), second.scored, tmp_path / "first" / "pruned", PRUNE)
-    assert contents(tmp_path / "first" / "pruned") == contents(second.pruned)

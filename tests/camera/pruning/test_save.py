@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
 from camera.errors import CameraError
 from camera.options import PruneOptions
-from camera.pruning.save import save
+from camera.pruning.stages import save
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import (
     KINDS,
@@ -53,7 +53,7 @@ def test_a_layer_that_lies_in_two_shards_stays_in_two_shards(
 ) -> None:
     source = Checkpoint.open(build(**KINDS[kind]))
     files = [
-        {source.tensors[name].file for name in source.family.ffn_names(layer)}
+        {source.tensors[name].file for name in source.ffn_names(layer)}
         | {source.tensors[name].file for name in source.layer_tensors(layer)}
         for layer in range(3)
     ]

@@ -7,8 +7,8 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.layerwise.statistics import LayerStatistics, write_statistics
-from camera.pruning.capture import STATISTICS
-from camera.pruning.score import read_scores, score
+from camera.pruning.decision import STATISTICS, read_scores
+from camera.pruning.stages import score
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import PRUNE, Build, run_steps
 
@@ -78,3 +78,14 @@ def test_an_importance_beyond_float64_is_refused_with_its_layer(build: Build, tm
 def test_a_folder_without_scores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CameraError, match=r"scores\.safetensors is missing"):
         read_scores(tmp_path, 3)
+
+
+def test_another_reduce_ratio_than_capture_decided_with_is_refused(
+    build: Build, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    folder = build(model_type="llama")
+    steps = run_steps(folder, tokens, tmp_path, propagate="sequential")
+    with pytest.raises(
+        CameraError, match=r"chose its channels with reduce-ratio 0\.6, and 0\.5 is asked for"
+    ):
+        score(Checkpoint.open(folder), steps.captured, steps.scored, 0.5)

@@ -15,10 +15,8 @@ from camera.files import write_json
 from camera.formats.convert import convert_to_gguf, write_twin
 from camera.formats.quantize import quantize_checkpoint
 from camera.options import BenchmarkOptions, CaptureOptions, PruneOptions, QuantizeOptions
-from camera.pruning.capture import capture
-from camera.pruning.prune import prune
-from camera.pruning.save import save
-from camera.pruning.score import score
+from camera.pruning.plan import plan_prune
+from camera.pruning.stages import capture, prune, save, score
 from camera.report.collect import collect_results
 from camera.report.schema import Results
 from tests.tiny import TOKENS, tiny_checkpoint
@@ -61,11 +59,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, TOKENS, (6, 32), generator=random)
     text = torch.randint(3, TOKENS, (200,), generator=random)
-    capture(
-        source, tokens, folder("capture"), CaptureOptions(propagate="one-shot", device="cpu", dtype="float32")
-    )
+    capturing = CaptureOptions(propagate="one-shot", device="cpu", dtype="float32")
+    capture(source, tokens, folder("capture"), capturing)
     score(source, folders["capture"], folder("scores"), 0.95)
-    prune(source, folders["scores"], folder("pruned"), PRUNE)
+    plan = plan_prune(source, capturing, PRUNE)
+    prune(source, folders["scores"], folder("pruned"), plan, PRUNE)
     save(source, folders["pruned"], folder("saved"))
     quantize_checkpoint(Checkpoint.open(folders["saved"]), folder("quantized"), QuantizeOptions())
     quantize_checkpoint(source, folder("quantized_baseline"), QuantizeOptions(type="q4_0"))

@@ -1,5 +1,6 @@
 """Damage per layer: read from what pruning recorded, drawn where there is any."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from camera.files import read_json, write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.prune_by_walk import prune_by_walk
+from camera.pruning.prune_checkpoint import prune_checkpoint
 from camera.report.damage import layer_damage
 from camera.report.html import render_html
 from tests.camera.report.conftest import Run
@@ -19,32 +20,30 @@ def refitted(run: Run, tmp_path: Path) -> Path:
     """What a prune with a refit writes."""
     tokens = torch.randint(0, TOKENS, (16, 64), generator=torch.Generator().manual_seed(7))
     capture = CaptureOptions(device="cpu", dtype="float32")
-    prune_by_walk(run.source, tokens, tmp_path, capture, PruneOptions(ratio=0.3, multiple_of=16, refit=True))
-    return tmp_path
+    asked = PruneOptions(ratio=0.3, multiple_of=16, method="refit")
+
+    def keep(model: Path, pruned: Path) -> None:
+        shutil.copytree(pruned, tmp_path / "pruned")
+
+    prune_checkpoint(run.source, tokens, tmp_path / "model", capture, asked, finish=keep)
+    return tmp_path / "pruned"
 
 
 def test_every_layer_that_a_refit_looked_at_has_its_two_errors(run: Run, refitted: Path) -> None:
-    cuts = read_json(refitted / "prune.json")["cuts"]
+    decisions = read_json(refitted / "prune.json")["decisions"]
     damage = layer_damage(refitted)
-    assert [layer.plain for layer in damage] == [cut["error_plain"] for cut in cuts]
+    assert [layer.plain for layer in damage] == [decision["error_camera"] for decision in decisions]
     assert [layer.kept for layer in damage] == [
-        cut["error"] if cut["refitted"] else cut["error_plain"] for cut in cuts
+        decision["error"] if decision["refitted"] else decision["error_camera"] for decision in decisions
     ]
 
 
 def test_a_refused_layer_has_the_error_of_the_plain_cut(run: Run, refitted: Path) -> None:
     summary = read_json(refitted / "prune.json")
-    summary["cuts"][1] |= {"refused": "for a reason", "refitted": False, "error": 0.9}
+    summary["decisions"][1] |= {"fallback": "for a reason", "refitted": False, "error": 0.9}
     write_json(refitted / "prune.json", summary)
     layer = layer_damage(refitted)[1]
     assert layer.kept == layer.plain < 0.9
-
-
-def test_of_several_steps_the_last_counts(run: Run, refitted: Path) -> None:
-    summary = read_json(refitted / "prune.json")
-    later = [{**cut, "step": 2, "error": cut["error"] / 2} for cut in summary["cuts"]]
-    write_json(refitted / "prune.json", {**summary, "cuts": [*summary["cuts"], *later]})
-    assert {layer.step for layer in layer_damage(refitted)} == {2}
 
 
 def test_a_plain_prune_has_none_and_no_chart(run: Run) -> None:

@@ -22,10 +22,10 @@ from camera.layerwise import resume as saving
 from camera.layerwise.resume import StateFiles
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning import propagate as walk
-from camera.pruning.prune import KEPT, SUMMARY, Pruned
-from camera.pruning.stream import prune_checkpoint
-from camera.pruning.target import PrunedTarget
+from camera.pruning import execute
+from camera.pruning.decision import KEPT, SUMMARY, Pruned
+from camera.pruning.model_writer import ModelWriter
+from camera.pruning.prune_checkpoint import prune_checkpoint
 from tests.camera.pruning.conftest import (
     KINDS,
     PROPAGATIONS,
@@ -186,7 +186,7 @@ def test_hidden_states_that_exceed_memory_lie_in_a_mapped_file_and_change_nothin
         return from_file(*arguments, **options)
 
     monkeypatch.setattr(torch, "from_file", noting)
-    for module in (walk, visitor):
+    for module in (execute, visitor):
         monkeypatch.setattr(module, "free_memory_bytes", lambda device: 1000)
     out = tmp_path / "mapped" / "out"
     with pytest.raises(KilledError):
@@ -249,11 +249,11 @@ def test_a_walk_killed_after_its_last_layer_does_not_begin_again(
     folder = build(**PANGU)
     undisturbed = stream(folder, tokens, tmp_path / "undisturbed")
 
-    def kill(target: PrunedTarget) -> None:
+    def kill(target: ModelWriter) -> None:
         raise KilledError
 
     with monkeypatch.context() as killing:
-        killing.setattr(PrunedTarget, step, kill)
+        killing.setattr(ModelWriter, step, kill)
         with pytest.raises(KilledError):
             stream(folder, tokens, tmp_path / "out")
     read_names.clear()
@@ -375,7 +375,7 @@ def test_a_layer_is_durable_before_a_state_says_that_it_is_done(
     build: Build, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    for owner, name in ((PrunedTarget, "write_layer"), (PrunedTarget, "sync"), (StateFiles, "drop_before")):
+    for owner, name in ((ModelWriter, "write"), (ModelWriter, "sync"), (StateFiles, "drop_before")):
         original = getattr(owner, name)
 
         def noting(self: object, *given: object, name: str = name, original: Any = original) -> None:
@@ -388,7 +388,7 @@ def test_a_layer_is_durable_before_a_state_says_that_it_is_done(
     assert len(counted) == 2
     for layers, at in enumerate(counted, 1):
         synced = max(position for position in range(at) if done[position] == "sync")
-        assert done[:synced].count("write_layer") >= layers
+        assert done[:synced].count("write") >= layers
 
 
 def test_a_kill_while_the_shards_are_laid_out_leaves_nothing_that_is_gone_on_with(

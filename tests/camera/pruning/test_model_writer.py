@@ -10,9 +10,9 @@ import torch
 from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_header
 from camera.errors import CameraError
-from camera.pruning.prune import pruned_matrix
-from camera.pruning.target import PrunedTarget, compare
-from tests.camera.pruning.conftest import Build, contents
+from camera.pruning.model_writer import ModelWriter, compare, feed_forward_matrices, pruned_matrix
+from tests.camera.pruning.conftest import Build, change_tensors, contents
+from tests.tiny import tiny_checkpoint
 
 KEPT_K = torch.arange(0, 172, 2)  # 86 of 172
 PANGU = {"model_type": "PanguEmbedded", "ffn": 172, "shards": 3}
@@ -23,35 +23,39 @@ def source(build: Build) -> Checkpoint:
     return Checkpoint.open(build(**PANGU))
 
 
-def matrices(source: Checkpoint, layer: int, mode: str = "physical") -> dict[str, torch.Tensor]:
-    return {name: pruned_matrix(source, layer, name, KEPT_K, mode) for name in source.family.ffn_names(layer)}
+def matrices(source: Checkpoint, mode: str = "physical") -> dict[str, torch.Tensor]:
+    """What the feed-forward matrices of all layers become."""
+    return {
+        name: pruned_matrix(source, name, dimension, KEPT_K, mode)
+        for name, (_, dimension) in feed_forward_matrices(source).items()
+    }
 
 
 def write(source: Checkpoint, out: Path, order: list[int], mode: str = "physical") -> Path:
     out.mkdir()
-    target = PrunedTarget(source, out, len(KEPT_K), mode)
+    writer = ModelWriter(source, out, len(KEPT_K), mode, changed=True)
     for layer in order:
-        target.write_layer(layer, matrices(source, layer, mode).get)
-    target.write_rest()
-    target.finish()
+        writer.write(layer, KEPT_K, {})
+    writer.write_rest()
+    writer.finish()
     return out
 
 
 def test_the_shards_have_their_size_and_their_place_before_a_weight_is_read(
     source: Checkpoint, tmp_path: Path, read_names: list[str]
 ) -> None:
-    target = PrunedTarget(source, tmp_path, len(KEPT_K), "physical")
+    writer = ModelWriter(source, tmp_path, len(KEPT_K), "physical", changed=True)
     laid_out = {
         name: info for file in source.weight_files for name, info in read_header(tmp_path / file).items()
     }
-    target.abandon()
+    writer.abandon()
     assert list(laid_out) == list(source.tensors)
     for name, info in laid_out.items():
         assert info.file == source.tensors[name].file
-        assert info.shape == target.shape(name)
-    assert target.shape("model.layers.2.mlp.gate_proj.weight") == (86, 64)
-    assert target.shape("model.layers.2.mlp.down_proj.weight") == (64, 86)
-    assert target.shape("model.norm.weight") == (64,)
+        assert info.shape == writer.shape(name)
+    assert writer.shape("model.layers.2.mlp.gate_proj.weight") == (86, 64)
+    assert writer.shape("model.layers.2.mlp.down_proj.weight") == (64, 86)
+    assert writer.shape("model.norm.weight") == (64,)
     assert read_names == []
 
 
@@ -65,13 +69,33 @@ def test_the_order_of_the_layers_does_not_matter(source: Checkpoint, tmp_path: P
 
 def test_every_tensor_is_the_given_one_or_the_sources(source: Checkpoint, tmp_path: Path) -> None:
     written = Checkpoint.open(write(source, tmp_path / "out", [0, 1, 2]))
-    meant = {name: value for layer in range(3) for name, value in matrices(source, layer).items()}
+    meant = matrices(source)
     assert len(meant) == 9
     for name in source.tensors:
         assert torch.equal(written.read(name), meant.get(name, source.read(name)))
     sizes: list[int] = []
     compare(source, written, meant.get, sizes.append)
     assert sum(sizes) == sum(info.size_bytes for info in source.tensors.values())
+
+
+def test_a_mask_writes_zeros_for_the_others_and_changes_nothing_else(build: Build) -> None:
+    source = Checkpoint.open(build(model_type="llama", dtype=torch.bfloat16))
+    gone = torch.ones(192, dtype=torch.bool)
+    gone[KEPT_K] = False
+    for name, (_, dimension) in feed_forward_matrices(source).items():
+        found = pruned_matrix(source, name, dimension, KEPT_K, "mask").transpose(0, dimension)
+        own = source.read(name).transpose(0, dimension)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found[~gone], own[~gone])
+        assert not found[gone].any()
+        assert own[gone].any()
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.gate_proj.weight"
+    folder = change_tensors(tiny_checkpoint(tmp_path / "model"), {name: torch.full((192, 64), float("nan"))})
+    with pytest.raises(CameraError, match=f"{name} holds NaN"):
+        matrices(Checkpoint.open(folder))
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
@@ -83,43 +107,43 @@ def test_one_bit_that_differs_is_found_and_named(source: Checkpoint, tmp_path: P
         byte = file.read(1)[0]
         file.seek(info.offset + info.size_bytes - 1)
         file.write(bytes([byte ^ 128]))
-    meant = {name: value for layer in range(3) for name, value in matrices(source, layer).items()}
+    meant = matrices(source)
     with pytest.raises(CameraError, match=f"{name} does not read back as it was written"):
         compare(source, Checkpoint.open(out), meant.get, lambda count: None)
 
 
 def test_a_layer_that_was_never_given_is_an_error(source: Checkpoint, tmp_path: Path) -> None:
-    target = PrunedTarget(source, tmp_path, len(KEPT_K), "physical")
-    target.write_layer(0, matrices(source, 0).get)
+    writer = ModelWriter(source, tmp_path, len(KEPT_K), "physical", changed=True)
+    writer.write(0, KEPT_K, {})
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.\w+\.weight changes, and was not given"):
-        target.write_rest()
+        writer.write_rest()
     with pytest.raises(ValueError, match="was announced and never written"):
-        target.finish()
-    target.abandon()
+        writer.finish()
+    writer.abandon()
 
 
-def test_a_target_goes_on_with_what_another_left(source: Checkpoint, tmp_path: Path) -> None:
+def test_a_writer_goes_on_with_what_another_left(source: Checkpoint, tmp_path: Path) -> None:
     whole = write(source, tmp_path / "whole", [0, 1, 2])
     out = tmp_path / "out"
     out.mkdir()
-    first = PrunedTarget(source, out, len(KEPT_K), "physical")
-    first.write_layer(1, matrices(source, 1).get)
-    first.write_layer(0, matrices(source, 0).get)
+    first = ModelWriter(source, out, len(KEPT_K), "physical", changed=True)
+    first.write(1, KEPT_K, {})
+    first.write(0, KEPT_K, {})
     first.sync()
     first.abandon()
-    second = PrunedTarget(source, out, len(KEPT_K), "physical", resume=True)
+    second = ModelWriter(source, out, len(KEPT_K), "physical", changed=True, resume=True)
     second.already_written(0)
     second.already_written(1)
-    second.write_layer(2, matrices(source, 2).get)
+    second.write(2, KEPT_K, {})
     second.write_rest()
     second.finish()
     assert contents(out) == contents(whole)
 
 
-def test_a_target_of_another_width_is_not_gone_on_with(source: Checkpoint, tmp_path: Path) -> None:
-    PrunedTarget(source, tmp_path, 100, "physical").abandon()
+def test_a_writer_of_another_width_is_not_gone_on_with(source: Checkpoint, tmp_path: Path) -> None:
+    ModelWriter(source, tmp_path, 100, "physical", changed=True).abandon()
     with pytest.raises(CameraError, match="is not the unfinished file it should be"):
-        PrunedTarget(source, tmp_path, len(KEPT_K), "physical", resume=True)
+        ModelWriter(source, tmp_path, len(KEPT_K), "physical", changed=True, resume=True)
 
 
 def test_the_index_tells_the_new_size_and_the_config_the_new_width(
@@ -135,7 +159,7 @@ def test_the_index_tells_the_new_size_and_the_config_the_new_width(
     assert written.config == {**source.config, "intermediate_size": 86}
 
 
-def test_masked_and_unchanged_targets_keep_config_and_index_byte_for_byte(
+def test_masked_and_unchanged_writers_keep_config_and_index_byte_for_byte(
     source: Checkpoint, tmp_path: Path
 ) -> None:
     out = write(source, tmp_path / "out", [0, 1, 2], "mask")

@@ -1,10 +1,39 @@
-"""Selection of channels by Optimal Brain Surgeon: what a removal costs after the others have made it good. Pure function.
+"""Optimal Brain Surgeon: what a removal costs after the other channels have compensated for it; then the same refit.
 
 Source: Hassibi & Stork, Optimal Brain Surgeon, 1993; for whole columns as in Kurtić et al., ZipLM, 2023. Removing column
 c of W costs ‖w_c‖² / [H⁻¹]_cc, H = AᵀA + λI, when the columns that stay take over what it did.
 """
 
 import torch
+
+from camera.pruning.methods import ObservedLayer
+from camera.pruning.methods.refit import FACTOR_SLOWNESS, Refit
+from camera.pruning.plan import PrunePlan
+from camera.registry import PRUNING_METHODS
+
+
+class Obs(Refit):
+    """OBS's channels, refitted."""
+
+    name = "obs"
+    title = "the cost of a removal by Optimal Brain Surgeon"
+
+    def choose(
+        self,
+        layer: ObservedLayer,
+        fit_FF: torch.Tensor,
+        held_FF: torch.Tensor,
+        down_HF: torch.Tensor,
+        plan: PrunePlan,
+    ) -> torch.Tensor:
+        kept_K = obs_channels(fit_FF.double() + held_FF, down_HF, plan.kept, plan.damping, plan.round)
+        if kept_K is None:
+            raise ValueError("its Gram matrix cannot be inverted")
+        return kept_K
+
+    def multiplications(self, width: int, hidden: int, kept: int) -> int:
+        rounds = FACTOR_SLOWNESS * width**3 + (width - kept) * width * (width + hidden)
+        return super().multiplications(width, hidden, kept) + rounds
 
 
 def obs_channels(
@@ -43,3 +72,6 @@ def obs_channels(
         gone_F[out_N] = True
         to_go -= len(out_N)
     return gone_F.logical_not().nonzero()[:, 0].cpu()
+
+
+PRUNING_METHODS.register("obs", Obs())

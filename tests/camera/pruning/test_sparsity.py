@@ -1,9 +1,9 @@
-"""Zeros fall where Wanda's metric is least: in every row, or in every four of its inputs."""
+"""Zeros fall where Wanda's metric is least in every row."""
 
 import pytest
 import torch
 
-from camera.pruning.wanda import sparsified, zero_share
+from camera.pruning.sparsity import sparsified, zero_share
 
 
 def example(inputs: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -14,7 +14,7 @@ def example(inputs: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(("sparsity", "zeros"), [(0.0, 0), (0.2, 2), (0.5, 6), (0.99, 11)])
 def test_of_every_row_the_weights_of_least_metric_become_zero(sparsity: float, zeros: int) -> None:
     weight_OI, squares_I = example()
-    found = sparsified(weight_OI, squares_I, sparsity, "unstructured")
+    found = sparsified(weight_OI, squares_I, sparsity)
     for row, sparse in zip(weight_OI, found, strict=True):
         metric = [
             abs(float(weight)) * float(square) ** 0.5 for weight, square in zip(row, squares_I, strict=True)
@@ -26,29 +26,17 @@ def test_of_every_row_the_weights_of_least_metric_become_zero(sparsity: float, z
     assert zero_share(found) == pytest.approx(zeros / 12)
 
 
-def test_two_of_every_four_stay_and_they_are_the_larger_ones() -> None:
-    weight_OI, squares_I = example()
-    found = sparsified(weight_OI, squares_I, 0.5, "2:4")
-    metric = (weight_OI.abs() * squares_I.sqrt()).view(5, 3, 4)
-    stays = found.view(5, 3, 4) != 0
-    assert (stays.sum(-1) == 2).all()
-    smallest_that_stays = metric.masked_fill(~stays, torch.inf).amin(-1)
-    assert (smallest_that_stays >= metric.masked_fill(stays, 0).amax(-1)).all()
-    assert zero_share(found) == 0.5
-
-
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_given_weights_stay_as_they_are(pattern: str, dtype: torch.dtype) -> None:
+def test_the_given_weights_stay_as_they_are(dtype: torch.dtype) -> None:
     weight_OI, squares_I = example()
     given = weight_OI.to(dtype)
     kept = given.clone()
-    found = sparsified(given, squares_I.double(), 0.5, pattern)  # type: ignore[arg-type]
+    found = sparsified(given, squares_I.double(), 0.5)
     assert torch.equal(given, kept)
     assert found.dtype == dtype
     assert zero_share(found) == 0.5
 
 
 def test_more_rows_than_are_worked_on_at_once_are_all_made_sparse() -> None:
-    found = sparsified(torch.ones(2500, 8), torch.arange(8.0), 0.25, "unstructured")
+    found = sparsified(torch.ones(2500, 8), torch.arange(8.0), 0.25)
     assert torch.equal(found == 0, (torch.arange(8) < 2).expand(2500, 8))

@@ -1,4 +1,4 @@
-"""The files of a pruned checkpoint, in the source's own layout, filled layer by layer.
+"""The sink that writes a pruned checkpoint: the source's own layout of files, filled decision by decision.
 
 Shards keep their names and the order of their tensors, so every size is known before the first weight is read: the
 shards are laid out at once and filled in any order, and a killed writer goes on in the same files. A shard in which
@@ -6,7 +6,7 @@ nothing changes is copied as it is, so that ratio 0 gives back every byte.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 
@@ -16,20 +16,14 @@ from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.errors import CameraError
 from camera.files import read_json, write_json
+from camera.layerwise.statistics import gather_channels
 
 
-class PrunedTarget:
-    """A checkpoint folder being written from a source checkpoint and the matrices that changed."""
+class ModelWriter:
+    """A checkpoint folder being written from a source checkpoint and the decisions of its layers."""
 
     def __init__(
-        self,
-        source: Checkpoint,
-        out: Path,
-        width: int,
-        mode: str,
-        *,
-        changed: bool | None = None,
-        resume: bool = False,
+        self, source: Checkpoint, out: Path, width: int, mode: str, *, changed: bool, resume: bool = False
     ) -> None:
         """Lay out the shards.
 
@@ -38,20 +32,20 @@ class PrunedTarget:
             out: an existing folder.
             width: kept FFN channels.
             mode: `physical` or `mask`.
-            changed: whether feed-forward matrices change; the default is where channels go.
-            resume: go on with the shards that an earlier target of the same kind left in `out`.
+            changed: whether feed-forward matrices change.
+            resume: go on with the shards that an earlier writer of the same kind left in `out`.
         """
         self._source = source
         self._out = out
         self._width = width
+        self._mode = mode
         self._narrower = mode == "physical" and width < source.ffn_width
-        ffn = {name for layer in range(source.layer_count) for name in source.family.ffn_names(layer)}
-        self._changes = ffn if (width < source.ffn_width if changed is None else changed) else set()
+        self._changes = feed_forward_matrices(source) if changed else {}
         self._missing = set(source.tensors)
         self._writers: dict[str, SafetensorsWriter] = {}
         for file in source.weight_files:
             names = [name for name, info in source.tensors.items() if info.file == file]
-            if self._changes.isdisjoint(names):
+            if self._changes.keys().isdisjoint(names):
                 continue
             layout = {name: (source.tensors[name].dtype, self.shape(name)) for name in names}
             self._writers[file] = SafetensorsWriter(out / file, layout, resume=resume)
@@ -61,19 +55,30 @@ class PrunedTarget:
         shape = self._source.tensors[name].shape
         if not self._narrower or name not in self._changes:
             return shape
-        return (shape[0], self._width) if name.endswith("down_proj.weight") else (self._width, shape[1])
+        dimension = self._changes[name][1]
+        return tuple(self._width if at == dimension else size for at, size in enumerate(shape))
 
     def already_written(self, layer: int) -> None:
-        """Count a layer as written by the target that this one resumes."""
+        """Count a layer as written by the writer that this one resumes."""
         names = self._layer(layer)
         self._missing.difference_update(names)
         for writer in self._writers.values():
             writer.already_written(names)
 
-    def write_layer(self, layer: int, matrices: Callable[[str], torch.Tensor | None]) -> None:
-        """Write one decoder layer: its changed matrices as `matrices` gives them, one at a time; the rest as it is."""
+    def write(self, layer: int, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
+        """Write one decoder layer, a matrix at a time.
+
+        Args:
+            layer: its number.
+            kept_K: int64 [K], the channels that stay.
+            matrices: by Hugging Face name, those of the kept channels that are no slices of the source's.
+        """
         for name in self._layer(layer):
-            self._write(name, matrices(name) if name in self._changes else None)
+            matrix = None
+            if name in self._changes:
+                dimension = self._changes[name][1]
+                matrix = pruned_matrix(self._source, name, dimension, kept_K, self._mode, matrices.get(name))
+            self._write(name, matrix)
 
     def write_rest(self, tell: Callable[[int], None] = lambda count: None) -> None:
         """Write all that is not written yet, from the source: embedding, norms, head, whole unchanged shards.
@@ -141,7 +146,10 @@ class PrunedTarget:
         """config.json with the new width; byte for byte the source's where the width is the same."""
         source = self._source.folder / "config.json"
         if self._narrower:
-            write_json(self._out / "config.json", {**read_json(source), "intermediate_size": self._width})
+            write_json(
+                self._out / "config.json",
+                {**read_json(source), self._source.blocks(0)[0].width_key: self._width},
+            )
         else:
             shutil.copyfile(source, self._out / "config.json")
 
@@ -159,6 +167,50 @@ class PrunedTarget:
             prod(self.shape(name)) * info.dtype.itemsize for name, info in self._source.tensors.items()
         )
         write_json(self._out / INDEX_NAME, {**index, "metadata": metadata})
+
+
+def feed_forward_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """Of every feed-forward matrix its layer, and which of its dimensions the channels are."""
+    return {
+        name: (layer, dimension)
+        for layer in range(checkpoint.layer_count)
+        for block in checkpoint.blocks(layer)
+        for name, dimension in ((block.gate, 0), (block.up, 0), (block.down, 1))
+    }
+
+
+def pruned_matrix(
+    checkpoint: Checkpoint,
+    name: str,
+    dimension: int,
+    kept_K: torch.Tensor,
+    mode: str,
+    own: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Gate [F, H], up [F, H] or down [H, F] of a layer without the other channels.
+
+    Args:
+        checkpoint: the source.
+        name: Hugging Face name of the matrix.
+        dimension: that the channels are.
+        kept_K: int64 [K], the channels that stay.
+        mode: `physical` slices (K in place of F), `mask` zeroes.
+        own: what stands in place of the kept rows or columns, in their dtype; None for themselves.
+
+    Raises:
+        CameraError: if the matrix holds NaN or infinity.
+    """
+    if own is not None:
+        if mode == "physical":
+            return own
+        return own.new_zeros(checkpoint.tensors[name].shape).index_copy_(dimension, kept_K, own)
+    matrix = checkpoint.read_finite(name)
+    if mode == "physical":
+        return gather_channels(matrix, kept_K) if dimension == 1 else matrix.index_select(0, kept_K)
+    stays_F = torch.zeros(matrix.shape[dimension], dtype=torch.bool)
+    stays_F[kept_K] = True
+    stays = stays_F if dimension == 1 else stays_F[:, None]
+    return torch.where(stays, matrix, torch.zeros((), dtype=matrix.dtype))
 
 
 def compare(

@@ -1,0 +1,268 @@
+"""A plan executed: the layers run one after the other over the calibration tokens, and each is decided.
+
+In one-shot propagation a layer's output is the original model's. In sequential propagation a layer is narrowed as soon as
+it is decided, and the next one sees what the narrowed layer puts out.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import dtype_name, free_memory_bytes, resolve_device, resolve_dtype
+from camera.digests import digest_json
+from camera.errors import CameraError
+from camera.files import reserve
+from camera.layerwise.collectives import Collectives, ranks
+from camera.layerwise.feed_forward import FeedForwardPass
+from camera.layerwise.gram import LayerGram, held_back
+from camera.layerwise.resume import StateFiles, StateSaver
+from camera.layerwise.runner import LayerRunner
+from camera.layerwise.statistics import LayerStatistics
+from camera.options import CaptureOptions
+from camera.progress import Progress, silent
+from camera.pruning.decision import Decision, decision_tensors, decisions_from
+from camera.pruning.importance import importance
+from camera.pruning.methods import Choice, LayerRecord, ObservedLayer
+from camera.pruning.plan import PrunePlan
+from camera.pruning.sparsity import sparsified, zero_share
+from camera.registry import PRUNING_METHODS
+from camera.temporaries import temporary_of
+
+_SHARE_OF_FREE = 0.5
+
+
+def decide(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    plan: PrunePlan,
+    options: CaptureOptions,
+    work: Path,
+    before_saving: Callable[[], None] = lambda: None,
+    progress: Progress = silent,
+) -> Iterator[Decision]:
+    """Run the layers and decide each; what is yielded is to be written before the next is asked for.
+
+    The resume state is saved in `work` after a layer was yielded, as often as costs no more than a few per cent of the
+    time. A run that finds a state of the same inputs there yields the layers it holds as `resumed` and goes on behind
+    them. The last state stays: `clear_states` once what the run was for is safe.
+
+    Args:
+        checkpoint: the source.
+        tokens_ST: int64 [samples, tokens].
+        plan: what to decide.
+        options: batch size, dtype, device, and over how many devices the samples are split.
+        work: an existing folder for the resume state.
+        before_saving: called before a state counts, in a thread, to make durable what was done with its layers.
+        progress: told (samples done × layers, all).
+
+    Raises:
+        CameraError: for weights or activations with NaN or infinity, tokens outside the vocabulary, windows longer than
+            the model's positions, or if another rank failed.
+    """
+    arguments = (checkpoint.folder, tokens_ST, plan, options, work)
+    with ranks(options.devices, _other_rank, *arguments) as group:
+        execution = _Execution(checkpoint, tokens_ST, plan, options, work, group)
+        yield from execution.layers(before_saving, progress)
+
+
+def _other_rank(group: Collectives, folder: Path, *arguments: Any) -> None:
+    """What the other ranks do: the same layers over their samples."""
+    tokens_ST, plan, options, work = arguments
+    execution = _Execution(Checkpoint.open(folder), tokens_ST, plan, options, work, group)
+    for _ in execution.layers(lambda: None, silent):
+        pass
+
+
+@dataclass(frozen=True)
+class _Execution:
+    """One rank's part of a run."""
+
+    checkpoint: Checkpoint
+    tokens_ST: torch.Tensor
+    plan: PrunePlan
+    options: CaptureOptions
+    work: Path
+    group: Collectives
+
+    def layers(self, before_saving: Callable[[], None], progress: Progress) -> Iterator[Decision]:
+        checkpoint, plan, group = self.checkpoint, self.plan, self.group
+        device = self._device()
+        dtype = resolve_dtype(self.options.dtype, checkpoint.dtype)
+        self._check_tokens()
+        mine_ST = group.share(self.tokens_ST)
+        inputs = fingerprint(checkpoint, self.tokens_ST, dtype, plan)
+        states = StateFiles(self.work, inputs, group.rank, group.count)
+        held_S = group.share(torch.tensor(held_back(len(self.tokens_ST)))).tolist()
+        runner = LayerRunner(checkpoint, device, dtype)
+        call = runner.caller(self.tokens_ST.shape[1])
+        count, samples = checkpoint.layer_count, len(mine_ST)
+        with torch.inference_mode(), StateSaver(states, group, before_saving) as saver:
+            decisions, hidden_STH = self._start(runner, states, mine_ST)
+            yield from decisions
+            for index in range(len(decisions), count):
+                done = index * samples
+
+                def tell(seen: int, done: int = done) -> None:
+                    progress(done + seen, samples * count)
+
+                with runner.layer(index) as module:
+                    last, batch_size = index + 1 == count, self.options.batch_size
+                    (block,) = checkpoint.blocks(index)
+                    run = FeedForwardPass(module, block, call, hidden_STH, batch_size, last=last)
+                    gram = LayerGram(plan.width, device) if plan.needs_gram else None
+                    statistics = run.observe(
+                        sequential=plan.sequential,
+                        hold=not plan.sparsity,
+                        tell=tell,
+                        gram=gram,
+                        held_S=held_S,
+                    )
+                    group.merge(statistics)
+                    statistics.check_finite(index)
+                    decision, matrices = self._decide(index, statistics, gram, run)
+                    gram = None  # as large as a layer or more: not kept while the caller writes
+                    if plan.sequential:
+                        run.narrow(decision.kept_K, matrices)
+                del matrices
+                decisions.append(replace(decision, matrices={}))
+                yield decision
+                del decision
+                if index + 1 < count:
+                    saver.save_if_due(index + 1, lambda: decision_tensors(decisions), hidden_STH)
+        group.barrier()
+        progress(samples * count, samples * count)
+
+    def _decide(
+        self, index: int, statistics: LayerStatistics, gram: LayerGram | None, run: FeedForwardPass
+    ) -> tuple[Decision, dict[str, torch.Tensor]]:
+        """The decision of a layer on every rank (its record is complete on the first), and its matrices by role.
+
+        Scored with the checkpoint's own matrix, though the layer computes in another dtype, or on a device without
+        float64. Where the layer's matrix is that very one it is used; reading it again would map it twice.
+        """
+        plan, (block,) = self.plan, self.checkpoint.blocks(index)
+        down_HF = run.down_HF
+        if down_HF.device.type != "cpu" or down_HF.dtype != self.checkpoint.tensors[block.down].dtype:
+            down_HF = self.checkpoint.read(block.down)
+        scores_F = importance(statistics, down_HF, plan.reduce_ratio)
+        layer = ObservedLayer(index, statistics, scores_F, down_HF, gram)
+        if gram is not None:
+            gram.merge(self.group)
+            choice = self._broadcast(layer)
+        else:  # every rank comes to the same choice from the same statistics; without removals it is CAMERA's
+            choice = PRUNING_METHODS["camera"].decide(layer, plan)
+        matrices = {} if choice.down_HK is None else {"down": choice.down_HK}
+        record = choice.record
+        if plan.sparsity:
+            matrices, record = self._sparse(layer, choice, run.input_squares_H)
+        named = {block.by_role[role]: matrix for role, matrix in matrices.items()}
+        return Decision(index, statistics, scores_F, choice.kept_K, named, record), matrices
+
+    def _broadcast(self, layer: ObservedLayer) -> Choice:
+        """The choice of the first rank, on every rank."""
+        if self.group.first:
+            choice = PRUNING_METHODS[self.plan.method].decide(layer, self.plan)
+        else:
+            choice = Choice(torch.empty(self.plan.kept, dtype=torch.int64))
+        self.group.broadcast(choice.kept_K)
+        if self.group.broadcast_int(choice.down_HK is not None):
+            down_HK = choice.down_HK
+            if down_HK is None:
+                down_HK = torch.empty(len(layer.down_HF), self.plan.kept, dtype=layer.down_HF.dtype)
+            self.group.broadcast(down_HK)
+            choice = replace(choice, down_HK=down_HK)
+        return choice
+
+    def _sparse(
+        self, layer: ObservedLayer, choice: Choice, input_squares_H: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], LayerRecord]:
+        """The layer's matrices by role with their least weights set to zero, and the record with their share."""
+        self.group.all_reduce(input_squares_H)
+        squares_K = layer.statistics.sum_squares_F[choice.kept_K]
+        sparse = {}
+        for role, name in self.checkpoint.blocks(layer.index)[0].by_role.items():
+            if role == "down":
+                weight, squares = choice.down_HK, squares_K
+                if weight is None:
+                    weight = layer.down_HF.index_select(1, choice.kept_K)
+            else:
+                weight, squares = self.checkpoint.read(name).index_select(0, choice.kept_K), input_squares_H
+            sparse[role] = sparsified(weight, squares, self.plan.sparsity)
+        record = choice.record or LayerRecord("camera", False, None, 0, 0)
+        return sparse, replace(
+            record, zero_shares={role: zero_share(matrix) for role, matrix in sparse.items()}
+        )
+
+    def _start(
+        self, runner: LayerRunner, states: StateFiles, mine_ST: torch.Tensor
+    ) -> tuple[list[Decision], torch.Tensor]:
+        """The layers that an earlier run decided, and the hidden states that enter the next one."""
+        state = states.newest()
+        if not self.group.all_equal(0 if state is None else state.count):
+            state = None
+        shape = *mine_ST.shape, self.checkpoint.hidden_size
+        hidden_STH = _room(shape, runner.dtype, runner.device, self.work, self.group.count)
+        if state is not None:
+            hidden_STH.copy_(state.hidden_STH)
+            return decisions_from(state.tensors, state.count, self.work), hidden_STH
+        for start in range(0, len(mine_ST), self.options.batch_size):
+            batch = slice(start, start + self.options.batch_size)
+            hidden_STH[batch] = runner.embed(mine_ST[batch]).to(hidden_STH.device)
+        return [], hidden_STH
+
+    def _device(self) -> torch.device:
+        """Each rank takes an accelerator of its own; on the CPU they share the cores."""
+        device = resolve_device(self.options.device)
+        if device.type == "cpu" or self.group.count == 1:
+            return device
+        return resolve_device(f"{device.type}:{self.group.rank}")
+
+    def _check_tokens(self) -> None:
+        length = self.tokens_ST.shape[1]
+        positions = int(self.checkpoint.config.get("max_position_embeddings", length))
+        if length > positions:
+            raise CameraError(
+                f"calibration windows of {length} tokens exceed the model's {positions} positions: lower the length"
+            )
+        if len(self.tokens_ST) < self.group.count:
+            raise CameraError(
+                f"{len(self.tokens_ST)} samples cannot be split over {self.group.count} devices: use fewer"
+            )
+
+
+def _room(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, work: Path, ranks_of_host: int
+) -> torch.Tensor:
+    """Room for hidden states where they fit: on the device, else in the host's memory, else in a mapped file."""
+    size = prod(shape) * dtype.itemsize
+    if device.type != "cpu" and size <= _SHARE_OF_FREE * free_memory_bytes(device):
+        return torch.empty(shape, dtype=dtype, device=device)
+    if ranks_of_host * size <= _SHARE_OF_FREE * free_memory_bytes(torch.device("cpu")):
+        return torch.empty(shape, dtype=dtype)
+    path = temporary_of(work / "hidden")
+    with path.open("wb") as file:  # a full disk is an error here; through the map it would be a SIGBUS
+        reserve(file.fileno(), size)
+    mapped = torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype)
+    path.unlink()  # the map keeps the file; its name is not needed again, and a kill leaves nothing behind
+    return mapped.view(shape)
+
+
+def fingerprint(checkpoint: Checkpoint, tokens_ST: torch.Tensor, dtype: torch.dtype, plan: PrunePlan) -> str:
+    """What an unfinished run belongs to. The weights stand by name, shape and file time: hashing them takes minutes."""
+    return digest_json(
+        {
+            "config": checkpoint.config,
+            "folder": str(checkpoint.folder.resolve()),
+            "tensors": {name: list(info.shape) for name, info in checkpoint.tensors.items()},
+            "changed": [(checkpoint.folder / file).stat().st_mtime_ns for file in checkpoint.weight_files],
+            "shape": list(tokens_ST.shape),
+            "tokens": digest_json(tokens_ST.flatten().tolist()),
+            "dtype": dtype_name(dtype),
+            "plan": plan.identity(),
+        }
+    )

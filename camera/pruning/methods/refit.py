@@ -1,0 +1,173 @@
+"""CAMERA's choice, and a down projection refitted to the channels that stay, by least squares on the calibration tokens.
+
+A refit must earn its place: it is fitted to one part of the calibration samples and judged on the part held back. Where it
+is not better there, the layer falls back to CAMERA's choice.
+
+Source: the normal equations of ridge regression; in pruning, the weight update of Hassibi & Stork, Second Order
+Derivatives for Network Pruning: Optimal Brain Surgeon, 1993, taken over all removed channels at once.
+"""
+
+import logging
+
+import torch
+
+from camera.pruning.importance import kept_channels
+from camera.pruning.methods import Choice, LayerRecord, ObservedLayer
+from camera.pruning.plan import PrunePlan
+from camera.registry import PRUNING_METHODS
+
+_log = logging.getLogger(__name__)
+
+TOKENS_PER_CHANNEL = 4
+"""With fewer fitted tokens than this for every FFN channel, a layer is not refitted."""
+FACTOR_SLOWNESS = 3
+"""A factorisation makes about a third of the multiplications a second that a matrix product makes."""
+
+
+class Refit:
+    """CAMERA's channels, refitted. Other compensating methods choose other channels."""
+
+    name = "refit"
+    needs_gram = True
+    title = "CAMERA's micro-expert importance"
+
+    def choose(
+        self,
+        layer: ObservedLayer,
+        fit_FF: torch.Tensor,
+        held_FF: torch.Tensor,
+        down_HF: torch.Tensor,
+        plan: PrunePlan,
+    ) -> torch.Tensor:
+        """The channels to keep, int64 [kept] on the CPU, ascending.
+
+        Args:
+            layer: what is known of it.
+            fit_FF, held_FF: AᵀA of the fitted and of the held-back samples, float32 [F, F].
+            down_HF: the down projection, float64 on the same device.
+            plan: how many stay.
+
+        Raises:
+            ValueError: with the reason, if there is no choice.
+        """
+        return kept_channels(layer.importance_F, plan.kept)
+
+    def decide(self, layer: ObservedLayer, plan: PrunePlan) -> Choice:
+        assert layer.gram is not None
+        gram, down_HF = layer.gram, layer.down_HF
+        camera_K = kept_channels(layer.importance_F, plan.kept)
+        tokens = gram.fit_tokens, gram.held_tokens
+
+        def fall_back(why: str, camera: float | None = None, error: float | None = None) -> Choice:
+            _log.info("layer %d: %s rejected, fell back to CAMERA's choice: %s", layer.index, self.name, why)
+            return Choice(camera_K, None, LayerRecord("camera", False, why, *tokens, camera, error))
+
+        width = down_HF.shape[1]
+        if gram.fit_tokens < TOKENS_PER_CHANNEL * width:
+            return fall_back(
+                f"{gram.fit_tokens} calibration tokens to fit are fewer than {TOKENS_PER_CHANNEL} for each of the "
+                f"{width} FFN channels; raise calibration.samples"
+            )
+        if not gram.held_tokens:
+            return fall_back(
+                "a single calibration sample leaves none to judge a refit; raise calibration.samples"
+            )
+        fit_FF, held_FF = gram.parts()
+        device = exact_device(fit_FF.device)
+        fit_FF, held_FF = fit_FF.to(device), held_FF.to(device)
+        exact_HF = down_HF.to(device, torch.float64)
+        try:
+            kept_K = self.choose(layer, fit_FF, held_FF, exact_HF, plan)
+        except ValueError as reason:
+            return fall_back(str(reason))
+        camera_error = output_error(held_FF, exact_HF, camera_K, down_HF[:, camera_K])
+        tried_HK = _refitted(fit_FF.double(), exact_HF, kept_K, plan.damping, down_HF.dtype)
+        if tried_HK is None:
+            return fall_back("its Gram matrix cannot be factored", camera_error)
+        error = output_error(held_FF, exact_HF, kept_K, tried_HK)
+        if not error < camera_error:
+            return fall_back(
+                f"on held-back tokens a refit loses {error:.4g} of the output's energy, and none loses "
+                f"{camera_error:.4g}",
+                camera_error,
+                error,
+            )
+        # It has passed; now every token counts.
+        down_HK = _refitted(fit_FF.double() + held_FF, exact_HF, kept_K, plan.damping, down_HF.dtype)
+        if down_HK is None:
+            return fall_back("its Gram matrix cannot be factored", camera_error)
+        return Choice(kept_K, down_HK, LayerRecord(self.name, True, None, *tokens, camera_error, error))
+
+    def multiplications(self, width: int, hidden: int, kept: int) -> int:
+        removed = width - kept
+        judging = 3 * hidden * width**2  # errors on held-back tokens, and the way of the matrices to float64
+        return judging + 2 * (FACTOR_SLOWNESS * kept**3 // 3 + kept**2 * hidden + kept * removed * hidden)
+
+
+def refit(
+    gram_FF: torch.Tensor, down_HF: torch.Tensor, kept_K: torch.Tensor, damping: float
+) -> torch.Tensor | None:
+    """W' = argmin ‖A Wᵀ − A_S W'ᵀ‖² + λ‖W' − W_S‖², λ = `damping` · mean(diag AᵀA).
+
+    Args:
+        gram_FF: AᵀA of the activations A [tokens, F], float64, symmetric.
+        down_HF: W, the down projection [hidden, F], float64 on the same device.
+        kept_K: int64 [K], the channels S that stay.
+        damping: above 0; the larger, the nearer to W_S.
+
+    Returns:
+        W', float64 [hidden, K]; None where the equations cannot be solved, because values are not finite or all zero.
+    """
+    kept_K = kept_K.to(gram_FF.device)
+    gone_F = torch.ones(len(gram_FF), dtype=torch.bool, device=gram_FF.device)
+    gone_F[kept_K] = False
+    gone_R = gone_F.nonzero()[:, 0]
+    gram_KF = gram_FF.index_select(0, kept_K)
+    system_KK = gram_KF.index_select(1, kept_K)
+    penalty = float(damping * gram_FF.diagonal().mean())
+    system_KK.diagonal().add_(penalty)
+    lower_KK, failed = torch.linalg.cholesky_ex(system_KK)
+    if failed or not penalty > 0:
+        return None
+    # W' − W_S: as much of what the removed channels put out as the kept ones can.
+    missing_KH = gram_KF.index_select(1, gone_R) @ down_HF.index_select(1, gone_R).T
+    return down_HF.index_select(1, kept_K) + torch.cholesky_solve(missing_KH, lower_KK).T
+
+
+def output_error(
+    gram_FF: torch.Tensor, down_HF: torch.Tensor, kept_K: torch.Tensor, new_HK: torch.Tensor
+) -> float:
+    """‖A Wᵀ − A_S W'ᵀ‖² / ‖A Wᵀ‖² from the Gram matrix of A; 0 where A Wᵀ is all zero and so is the error.
+
+    Args:
+        gram_FF: AᵀA, floating dtype.
+        down_HF: W [hidden, F].
+        kept_K: int64 [K], S.
+        new_HK: W' [hidden, K].
+    """
+    lost_HF = down_HF.to(gram_FF.dtype, copy=True)
+    lost_HF[:, kept_K.to(lost_HF.device)] -= new_HK.to(lost_HF)
+    error = _energy(gram_FF, lost_HF)
+    return error / _energy(gram_FF, down_HF.to(gram_FF.dtype)) if error else 0.0
+
+
+def _energy(gram_FF: torch.Tensor, matrix_HF: torch.Tensor) -> float:
+    """‖A Mᵀ‖² = tr(M AᵀA Mᵀ)."""
+    return float(((matrix_HF @ gram_FF) * matrix_HF).sum())
+
+
+def _refitted(
+    gram_FF: torch.Tensor, down_HF: torch.Tensor, kept_K: torch.Tensor, damping: float, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """A refit as it would be saved, on the CPU; None where it cannot be."""
+    new_HK = refit(gram_FF, down_HF, kept_K, damping)
+    saved_HK = None if new_HK is None else new_HK.to(dtype).cpu().contiguous()
+    return saved_HK if saved_HK is not None and bool(saved_HK.isfinite().all()) else None
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 is: an NPU has none."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
+PRUNING_METHODS.register("refit", Refit())

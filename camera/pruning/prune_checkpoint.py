@@ -1,0 +1,142 @@
+"""From a checkpoint to a pruned checkpoint in one run: capture, score, prune and save, a layer at a time.
+
+Memory is about one decoder layer and the hidden states, whatever the model's size, and the source is read once. Each
+layer is written as soon as it is decided; a killed run goes on at the layer it was in, in the same shards, and ends with
+the bytes of an undisturbed one.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import resolve_dtype
+from camera.disk import told_of_disks
+from camera.errors import CameraError
+from camera.files import held, read_json, refuse_occupied, sync, sync_tree, write_json
+from camera.layerwise.resume import clear_states
+from camera.options import CaptureOptions, PruneOptions
+from camera.progress import Progress, silent
+from camera.pruning.decision import (
+    Decision,
+    share_kept,
+    write_captured,
+    write_kept,
+    write_scores,
+    write_summary,
+)
+from camera.pruning.execute import decide, fingerprint
+from camera.pruning.model_writer import ModelWriter
+from camera.pruning.plan import PrunePlan, plan_prune
+from camera.temporaries import sweep
+
+_WORK = ".work"
+_BEGUN = "begun.json"
+
+
+def prune_checkpoint(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    out: Path,
+    capture: CaptureOptions,
+    options: PruneOptions,
+    progress: Progress = silent,
+    finish: Callable[[Path, Path], None] = lambda model, pruned: None,
+) -> None:
+    """Write the pruned model to `out`, which must not exist with content.
+
+    The same channels and bytes as capture, score, prune and save one after the other. The unfinished model lies
+    beside `out` as `.<name>.partial`; the same call on the same inputs goes on there.
+
+    Args:
+        checkpoint: the source.
+        tokens_ST: int64 [samples, tokens] of calibration text.
+        out: the folder to make.
+        capture: propagation, batch size, dtype, device, over how many devices.
+        options: which channels go, and what becomes of the weights of those that stay.
+        progress: told (samples done × layers, all).
+        finish: called with the finished model, which is not in its place yet, and a folder with what capture, score and
+            prune write, which is removed after: the moment to add a card.
+
+    Raises:
+        CameraError: as `camera.pruning.execute.decide`; if nothing would be pruned; or if `out` is occupied, or another
+            process is making it.
+    """
+    plan = plan_prune(checkpoint, capture, options)
+    with held(out), told_of_disks(out.parent):
+        refuse_occupied(out)
+        partial = unfinished(out)
+        work = partial / _WORK
+        writer = _open_writer(checkpoint, plan, partial, _asked(checkpoint, tokens_ST, capture, plan))
+        decisions: list[Decision] = []
+        try:
+            for decision in decide(checkpoint, tokens_ST, plan, capture, work, writer.sync, progress):
+                if decision.resumed:
+                    writer.already_written(decision.layer)
+                else:
+                    writer.write(decision.layer, decision.kept_K, decision.matrices)
+                decision.matrices.clear()
+                decisions.append(decision)
+            writer.write_rest()
+            writer.finish()
+        finally:
+            writer.abandon()
+        write_captured(work, checkpoint, tokens_ST, capture, [decision.statistics for decision in decisions])
+        write_scores(work, [decision.scores_F for decision in decisions], plan.reduce_ratio)
+        records = [decision.record for decision in decisions]
+        write_kept(work, [decision.kept_K for decision in decisions], records, plan.reduce_ratio)
+        shares = [share_kept(decision.scores_F, decision.kept_K) for decision in decisions]
+        write_summary(work, checkpoint, plan, options, shares, records)
+        finish(partial, work)
+        clear_states(work)
+        shutil.rmtree(work)
+        sync_tree(partial)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+        sync(out.parent)
+
+
+def unfinished(out: Path) -> Path:
+    """Where the model lies that is to become `out`."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def _open_writer(
+    checkpoint: Checkpoint, plan: PrunePlan, partial: Path, asked: dict[str, Any]
+) -> ModelWriter:
+    """The writer of a model, resumed if `partial` was begun for what is asked for; else `partial` is cleared."""
+    work = partial / _WORK
+    resume = _begun_for(work, asked)
+    if not resume:
+        shutil.rmtree(partial, ignore_errors=True)
+        work.mkdir(parents=True)
+    for folder in (partial, work):  # a kill may have come while config, index or state were written
+        sweep(folder, alone=True)
+    writer = ModelWriter(checkpoint, partial, plan.kept, plan.mode, changed=plan.changes, resume=resume)
+    if not resume:  # only now, so that what can be resumed has all its shards
+        writer.sync()
+        write_json(work / _BEGUN, asked)
+    return writer
+
+
+def _asked(
+    checkpoint: Checkpoint, tokens_ST: torch.Tensor, capture: CaptureOptions, plan: PrunePlan
+) -> dict[str, Any]:
+    """What an unfinished folder belongs to."""
+    dtype = resolve_dtype(capture.dtype, checkpoint.dtype)
+    return {
+        "inputs": fingerprint(checkpoint, tokens_ST, dtype, plan),
+        "capture": capture.identity(),
+        "mode": plan.mode,
+    }
+
+
+def _begun_for(work: Path, asked: dict[str, Any]) -> bool:
+    try:
+        return (work / _BEGUN).is_file() and bool(read_json(work / _BEGUN) == asked)
+    except CameraError:
+        return False  # damaged: begin again
