@@ -155,10 +155,14 @@ def _pruned(recipe: Recipe, checkpoint: Checkpoint, model: Input) -> list[Step]:
     statistics serve every recipe."""
     plan = plan_prune(checkpoint, recipe.capture, recipe.prune)
     asked = recipe.prune.identity()
+    decided = {
+        "kept": plan.kept,
+        **{name: asked[name] for name in asked.keys() - {"ratio", "multiple_of", "mode"}},
+    }
     options = {
         **recipe.capture.identity(),
         "device": resolve_device(recipe.capture.device).type,
-        "prune": asked if plan.decides_in_capture else None,
+        "decide": decided if plan.decides_in_capture else None,
     }
     settings = recipe.capture.execution() | {"device": recipe.capture.device}
     inputs: dict[str, str | Input] = {"model": model, "calibration": "fetch calibration"}

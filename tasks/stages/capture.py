@@ -1,5 +1,7 @@
 """Activation capture as a stage."""
 
+from dataclasses import replace
+
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.options import CaptureOptions, PruneOptions
@@ -11,11 +13,16 @@ from tasks.stages.fetch import TOKENS
 
 def run(context: Context) -> dict[str, float]:
     options = dict(context.options)
-    asked = options.pop("prune")
+    decided = options.pop("decide")
     capturing = CaptureOptions(**options)
     tokens_ST = read_tensors(context.inputs["calibration"] / TOKENS)["input_ids"]
     checkpoint = Checkpoint.open(context.inputs["model"])
-    plan = None if asked is None else plan_prune(checkpoint, capturing, PruneOptions(**asked))
+    plan = None
+    if (
+        decided is not None
+    ):  # the width is given as such, so that every ratio that comes to it shares the capture
+        asked = PruneOptions(ratio=0.0, **{name: decided[name] for name in decided.keys() - {"kept"}})
+        plan = replace(plan_prune(checkpoint, capturing, asked), kept=decided["kept"])
     capture(checkpoint, tokens_ST, context.out, capturing, plan, context.progress)
     return {"tokens": tokens_ST.numel()}
 

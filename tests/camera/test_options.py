@@ -126,6 +126,8 @@ def test_the_defaults_are_those_of_the_method() -> None:
         "reduce_ratio": 0.95,
         "mode": "physical",
         "multiple_of": 64,
+        "method": "camera",
+        "sparsity": 0.0,
     }
     assert CaptureOptions().propagate == "sequential"
     assert (CalibrationOptions().samples, CalibrationOptions().length) == (128, 2048)
@@ -153,34 +155,19 @@ def test_an_evaluation_without_tasks_is_written_down_as_before_there_were_tasks(
     }  # fmt: skip
 
 
-def test_a_pattern_of_two_of_four_is_half_and_physical() -> None:
-    half = {"sparsity_pattern": "2:4", "sparsity": 0.5}
-    assert PruneOptions.model_validate(half).walks
-    assert "2:4 is a sparsity of 0.5" in refused(PruneOptions, sparsity_pattern="2:4")["msg"]
-    assert "goes with mode physical" in refused(PruneOptions, **half, mode="mask")["msg"]
-
-
 def test_what_is_not_in_use_is_no_part_of_a_prunes_identity() -> None:
-    plain = PruneOptions()
-    assert PruneOptions(damping=0.1, round=3).identity() == plain.identity()
-    assert PruneOptions(refit=True, round=3).identity() == PruneOptions(refit=True).identity()
-    assert PruneOptions(refit=True, damping=0.1).identity() != PruneOptions(refit=True).identity()
-    assert PruneOptions(score="obs", round=3).identity() != PruneOptions(score="obs").identity()
-    assert PruneOptions(allocation_bound=0.1, allocation_windows=9).identity() == plain.identity()
-    spread = PruneOptions(allocation="per_layer")
-    assert spread.walks
-    assert spread.identity() != plain.identity()
-    assert PruneOptions(allocation="per_layer", allocation_bound=0.1).identity() != spread.identity()
+    assert PruneOptions(damping=0.1, round=3).identity() == PruneOptions().identity()
+    refit, obs = PruneOptions(method="refit"), PruneOptions(method="obs")
+    assert PruneOptions(method="refit", round=3).identity() == refit.identity()
+    assert PruneOptions(method="refit", damping=0.1).identity() != refit.identity()
+    assert PruneOptions(method="obs", round=3).identity() != obs.identity()
 
 
-def test_measured_widths_are_refused_in_several_steps() -> None:
-    error = refused(PruneOptions, allocation="per_layer", steps=2)
-    assert "goes with a single step, and steps is 2" in error["msg"]
-
-
-def test_a_walk_is_what_options_beyond_the_method_need() -> None:
-    plain = PruneOptions()
-    assert not plain.walks
+def test_an_unknown_method_is_refused_with_those_there_are() -> None:
+    assert (
+        "unknown pruning method 'magnitude': known are camera, obs, refit"
+        in (refused(PruneOptions, method="magnitude")["msg"])
+    )
 
 
 def test_a_field_decides_the_result_unless_it_is_marked() -> None:

@@ -389,46 +389,40 @@ def test_the_first_stages_prune_a_real_checkpoint(recipe: MakeRecipe, store: Sto
     assert again == []
 
 
-def test_the_options_of_the_original_method_are_the_key_of_a_plain_prune(recipe: MakeRecipe) -> None:
-    """So that what was pruned before there were others is still found."""
-    step = next(
-        step for step in build(recipe(prune={"damping": 0.5, "round": 3})).steps if step.name == "prune"
-    )
-    assert step.options == {"ratio": 0.35, "reduce_ratio": 0.95, "mode": "physical", "multiple_of": 64}
-    assert step.inputs["scores"] == "score"
-
-
-@pytest.mark.parametrize("prune", [{"refit": True}, {"score": "obs"}, {"steps": 2}])
-def test_where_pruning_walks_it_is_one_step_and_the_report_reads_all_from_it(
+@pytest.mark.parametrize("prune", [{"method": "refit"}, {"method": "obs"}, {"sparsity": 0.5}])
+def test_a_method_that_needs_the_activations_decides_in_capture(
     recipe: MakeRecipe, prune: dict[str, Any]
 ) -> None:
-    pipeline = build(recipe(prune=prune))
+    pipeline = build(recipe(prune=prune, capture={"propagate": "one-shot"}))
     steps = {step.name: step for step in pipeline.steps}
-    assert not {"capture", "score"} & set(steps)
-    assert steps["prune"].inputs == {"model": pipeline.sources.model, "calibration": "fetch calibration"}
-    assert steps["prune"].settings == {"batch_size": 2, "devices": 1, "device": "cpu"}
-    parts = steps["report"].inputs
-    assert parts["capture"] == parts["scores"] == parts["pruned"] == "prune"
+    assert steps["capture"].options["decide"]["kept"] == 128
+    assert steps["prune"].inputs["captured"] == "capture"
+    assert steps["report"].inputs["capture"] == "capture"
 
 
-def test_a_walking_prune_depends_on_what_it_uses(recipe: MakeRecipe) -> None:
-    refit = {"prune": {"refit": True}}
-    assert changed(recipe, refit, {"prune": {"refit": True, "damping": 0.01}}) == PRUNING
-    assert changed(recipe, refit, {"prune": {"refit": True, "score": "obs"}}) == PRUNING
-    assert changed(recipe, refit, {**refit, "capture": {"propagate": "one-shot"}}) == PRUNING
-    assert "prune" not in changed(recipe, refit, {"prune": {"refit": True, "round": 5}})
-    assert "prune" not in changed(recipe, refit, {**refit, "capture": {"batch_size": 1}})
+def test_a_one_shot_capture_decides_nothing(recipe: MakeRecipe) -> None:
+    steps = {step.name: step for step in build(recipe(capture={"propagate": "one-shot"})).steps}
+    assert steps["capture"].options["decide"] is None
 
 
-def test_a_walking_prune_makes_a_model_that_computes(recipe: MakeRecipe, store: Store) -> None:
+def test_a_decision_depends_on_what_it_uses(recipe: MakeRecipe) -> None:
+    refit = {"prune": {"method": "refit"}}
+    decided = PRUNING | {"capture", "score"}
+    assert changed(recipe, refit, {"prune": {"method": "refit", "damping": 0.01}}) == decided
+    assert changed(recipe, refit, {"prune": {"method": "obs"}}) == decided
+    assert changed(recipe, refit, {**refit, "capture": {"propagate": "one-shot"}}) == decided
+    assert not changed(recipe, refit, {"prune": {"method": "refit", "round": 5}}) - {"report", "publish"}
+    assert "capture" not in changed(recipe, refit, {**refit, "capture": {"batch_size": 1}})
+
+
+def test_a_method_beyond_cameras_makes_a_model_that_computes(recipe: MakeRecipe, store: Store) -> None:
     calibration = {"samples": 16, "length": 64}
-    pipeline = build(recipe(prune={"refit": True, "score": "obs", "steps": 2}, calibration=calibration))
+    pipeline = build(recipe(prune={"method": "obs"}, calibration=calibration))
     ran: list[str] = []
     done = run_until("save", pipeline, store, ran)
-    assert ran == ["fetch calibration", "prune", "save"]
+    assert ran == ["fetch calibration", "capture", "score", "prune", "save"]
     assert done["prune"].metrics["kept_width"] == 128
-    assert done["prune"].metrics["refitted_layers"] == 4
-    assert read_json(done["prune"].path / "capture.json")["tokens"] == 16 * 64
+    assert done["prune"].metrics["refitted_layers"] == 2
     tokens = read_tensors(done["fetch calibration"].path / "tokens.safetensors")["input_ids"]
     with torch.no_grad():
         logits = Checkpoint.open(done["save"].path).load_model(torch.float32)(tokens).logits

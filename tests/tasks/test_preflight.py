@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.files import read_json
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.preflight import check_room, plan
 from tasks.sources import find_sources
@@ -91,7 +89,7 @@ def test_every_step_has_an_estimate(pipeline: Pipeline, store: Store) -> None:
 def test_the_estimates_are_near_what_is_then_written(pipeline: Pipeline, store: Store) -> None:
     estimates = {planned.step.name: planned.disk_bytes for planned in plan(pipeline, store)}
     done = run(pipeline, store, "convert baseline")
-    for name in ("prune", "save", "quantize", "quantize baseline"):
+    for name in ("save", "quantize", "quantize baseline"):
         weights = sum(path.stat().st_size for path in done[name].path.glob("*.safetensors"))
         assert estimates[name] == pytest.approx(weights, rel=0.15), name
 
@@ -199,42 +197,13 @@ def test_a_file_in_the_place_is_refused(pipeline: Pipeline, store: Store, tmp_pa
         check_room(pipeline, store)
 
 
-def test_padding_is_stated_and_measuring_takes_walks(recipe: MakeRecipe, store: Store) -> None:
-    one_width = {entry.step.name: entry for entry in plan(build(recipe, prune={"multiple_of": 8}), store)}
-    spread = {"multiple_of": 8, "allocation": "per_layer", "allocation_bound": 0.25}
-    pipeline = build(recipe, prune=spread)
-    padded = {entry.step.name: entry for entry in plan(pipeline, store)}
-    assert one_width["save"].padding_bytes == 0
-    assert padded["save"].padding_bytes == padded["save"].disk_bytes - one_width["save"].disk_bytes > 0
-    assert padded["prune"].seconds is not None
-    few, many = (
-        next(
-            entry.memory_bytes
-            for entry in plan(
-                build(
-                    recipe, prune={**spread, "allocation_windows": windows}, calibration={"samples": 10**6}
-                ),
-                store,
-            )
-            if entry.step.name == "prune"
-        )
-        for windows in (1, 10**6)
-    )
-    assert many > few
-    done = run(pipeline, store, "save")
-    widths = read_json(done["prune"].path / "prune.json")["allocated"]["widths"]
-    assert len(widths) == pipeline.sources.checkpoint.layer_count
-    written = Checkpoint.open(done["save"].path)
-    assert written.ffn_width == max(widths)
-
-
-def test_a_walking_prune_is_estimated_as_a_walk(recipe: MakeRecipe, store: Store) -> None:
+def test_a_method_with_new_matrices_is_estimated_with_them(recipe: MakeRecipe, store: Store) -> None:
     plain = {planned.step.name: planned for planned in plan(build(recipe), store)}
-    walking = {planned.step.name: planned for planned in plan(build(recipe, prune={"refit": True}), store)}
-    assert walking["prune"].seconds is not None
-    assert plain["prune"].seconds is None
+    refit = {planned.step.name: planned for planned in plan(build(recipe, prune={"method": "refit"}), store)}
     assert plain["capture"].seconds is not None
-    assert walking["prune"].disk_bytes > plain["prune"].disk_bytes
+    assert refit["capture"].seconds is not None
+    assert refit["capture"].disk_bytes > plain["capture"].disk_bytes
+    assert refit["prune"].disk_bytes > plain["prune"].disk_bytes == 0
 
 
 def test_a_quantisation_that_calibrates_is_estimated_with_its_walk_and_moments(

@@ -13,7 +13,15 @@ from camera.report.table import results_markdown
 from tests.camera.report.conftest import Run
 from tests.tiny import tiny_checkpoint
 
-PRUNED = {"mode": "physical", "ratio": 0.2, "width": 192, "kept_width": 160, "removed_share": 1 / 6}
+PRUNED = {
+    "mode": "physical",
+    "ratio": 0.2,
+    "method": "camera",
+    "sparsity": 0.0,
+    "width": 192,
+    "kept_width": 160,
+    "removed_share": 1 / 6,
+}
 
 
 def _facts(**changes: Any) -> CardFacts:
@@ -56,12 +64,12 @@ def test_a_card_without_results_says_that_quality_is_unknown() -> None:
 
 
 def test_a_card_says_what_was_done_besides_removing_channels() -> None:
-    cut = {"refitted": True, "zero_shares": {"gate": 0.25, "up": 0.25, "down": 0.25}}
-    cuts = [{**cut, "layer": 0}, {**cut, "layer": 1}, {**cut, "layer": 2, "refitted": False}]
-    used = {"score": "obs", "refit": True, "steps": 2, "sparsity": 0.25, "sparsity_pattern": "unstructured"}
-    card = render_card(_facts(prune={**PRUNED, "layers": 3, "cuts": cuts, **used}))
+    decided = {"refitted": True, "zero_shares": {"gate": 0.25, "up": 0.25, "down": 0.25}}
+    decisions = [decided, decided, {**decided, "refitted": False}]
+    used = {"method": "obs", "sparsity": 0.25, "decisions": decisions}
+    card = render_card(_facts(prune={**PRUNED, "layers": 3, **used}))
     plain = render_card(_facts())
-    for words in ("optimal brain surgeon", "2 of 3 layers were refitted", "in 2 steps", "25.0 % are zero"):
+    for words in ("Optimal Brain Surgeon", "2 of 3 layers were refitted", "25.0 % are zero"):
         assert words in card
         assert words not in plain
 

@@ -168,7 +168,7 @@ def test_every_output_has_the_table(results: Results) -> None:
     page, markdown = render_html(results), results_markdown(results)
     facts = CardFacts(
         name="x", base_model="y", model_type="llama",
-        prune={"kept_width": 144, "width": 192, "mode": "physical", "removed_share": 0.25},
+        prune={"kept_width": 144, "width": 192, "mode": "physical", "removed_share": 0.25, "method": "camera", "sparsity": 0.0},
     )  # fmt: skip
     for text in (page, markdown, render_card(facts, results)):
         assert "Perplexity and accuracy on tasks" in text
