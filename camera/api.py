@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.files import refuse_occupied, whole_folder
+from camera.files import atomic_folder, refuse_occupied
 from camera.options import (
     BenchmarkOptions,
     CalibrationOptions,
@@ -80,7 +80,7 @@ def quantize(
     tokens_ST = None
     if options.calibrates and matrix is None:
         tokens_ST = calibration_windows(calibration or CalibrationOptions(), checkpoint)
-    with whole_folder(Path(out)) as folder:
+    with atomic_folder(Path(out)) as folder:
         return quantize_calibrated(checkpoint, folder, options, tokens_ST, matrix, progress)
 
 

@@ -1,8 +1,8 @@
-"""What a person did, or their machine lacks, that stops the work: one message, and what to do next."""
+"""Errors that the user can resolve: one message, which says what to do next."""
 
 
 class CameraError(Exception):
-    """Something the user can mend. The message names the field, file or layer, and says what to do next.
+    """An error of input or environment. The message names the field, file or layer, and says what to do next.
 
     The command line prints it alone (no traceback) and exits with code 2.
     """

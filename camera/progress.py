@@ -1,4 +1,4 @@
-"""How long work tells whoever waits for it how far it has come."""
+"""Progress of long work, reported to its caller."""
 
 from collections.abc import Callable
 
@@ -7,4 +7,4 @@ Progress = Callable[[int, int], None]
 
 
 def silent(done: int, total: int) -> None:
-    """The progress listener of callers who do not wait."""
+    """For callers that want no progress."""

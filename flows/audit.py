@@ -9,7 +9,6 @@ from prefect.artifacts import create_table_artifact
 from camera.errors import CameraError
 from flows.recovery import running_flow
 from tasks.audit import Finding
-from tasks.project import Project
 from tasks.published import Found, audit_all, audit_found
 from tasks.store import Store
 
@@ -29,26 +28,18 @@ def audit(published: str = "published") -> int:
     Raises:
         CameraError: naming each model with a part that does not match, and the part.
     """
-    project = Project.here()
-    project.configure()
     if not Path(published).is_dir():
         raise CameraError(f"{published} does not exist: give the folder that recipes publish to")
-    store = Store(project.store)
     rows, wrong = [], []
-    with running_flow(project.home):
+    with running_flow() as project:
+        store = Store(project.store)
         for found in audit_all(Path(published), store, lambda model: _audited(model, store)):
             bad = [f"{part.name}: {part.detail}" for part in found.all_of("wrong")]
             unverified = [f"{part.name}: {part.detail}" for part in found.all_of("unverified")]
             verdict = "wrong" if bad else "ok"
             _log.info("%s: %s", found.name, verdict)
-            rows.append(
-                {
-                    "model": found.name,
-                    "verdict": verdict,
-                    "wrong": "; ".join(bad),
-                    "could not verify": "; ".join(unverified),
-                }
-            )
+            columns = {"wrong": "; ".join(bad), "could not verify": "; ".join(unverified)}
+            rows.append({"model": found.name, "verdict": verdict, **columns})
             if bad:
                 wrong.append(f"  {found.name}: {'; '.join(bad)}")
         create_table_artifact(

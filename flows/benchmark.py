@@ -9,7 +9,6 @@ from flows.device_limits import device_slots
 from flows.listeners import LogListener
 from flows.recovery import running_flow
 from flows.remote import RemoteRequest
-from tasks.project import Project
 from tasks.run import perform_reporting
 from tasks.stage import RunReferences
 from tasks.stages.benchmark import STAGE
@@ -29,9 +28,7 @@ def benchmark(request: RemoteRequest) -> str:
     Raises:
         CameraError: if this host's device is another than the request names, or an input is not here.
     """
-    project = Project.here()
-    project.configure()
-    with running_flow(project.home):
+    with running_flow() as project:
         check_device(request)
         store = Store(project.store)
         restored = request.restored(STAGE, store, RunReferences(prefect_run=str(flow_run.id)))

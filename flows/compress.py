@@ -116,12 +116,9 @@ def compress(recipe: RecipeFile, overrides: list[Override] | None = None) -> Out
     Raises:
         GateFailed: once all is done, if the recipe has a quality gate and the model fails it.
     """
-    shutdown.reinstall()
-    project = Project.here()
-    project.configure()
     end = _END.get() or _End()
     try:
-        with running_flow(project.home):
+        with running_flow() as project:
             end.outcome = _compress(recipe, overrides or [], project)
     except BaseException as error:
         end.error = error

@@ -10,7 +10,6 @@ from camera.errors import CameraError
 from flows.compress import compress
 from flows.parameters import Override, RecipeFile
 from flows.recovery import running_flow
-from tasks.project import Project
 
 _PREFIX = "Flow run encountered an exception: "
 
@@ -28,11 +27,9 @@ def nightly(
     Raises:
         CameraError: at the end, naming the recipes that failed and why.
     """
-    project = Project.here()
-    project.configure()
     failed: dict[str, str] = {}
     rows = []
-    with running_flow(project.home):
+    with running_flow():
         for recipe in recipes:
             state = compress(recipe, overrides, return_state=True)
             if not state.is_completed():

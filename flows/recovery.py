@@ -16,8 +16,10 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Scheduled
 
+from camera import shutdown
 from camera.locks import lock, try_lock
 from flows.automations import NO_HEARTBEAT
+from tasks.project import Project
 
 TRIES = 4
 """A run is not scheduled again after so many starts: something kills it every time."""
@@ -25,15 +27,21 @@ _log = logging.getLogger("camera.recovery")
 
 
 @contextmanager
-def running_flow(home: Path) -> Iterator[None]:
-    """Lock this flow run's file while it runs; nothing for a run that no deployment made, which nobody recovers."""
+def running_flow() -> Iterator[Project]:
+    """The project, configured, while a flow of it runs; signals are handled, and the flow run's file is locked.
+
+    No file is locked for a run that no deployment made: nobody recovers it.
+    """
+    shutdown.reinstall()
+    project = Project.here()
+    project.configure()
     context = FlowRunContext.get()
     run = None if context is None else context.flow_run
     if run is None or run.deployment_id is None:
-        yield
+        yield project
         return
-    with lock(_folder(home) / str(run.id)):
-        yield
+    with lock(_folder(project.home) / str(run.id)):
+        yield project
 
 
 def recover(home: Path) -> list[str]:

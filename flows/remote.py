@@ -128,7 +128,7 @@ def perform_remotely(store: Store, request: Request, host: BenchmarkHostOptions)
             _wait(client, run.id, deployment, pool, host)
         except BaseException:
             client.set_flow_run_state(
-                run.id, Cancelling(message="whoever asked for it does not wait any more")
+                run.id, Cancelling(message="the run that asked for it does not wait any more")
             )
             raise
     artifact = find(store, request)

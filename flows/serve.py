@@ -118,33 +118,19 @@ class _Starter:
 
     def prefect(self, port: int | None) -> str:
         """The address of the server's API."""
-
-        def command(port: int) -> list[str]:
-            self.environment.update(_addresses(f"http://{HOST}:{port}/api"))
-            return python("prefect", "server", "start", "--host", HOST, "--port", str(port))
-
-        return self._server("prefect", "the Prefect server", port, PREFECT_PORT, "/api", command)
+        command = ["prefect", "server", "start"]
+        return self._server("prefect", "the Prefect server", port, PREFECT_PORT, command, path="/api")
 
     def mlflow(self, project: Project, port: int | None) -> str:
         """The address of the MLflow UI."""
-
-        def command(port: int) -> list[str]:
-            if (database := database_of(project.mlflow_uri)) is not None:
-                ready_database(database)
-            server = python("mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1")
-            server += ["--backend-store-uri", project.mlflow_uri]
-            return [*server, "--default-artifact-root", project.mlflow_artifacts.as_uri()]
-
-        return self._server("mlflow", "the MLflow UI", port, MLFLOW_PORT, "", command)
+        if (database := database_of(project.mlflow_uri)) is not None:
+            ready_database(database)
+        command = ["mlflow", "server", "--workers", "1", "--backend-store-uri", project.mlflow_uri]
+        command += ["--default-artifact-root", project.mlflow_artifacts.as_uri()]
+        return self._server("mlflow", "the MLflow UI", port, MLFLOW_PORT, command)
 
     def _server(
-        self,
-        name: str,
-        title: str,
-        port: int | None,
-        default: int,
-        path: str,
-        command: Callable[[int], list[str]],
+        self, name: str, title: str, port: int | None, default: int, command: list[str], path: str = ""
     ) -> str:
         known = self.services.known().get(name)
         if known is not None and known.url is not None:
@@ -154,7 +140,9 @@ class _Starter:
         port = choose_port(port, default, f"--{name}-port")
         url = f"http://{HOST}:{port}{path}"
         self.say(f"starting {title} on {HOST}:{port}")
-        service = self.services.start(name, command(port), self.environment, url=url)
+        own = self.environment | (_addresses(url) if name == "prefect" else {})
+        command = python(*command, "--host", HOST, "--port", str(port))
+        service = self.services.start(name, command, own, url=url)
         wait_until(lambda: _answers(f"{url}/health"), service, START_SECONDS)
         return url
 

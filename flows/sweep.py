@@ -43,10 +43,7 @@ def sweep(recipe: RecipeFile, overrides: list[Override] | None = None) -> SweepO
     Raises:
         SweepFailed: once all is done, if a member has no result or none could be published.
     """
-    shutdown.reinstall()
-    project = Project.here()
-    project.configure()
-    with running_flow(project.home):
+    with running_flow() as project:
         return _sweep(recipe, overrides or [], project)
 
 

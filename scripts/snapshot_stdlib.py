@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from camera.data import stdlib
-from camera.files import whole_file
+from camera.files import atomic_file
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     for split in ("train", "test"):
         documents = stdlib.read(split)
         file = out / f"stdlib-{split}.jsonl"
-        with whole_file(file) as temporary:
+        with atomic_file(file) as temporary:
             lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents.texts)
             temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
         print(f"{file}: {len(documents.texts)} documents, {documents.source}")

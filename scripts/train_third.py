@@ -25,7 +25,7 @@ from camera.checkpoints.tokenizer import load_tokenizer
 from camera.data.local import read
 from camera.data.stdlib import part_of
 from camera.errors import CameraError
-from camera.files import whole_folder, write_json
+from camera.files import atomic_folder, write_json
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True)
     train_texts = c4_part(arguments.texts, "train") + _articles(arguments.texts)
     test_texts = c4_part(arguments.texts, "test")
-    with whole_folder(arguments.out) as folder:
+    with atomic_folder(arguments.out) as folder:
         config = transformers.Qwen2Config(
             **SHAPE, vocab_size=VOCAB_SIZE, eos_token_id=0, bos_token_id=0, pad_token_id=0
         )

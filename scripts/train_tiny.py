@@ -23,7 +23,7 @@ import transformers
 from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.data import stdlib
-from camera.files import whole_folder, write_json
+from camera.files import atomic_folder, write_json
 from camera.models.pangu.modeling import PanguEmbeddedConfig, PanguEmbeddedForCausalLM
 
 SHAPE: dict[str, Any] = {
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
     train_texts, test_text = stdlib.read("train").texts, stdlib.read("test").joined
-    with whole_folder(arguments.out) as folder:
+    with atomic_folder(arguments.out) as folder:
         processor = tiny_tokenizer.write(folder, tiny_tokenizer.train(train_texts))
         eos = processor.piece_to_id("[unused10]")
         config = config_json(processor.get_piece_size(), eos)

@@ -13,7 +13,7 @@ from typing import Any
 import sentencepiece
 
 from camera.data import stdlib
-from camera.files import whole_file, write_json
+from camera.files import atomic_file, write_json
 
 VOCAB_SIZE = 2048
 UNUSED = [f"[unused{number}]" for number in range(32)]
@@ -67,7 +67,7 @@ def _special(content: str) -> dict[str, Any]:
 def write(folder: Path, model: bytes) -> sentencepiece.SentencePieceProcessor:
     """Write tokenizer.model, tokenizer_config.json and special_tokens_map.json as openPangu has them."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    with whole_file(folder / "tokenizer.model") as temporary:
+    with atomic_file(folder / "tokenizer.model") as temporary:
         temporary.write_bytes(model)
     added = ["<unk>", "<s>", "</s>", *UNUSED]
     write_json(

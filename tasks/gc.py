@@ -157,7 +157,7 @@ def _leftovers(store: Store, older_than: float, now: float, dry_run: bool) -> li
         if not dry_run:
             shutil.rmtree(folder, ignore_errors=True)
     for folder in sorted(store.root.glob("*/.*.working")):
-        removal = _removal("unfinished", folder, now, "a killed stage that nobody went on with")
+        removal = _removal("unfinished", folder, now, "a killed stage that no run resumed")
         if removal.unused_seconds < older_than:
             continue
         with store.try_lock(folder.name.removeprefix(".").removesuffix(".working")) as free:

@@ -5,13 +5,13 @@ moment ago, and the order of its holders is kept in a tag of the registered mode
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from camera.digests import canonical_json, digest_json
 from camera.errors import CameraError
@@ -23,7 +23,6 @@ from tasks.store import LINEAGE
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.tracking import MlflowClient
 
 LINEAGE_TAG = "camera.lineage_digest"
 DOCUMENT_TAG = "camera.lineage"
@@ -148,17 +147,15 @@ def versions(name: str | None = None) -> list[Version]:
         NetworkError: if MLflow cannot be reached.
     """
     with mlflow_client() as client:
-        if client is None:
-            return []
-        found: list[Version] = []
-        for model in client.search_registered_models():
-            if name is not None and model.name != name:
-                continue
-            aliases = dict(model.aliases)
-            for entry in client.search_model_versions(f"name = '{model.name}'"):
-                if LINEAGE_TAG in entry.tags:
-                    found.append(_version(entry, aliases))
-        return sorted(found, key=lambda version: (version.created, version.number), reverse=True)
+        models = [] if client is None else client.search_registered_models()
+        found = [
+            _version(entry, dict(model.aliases))
+            for model in models
+            if client is not None and name in (None, model.name)
+            for entry in client.search_model_versions(f"name = '{model.name}'")
+            if LINEAGE_TAG in entry.tags
+        ]
+    return sorted(found, key=lambda version: (version.created, version.number), reverse=True)
 
 
 def find_version(reference: str) -> Version:
@@ -221,22 +218,26 @@ def promote(
         CameraError: if the audit or the quality gate fails; the alias stays where it was.
         NetworkError: if MLflow cannot be reached.
     """
+
+    def refuse(reason: str, lines: Sequence[str] = ()) -> NoReturn:
+        raise CameraError(f"{version.label} cannot be {alias}: {reason}" + "".join(f"\n  {x}" for x in lines))
+
     with files_of(version) as folder:
         if lineage_digest(folder) != version.lineage_digest:
-            raise CameraError(f"{version.label} cannot be {alias}: {folder} holds another publication")
+            refuse(f"{folder} holds another publication")
         if found := audited(folder):
-            lines = "".join(f"\n  {line}" for line in found)
-            raise CameraError(f"{version.label} cannot be {alias}: its audit fails{lines}")
+            refuse("its audit fails", found)
         gate = read_results(folder / "results.json").gate
     if gate is not None and not gate.passed:
-        lines = "".join(f"\n  {reason}" for reason in gate.reasons)
-        raise CameraError(f"{version.label} cannot be {alias}: it fails the quality gate{lines}")
+        refuse("it fails the quality gate", gate.reasons)
     with mlflow_client() as client:
         assert client is not None  # the version came from it
         if alias not in version.aliases:
             client.set_registered_model_alias(version.name, alias, str(version.number))
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            _remember(client, version.name, alias, Holder(version.number, now, how))
+            holders = [*history(version.name, alias), Holder(version.number, now, how)][-_REMEMBERED:]
+            entries = json.dumps([vars(entry) for entry in holders])
+            client.set_registered_model_tag(version.name, _HISTORY + alias, entries)
     return "no quality gate in its recipe" if gate is None else "the quality gate passed"
 
 
@@ -266,27 +267,10 @@ def history(name: str, alias: str = PRODUCTION) -> list[Holder]:
     Raises:
         NetworkError: if MLflow cannot be reached.
     """
-    from mlflow.exceptions import MlflowException
-
     with mlflow_client() as client:
-        if client is None:
-            return []
-        try:
-            return _history(client, name, alias)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return []
-            raise
-
-
-def _history(client: "MlflowClient", name: str, alias: str) -> list[Holder]:
-    text = client.get_registered_model(name).tags.get(_HISTORY + alias, "[]")
-    return [Holder(**entry) for entry in json.loads(text)]
-
-
-def _remember(client: "MlflowClient", name: str, alias: str, holder: Holder) -> None:
-    holders = [*_history(client, name, alias), holder][-_REMEMBERED:]
-    client.set_registered_model_tag(name, _HISTORY + alias, json.dumps([vars(entry) for entry in holders]))
+        models = [] if client is None else client.search_registered_models(f"name = '{name}'")
+    entries = models[0].tags.get(_HISTORY + alias, "[]") if models else "[]"
+    return [Holder(**entry) for entry in json.loads(entries)]
 
 
 def lineage_digest(folder: Path) -> str | None:

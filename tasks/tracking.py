@@ -50,7 +50,7 @@ def _queued(
     """Make a method put its recording into the outbox, which is delivered at once if MLflow can be used."""
 
     @wraps(record)
-    def queue(tracker: "Tracker", *arguments: Arguments.args, **named: Arguments.kwargs) -> None:
+    def queue(tracker: "Tracker", /, *arguments: Arguments.args, **named: Arguments.kwargs) -> None:
         tracker._outbox.append((record.__name__, partial(record, tracker, *arguments, **named)))
         tracker._deliver(urgent=False)
 

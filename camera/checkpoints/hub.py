@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from camera.errors import CameraError, NetworkError
-from camera.hub_client import bound_waiting
+from camera.hub_client import set_timeouts
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "LICENSE*", "README.md")
@@ -28,7 +28,7 @@ def local_checkpoint(model: str, revision: str | None = None) -> Path:
         raise CameraError(f"model: {model} is not a folder here, nor an `organisation/name` on the hub")
     from huggingface_hub import snapshot_download  # heavy, and most models are folders
 
-    bound_waiting()
+    set_timeouts()
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(_WANTED)))
     except Exception as error:  # besides its own types those of its transport, which it lets through

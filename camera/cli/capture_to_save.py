@@ -7,7 +7,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.cli.output import progress_bar, say
 from camera.data import calibration_windows
 from camera.errors import CameraError
-from camera.files import TakenError, read_json, refuse_occupied
+from camera.files import read_json, refuse_occupied
+from camera.locks import LockedError
 from camera.options import CalibrationOptions, CaptureOptions, PruneOptions
 from camera.pruning.decision import SUMMARY
 from camera.pruning.prune_checkpoint import prune_checkpoint, unfinished
@@ -37,7 +38,7 @@ def capture_to_save(
         with progress_bar("prune") as progress:
             prune_checkpoint(checkpoint, tokens_ST, out, capture, options, progress, add_card)
     except CameraError as error:
-        if not unfinished(out).is_dir() or isinstance(error, TakenError):
+        if not unfinished(out).is_dir() or isinstance(error, LockedError):
             raise
         raise CameraError(
             f"{error}\nWhat was done is kept in {unfinished(out)}: the same command goes on there; remove it if it is not "

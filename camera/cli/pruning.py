@@ -29,7 +29,7 @@ def capture(
     """
     from camera.checkpoints.checkpoint import Checkpoint
     from camera.data import calibration_windows
-    from camera.files import whole_folder
+    from camera.files import atomic_folder
     from camera.pruning.plan import plan_prune
     from camera.pruning.stages import capture as run
 
@@ -37,7 +37,7 @@ def capture(
     checkpoint.check_shapes()
     plan = plan_prune(checkpoint, options, widths) if options.propagate == "sequential" else None
     tokens_ST = calibration_windows(calibration, checkpoint)
-    with whole_folder(out) as folder, progress_bar("capture") as progress:
+    with atomic_folder(out) as folder, progress_bar("capture") as progress:
         run(checkpoint, tokens_ST, folder, options, plan, progress)
     say(f"statistics of {tokens_ST.numel()} tokens: {out}")
 
@@ -53,10 +53,10 @@ def score(
     Example: `camera score MODEL stats scores --reduce-ratio 0.95`
     """
     from camera.checkpoints.checkpoint import Checkpoint
-    from camera.files import whole_folder
+    from camera.files import atomic_folder
     from camera.pruning.stages import score as run
 
-    with whole_folder(out) as folder, progress_bar("score") as progress:
+    with atomic_folder(out) as folder, progress_bar("score") as progress:
         run(Checkpoint.open(model), captured, folder, options.reduce_ratio, progress)
     say(f"scores: {out}")
 
@@ -84,7 +84,7 @@ def prune(
     from camera.checkpoints.checkpoint import Checkpoint
     from camera.cli.capture_to_save import capture_to_save
     from camera.errors import CameraError
-    from camera.files import whole_folder
+    from camera.files import atomic_folder
     from camera.pruning.plan import plan_prune
     from camera.pruning.stages import prune as run
 
@@ -104,7 +104,7 @@ def prune(
         capture_to_save(checkpoint, out, calibration, capture, options)
         return
     assert scores is not None
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         run(checkpoint, scores, folder, plan_prune(checkpoint, capture, options), options)
     say(f"kept channels: {out}")
 
@@ -119,12 +119,12 @@ def save(
     Example: `camera save MODEL pruned out`
     """
     from camera.checkpoints.checkpoint import Checkpoint
-    from camera.files import whole_folder
+    from camera.files import atomic_folder
     from camera.pruning.stages import save as run
     from camera.report.card import write_card
 
     checkpoint = Checkpoint.open(model)
-    with whole_folder(out) as folder, progress_bar("save") as progress:
+    with atomic_folder(out) as folder, progress_bar("save") as progress:
         run(checkpoint, pruned, folder, progress)
         write_card(folder, checkpoint, pruned, base_model=model.name)
     say(f"model: {out}")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from camera.data.documents import Documents
 from camera.errors import CameraError, NetworkError
-from camera.hub_client import bound_waiting
+from camera.hub_client import set_timeouts
 
 Split = Literal["train", "test"]
 
@@ -73,7 +73,7 @@ def _load(dataset: HubDataset, part: str, revision: str) -> Any:
     import datasets  # slow to import, and needed for hub datasets only
     from huggingface_hub.errors import HfHubHTTPError
 
-    bound_waiting()
+    set_timeouts()
 
     files = {part: dataset.files[part]} if dataset.files else None
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from camera.files import copy_bytes, whole_file
+from camera.files import atomic_file, copy_bytes
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
 
@@ -80,7 +80,7 @@ def _pack_items(values: list[Any], kind: gguf.GGUFValueType) -> bytes | None:
 @contextmanager
 def gguf_file(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
     """Give the library's writer, to add keys and then call `write_tensors`; the file appears whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         writer = _Writer(temporary, architecture)
         try:
             yield writer

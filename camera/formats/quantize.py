@@ -15,7 +15,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
-from camera.files import refuse_occupied, whole_file, write_json
+from camera.files import atomic_file, refuse_occupied, write_json
 from camera.formats import blocks
 from camera.formats.quantized_model import (
     SUMMARY_NAME,
@@ -172,7 +172,7 @@ def quantize_checkpoint(
         done += len(planned)
         progress(done, len(plan))
     for name in _side_files(checkpoint):
-        with whole_file(out / name) as temporary:
+        with atomic_file(out / name) as temporary:
             shutil.copyfile(checkpoint.folder / name, temporary)
     report = _write_report(out / SUMMARY_NAME, options, source, finished)
     (out / _PARTIAL_NAME).unlink()
@@ -219,7 +219,7 @@ def _write_shard(
 ) -> list[TensorRecord]:
     records = []
     layout = {tensor.name: (torch.uint8, packed_shape(tensor.type, tensor.shape)) for tensor in planned}
-    with whole_file(path) as temporary, SafetensorsWriter(temporary, layout) as writer:
+    with atomic_file(path) as temporary, SafetensorsWriter(temporary, layout) as writer:
         for tensor in planned:
             weight = checkpoint.read(tensor.name)
             packed = packer.pack(tensor, weight, f"{checkpoint.folder}: {tensor.name}")

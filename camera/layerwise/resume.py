@@ -16,7 +16,7 @@ import torch
 
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
-from camera.files import whole_file
+from camera.files import atomic_file
 from camera.layerwise.collectives import Collectives
 
 _SHARE = 0.015
@@ -59,7 +59,7 @@ class StateFiles:
         tensors[_HIDDEN] = hidden_STH
         tensors[_FINGERPRINT] = torch.tensor(list(bytes.fromhex(self._fingerprint)), dtype=torch.uint8)
         with ExitStack() as unfinished:
-            write_tensors(unfinished.enter_context(whole_file(self._path(count, self._rank))), tensors)
+            write_tensors(unfinished.enter_context(atomic_file(self._path(count, self._rank))), tensors)
             return unfinished.pop_all()
 
     def drop_before(self, count: int) -> None:

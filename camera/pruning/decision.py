@@ -17,7 +17,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.devices import dtype_name, resolve_device, resolve_dtype
 from camera.errors import CameraError
-from camera.files import read_json, whole_file, write_json
+from camera.files import atomic_file, read_json, write_json
 from camera.layerwise.statistics import (
     LayerStatistics,
     statistics_from,
@@ -158,7 +158,7 @@ def matrices_file(layer: int) -> str:
 def write_matrices(folder: Path, decision: Decision) -> None:
     """Write the matrices of a decision that are no slices, durably; an earlier run wrote those of a resumed one."""
     if decision.matrices:
-        with whole_file(folder / matrices_file(decision.layer)) as temporary:
+        with atomic_file(folder / matrices_file(decision.layer)) as temporary:
             write_tensors(temporary, decision.matrices)
 
 

@@ -16,7 +16,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import dtype_name, free_memory_bytes, resolve_device, resolve_dtype
 from camera.digests import digest_json
 from camera.errors import CameraError
-from camera.files import reserve
+from camera.files import reserve, temporary_sibling
 from camera.layerwise.collectives import Collectives, ranks
 from camera.layerwise.feed_forward import FeedForwardPass
 from camera.layerwise.gram import LayerGram, held_back
@@ -31,7 +31,6 @@ from camera.pruning.methods import Choice, LayerRecord, ObservedLayer
 from camera.pruning.plan import PrunePlan
 from camera.pruning.sparsity import sparsified, zero_share
 from camera.registry import PRUNING_METHODS
-from camera.temporaries import temporary_of
 
 _SHARE_OF_FREE = 0.5
 
@@ -244,7 +243,7 @@ def _room(
         return torch.empty(shape, dtype=dtype, device=device)
     if ranks_of_host * size <= _SHARE_OF_FREE * free_memory_bytes(torch.device("cpu")):
         return torch.empty(shape, dtype=dtype)
-    path = temporary_of(work / "hidden")
+    path = temporary_sibling(work / "hidden")
     with path.open("wb") as file:  # a full disk is an error here; through the map it would be a SIGBUS
         reserve(file.fileno(), size)
     mapped = torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype)

@@ -14,10 +14,11 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_dtype
-from camera.disk import told_of_disks
+from camera.disk import explain_disk_errors
 from camera.errors import CameraError
-from camera.files import held, read_json, refuse_occupied, sync, sync_tree, write_json
+from camera.files import read_json, refuse_occupied, remove_stale_temporaries, sync, sync_tree, write_json
 from camera.layerwise.resume import clear_states
+from camera.locks import output_lock
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.decision import (
@@ -31,7 +32,6 @@ from camera.pruning.decision import (
 from camera.pruning.execute import decide, fingerprint
 from camera.pruning.model_writer import ModelWriter
 from camera.pruning.plan import PrunePlan, plan_prune
-from camera.temporaries import sweep
 
 _WORK = ".work"
 _BEGUN = "begun.json"
@@ -66,7 +66,7 @@ def prune_checkpoint(
             process is making it.
     """
     plan = plan_prune(checkpoint, capture, options)
-    with held(out), told_of_disks(out.parent):
+    with output_lock(out), explain_disk_errors(out.parent):
         refuse_occupied(out)
         partial = unfinished(out)
         work = partial / _WORK
@@ -115,7 +115,7 @@ def _open_writer(
         shutil.rmtree(partial, ignore_errors=True)
         work.mkdir(parents=True)
     for folder in (partial, work):  # a kill may have come while config, index or state were written
-        sweep(folder, alone=True)
+        remove_stale_temporaries(folder, exclusive=True)
     writer = ModelWriter(checkpoint, partial, plan.kept, plan.mode, changed=plan.changes, resume=resume)
     if not resume:  # only now, so that what can be resumed has all its shards
         writer.sync()

@@ -11,7 +11,7 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.files import read_json, whole_file
+from camera.files import atomic_file, read_json
 from camera.layerwise.resume import clear_states
 from camera.layerwise.statistics import read_statistics
 from camera.options import CaptureOptions, PruneOptions
@@ -163,7 +163,7 @@ def prune(
     if captured is not None:
         for layer in range(count):
             if (captured / matrices_file(layer)).is_file():
-                with whole_file(out / matrices_file(layer)) as temporary:
+                with atomic_file(out / matrices_file(layer)) as temporary:
                     shutil.copyfile(captured / matrices_file(layer), temporary)
     write_kept(out, kept, records, plan.reduce_ratio)
     shares = [share_kept(*layer) for layer in zip(scores, kept, strict=True)]

@@ -17,7 +17,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_device, resolve_dtype
 from camera.digests import digest_json
 from camera.errors import CameraError
-from camera.files import whole_file
+from camera.files import atomic_file
 from camera.formats.gguf_reader import open_gguf
 from camera.layerwise.observers import final_norm, input_squares, squares
 from camera.layerwise.runner import LayerRunner
@@ -119,7 +119,7 @@ def write_imatrix(path: Path, imatrix: Imatrix, family: Family, layers: int) -> 
             raise CameraError(
                 f"{name} has no place in a GGUF file of architecture {family.gguf_architecture}"
             )
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, family.gguf_architecture)
         writer.add_type(_KIND)
         writer.add_array("imatrix.datasets", list(imatrix.datasets) or ["unknown"])

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import Field
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.files import read_json, whole_file
+from camera.files import atomic_file, read_json
 from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
 from camera.formats.layout import TWIN_KEY
 from camera.pruning.decision import SUMMARY
@@ -113,7 +113,7 @@ def write_card(
         gguf=tuple(_gguf_fact(open_gguf(path)) for path in sorted(folder.glob("*.gguf"))),
         **source_license(source.folder),
     )
-    with whole_file(folder / CARD) as temporary:
+    with atomic_file(folder / CARD) as temporary:
         temporary.write_text(render_card(facts, results), encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from camera.benchmark.report import BenchmarkRow
-from camera.files import whole_file, write_json
+from camera.files import atomic_file, write_json
 from camera.report import charts, words
 from camera.report.lineage import lineage_grid, made_with
 from camera.report.schema import Accuracy, Quantization, Results
@@ -70,13 +70,13 @@ def write_report(results: Results, out: Path, lineage: Mapping[str, Any] | None 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write a CSV file, the first of the rows being its head."""
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -183,12 +183,12 @@ def map_hidden_states(folder: Path, disk: Path) -> None:
     """Ask for room that the disk does not have."""
     import torch
 
-    from camera.disk import told_of_disks
+    from camera.disk import explain_disk_errors
     from camera.pruning import execute
 
     execute._SHARE_OF_FREE = 0.0  # as on a host whose memory is taken
     try:
-        with told_of_disks(disk):
+        with explain_disk_errors(disk):
             room = execute._room((1 << 12, 1 << 8), torch.float32, torch.device("cpu"), disk, 1)
             room.fill_(1)
     except Exception as error:

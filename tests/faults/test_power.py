@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from camera.files import whole_file, whole_folder
+from camera.files import atomic_file, atomic_folder
 from tasks.store import Store
 from tests.faults.conftest import ended, start
 from tests.faults.deaths import Deaths
@@ -18,13 +18,13 @@ LINEAGE = {"schema": 1, "sources": {}, "stages": {}}
 
 
 def new_file(folder: Path) -> None:
-    with whole_file(folder / "place" / "x.txt") as temporary:
+    with atomic_file(folder / "place" / "x.txt") as temporary:
         temporary.write_text("new " * 1000)
 
 
 def new_folder(folder: Path) -> None:
     if not (folder / "place" / "out").exists():  # what is there is never overwritten
-        with whole_folder(folder / "place" / "out") as temporary:
+        with atomic_folder(folder / "place" / "out") as temporary:
             fill(temporary)
 
 
