@@ -8,25 +8,32 @@ hashes: Python, MLflow, DVC. The three run in turns, from the page cache. To rea
 """
 
 import argparse
-import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from common import (
+    TINY_OPENPANGU,
+    clock,
+    cpu,
+    in_turns,
+    parser_of,
+    printed_by,
+    ratio,
+    save,
+    show,
+    span,
+    timed_command,
+)
 from synthetic import write_checkpoint
 
 from camera.benchmark.report import Spread
-from camera.files import read_json, write_json
+from camera.files import read_json
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PUBLISHED = Path("published") / "model"
 RECIPE = """
 name: model
@@ -54,18 +61,8 @@ TO_REACH = 1.1
 
 def main() -> None:
     """Measure, print a table, and write JSON if asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=5, help="turns (default: %(default)s)")
-    parser.add_argument(
-        "--tokenizer",
-        type=Path,
-        default=REPOSITORY / "data" / "models" / "tiny-openpangu",
-        help="a folder that holds tokenizer.model (default: %(default)s)",
-    )
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--folder", type=Path, help="make the models here, or use those that are; kept")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read:
@@ -75,98 +72,82 @@ def main() -> None:
         folder = (arguments.folder or Path(name)).resolve()
         for size, shape in SHAPES.items():
             if not (folder / size / PUBLISHED).exists():
-                make(folder / size, shape, arguments.tokenizer)
+                make(folder / size, shape)
         found = measure(folder, arguments.repeats)
-    show(found)
-    if arguments.json:
-        write_json(arguments.json, found)
+    report(found)
+    save(arguments.json, **found)
 
 
-def make(folder: Path, shape: dict[str, int], tokenizer: Path) -> None:
+def make(folder: Path, shape: dict[str, int]) -> None:
     """Write a checkpoint, and publish what the pipeline makes of it."""
-    source = folder / "source"
+    source, kv_heads = folder / "source", shape["heads"] // 3
     write_checkpoint(
-        source,
-        **shape,
-        kv_heads=shape["heads"] // 3,
-        vocab=2048,
-        positions=2048,
-        dtype=torch.bfloat16,
-        shard_bytes=512 << 20,
+        source, **shape, kv_heads=kv_heads, vocab=2048, dtype=torch.bfloat16, shard_bytes=512 << 20
     )
     for file in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(tokenizer / file, source)
+        shutil.copy(TINY_OPENPANGU / file, source)
     (folder / "recipe.yaml").write_text(RECIPE)
-    timed([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], folder)
-    timed([sys.executable, "-m", "camera", "run", "recipe.yaml", "--no-prefect"], folder)
+    printed_by([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], folder)
+    printed_by([sys.executable, "-m", "flows.cli", "run", "recipe.yaml", "--no-prefect"], folder)
 
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:
-    """The three in turns, the order reversed every other turn; and what one audit reads."""
-    files = files_to_read(folder / "large")
-    audit = [sys.executable, "-m", "camera", "audit", str(PUBLISHED)]
+    """The three in turns; and what one audit reads."""
+    large, files = folder / "large", files_to_read(folder / "large")
+    audit = [sys.executable, "-m", "flows.cli", "audit", str(PUBLISHED)]
     works = {
-        "plain": (folder / "large", [sys.executable, "-c", PLAIN, *map(str, files)]),
-        "audit": (folder / "large", audit),
-        "small": (folder / "small", audit),
+        "plain": partial(timed_command, [sys.executable, "-c", PLAIN, *map(str, files)], large),
+        "audit": partial(timed_command, audit, large),
+        "small": partial(timed_command, audit, folder / "small"),
     }
-    samples: dict[str, list[tuple[float, float]]] = {work: [] for work in works}
-    for turn in range(-1, repeats):  # the first warms the page cache
-        for work in works if turn % 2 == 0 else reversed(works):
-            taken = timed(works[work][1], works[work][0])
-            if turn >= 0:
-                samples[work].append(taken)
-    published = read_json(folder / "large" / PUBLISHED / "lineage.json")["files"]
+    times = in_turns(works, repeats)
+    published = read_json(large / PUBLISHED / "lineage.json")["files"]
     rows: dict[str, Any] = {
         "bytes": sum(path.stat().st_size for path in files),
         "files": len(files),
-        "published_bytes": sum((folder / "large" / PUBLISHED / name).stat().st_size for name in published),
-        "read_bytes": int(answer([sys.executable, __file__, "--read"], folder / "large")),
+        "published_bytes": sum((large / PUBLISHED / name).stat().st_size for name in published),
+        "read_bytes": int(printed_by([sys.executable, __file__, "--read"], large)),
         "to_reach": TO_REACH,
     }
-    for kind, name in enumerate(("clock", "cpu")):
-        plain, whole, small = ([taken[kind] for taken in samples[work]] for work in works)
-        added = [(a - b) / c for a, b, c in zip(whole, small, plain, strict=True)]
-        rows[name] = {
-            **{work: Spread.of([taken[kind] for taken in samples[work]]).model_dump() for work in works},
-            "ratio": Spread.of([a / c for a, c in zip(whole, plain, strict=True)]).model_dump(),
-            "added": Spread.of(added).model_dump(),
-        }
+    for name, spread in (("clock", clock), ("cpu", cpu)):
+        found = {work: spread(taken) for work, taken in times.items()}
+        plain, whole, small = (found[work].samples for work in works)
+        added = [a - b for a, b in zip(whole, small, strict=True)]
+        rows[name] = {**found, "ratio": ratio(whole, plain), "added": ratio(added, plain)}
     return rows
 
 
-def show(found: dict[str, Any]) -> None:
+def report(found: dict[str, Any]) -> None:
     """Print the table."""
     size = found["bytes"]
-    title = (
-        f"{found['published_bytes'] / 1e6:.0f} MB published; to read: {size / 1e6:.0f} MB in {found['files']} files; "
-        f"an audit reads {found['read_bytes'] / size:.3f} times that"
-    )
-    table = Table(title=title, title_justify="left")
-    for column in ("", "clock s", "spread", "MB/s", "CPU s", "spread"):
-        table.add_column(column, justify="left" if not column else "right")
     names = {
         "plain": "sha256 of every file",
         "audit": "camera audit",
         "small": "camera audit, a hundredth of the size",
+        "ratio": "audit ÷ sha256",
+        "added": "what the size adds ÷ sha256",
     }
-    for work, name in names.items():
-        clock, cpu = found["clock"][work], found["cpu"][work]
-        speed = "" if work == "small" else f"{size / 1e6 / clock['median']:.0f}"
-        table.add_row(name, f"{clock['median']:.2f}", _span(clock), speed, f"{cpu['median']:.2f}", _span(cpu))
-    for field, name in (("ratio", "audit ÷ sha256"), ("added", "what the size adds ÷ sha256")):
-        clock, cpu = found["clock"][field], found["cpu"][field]
-        table.add_row(name, f"{clock['median']:.2f}", _span(clock), "", f"{cpu['median']:.2f}", _span(cpu))
-    Console().print(table)
-    met = ", ".join(
-        f"{name} {'met' if found[kind]['added']['median'] <= TO_REACH else 'NOT met'}"
-        for kind, name in (("clock", "clock"), ("cpu", "CPU"))
+
+    def cells(what: str) -> list[str]:
+        on_the_clock, of_cpu = (found[name][what] for name in ("clock", "cpu"))
+        speed = f"{size / 1e6 / on_the_clock.median:.0f}" if what in ("plain", "audit") else ""
+        return [*_median(on_the_clock), speed, *_median(of_cpu)]
+
+    show(
+        f"{found['published_bytes'] / 1e6:.0f} MB published; to read: {size / 1e6:.0f} MB in {found['files']} files; "
+        f"an audit reads {found['read_bytes'] / size:.3f} times that",
+        "| clock s | spread | MB/s | CPU s | spread",
+        ([name, *cells(what)] for what, name in names.items()),
     )
-    Console().print(f"to reach: what the size adds ≤ {TO_REACH} × sha256: {met}")
+    reached = ", ".join(
+        f"{name} {'met' if found[name]['added'].median <= TO_REACH else 'NOT met'}"
+        for name in ("clock", "cpu")
+    )
+    print(f"to reach: what the size adds ≤ {TO_REACH} × sha256: {reached}")
 
 
-def _span(spread: dict[str, Any]) -> str:
-    return f"{spread['low']:.2f} to {spread['high']:.2f}"
+def _median(spread: Spread) -> tuple[str, str]:
+    return f"{spread.median:.2f}", span(spread)
 
 
 def files_to_read(folder: Path) -> list[Path]:
@@ -200,30 +181,6 @@ def read_bytes() -> int:
 def _read_so_far() -> int:
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
-
-
-def timed(command: list[str], folder: Path) -> tuple[float, float]:
-    """Seconds on the clock and of CPU that a command takes, with all that it starts and waits for."""
-    before, began = _cpu(), perf_counter()
-    answer(command, folder)
-    return perf_counter() - began, _cpu() - before
-
-
-def answer(command: list[str], folder: Path) -> str:
-    """What a command prints; ends with its messages if it fails."""
-    ours = ("PREFECT_", "MLFLOW_", "CAMERA_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    done = subprocess.run(
-        command, cwd=folder, env={**kept, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"{command} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

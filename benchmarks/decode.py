@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import met, parser_of
 from pydantic import ValidationError
-from synthetic import write_checkpoint, write_tokenizer
+from synthetic import write_checkpoint
 
 from camera.benchmark.bench import BenchModel, run_benchmark
 from camera.benchmark.report import BenchmarkReport, BenchmarkRow
@@ -77,9 +78,7 @@ def main() -> int:
     )
     print(markdown_table(report))
     for goal in goals:
-        print(
-            f"- {goal['goal']}: {goal['value']:.2f}, to reach {goal['to_reach']}: {'met' if goal['met'] else 'MISSED'}"
-        )
+        print(f"- {goal['goal']}: {goal['value']:.2f}, to reach {goal['to_reach']}: {met(goal['met'])}")
     return 0 if any(row.failure is None for row in report.rows) and all(goal["met"] for goal in goals) else 1
 
 
@@ -99,16 +98,8 @@ def synthetic_models(folder: Path, layers: int, vocab: int) -> list[BenchModel]:
     """Write the models of `--synthetic` below a folder."""
 
     def checkpoint(name: str, dtype: torch.dtype, ffn: int = FFN) -> Path:
-        sizes: dict[str, Any] = {
-            "layers": layers,
-            "hidden": HIDDEN,
-            "ffn": ffn,
-            "vocab": vocab,
-            "heads": HEADS,
-        }
-        out = write_checkpoint(folder / name, **sizes, kv_heads=KV_HEADS, positions=POSITIONS, dtype=dtype)
-        write_tokenizer(out)
-        return out
+        sizes = {"layers": layers, "hidden": HIDDEN, "ffn": ffn, "vocab": vocab, "positions": POSITIONS}
+        return write_checkpoint(folder / name, **sizes, heads=HEADS, kv_heads=KV_HEADS, dtype=dtype)
 
     def packed(name: str, source: Path, type: BlockType) -> Path:
         quantize_checkpoint(Checkpoint.open(source), folder / name, QuantizeOptions(type=type))
@@ -129,75 +120,48 @@ def synthetic_models(folder: Path, layers: int, vocab: int) -> list[BenchModel]:
 
 def judge(report: BenchmarkReport) -> list[dict[str, Any]]:
     """What was to be reached by each engine at each length, and what came out; nothing where a model failed."""
+    rows: dict[tuple[str, str, int], BenchmarkRow] = {
+        (row.model, row.engine, row.decode): row for row in report.rows if row.failure is None
+    }
     goals: list[dict[str, Any]] = []
-
-    def find(model: str, engine: str, decode: int) -> BenchmarkRow | None:
-        rows = (row for row in report.rows if (row.model, row.engine, row.decode) == (model, engine, decode))
-        return next((row for row in rows if row.failure is None), None)
-
     for engine in report.options.engines:
         for decode in report.options.decode:
-            baseline, pruned = find(BASELINE, engine, decode), find(PRUNED, engine, decode)
+            baseline, pruned = (rows.get((model, engine, decode)) for model in (BASELINE, PRUNED))
             if baseline is None or pruned is None:
                 continue
-            assert baseline.bytes_per_token is not None
-            assert pruned.bytes_per_token is not None
-            assert pruned.decode_ms is not None
-            assert pruned.decode_speedup is not None
+            assert baseline.bytes_per_token and pruned.bytes_per_token  # noqa: PT018 (measured, both)
+            assert pruned.decode_ms and pruned.decode_speedup  # noqa: PT018
             bytes_ratio = baseline.bytes_per_token / pruned.bytes_per_token
             value = pruned.decode_speedup / bytes_ratio
-            what = f"{engine}, {decode} tokens: {PRUNED} {pruned.decode_speedup:.2f} × {BASELINE}"
-            goals.append(
-                {
-                    "goal": f"{what}, over {bytes_ratio:.2f} × fewer bytes",
-                    "value": value,
-                    "to_reach": f"1 ± {WITHIN}",
-                    "met": abs(value - 1) <= WITHIN,
-                }
-            )
-            wide = [find(f"unpruned {name}", "torch", decode) for name in SIXTEEN_BITS]
+            where = f"{engine}, {decode} tokens: {PRUNED}"
+            what = f"{where} {pruned.decode_speedup:.2f} × {BASELINE}, over {bytes_ratio:.2f} × fewer bytes"
+            goals.append(_goal(what, value, f"1 ± {WITHIN}", abs(value - 1) <= WITHIN))
+            wide = [rows.get((f"unpruned {name}", "torch", decode)) for name in SIXTEEN_BITS]
             times = [row.decode_ms.median for row in wide if row is not None and row.decode_ms is not None]
             if times:
-                value = min(times) / pruned.decode_ms.median
-                goals.append(
-                    {
-                        "goal": f"{engine}, {decode} tokens: {PRUNED} over the faster of 16 bits in torch",
-                        "value": value,
-                        "to_reach": f"≥ {TIMES_16_BITS[engine]}",
-                        "met": value >= TIMES_16_BITS[engine],
-                    }
-                )
+                value, least = min(times) / pruned.decode_ms.median, TIMES_16_BITS[engine]
+                what = f"{where} over the faster of 16 bits in torch"
+                goals.append(_goal(what, value, f"≥ {least}", value >= least))
     return goals
+
+
+def _goal(what: str, value: float, to_reach: str, reached: bool) -> dict[str, Any]:
+    return {"goal": what, "value": value, "to_reach": to_reach, "met": reached}
 
 
 def _arguments() -> argparse.Namespace:
     defaults = BenchmarkOptions()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "models", nargs="*", type=Path, metavar="MODEL", help="a GGUF file or a checkpoint folder"
-    )
-    parser.add_argument(
-        "--synthetic", action="store_true", help="time random weights in openPangu 7B's layer shapes"
-    )
-    parser.add_argument("--layers", type=int, default=2, help="of --synthetic (default: %(default)s)")
-    parser.add_argument("--vocab", type=int, default=1024, help="of --synthetic (default: %(default)s)")
-    parser.add_argument(
-        "--folder", type=Path, help="where --synthetic writes; the default is the temporary folder"
-    )
-    parser.add_argument("--baseline", type=Path, help="the model that the others are compared with")
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="also write everything measured to this file"
-    )
-    parser.add_argument("--engine", nargs="+", default=defaults.engines, choices=("torch", "llama.cpp"))
-    parser.add_argument("--prompt", type=int, default=defaults.prompt)
-    parser.add_argument("--decode", type=int, nargs="+", default=defaults.decode)
-    parser.add_argument("--repeats", type=int, default=defaults.repeats)
-    parser.add_argument("--threads", type=int, default=defaults.threads)
-    parser.add_argument("--device", default=defaults.device)
-    parser.add_argument("--llama-cpp", type=Path, metavar="FOLDER", help="folder that holds llama-bench")
-    parser.add_argument("--llama-cpp-reads-q4-0-64", action="store_true", help="this build defines Q4_0_64")
+    timing = {"prompt": defaults.prompt, "decode": list(defaults.decode), "repeats": defaults.repeats}
+    parser = parser_of(__doc__, layers=2, vocab=1024, device=defaults.device, **timing)
+    add = parser.add_argument
+    add("models", nargs="*", type=Path, metavar="MODEL", help="a GGUF file or a checkpoint folder")
+    add("--synthetic", action="store_true", help="time random weights in openPangu 7B's layer shapes")
+    add("--folder", type=Path, help="where --synthetic writes (default: the temporary folder)")
+    add("--baseline", type=Path, help="the model that the others are compared with")
+    add("--engine", nargs="+", default=defaults.engines, choices=("torch", "llama.cpp"))
+    add("--threads", type=int, default=defaults.threads)
+    add("--llama-cpp", type=Path, metavar="FOLDER", help="folder that holds llama-bench")
+    add("--llama-cpp-reads-q4-0-64", action="store_true", help="this build defines Q4_0_64")
     arguments = parser.parse_args()
     if arguments.synthetic == bool(arguments.models):
         parser.error("give models, or --synthetic")

@@ -5,22 +5,16 @@
 Prediction and capture run in processes of their own. To reach: both within 25 %.
 """
 
-import argparse
-import multiprocessing
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from common import apart, parser_of, random_tokens, save, show, timed
 from synthetic import write_checkpoint
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import peak_memory_bytes
-from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.estimate import estimate_capture
 from camera.pruning.plan import plan_prune
@@ -36,74 +30,58 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Measure, print a table, and write JSON if asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--samples", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--length", type=int, default=256, help="(default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
-    arguments = parser.parse_args()
-    rows = []
+    arguments = parser_of(__doc__, samples=16, length=256).parse_args()
     with tempfile.TemporaryDirectory(prefix="camera-benchmark-") as folder:
-        for name, shape in SHAPES.items():
-            for dtype in ("float32", "bfloat16"):
-                source = Path(folder) / f"{name}-{dtype}"
-                write_checkpoint(source, **shape, positions=2048, dtype=getattr(torch, dtype))
-                for propagate in ("one-shot", "sequential"):
-                    given = (source, propagate, arguments.samples, arguments.length)
-                    predicted, measured = apart(predict, *given), apart(run, *given)
-                    rows.append(
-                        {
-                            "shape": name, "dtype": dtype, "propagate": propagate,
-                            "predicted": predicted, "measured": measured,
-                            "time": predicted["seconds"] / measured["seconds"],
-                            "memory": predicted["peak_bytes"] / measured["peak_bytes"],
-                        }
-                    )  # fmt: skip
-    table = Table(title="predicted ÷ measured", title_justify="left")
-    for column in ("shape", "dtype", "propagation", "time", "memory", "measured", "within 25 %"):
-        table.add_column(column)
-    for row in rows:
-        good = all(abs(row[what] - 1) <= WITHIN for what in ("time", "memory"))
-        measured = f"{row['measured']['seconds']:.1f} s, {bytes_text(row['measured']['peak_bytes'])}"
-        table.add_row(
-            row["shape"], row["dtype"], row["propagate"],
-            f"{row['time']:.2f}", f"{row['memory']:.2f}", measured, "yes" if good else "no",
-        )  # fmt: skip
-    Console().print(table)
-    if arguments.json:
-        write_json(arguments.json, {"rows": rows})
+        rows = [
+            measure(Path(folder), shape, dtype, propagate, (arguments.samples, arguments.length))
+            for shape in SHAPES
+            for dtype in ("float32", "bfloat16")
+            for propagate in ("one-shot", "sequential")
+        ]
+    show(
+        "predicted ÷ measured",
+        "shape | dtype | propagation | time | memory | measured | within 25 %",
+        (
+            (
+                *(row["shape"], row["dtype"], row["propagate"], f"{row['time']:.2f}", f"{row['memory']:.2f}"),
+                f"{row['measured']['seconds']:.1f} s, {bytes_text(row['measured']['peak_bytes'])}",
+                "yes" if all(abs(row[what] - 1) <= WITHIN for what in ("time", "memory")) else "no",
+            )
+            for row in rows
+        ),
+        left=3,
+    )
+    save(arguments.json, rows=rows)
 
 
-def apart(work: Callable[..., None], *given: Any) -> dict[str, float]:
-    """Do something in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    results: Any = context.SimpleQueue()
-    process = context.Process(target=work, args=(*given, results))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise SystemExit(f"the measured process ended with {process.exitcode}")
-    found: dict[str, float] = results.get()
-    return found
+def measure(folder: Path, shape: str, dtype: str, propagate: str, windows: tuple[int, int]) -> dict[str, Any]:
+    """One row: prediction and capture, of `windows` samples and tokens in each."""
+    source = folder / f"{shape}-{dtype}"
+    if not source.exists():
+        write_checkpoint(source, **SHAPES[shape], dtype=getattr(torch, dtype))
+    predicted, measured = (apart(work, source, propagate, *windows) for work in (predict, run))
+    return {
+        **{"shape": shape, "dtype": dtype, "propagate": propagate},
+        **{"predicted": predicted, "measured": measured},
+        "time": predicted["seconds"] / measured["seconds"],
+        "memory": predicted["peak_bytes"] / measured["peak_bytes"],
+    }
 
 
-def predict(source: Path, propagate: str, samples: int, length: int, results: Any) -> None:
+def predict(source: Path, propagate: str, samples: int, length: int) -> dict[str, float]:
     """The estimate, as `camera plan` makes it."""
-    checkpoint, options, selection = _given(source, propagate)
-    estimate = estimate_capture(checkpoint, samples, length, options, selection)
-    results.put({"seconds": estimate.seconds, "peak_bytes": estimate.peak_bytes})
+    checkpoint, options, plan = _given(source, propagate)
+    estimate = estimate_capture(checkpoint, samples, length, options, plan)
+    return {"seconds": estimate.seconds, "peak_bytes": estimate.peak_bytes}
 
 
-def run(source: Path, propagate: str, samples: int, length: int, results: Any) -> None:
+def run(source: Path, propagate: str, samples: int, length: int) -> dict[str, float]:
     """The capture itself."""
-    checkpoint, options, selection = _given(source, propagate)
-    tokens = torch.randint(1024, (samples, length), generator=torch.Generator().manual_seed(0))
+    checkpoint, options, plan = _given(source, propagate)
+    tokens_ST = random_tokens(1024, samples, length)
     with tempfile.TemporaryDirectory(prefix="camera-benchmark-") as out:
-        started = perf_counter()
-        capture(checkpoint, tokens, Path(out), options, selection)
-        seconds = perf_counter() - started
-    results.put({"seconds": seconds, "peak_bytes": peak_memory_bytes(torch.device("cpu"))})
+        seconds, _ = timed(lambda: capture(checkpoint, tokens_ST, Path(out), options, plan))
+    return {"seconds": seconds, "peak_bytes": peak_memory_bytes(torch.device("cpu"))}
 
 
 def _given(source: Path, propagate: str) -> tuple[Checkpoint, CaptureOptions, Any]:

@@ -21,8 +21,8 @@ from time import perf_counter
 from typing import Any, get_args
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from common import TINY_OPENPANGU, parser_of, show
+from pydantic_core import to_jsonable_python
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data import calibration_tokens, evaluation_tokens
@@ -36,7 +36,6 @@ from camera.formats.quantized_model import packed_shape
 from camera.options import BlockType, CalibrationOptions, DatasetOptions, QuantizeOptions
 from camera.quantization.quantize_calibrated import quantize_calibrated
 
-DEFAULT_MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-openpangu"
 TYPES: tuple[BlockType, ...] = ("q4_0", "q4_0_64")
 METHODS = get_args(QuantizeOptions.model_fields["method"].annotation)
 GPTQ_SHARE = 0.6
@@ -56,14 +55,28 @@ def main() -> int:
         return 2
     goals = judge({(row["type"], row["method"]): row["divergence"] for row in rows})
     goals += judge_mixed({(row["type"], row["method"]): row for row in rows})
-    console = Console()
-    console.print(_table(checkpoint, original, rows))
+    plain = {row["type"]: row["divergence"] for row in rows if row["method"] == "rtn"}
+    show(
+        f"{checkpoint.folder.name}: perplexity {original['perplexity']:.4f} in 16 bits, "
+        f"{original['tokens']} tokens of held-out text",
+        "type | method | bits per weight | perplexity | KL divergence | of rtn | top 1 | s",
+        (
+            (
+                *(row["type"], row["method"], f"{row['bits_per_weight']:.3f}", f"{row['perplexity']:.4f}"),
+                *(f"{row['divergence']:.5f}", f"{row['divergence'] / plain[row['type']]:.3f}"),
+                *(f"{row['top_1_agreement']:.2%}", f"{row['seconds']:.1f}"),
+            )
+            for row in rows
+        ),
+        left=2,
+    )
     for goal in goals:
-        console.print(f"{goal['goal']}: {goal['value']:.3f}, {'met' if goal['met'] else 'missed'}")
+        print(f"{goal['goal']}: {goal['value']:.3f}, {'met' if goal['met'] else 'missed'}")
     if arguments.json:
         device = describe_device(resolve_device(arguments.device))
         content = {"device": device, "calibration": list(calibration_ST.shape), "window": arguments.window}
-        write_json(arguments.json, {**content, "original": original, "rows": rows, "goals": goals})
+        found = {**content, "original": original, "rows": rows, "goals": goals}
+        write_json(arguments.json, to_jsonable_python(found))
     return 0 if all(goal["met"] for goal in goals) else 1
 
 
@@ -87,9 +100,9 @@ def measure(
             cases.append((label, QuantizeOptions(type="q4_0_64", target_bpw=target, device=arguments.device)))
         for label, options in cases:
             packed = Path(scratch) / f"{options.type}-{label}"
-            started = perf_counter()
+            began = perf_counter()
             report = quantize_calibrated(checkpoint, packed, options, calibration_ST)
-            seconds = perf_counter() - started
+            seconds = perf_counter() - began
             common = {**how, "dtype": "float32", "device": arguments.device}
             distance = divergence(reference, packed, text_N, **common)
             rows.append(
@@ -103,9 +116,7 @@ def measure(
                     "top_1_agreement": distance.top_1_agreement,
                     "seconds": seconds,
                     "fallbacks": [record.name for record in report.fallbacks],
-                    "tensors": [
-                        record.model_dump(mode="json", exclude={"file"}) for record in report.tensors
-                    ],
+                    "tensors": [record.model_dump(exclude={"file"}) for record in report.tensors],
                 }
             )
     return {"perplexity": original.perplexity, "tokens": original.tokens}, rows
@@ -164,54 +175,11 @@ def _tokens(checkpoint: Checkpoint, arguments: argparse.Namespace) -> tuple[torc
     )
 
 
-def _table(checkpoint: Checkpoint, original: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        title=f"{checkpoint.folder.name}: perplexity {original['perplexity']:.4f} in 16 bits, "
-        f"{original['tokens']} tokens of held-out text",
-        title_justify="left",
-    )
-    for column in (
-        "type",
-        "method",
-        "bits per weight",
-        "perplexity",
-        "KL divergence",
-        "of rtn",
-        "top 1",
-        "s",
-    ):
-        table.add_column(column, justify="left" if column in ("type", "method") else "right")
-    plain = {row["type"]: row["divergence"] for row in rows if row["method"] == "rtn"}
-    for row in rows:
-        table.add_row(
-            row["type"],
-            row["method"],
-            f"{row['bits_per_weight']:.3f}",
-            f"{row['perplexity']:.4f}",
-            f"{row['divergence']:.5f}",
-            f"{row['divergence'] / plain[row['type']]:.3f}",
-            f"{row['top_1_agreement']:.2%}",
-            f"{row['seconds']:.1f}",
-        )
-    return table
-
-
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path, nargs="?", default=DEFAULT_MODEL, help="folder of a checkpoint")
+    parser = parser_of(__doc__, samples=96, length=256, window=256, max_windows=64, device="cpu", threads=1)
+    parser.add_argument("model", type=Path, nargs="?", default=TINY_OPENPANGU, help="folder of a checkpoint")
     parser.add_argument("--calibrate", type=Path, help="a text file (default: stdlib, train)")
     parser.add_argument("--measure", type=Path, help="another text file (default: stdlib, test)")
-    parser.add_argument("--samples", type=int, default=96, help="calibration windows (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=256, help="tokens in one (default: %(default)s)")
-    parser.add_argument(
-        "--window", type=int, default=256, help="tokens measured at once (default: %(default)s)"
-    )
-    parser.add_argument("--max-windows", type=int, default=64, help="so many of them (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or npu (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
     return parser.parse_args()
 
 

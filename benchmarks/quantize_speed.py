@@ -8,28 +8,27 @@ the GGUF written in 1.5 times what copying as many bytes on the same disk takes,
 than 2 of the largest tensor, mapped files not counted.
 """
 
-import argparse
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from time import perf_counter
 from typing import Any
 
 import gguf
 import psutil
 import torch
-from synthetic import write_tokenizer
+from common import clock, in_turns, met, parser_of, save, timed
+from synthetic import write_checkpoint
 
 from camera.benchmark.report import Spread
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.checkpoints.safetensors_file import write_tensors
 from camera.devices import describe_device
 from camera.errors import CameraError
-from camera.files import sync, write_json
+from camera.files import sync
 from camera.formats import blocks
 from camera.formats.convert import convert_to_gguf
 from camera.formats.quantize import quantize_checkpoint
@@ -40,7 +39,6 @@ FASTER_THAN_GGUF = 5.0
 COPY_TIMES = 1.5
 TENSORS_IN_MEMORY = 2.0
 _SAMPLE_S = 0.002
-_NORMS = ("input", "post_attention")
 
 
 class Timed(Options):
@@ -62,7 +60,7 @@ class Timed(Options):
         if self.against_seconds is None:
             return text
         text += f"; {self.against} {_text(self.against_seconds)}"
-        return f"{text}; {self.ratio:.2f} ×, floor {self.floor}: {_verdict(self.met)}"
+        return f"{text}; {self.ratio:.2f} ×, floor {self.floor}: {met(self.met)}"
 
 
 class Memory(Options):
@@ -77,19 +75,23 @@ class Memory(Options):
         tensors = self.peak_bytes / self.largest_tensor_bytes
         return (
             f"{self.what}: at most {self.peak_bytes / 2**20:.0f} MiB, {tensors:.2f} of the largest tensor, "
-            f"floor ≤ {TENSORS_IN_MEMORY:g}: {_verdict(self.met)}"
+            f"floor ≤ {TENSORS_IN_MEMORY:g}: {met(self.met)}"
         )
 
 
 def main() -> int:
     """Run the command; 2 is a mistake of the user's, 1 says that a floor was missed."""
-    arguments = _arguments()
+    parser = parser_of(__doc__, layers=8, repeats=5, threads=2)
+    parser.add_argument("--model", type=Path, help="a checkpoint; the default is one of random weights")
+    parser.add_argument("--folder", type=Path, help="on the disk to measure (default: the temporary folder)")
+    arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     try:
         with tempfile.TemporaryDirectory(prefix="camera-bench-", dir=arguments.folder) as scratch:
             folder = Path(scratch)
-            source = arguments.model or _random_checkpoint(folder / "source", arguments.layers)
-            checkpoint = Checkpoint.open(source)
+            checkpoint = Checkpoint.open(
+                arguments.model or _random_checkpoint(folder / "source", arguments.layers)
+            )
             _memory(checkpoint, folder, TYPES[0])  # loads what is loaded once
             results: list[Timed | Memory] = []
             for type in TYPES:
@@ -100,14 +102,10 @@ def main() -> int:
     except CameraError as error:
         print(error, file=sys.stderr)
         return 2
-    machine = describe_device(torch.device("cpu"))
-    heading = (
-        f"{machine['name']}, {arguments.threads} threads, medians of {arguments.repeats} (smallest–largest)"
-    )
-    print(heading, *results, sep="\n")
-    if arguments.json:
-        lines = [result.model_dump(mode="json") for result in results]
-        write_json(arguments.json, {"machine": machine, "threads": arguments.threads, "results": lines})
+    machine = describe_device(torch.device("cpu"))["name"]
+    print(f"{machine}, {arguments.threads} threads, medians of {arguments.repeats} (smallest–largest)")
+    print(*results, sep="\n")
+    save(arguments.json, threads=arguments.threads, results=results)
     return 1 if any(result.met is False for result in results) else 0
 
 
@@ -115,11 +113,11 @@ def _pack(type: BlockType, repeats: int) -> Timed:
     """Packing a matrix of openPangu 7B's feed-forward network, against the library."""
     weight = torch.randn(12_800, 4096, generator=torch.Generator().manual_seed(0)) * 0.02
     array = weight.numpy()
-    ours, theirs = _in_turns(
-        lambda: blocks.quantize(weight, type),
-        lambda: gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q4_0),
-        repeats,
-    )
+    works = {
+        "ours": lambda: blocks.quantize(weight, type),
+        "theirs": lambda: gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q4_0),
+    }
+    ours, theirs = _spreads(works, repeats)
     ratio = theirs.median / ours.median
     return Timed(
         what=f"pack float32 to {type}",
@@ -151,9 +149,8 @@ def _files(checkpoint: Checkpoint, folder: Path, type: BlockType, repeats: int) 
         shutil.copyfile(written, copied)
         sync(copied)
 
-    quantized = Spread.of([_seconds(quantize) for _ in range(repeats)])
-    write()
-    ours, copies = _in_turns(write, copy, repeats)
+    (quantized,) = _spreads({"quantize": quantize}, repeats)
+    ours, copies = _spreads({"write": write, "copy": copy}, repeats)
     ratio = ours.median / copies.median
     return [
         Timed(
@@ -222,89 +219,20 @@ def _own_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _in_turns(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[Spread, Spread]:
-    """Seconds of both, after one run of each that is not counted."""
-    works = (first, second)
-    samples: tuple[list[float], list[float]] = ([], [])
-    for work in works:
-        work()
-    for turn in range(repeats):
-        for index in (0, 1) if turn % 2 == 0 else (1, 0):
-            samples[index].append(_seconds(works[index]))
-    return Spread.of(samples[0]), Spread.of(samples[1])
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = perf_counter()
-    work()
-    return perf_counter() - start
+def _spreads(works: dict[str, Callable[[], Any]], repeats: int) -> list[Spread]:
+    """Seconds of each work, in turns."""
+    times = in_turns({name: partial(timed, work) for name, work in works.items()}, repeats)
+    return [clock(taken) for taken in times.values()]
 
 
 def _text(seconds: Spread) -> str:
     return f"{seconds.median:.3f} s ({seconds.low:.3f}–{seconds.high:.3f})"
 
 
-def _verdict(met: bool | None) -> str:
-    return "met" if met else "MISSED"
-
-
 def _random_checkpoint(folder: Path, layers: int) -> Path:
-    """A bfloat16 openPangu of random weights, half as wide as the 7B, with a tokenizer of single bytes."""
-    hidden, ffn, vocab = 2048, 6400, 32_000
-    shapes = {"model.embed_tokens.weight": (vocab, hidden), "lm_head.weight": (vocab, hidden)}
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
-        shapes |= {f"{prefix}mlp.{name}_proj.weight": (ffn, hidden) for name in ("gate", "up")}
-        shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, ffn)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        name: (torch.randn(shape, generator=generator) * 0.02).bfloat16() for name, shape in shapes.items()
-    }
-    biases = [
-        f"model.layers.{layer}.self_attn.{name}_proj.bias" for layer in range(layers) for name in "qkvo"
-    ]
-    norms = [f"model.layers.{layer}.{name}_layernorm.weight" for layer in range(layers) for name in _NORMS]
-    tensors |= {
-        name: torch.ones(hidden, dtype=torch.bfloat16) for name in (*biases, *norms, "model.norm.weight")
-    }
-    folder.mkdir()
-    write_tensors(folder / "model.safetensors", tensors)
-    config = {
-        "architectures": ["PanguEmbeddedForCausalLM"],
-        "model_type": "PanguEmbedded",
-        "bias": True,
-        "hidden_size": hidden,
-        "intermediate_size": ffn,
-        "num_hidden_layers": layers,
-        "num_attention_heads": hidden // 128,
-        "num_key_value_heads": hidden // 128,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "vocab_size": vocab,
-        "dtype": "bfloat16",
-        "tie_word_embeddings": False,
-    }
-    write_json(folder / "config.json", config)
-    write_tokenizer(folder)
-    return folder
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--model", type=Path, help="a checkpoint folder; the default is one of random weights"
-    )
-    parser.add_argument("--layers", type=int, default=8, help="decoder layers of the random one")
-    parser.add_argument(
-        "--folder", type=Path, help="on the disk to measure; the default is the temporary folder"
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="also write everything measured to this file"
-    )
-    return parser.parse_args()
+    """A bfloat16 openPangu of random weights, half as wide as the 7B."""
+    sizes = {"layers": layers, "hidden": 2048, "ffn": 6400, "vocab": 32_000, "heads": 16, "kv_heads": 16}
+    return write_checkpoint(folder, **sizes, dtype=torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a kill -9 costs: a pruning walk is killed at random moments and started again, until it is done.
+"""What a kill -9 costs: pruning is killed at random moments and started again, until it is done.
 
     python benchmarks/resume.py --kills 5 --json resume.json
 
 Each start tells, with every batch, how far it is. Lost is what was done before a kill and had to be done again. To
-reach: less than two layers. The result must have the bytes of an undisturbed walk.
+reach: less than two layers. The result must have the bytes of an undisturbed run.
 """
 
 import argparse
@@ -19,13 +19,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from common import parser_of, random_tokens, save, show
 from synthetic import write_checkpoint
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.digests import digest_folder
-from camera.files import write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.prune_checkpoint import prune_checkpoint
 
@@ -35,23 +33,18 @@ TO_REACH = 2.0
 
 def main() -> None:
     """Measure, print a table, and write JSON if asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
-    parser.add_argument("--walk", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser = parser_of(__doc__, kills=5, seed=0)
+    parser.add_argument("--prune", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.walk:
-        walk(*arguments.walk)
+    if arguments.prune:
+        prune(*arguments.prune)
         return
     moments = random.Random(arguments.seed)
     rows = []
     with tempfile.TemporaryDirectory(prefix="camera-benchmark-") as name:
         folder = Path(name)
         shape = {"layers": LAYERS, "hidden": 1024, "ffn": 3200, "vocab": 1024, "heads": 16, "kv_heads": 4}
-        write_checkpoint(folder / "model", **shape, positions=2048, dtype=torch.float32)
+        write_checkpoint(folder / "model", **shape, dtype=torch.float32)
         whole = attempt(folder, "undisturbed", None)
         for _ in range(arguments.kills):
             shutil.rmtree(folder / "out", ignore_errors=True)
@@ -68,32 +61,26 @@ def main() -> None:
                 }
             )
     layer_s = (whole["seconds"] - whole["start_up_s"]) / LAYERS
-    table = Table(title=f"{LAYERS} layers, {layer_s:.2f} s each", title_justify="left")
-    for column in (
-        "killed at layer",
-        "resumed at layer",
-        "lost layers",
-        "lost s",
-        "start-up s",
-        "same bytes",
-        "met",
-    ):
-        table.add_column(column)
-    for row in rows:
-        met = row["lost_layers"] < TO_REACH and row["same_bytes"]
-        table.add_row(
-            f"{row['killed_at_layer']:.2f}", f"{row['resumed_at_layer']:.2f}", f"{row['lost_layers']:.2f}",
-            f"{row['lost_layers'] * layer_s:.2f}", f"{row['start_up_s']:.1f}",
-            "yes" if row["same_bytes"] else "NO", "yes" if met else "no",
-        )  # fmt: skip
-    Console().print(table)
-    if arguments.json:
-        write_json(arguments.json, {"layer_s": layer_s, "rows": rows})
+    show(
+        f"{LAYERS} layers, {layer_s:.2f} s each",
+        "killed at layer | resumed at layer | lost layers | lost s | start-up s | same bytes | met",
+        (
+            (
+                *(f"{row[name]:.2f}" for name in ("killed_at_layer", "resumed_at_layer", "lost_layers")),
+                *(f"{row['lost_layers'] * layer_s:.2f}", f"{row['start_up_s']:.1f}"),
+                "yes" if row["same_bytes"] else "NO",
+                "yes" if row["lost_layers"] < TO_REACH and row["same_bytes"] else "no",
+            )
+            for row in rows
+        ),
+        left=0,
+    )
+    save(arguments.json, layer_s=layer_s, rows=rows)
 
 
 def attempt(folder: Path, out: str, kill_at: float | None) -> dict[str, Any]:
-    """Walk in a process, and kill it when it has passed `kill_at` layers."""
-    command = [sys.executable, __file__, "--walk", str(folder / "model"), str(folder / out)]
+    """Prune in a process, and kill it when it has passed `kill_at` layers."""
+    command = [sys.executable, __file__, "--prune", str(folder / "model"), str(folder / out)]
     started = perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     began = reached = start_up = None
@@ -107,20 +94,20 @@ def attempt(folder: Path, out: str, kill_at: float | None) -> dict[str, Any]:
             break
     code = process.wait()
     if kill_at is None and code != 0:
-        raise SystemExit(f"the walk ended with {code}")
+        raise SystemExit(f"pruning ended with {code}")
     return {"began": began, "reached": reached, "start_up_s": start_up, "seconds": perf_counter() - started}
 
 
-def walk(source: Path, out: Path) -> None:
-    """One walk that prints, with every batch, the layers it has done."""
+def prune(source: Path, out: Path) -> None:
+    """Prune once, and print with every batch how many layers are done."""
 
     def tell(done: int, total: int) -> None:
         sys.stdout.write(f"{done / total * LAYERS}\n")
         sys.stdout.flush()
 
-    tokens = torch.randint(1024, (16, 256), generator=torch.Generator().manual_seed(0))
+    tokens_ST = random_tokens(1024, 16, 256)
     capture = CaptureOptions(batch_size=2, device="cpu")
-    prune_checkpoint(Checkpoint.open(source), tokens, out, capture, PruneOptions(ratio=0.2), tell)
+    prune_checkpoint(Checkpoint.open(source), tokens_ST, out, capture, PruneOptions(ratio=0.2), tell)
 
 
 if __name__ == "__main__":

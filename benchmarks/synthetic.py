@@ -1,5 +1,6 @@
 """Checkpoints of any size with random weights, for benchmarks: the shapes are real, what they say is not."""
 
+from math import prod
 from pathlib import Path
 
 import torch
@@ -8,9 +9,18 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 from camera.checkpoints.checkpoint import INDEX_NAME
 from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.files import write_json
+from camera.models import family_of
 
 _BLOCK = 1 << 20
-_HEAD_WIDTH = 64
+_CONFIG = {
+    "architectures": ["PanguEmbeddedForCausalLM"],
+    "model_type": "PanguEmbedded",
+    "bias": True,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 16e6,
+    "tie_word_embeddings": False,
+}
 
 
 def write_checkpoint(
@@ -22,29 +32,30 @@ def write_checkpoint(
     vocab: int,
     heads: int,
     kv_heads: int,
-    positions: int,
     dtype: torch.dtype,
+    positions: int = 2048,
     shard_bytes: int = 5 << 30,
 ) -> Path:
-    """Write an openPangu checkpoint tensor by tensor; memory stays at one tensor.
+    """Write an openPangu checkpoint tensor by tensor, with a tokenizer of single bytes; memory stays at one tensor.
 
     Weights are one block of a million normal numbers over and over, scaled as an initialisation would be.
     """
     folder.mkdir(parents=True)
-    width = hidden // heads
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        for name, rows in (("q", hidden), ("k", kv_heads * width), ("v", kv_heads * width), ("o", hidden)):
-            shapes[f"{prefix}self_attn.{name}_proj.weight"] = (rows, hidden)
-            shapes[f"{prefix}self_attn.{name}_proj.bias"] = (rows,)
-        shapes[f"{prefix}mlp.gate_proj.weight"] = shapes[f"{prefix}mlp.up_proj.weight"] = (ffn, hidden)
-        shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, ffn)
-        shapes[f"{prefix}input_layernorm.weight"] = shapes[f"{prefix}post_attention_layernorm.weight"] = (
-            hidden,
-        )
-    shapes["model.norm.weight"] = (hidden,)
-    shapes["lm_head.weight"] = (vocab, hidden)
+    config = _CONFIG | {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "max_position_embeddings": positions,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "vocab_size": vocab,
+    }
+    family = family_of(config)
+    shapes = {
+        name: tuple(family.size(config, size) for size in weight.shape)
+        for name, weight in family.names(config, layers).items()
+    }
     block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(hidden**-0.5).to(dtype)
     shards = _shards(shapes, dtype.itemsize, shard_bytes)
     index = {}
@@ -55,30 +66,12 @@ def write_checkpoint(
                 writer.write(name, _weights(shapes[name], block))
                 index[name] = file
     write_json(folder / INDEX_NAME, {"metadata": {}, "weight_map": index})
-    write_json(
-        folder / "config.json",
-        {
-            "architectures": ["PanguEmbeddedForCausalLM"],
-            "model_type": "PanguEmbedded",
-            "bias": True,
-            "hidden_act": "silu",
-            "hidden_size": hidden,
-            "intermediate_size": ffn,
-            "max_position_embeddings": positions,
-            "num_attention_heads": heads,
-            "num_hidden_layers": layers,
-            "num_key_value_heads": kv_heads,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 16e6,
-            "tie_word_embeddings": False,
-            "torch_dtype": str(dtype).removeprefix("torch."),
-            "vocab_size": vocab,
-        },
-    )
+    write_json(folder / "config.json", config)
+    _write_tokenizer(folder)
     return folder
 
 
-def write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path) -> None:
     """A sentencepiece model of the special tokens and the 256 single bytes: enough for a GGUF that llama.cpp loads."""
     model = ModelProto()
     kinds = ModelProto.SentencePiece
@@ -92,7 +85,7 @@ def write_tokenizer(folder: Path) -> None:
 def _weights(shape: tuple[int, ...], block: torch.Tensor) -> torch.Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=block.dtype)
-    count = shape[0] * shape[1]
+    count = prod(shape)
     return block.repeat(-(-count // len(block)))[:count].view(shape)
 
 
@@ -100,9 +93,7 @@ def _shards(shapes: dict[str, tuple[int, ...]], itemsize: int, limit: int) -> li
     shards: list[list[str]] = [[]]
     size = 0
     for name, shape in shapes.items():
-        extent = itemsize
-        for side in shape:
-            extent *= side
+        extent = prod(shape) * itemsize
         if shards[-1] and size + extent > limit:
             shards.append([])
             size = 0
