@@ -11,7 +11,7 @@ CAMERA-P's loss in ln perplexity (alpha 0.95, the published method) that a metho
 
 No calibration window shares a run of 13 words with any text that is measured on; this is checked before a window is used.
 
-Every cell is kept in a file as soon as it is measured: a killed run goes on where it was. Models and texts that are not in
+Every cell is kept as soon as it is measured: a killed run goes on where it was. Models and texts that are not in
 the repository are found by CAMERA_SHARED_DATA, else in ../shared/data; what is absent is skipped by name. The third model is
 trained where it is absent, in about ten minutes. Exit status 1 says that a goal was missed.
 """
@@ -23,19 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import ROOT, parser_of, save
 from quality_cells import DENSE, Cell, Laboratory, Settings, Store, code_digest
-from quality_goals import Goal, best_method, goals_of
 from quality_leaks import RUN
 from quality_methods import BASELINE, METHODS
 from quality_plot import draw
-from quality_subjects import ROOT, SUBJECTS, Subject
-from quality_table import Row, rows_of, share_text, table_of
+from quality_subjects import SUBJECTS
+from quality_table import best_method, goals_of, rows_of, table_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.utils import logging
 
-from camera.devices import describe_device
 from camera.errors import CameraError
-from camera.files import write_json
 
 STATE = ROOT / ".camera" / "quality"
 _WIDTH = 210
@@ -45,7 +44,7 @@ def main() -> int:
     """Run the command; 2 is a mistake of the user's, 1 says that a goal was missed."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    _quiet_transformers()
+    logging.disable_progress_bar()  # every cell loads a model
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     try:
         laboratories = _laboratories(arguments)
@@ -61,10 +60,18 @@ def main() -> int:
     subjects = [laboratory.subject for laboratory in laboratories]
     method = arguments.judge or best_method(rows)
     goals = goals_of(subjects, rows, method) if method else []
-    for line in [*_about(laboratories, cells, arguments), *map(_line, goals)]:
+    for line in [*_about(laboratories, cells, arguments), *map(str, goals)]:
         console.print(line, highlight=False, soft_wrap=True)
-    if arguments.json:
-        write_json(arguments.json, _content(laboratories, dense, rows, goals, arguments))
+    save(
+        arguments.json,
+        code=code_digest(),
+        settings=asdict(laboratories[0].settings),
+        seeds=arguments.seeds,
+        texts={subject.name: subject.sources for subject in subjects},
+        dense={name: {"texts": cell["texts"], "width": cell["width"]} for name, cell in dense.items()},
+        rows=[asdict(row) for row in rows],
+        goals=[{**asdict(goal), "met": goal.met} for goal in goals],
+    )
     if arguments.plot and rows:
         draw(rows, {subject.name: subject.sources for subject in subjects}, arguments.plot)
     return 0 if all(goal.met is not False for goal in goals) else 1
@@ -81,7 +88,7 @@ def measure(
     store = Store(arguments.cells, arguments.fresh)
     dense: dict[str, dict[str, Any]] = {}
     found: dict[str, list[dict[str, Any]]] = {}
-    todo = {laboratory: _cells(laboratory.subject, arguments) for laboratory in laboratories}
+    todo = {laboratory: _cells(laboratory.subject.name, arguments) for laboratory in laboratories}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=sum(map(len, todo.values())))
@@ -101,15 +108,15 @@ def measure(
     return dense, found
 
 
-def _cells(subject: Subject, arguments: argparse.Namespace) -> list[Cell]:
+def _cells(model: str, arguments: argparse.Namespace) -> list[Cell]:
     """Seed by seed, so that a run that is stopped has a whole table of fewer seeds."""
-    cells = [Cell(subject.name, DENSE, 0.0, 0)]
+    cells = [Cell(model, DENSE, 0.0, 0)]
     for seed in arguments.seeds:
         for ratio in arguments.ratios:
             for name in METHODS:
                 wanted = name in arguments.methods or name == BASELINE
                 if wanted and (METHODS[name].seeded or seed == arguments.seeds[0]):
-                    cells.append(Cell(subject.name, name, ratio, seed))
+                    cells.append(Cell(model, name, ratio, seed))
     return cells
 
 
@@ -155,100 +162,37 @@ def _about(
     return lines
 
 
-def _line(goal: Goal) -> str:
-    reach = (
-        "" if goal.to_reach is None else f", to reach {goal.to_reach:.0%}: {'met' if goal.met else 'missed'}"
-    )
-    worse = f"; worse on {', '.join(goal.tasks_worse)}" if goal.tasks_worse else ""
-    return (
-        f"{goal.model}, {goal.ratio:.0%}, {goal.corpus}: {goal.method} recovers {share_text(goal.recovered)} % of "
-        f"CAMERA-P's loss{reach}{worse}"
-    )
-
-
-def _content(
-    laboratories: list[Laboratory],
-    dense: dict[str, dict[str, Any]],
-    rows: list[Row],
-    goals: list[Goal],
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """What --json writes."""
-    return {
-        "device": describe_device(torch.device("cpu")),
-        "code": code_digest(),
-        "settings": asdict(laboratories[0].settings),
-        "seeds": arguments.seeds,
-        "texts": {laboratory.subject.name: laboratory.subject.sources for laboratory in laboratories},
-        "dense": {name: {"texts": cell["texts"], "width": cell["width"]} for name, cell in dense.items()},
-        "rows": [asdict(row) for row in rows],
-        "goals": [{**asdict(goal), "met": goal.met} for goal in goals],
-    }
-
-
-def _quiet_transformers() -> None:
-    """Every cell loads a model; a bar for each would hide our own."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    counts = {"samples": 64, "length": 256, "windows": 32, "items": 100}
+    threads = torch.get_num_threads()
+    parser = parser_of(__doc__, ratios=[0.2, 0.4, 0.5], seeds=[0, 1, 2], **counts, threads=threads)
     add = parser.add_argument
     add("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="which (default: all)")
-    add(
-        "--methods",
-        nargs="+",
-        metavar="METHOD",
-        choices=METHODS,
-        default=list(METHODS),
-        help=f"{', '.join(METHODS)} (default: all); CAMERA-P always is",
-    )
-    add(
-        "--judge",
-        choices=METHODS,
-        metavar="METHOD",
-        help="hold this to the goals (default: the refit that recovers most)",
-    )
-    add(
-        "--ratios",
-        nargs="+",
-        type=float,
-        default=[0.2, 0.4, 0.5],
-        help="shares removed (default: %(default)s)",
-    )
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the calibration (default: %(default)s)")
-    add("--samples", type=int, default=64, help="calibration windows (default: %(default)s)")
-    add(
-        "--length",
-        type=int,
-        default=256,
-        help="tokens in a window, also a measured one (default: %(default)s)",
-    )
-    add("--windows", type=int, default=32, help="held-out windows of each corpus (default: %(default)s)")
-    add("--items", type=int, default=100, help="items of each task, 0 for none (default: %(default)s)")
+    several: dict[str, Any] = {
+        "nargs": "+",
+        "metavar": "METHOD",
+        "choices": METHODS,
+        "default": list(METHODS),
+    }
+    add("--methods", **several, help=f"{', '.join(METHODS)} (default: all); CAMERA-P always is")
+    add("--judge", choices=METHODS, metavar="METHOD", help="hold this to the goals (default: the best)")
     add(
         "--propagate", choices=("sequential", "one-shot"), default="sequential", help="(default: %(default)s)"
     )
     add(
         "--quick",
         action="store_true",
-        help="one seed, one ratio, few tokens; not the third model if it is absent",
+        help="one seed, one ratio, few tokens; the third model only if it exists",
     )
     add("--third", type=Path, default=STATE / "third", help="folder of the third model (default: in .camera)")
     add(
         "--cells",
         type=Path,
-        default=STATE / "cells.jsonl",
-        help="file of measured cells (default: in .camera)",
+        default=STATE / "cells",
+        help="folder of measured cells (default: in .camera)",
     )
     add("--kept", action="store_true", help="measure nothing: print what was measured before")
     add("--fresh", action="store_true", help="measure every cell again")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: %(default)s)")
-    add("--json", type=Path, help="write all numbers here")
     add("--plot", type=Path, help="write a PNG here")
     add("--markdown", action="store_true", help="print the table as Markdown")
     arguments = parser.parse_args()

@@ -1,8 +1,5 @@
-"""One cell of the table: a model, a method, a ratio and a calibration seed. Measured once, and kept in a file of lines."""
+"""One cell of the table: a model, a method, a ratio and a calibration seed. Measured once, and kept."""
 
-import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +13,11 @@ from quality_methods import METHODS, pruned
 from quality_subjects import Subject, shared_folder
 
 from camera.digests import digest_file, digest_json
-from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import task_files
 from camera.evaluation.tasks import evaluate_tasks
+from camera.files import read_json, write_json
 from camera.options import PruneOptions
-from camera.pruning import prune_checkpoint as stream
+from camera.pruning import prune_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -164,52 +161,51 @@ class Laboratory:
 
 
 class Store:
-    """Parts of cells that were measured, one JSON object a line; a run that is killed loses the cell it was in."""
+    """Parts of cells that were measured, a file each; a run that is killed loses the cell it was in."""
 
-    def __init__(self, path: Path, fresh: bool = False) -> None:
-        """`fresh` forgets what other runs kept."""
-        self._path = path
-        self._kept = {} if fresh else dict(_read(path))
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        """`fresh` ignores what other runs kept."""
+        self._folder, self._fresh = folder, fresh
+        self._new: set[str] = set()
 
     def measured(self, cell: Cell, laboratory: Laboratory) -> dict[str, Any]:
         """A cell with all its parts; those not kept for the same weights, settings and options are measured and kept."""
-        parts = laboratory.parts
-        missing = [part for part in parts if _key(cell, laboratory, part) not in self._kept]
+        keys = {part: _key(cell, laboratory, part) for part in laboratory.parts}
+        missing = [part for part, key in keys.items() if self._kept(key) is None]
         if missing:
             result = laboratory.measure(cell, missing)
             for part in missing:
-                others = {other for other in missing if other != part}
+                others = set(missing) - {part}
                 own = {name: value for name, value in result.items() if name not in others}
-                self._keep(_key(cell, laboratory, part), {**vars(cell), **own})
+                write_json(self._file(keys[part]), {"code": code_digest(), **vars(cell), **own})
+                self._new.add(keys[part])
         found = self.find(cell, laboratory)
         assert found is not None, "its texts are kept by now"
         return found
 
     def find(self, cell: Cell, laboratory: Laboratory) -> dict[str, Any] | None:
         """What is kept of a cell, its tasks only where they are; None without its texts."""
-        keys = [_key(cell, laboratory, part) for part in laboratory.parts]
-        if keys[0] not in self._kept:
+        texts, *rest = (self._kept(_key(cell, laboratory, part)) for part in laboratory.parts)
+        if texts is None:
             return None
-        kept = [self._kept[key] for key in keys if key in self._kept]
-        codes = sorted({each["code"] for each in kept})
+        kept = [texts, *(part for part in rest if part is not None)]
         parts = {name: value for each in kept for name, value in each.items()}
-        return {TASKS_PART: {}} | parts | {"codes": codes}
+        return {TASKS_PART: {}} | parts | {"codes": sorted({each["code"] for each in kept})}
 
-    def _keep(self, key: str, content: dict[str, Any]) -> None:
-        kept = {"key": key, "code": code_digest(), **content}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_cut_line(self._path)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(kept) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._kept[key] = kept
+    def _file(self, key: str) -> Path:
+        return self._folder / f"{key}.json"
+
+    def _kept(self, key: str) -> dict[str, Any] | None:
+        if (self._fresh and key not in self._new) or not self._file(key).is_file():
+            return None
+        kept: dict[str, Any] = read_json(self._file(key))
+        return kept
 
 
 def code_digest() -> str:
     """Digest of the code that prunes, so that a table can say when its cells are of different code."""
-    folder = Path(stream.__file__).parent
-    return digest_json({path.name: digest_file(path) for path in sorted(folder.glob("*.py"))})[:16]
+    folder = Path(prune_checkpoint.__file__).parent
+    return digest_json({path.name: digest_file(path) for path in sorted(folder.rglob("*.py"))})[:16]
 
 
 def _key(cell: Cell, laboratory: Laboratory, part: str) -> str:
@@ -224,25 +220,3 @@ def _key(cell: Cell, laboratory: Laboratory, part: str) -> str:
         **vars(cell),
     }
     return digest_json(identity)
-
-
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            kept = json.loads(line)
-            yield kept["key"], kept
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):  # the last line of a killed run may be cut short
-                raise CameraError(
-                    f"{path}, line {number} is not a cell of this benchmark: remove the file"
-                ) from None
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Remove what a killed run wrote of its last line, so that the next does not continue it."""
-    data = path.read_bytes() if path.is_file() else b""
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)

@@ -13,11 +13,8 @@ _STYLES: dict[str, tuple[str, str]] = {
     "camera 0": ("#777777", "-."),
     BASELINE: ("#000000", "-"),
     "camera 1": ("#444444", "-."),
-    "obs": ("#e6550d", "--"),
     "refit": ("#6baed6", "-"),
-    "obs + refit": ("#08519c", "-"),
-    "refit, 4 steps": ("#74c476", "-"),
-    "obs + refit, 4 steps": ("#006d2c", "-"),
+    "obs": ("#08519c", "-"),
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from common import ROOT, TINY_OPENPANGU
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data.local import read
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 from quality_leaks import Runs, assert_disjoint, clean_windows
 
-ROOT = Path(__file__).parent.parent
 OWN, OTHER = "own", "other"
 """The two held-out corpora of a model: of the calibration text's domain, and of another."""
 _SPARE = 2
@@ -86,45 +86,31 @@ def shared_folder() -> Path:
 
 def tiny_openpangu(third: Path) -> Subject:
     """The bundled model, on doc strings."""
-    checkpoint = Checkpoint.open(ROOT / "data" / "models" / "tiny-openpangu")
-    held_out = {OWN: _joined(read(_there(ROOT / "data" / "text" / "stdlib-test.jsonl"), "text").texts)}
-    sources = {OWN: "doc strings of the standard library, test part"}
-    wikitext = shared_folder() / "text" / "wikitext2_test_raw.txt"
-    if wikitext.is_file():
-        held_out[OTHER], sources[OTHER] = wikitext.read_text("utf-8"), "WikiText-2, test split"
-    calibration = _joined(read(_there(ROOT / "data" / "text" / "stdlib-train.jsonl"), "text").texts)
-    goals = {0.2: 0.45, 0.4: 0.6, 0.5: 0.6}
-    return Subject("tiny-openpangu", checkpoint, 64, calibration, held_out, sources, goals)
+    texts = ROOT / "data" / "text"
+    train, test = (
+        list(read(_there(texts / f"stdlib-{part}.jsonl"), "text").texts) for part in ("train", "test")
+    )
+    source = "doc strings of the standard library, test part"
+    return _subject(
+        "tiny-openpangu", TINY_OPENPANGU, 64, train, test, source, {0.2: 0.45, 0.4: 0.6, 0.5: 0.6}
+    )
 
 
 def stories260k(third: Path) -> Subject:
     """A public Llama of 260 thousand parameters, on children's stories."""
-    folder = _there(shared_folder())
-    checkpoint = Checkpoint.open(_there(folder / "models" / "stories260k"))
-    raw = _there(folder / "text" / "tinystories_sample.txt").read_text("utf-8")
+    raw = _there(shared_folder() / "text" / "tinystories_sample.txt").read_text("utf-8")
     stories = [story.strip() for story in raw.split(_END_OF_STORY) if story.strip()]
-    held_out = {
-        OWN: _joined(_part(stories, "test")),
-        OTHER: _there(folder / "text" / "wikitext2_test_raw.txt").read_text("utf-8"),
-    }
-    sources = {OWN: "TinyStories, 15 % of a sample", OTHER: "WikiText-2, test split"}
-    goals = dict.fromkeys((0.2, 0.4, 0.5), 0.4)
-    return Subject("stories260k", checkpoint, 4, _joined(_part(stories, "train")), held_out, sources, goals)
+    folder, goals = shared_folder() / "models" / "stories260k", dict.fromkeys((0.2, 0.4, 0.5), 0.4)
+    return _subject("stories260k", folder, 4, *_parts(stories), "TinyStories, 15 % of a sample", goals)
 
 
 def third_model(third: Path) -> Subject:
     """A Qwen2 that was trained for this benchmark on two domains and is calibrated on one; trained where it is absent."""
-    folder = _there(shared_folder())
+    texts = _there(shared_folder()) / "text"
     if not third.exists():
-        _train(third, folder / "text")
-    documents = list(read(_there(folder / "text" / "c4_en_sample.jsonl"), "text").texts)
-    held_out = {
-        OWN: _joined(_part(documents, "test")),
-        OTHER: _there(folder / "text" / "wikitext2_test_raw.txt").read_text("utf-8"),
-    }
-    sources = {OWN: "C4, 15 % of a sample", OTHER: "WikiText-2, test split"}
-    calibration = _joined(_part(documents, "train"))
-    return Subject("third", Checkpoint.open(third), 64, calibration, held_out, sources, {})
+        _train(third, texts)
+    documents = list(read(_there(texts / "c4_en_sample.jsonl"), "text").texts)
+    return _subject("third", third, 64, *_parts(documents), "C4, 15 % of a sample", {})
 
 
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {
@@ -143,13 +129,30 @@ def _there(path: Path) -> Path:
     return path
 
 
-def _part(texts: list[str], part: str) -> list[str]:
-    """The `train` or `test` part of documents, each text once: a function of the text alone."""
-    return [text for text in dict.fromkeys(texts) if part_of(text) == part]
+def _parts(texts: list[str]) -> tuple[list[str], list[str]]:
+    """The `train` and the `test` part of documents, each text once: a function of the text alone."""
+    once = list(dict.fromkeys(texts))
+    return [text for text in once if part_of(text) == "train"], [
+        text for text in once if part_of(text) == "test"
+    ]
 
 
-def _joined(texts: object) -> str:
-    return "\n\n".join(texts)  # type: ignore[arg-type]
+def _subject(
+    name: str,
+    folder: Path,
+    multiple_of: int,
+    train: list[str],
+    test: list[str],
+    source: str,
+    goals: dict[float, float],
+) -> Subject:
+    """A model on two parts of one corpus, and on WikiText-2 where that is."""
+    held_out, sources = {OWN: "\n\n".join(test)}, {OWN: source}
+    wikitext = shared_folder() / "text" / "wikitext2_test_raw.txt"
+    if wikitext.is_file():
+        held_out[OTHER], sources[OTHER] = wikitext.read_text("utf-8"), "WikiText-2, test split"
+    checkpoint = Checkpoint.open(_there(folder))
+    return Subject(name, checkpoint, multiple_of, "\n\n".join(train), held_out, sources, goals)
 
 
 def _train(out: Path, texts: Path) -> None:
@@ -158,14 +161,8 @@ def _train(out: Path, texts: Path) -> None:
     Raises:
         CameraError: if it fails.
     """
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "train_third.py"),
-        "--out",
-        str(out),
-        "--texts",
-        str(texts),
-    ]
+    script = str(ROOT / "scripts" / "train_third.py")
+    command = [sys.executable, script, "--out", str(out), "--texts", str(texts)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     if subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode:
         raise CameraError(

@@ -1,4 +1,4 @@
-"""From cells to the table: means and spreads over calibration seeds, paired differences, shares of the loss recovered."""
+"""From cells to the table and its goals: means and spreads over seeds, paired differences, shares of the loss recovered."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from quality_methods import BASELINE, METHODS
-from quality_subjects import OTHER, OWN
+from quality_subjects import OTHER, OWN, Subject
 from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.table import Table
 
@@ -38,8 +38,6 @@ class Accuracy:
     against_baseline: float
     """Difference from CAMERA-P on the same items."""
     against_error: float
-    against_dense: float
-    dense_error: float
 
     @property
     def worse(self) -> bool:
@@ -86,18 +84,17 @@ def rows_of(model: str, dense: dict[str, Any], cells: list[dict[str, Any]]) -> l
             if ours and not METHODS[method].seeded:
                 ours = dict.fromkeys(base, next(iter(ours.values())))
             if set(ours) & set(base):
-                rows.append(_row(model, ratio, method, dense, base, ours))
+                rows.append(_row((model, ratio, method), dense, base, ours))
     return rows
 
 
 def _row(
-    model: str,
-    ratio: float,
-    method: str,
+    place: tuple[str, float, str],
     dense: dict[str, Any],
     base: dict[int, dict[str, Any]],
     ours: dict[int, dict[str, Any]],
 ) -> Row:
+    method = place[2]
     seeds = sorted(set(ours) & set(base))
     corpora = [corpus for corpus in CORPORA if corpus in dense["texts"]]
 
@@ -113,9 +110,7 @@ def _row(
 
     texts = {corpus: [ours[seed]["texts"][corpus] for seed in seeds] for corpus in corpora}
     return Row(
-        model,
-        ratio,
-        method,
+        *place,
         ours[seeds[0]]["width"],
         len(seeds) if METHODS[method].seeded else 1,
         {corpus: Value.of([exp(text["loss"]) for text in texts[corpus]]) for corpus in corpora},
@@ -123,24 +118,17 @@ def _row(
         {corpus: Value.of([text["divergence"] for text in texts[corpus]]) for corpus in corpora},
         {corpus: recovered(corpus) for corpus in corpora},
         {
-            task: _accuracy(
-                [ours[seed]["tasks"][task] for seed in seeds],
-                [base[seed]["tasks"][task] for seed in seeds],
-                dense["tasks"][task],
-            )
+            task: _accuracy(*([cells[seed]["tasks"][task] for seed in seeds] for cells in (ours, base)))
             for task in dense["tasks"]
             if all(task in cells[seed]["tasks"] for cells in (ours, base) for seed in seeds)
         },
     )
 
 
-def _accuracy(ours: list[str], base: list[str], dense: str) -> Accuracy:
-    items, plain = _by_item(ours), _by_item(base)
-    before = _by_item([dense])
-    share, error = _mean_and_error(items)
-    difference, difference_error = _mean_and_error([a - b for a, b in zip(items, plain, strict=True)])
-    dropped, dropped_error = _mean_and_error([a - b for a, b in zip(items, before, strict=True)])
-    return Accuracy(share, error, difference, difference_error, dropped, dropped_error)
+def _accuracy(ours: list[str], base: list[str]) -> Accuracy:
+    items = _by_item(ours)
+    differences = [a - b for a, b in zip(items, _by_item(base), strict=True)]
+    return Accuracy(*_mean_and_error(items), *_mean_and_error(differences))
 
 
 def _by_item(answers: list[str]) -> list[float]:
@@ -210,3 +198,60 @@ def _text(value: Value, factor: float, digits: int) -> str:
 def share_text(value: Value | None) -> str:
     """A share in per cent, with its spread."""
     return "–" if value is None else _text(value, 100, 0)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One model, ratio and corpus: the share of CAMERA-P's loss that the best method recovers."""
+
+    model: str
+    ratio: float
+    corpus: str
+    method: str
+    recovered: Value
+    to_reach: float | None
+    """None where no goal was set."""
+    tasks_worse: list[str]
+    """Tasks on which it is below CAMERA-P by more than two standard errors of the paired difference."""
+
+    def __str__(self) -> str:
+        goal = self.to_reach
+        reach = "" if goal is None else f", to reach {goal:.0%}: {'met' if self.met else 'missed'}"
+        worse = f"; worse on {', '.join(self.tasks_worse)}" if self.tasks_worse else ""
+        share = f"{self.method} recovers {share_text(self.recovered)} % of CAMERA-P's loss"
+        return f"{self.model}, {self.ratio:.0%}, {self.corpus}: {share}{reach}{worse}"
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the share is reached and no task is worse beyond noise."""
+        return (
+            None if self.to_reach is None else self.recovered.mean >= self.to_reach and not self.tasks_worse
+        )
+
+
+def best_method(rows: list[Row]) -> str | None:
+    """The one method with a refit that recovers most, averaged over all models, ratios and corpora: one for all, so that
+    none is chosen on the text that then judges it. Only methods that were measured everywhere count."""
+    places = {(row.model, row.ratio) for row in rows}
+    means: dict[str, float] = {}
+    for name, method in METHODS.items():
+        ours = [row for row in rows if row.method == name]
+        if method.refits and {(row.model, row.ratio) for row in ours} == places:
+            shares = [value.mean for row in ours for value in row.recovered.values() if value is not None]
+            means[name] = fmean(shares) if shares else -1.0
+    return max(means, key=means.__getitem__) if means else None
+
+
+def goals_of(subjects: list[Subject], rows: list[Row], method: str) -> list[Goal]:
+    """The goals of a method on every model, ratio and corpus where CAMERA-P loses enough to share out."""
+    goals = []
+    for subject in subjects:
+        for row in rows:
+            if row.model != subject.name or row.method != method:
+                continue
+            worse = [task for task, accuracy in row.tasks.items() if accuracy.worse]
+            for corpus in CORPORA:
+                if (value := row.recovered.get(corpus)) is not None:
+                    to_reach = subject.goal(corpus, row.ratio)
+                    goals.append(Goal(row.model, row.ratio, corpus, method, value, to_reach, worse))
+    return goals

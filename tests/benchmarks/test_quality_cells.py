@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from quality_cells import DENSE, TASKS_PART, TEXTS_PART, Cell, Laboratory, Settings, Store
@@ -62,8 +61,10 @@ def write_tasks(folder: Path) -> None:
         (folder / "tasks" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def parts(cells: Path) -> list[str]:
+    """Which part each file holds."""
+    found = [json.loads(path.read_text()).keys() & {TEXTS_PART, TASKS_PART} for path in cells.glob("*.json")]
+    return sorted(name for names in found for name in names)
 
 
 def test_tasks_are_added_later_without_measuring_the_texts_again(
@@ -72,23 +73,23 @@ def test_tasks_are_added_later_without_measuring_the_texts_again(
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("CAMERA_SHARED_DATA", str(tmp_path / "shared"))
     write_tasks(tmp_path / "shared")
-    path, model = tmp_path / "cells.jsonl", subject(tmp_path)
+    path, model = tmp_path / "cells", subject(tmp_path)
     first = Store(path).measured(CELL, Laboratory(model, replace(SETTINGS, items=0)))
     assert first["tasks"] == {}
     both = Store(path).measured(CELL, Laboratory(model, replace(SETTINGS, items=5)))
     assert both["texts"] == first["texts"]
     assert {task: len(answers) for task, answers in both["tasks"].items()} == {"arc_easy": 5, "piqa": 5}
-    assert [set(line) & {TEXTS_PART, TASKS_PART} for line in lines(path)] == [{TEXTS_PART}, {TASKS_PART}]
+    assert parts(path) == [TASKS_PART, TEXTS_PART]
 
 
 @pytest.mark.usefixtures("no_tasks")
 def test_a_kept_cell_is_found_by_another_run_and_not_with_other_settings_or_weights(tmp_path: Path) -> None:
-    model, path = subject(tmp_path), tmp_path / "cells.jsonl"
+    model, path = subject(tmp_path), tmp_path / "cells"
 
     def measured_now(cell: Cell, laboratory: Laboratory) -> bool:
-        before = len(lines(path)) if path.exists() else 0
+        before = parts(path)
         Store(path).measured(cell, laboratory)
-        return len(lines(path)) > before
+        return parts(path) != before
 
     assert measured_now(CELL, Laboratory(model, SETTINGS))
     assert not measured_now(CELL, Laboratory(model, SETTINGS))
@@ -100,23 +101,10 @@ def test_a_kept_cell_is_found_by_another_run_and_not_with_other_settings_or_weig
 
 @pytest.mark.usefixtures("no_tasks")
 def test_fresh_measures_again_and_the_newest_counts(tmp_path: Path) -> None:
-    laboratory, path = Laboratory(subject(tmp_path), SETTINGS), tmp_path / "cells.jsonl"
+    laboratory, path = Laboratory(subject(tmp_path), SETTINGS), tmp_path / "cells"
     Store(path).measured(CELL, laboratory)
-    path.write_text(path.read_text().replace('"width": 120', '"width": 1'))
+    (kept,) = path.iterdir()
+    kept.write_text(kept.read_text().replace('"width": 120', '"width": 1'))
     assert Store(path).measured(CELL, laboratory)["width"] == 1
     assert Store(path, fresh=True).measured(CELL, laboratory)["width"] == 120
     assert Store(path).measured(CELL, laboratory)["width"] == 120
-
-
-@pytest.mark.usefixtures("no_tasks")
-def test_a_line_cut_short_by_a_kill_is_measured_again_and_any_other_damage_refused(tmp_path: Path) -> None:
-    laboratory, path = Laboratory(subject(tmp_path), SETTINGS), tmp_path / "cells.jsonl"
-    Store(path).measured(CELL, laboratory)
-    whole = path.read_text()
-    path.write_text(whole + whole[:40])
-    later = replace(CELL, method="flap")
-    Store(path).measured(later, laboratory)
-    assert [line["method"] for line in lines(path)] == ["wanda-sp", "flap"]
-    path.write_text("nonsense\n" + whole)
-    with pytest.raises(CameraError, match="line 1 is not a cell"):
-        Store(path)
