@@ -233,6 +233,7 @@ print(psutil.Process().memory_info().rss)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is not None, reason="the figure is of torch for the CPU")
 def test_every_step_is_planned_in_a_process_with_the_libraries_of_a_run(
     pipeline: Pipeline, model: Path, store: Store

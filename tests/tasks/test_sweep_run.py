@@ -92,6 +92,7 @@ def test_one_capture_serves_every_ratio_and_the_next_sweep_runs_nothing(sweeping
     assert again.report == outcome.report
 
 
+@pytest.mark.slow
 def test_a_member_that_fails_is_a_row_and_the_others_go_on(database: str, sweeping: Sweeping) -> None:
     def fail(member: str, step: str) -> None:
         if member == "tiny-p35" and step == "save":

@@ -72,6 +72,7 @@ def _measure(folder: Path, results: Any) -> None:
     results.put(peak_memory_bytes(torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_small_capture_is_that_of_its_libraries_and_is_foreseen(folder: Path) -> None:
     """A process of its own for each; with larger models `benchmarks/plan.py` compares."""
     context = multiprocessing.get_context("spawn")
