@@ -15,8 +15,6 @@ FORBIDDEN = {
     "camera": {"prefect", "mlflow", "dvc", "tasks", "flows"},
     "tasks": {"flows"},
 }
-KNOWN_CIRCLES = {frozenset({"pruning", "quantization"})}
-"""Sub-packages of camera that still import each other: to be emptied, never to grow."""
 
 
 def module_name(root: Path, path: Path) -> str:
@@ -132,7 +130,7 @@ def test_no_module_of_a_room_imports_itself_through_others(room: str) -> None:
 def test_no_sub_packages_of_camera_import_each_other_in_a_circle() -> None:
     graph = package_graph(REPOSITORY)
     assert len(graph) > 10
-    assert circles(graph) <= KNOWN_CIRCLES
+    assert circles(graph) == set()
 
 
 def test_a_circle_of_sub_packages_is_found_though_a_function_hides_it(tmp_path: Path) -> None:
