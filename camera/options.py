@@ -57,6 +57,10 @@ class Options(BaseModel):
         """The fields marked as a `Setting`, as JSON has them."""
         return self.model_dump(mode="json", include=self._marked(Setting))
 
+    def fields_of(self, kind: "type[Options]") -> dict[str, Any]:
+        """The values of the fields that another section has as well."""
+        return {name: getattr(self, name) for name in kind.model_fields if name in type(self).model_fields}
+
     @classmethod
     def _marked(cls, mark: type) -> set[str]:
         return {
@@ -79,7 +83,7 @@ class DatasetOptions(Options):
 
     name: Literal["stdlib", "wikitext2", "c4", "file"] = "stdlib"
     """`stdlib` (doc strings of the running Python), `wikitext2` or `c4` (from the hub), or `file`."""
-    path: Path | None = None
+    path: Annotated[Path | None, Setting] = None
     """For `file`: a .txt, .jsonl, .parquet file or a folder of them, or a .safetensors file with `input_ids`."""
     split: Literal["train", "test"] = "train"
     """Which part to read. Calibrate on `train`, measure on `test`. A `file` has one part and ignores this."""
@@ -117,7 +121,7 @@ class CaptureOptions(Options):
     """Samples that go through a layer at once. Changes memory and speed, not the result."""
     dtype: DTypeName = "auto"
     """What the layers compute in; `auto` is the checkpoint's own. Statistics are always float64 sums."""
-    device: str = "auto"
+    device: Annotated[str, Setting] = "auto"
     """`auto` (npu, else cuda, else cpu), `cpu`, `cuda[:N]` or `npu[:N]`."""
     devices: Annotated[PositiveInt, Setting] = 1
     """Split the samples over so many processes: one accelerator each, or shares of the CPU's cores."""
@@ -216,27 +220,43 @@ class QuantizeOptions(Options):
         return self
 
 
-class EvaluateOptions(Options):
-    """How quality is measured: perplexity on texts, and accuracy on tasks."""
+class PerplexityOptions(Options):
+    """How perplexity is measured."""
 
-    datasets: NotEmpty[DatasetOptions] = (DatasetOptions(split="test"),)
-    """The held-out texts."""
     window: PositiveInt = 2048
     """Tokens per window; never more than the model's positions."""
     max_windows: PositiveInt | None = None
     """Read only so many windows of each text; the default is all."""
-    batch_size: PositiveInt = 4
+    batch_size: Annotated[PositiveInt, Setting] = 4
     """Windows, or answers of tasks, computed at once."""
     dtype: DTypeName = "auto"
     """What the layers compute in; `auto` is the checkpoint's own."""
-    device: str = "auto"
+    device: Annotated[str, Setting] = "auto"
     """As in capture."""
-    tasks: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
-    """Tasks of lm-eval, such as boolq, openbookqa, rte, arc_easy, winogrande, hellaswag, arc_challenge, piqa, mathqa."""
+
+
+class TaskOptions(Options):
+    """How accuracy is measured on tasks."""
+
     few_shot: int = Field(default=0, ge=0, exclude_if=lambda value: value == 0)
     """`tasks`: examples before each question."""
     limit: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
     """`tasks`: ask only the first so many questions of each; the default is all."""
+    batch_size: Annotated[PositiveInt, Setting] = 4
+    """Windows, or answers of tasks, computed at once."""
+    dtype: DTypeName = "auto"
+    """What the layers compute in; `auto` is the checkpoint's own."""
+    device: Annotated[str, Setting] = "auto"
+    """As in capture."""
+
+
+class EvaluateOptions(TaskOptions, PerplexityOptions):
+    """How quality is measured: perplexity on texts, and accuracy on tasks."""
+
+    datasets: NotEmpty[DatasetOptions] = (DatasetOptions(split="test"),)
+    """The held-out texts."""
+    tasks: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Tasks of lm-eval, such as boolq, openbookqa, rte, arc_easy, winogrande, hellaswag, arc_challenge, piqa, mathqa."""
     task_folder: Path | None = Field(default=None, exclude_if=lambda value: value is None)
     """`tasks`: folder of `<task>.<split>.jsonl` files to read instead of the hub."""
 
@@ -270,11 +290,11 @@ class BenchmarkOptions(Options):
     """Timed runs per row, alternating between the models."""
     threads: PositiveInt | None = None
     """CPU threads; the default is the engine's own choice."""
-    device: str = "auto"
-    """As in capture."""
-    llama_cpp: Path | None = None
+    device: Annotated[str, Setting] = "auto"
+    """As in capture. A result names the device that it was measured on."""
+    llama_cpp: Annotated[Path | None, Setting] = None
     """Folder that holds `llama-bench`; the default is $LLAMA_CPP_DIR, then PATH, then the extra `llama`."""
     llama_cpp_reads_q4_0_64: bool = False
     """State that this llama.cpp build defines Q4_0_64. A stock build reads type 40 as NVFP4 and prints garbage."""
-    timeout: PositiveInt = 3600
+    timeout: Annotated[PositiveInt, Setting] = 3600
     """Seconds before a llama-bench process is ended."""

@@ -41,9 +41,9 @@ def check_device(request: RemoteRequest) -> None:
     Raises:
         CameraError: naming both.
     """
-    wanted = request.options["device_name"]
-    name = describe_device(resolve_device(str(request.settings["device"])))["name"]
+    wanted, device = request.facts["device_name"], str(request.options["benchmark"]["device"])
+    name = describe_device(resolve_device(device))["name"]
     if name != wanted:
         raise CameraError(
-            f"benchmark_host.device_name: this host's {request.settings['device']} is {name!r}, and the recipe says {wanted!r}"
+            f"benchmark_host.device_name: this host's {device} is {name!r}, and the recipe says {wanted!r}"
         )

@@ -26,11 +26,11 @@ from camera.report.table import results_markdown
 from flows.device_limits import device_slots
 from flows.listeners import LogListener
 from flows.local_api import forget_events
-from flows.parameters import Override, RecipeFile
+from flows.parameters import Override, RecipeFile, given_recipe, run_name
 from flows.recovery import running_flow
 from flows.remote import perform_remotely
 from tasks.project import Project
-from tasks.recipe import BenchmarkHostOptions, load_recipe
+from tasks.recipe import BenchmarkHostOptions, Recipe
 from tasks.run import Listener, Outcome, hold_to_the_gate, perform_reporting, run_recipe
 from tasks.sources import Sources, find_sources
 from tasks.stage import Request, find
@@ -105,13 +105,13 @@ def _find_sources(recipe: Any) -> Sources:
     return find_sources(recipe)
 
 
-@flow(name="compress", flow_run_name="compress {recipe}", persist_result=False)
-def compress(recipe: RecipeFile, overrides: list[Override] | None = None) -> Outcome:
+@flow(name="compress", flow_run_name=run_name, persist_result=False)
+def compress(recipe: RecipeFile | Recipe, overrides: list[Override] | None = None) -> Outcome:
     """Run a recipe: fetch, capture, score, prune, save, quantise, convert, evaluate, benchmark, report, publish.
 
     Args:
-        recipe: path of the recipe, relative to the working directory.
-        overrides: `section.key=value`, as on the command line.
+        recipe: path of the recipe, relative to the working directory; or the recipe itself, checked already.
+        overrides: `section.key=value`, as on the command line; for a path.
 
     Raises:
         GateFailed: once all is done, if the recipe has a quality gate and the model fails it.
@@ -119,14 +119,14 @@ def compress(recipe: RecipeFile, overrides: list[Override] | None = None) -> Out
     end = _END.get() or _End()
     try:
         with running_flow() as project:
-            end.outcome = _compress(recipe, overrides or [], project)
+            end.outcome = _compress(given_recipe(recipe, overrides), project)
     except BaseException as error:
         end.error = error
         raise
     return end.outcome
 
 
-def run_here(recipe: str, overrides: list[str], listener: Listener) -> Outcome:
+def run_here(recipe: Recipe, listener: Listener) -> Outcome:
     """Run the flow in this process. A server that ends in the middle costs its record of the run, not the run.
 
     Raises:
@@ -136,7 +136,7 @@ def run_here(recipe: str, overrides: list[str], listener: Listener) -> Outcome:
     end = _End()
     tokens = LISTENER.set(listener), _END.set(end)
     try:
-        return compress(recipe, overrides)
+        return compress(recipe)
     except httpx.HTTPError as lost:  # the run's own HTTP is wrapped where it is used: this is the server's
         forget_events()
         if end.error is not None and end.error is not lost:
@@ -157,25 +157,24 @@ def run_here(recipe: str, overrides: list[str], listener: Listener) -> Outcome:
         _END.reset(tokens[1])
 
 
-def _compress(recipe: str, overrides: list[str], project: Project) -> Outcome:
-    checked = load_recipe(Path(recipe), overrides)
+def _compress(recipe: Recipe, project: Project) -> Outcome:
     store = Store(project.store)
 
     def perform(request: Request) -> tuple[Artifact, bool]:
         shutdown.check()
         stage = perform_stage.with_options(name=request.stage.name, result_storage=project.prefect_results)
-        host = checked.benchmark_host if request.stage is benchmark.STAGE else None
+        host = recipe.benchmark_host if request.stage is benchmark.STAGE else None
         records = str(project.prefect_results)
         state = stage(quote(request), str(store.root), records, host, return_state=True)
         made: dict[str, str] = state.result()
         return store.open(made["stage"], made["key"]), state.name == "Cached" or made["made"] == "found"
 
     listener = LISTENER.get() or LogListener()
-    outcome = run_recipe(checked, _find_sources(quote(checked)), perform, project, listener, str(flow_run.id))
+    outcome = run_recipe(recipe, _find_sources(quote(recipe)), perform, project, listener, str(flow_run.id))
     results = read_results(outcome.report.with_name("results.json"))
     try:
         table = results_markdown(results)
-        create_markdown_artifact(table, key="results", description=f"Results of {checked.name}")
+        create_markdown_artifact(table, key="results", description=f"Results of {recipe.name}")
     except httpx.HTTPError as error:  # the same table is in the report
         _log.warning("Prefect's API did not take the table of results: %s", error)
     return hold_to_the_gate(outcome)  # a flow run that failed is what schedules and automations notice

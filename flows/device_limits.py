@@ -78,10 +78,12 @@ def slots_of(names: list[str], step: str, lease_seconds: float = LEASE_SECONDS) 
 
 def limit_names(request: Request) -> list[str]:
     """The limits of the devices that a request computes on: `camera-host-npu-0`."""
-    if "device" not in request.options:
+    if "device" not in request.facts:
         return []
-    device = resolve_device(str(request.settings.get("device", request.options["device"])))
-    first, count = device.index or 0, int(request.settings.get("devices", 1))
+    how = [section.execution() for section in request.options.values()]
+    settings = next((each for each in how if "device" in each), {})
+    device = resolve_device(str(settings.get("device", request.facts["device"])))
+    first, count = device.index or 0, int(settings.get("devices", 1))
     numbers = [0] if device.type == "cpu" else range(first, first + count)
     return [limit_name(device.type, number) for number in numbers]
 

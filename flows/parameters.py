@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin
 
+from prefect.runtime import flow_run
 from pydantic import BaseModel, Field
 
-from tasks.recipe import Recipe
+from tasks.recipe import Recipe, load_recipe
 
 
 def override_pattern(model: type[BaseModel] = Recipe) -> str:
@@ -41,3 +43,18 @@ Override = Annotated[
         description="field=value, as with `camera run --set`: prune.ratio=0.3. Only fields that a recipe has.",
     ),
 ]
+
+
+def given_recipe(recipe: str | Recipe, overrides: list[str] | None) -> Recipe:
+    """The recipe of a flow's parameters: as it is given, or read from the file that is named.
+
+    Raises:
+        CameraError: if there is no such file, or a field of it is wrong.
+    """
+    return recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe), overrides or [])
+
+
+def run_name() -> str:
+    """Name of the flow run that begins: `compress recipes/demo.yaml`, or with the recipe's name where it came whole."""
+    given = flow_run.parameters["recipe"]
+    return f"{flow_run.flow_name} {given.name if isinstance(given, Recipe) else given}"

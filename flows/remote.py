@@ -20,6 +20,7 @@ from pydantic import Field
 from camera.digests import digest_files, digest_json
 from camera.errors import CameraError
 from camera.options import Options
+from tasks.options import Sections
 from tasks.recipe import BenchmarkHostOptions
 from tasks.stage import Input, Request, RunReferences, Stage, find
 from tasks.store import Artifact, Store
@@ -56,18 +57,18 @@ class RemoteRequest(Options):
     """What people call it."""
     key: str
     """The key it must come out with; another means that the hosts do not run the same code."""
-    options: dict[str, Any]
-    """What is asked for."""
-    settings: dict[str, Any]
-    """How to do it."""
+    options: dict[str, dict[str, Any]]
+    """What is asked for, by section."""
+    facts: dict[str, Any]
+    """What else the result depends on."""
     inputs: dict[str, RemoteInput]
     """What it reads."""
 
     @classmethod
     def of(cls, request: Request) -> "RemoteRequest":
-        fields = ("step", "key", "options", "settings")
         inputs = {name: RemoteInput.of(given) for name, given in request.inputs.items()}
-        return cls(**{name: getattr(request, name) for name in fields}, inputs=inputs)
+        options = {name: given.model_dump(mode="json") for name, given in request.options.items()}
+        return cls(step=request.step, key=request.key, options=options, facts=request.facts, inputs=inputs)
 
     def restored(self, stage: Stage, store: Store, references: RunReferences) -> Request:
         """The request on this host, its inputs found and verified.
@@ -76,7 +77,8 @@ class RemoteRequest(Options):
             CameraError: if an input is not here or is another, or the code here means something else.
         """
         inputs = {name: _found(name, given, store) for name, given in self.inputs.items()}
-        request = Request(self.step, stage, self.options, inputs, self.settings, references)
+        options = {name: stage.options[name].model_validate(given) for name, given in self.options.items()}
+        request = Request(self.step, stage, Sections(options), inputs, self.facts, references)
         if request.key != self.key:
             raise CameraError(
                 f"{self.step}: this host makes key {request.key[:12]} of what should be {self.key[:12]}; "

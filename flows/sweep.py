@@ -7,7 +7,6 @@ each member is a run of a deployment of `compress`, on workers that share the st
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -20,11 +19,12 @@ from camera.errors import CameraError
 from camera.report.sweep_page import sweep_markdown
 from flows.compress import LISTENER, compress
 from flows.listeners import MemberListener
-from flows.parameters import Override, RecipeFile
+from flows.parameters import Override, RecipeFile, given_recipe, run_name
 from flows.recovery import running_flow
 from tasks.project import Project
+from tasks.recipe import Recipe
 from tasks.run import GateFailed
-from tasks.sweep import Member, Sweep, load_sweep
+from tasks.sweep import Member, Sweep, sweep_of
 from tasks.sweep_run import RunMember, SweepOutcome, hold_to_its_members, run_sweep
 
 _log = logging.getLogger("camera.run")
@@ -32,25 +32,25 @@ SAY: ContextVar[Callable[[str], None]] = ContextVar("say", default=_log.info)
 """Where the lines of the members go; the command line prints them, a worker writes them to its log."""
 
 
-@flow(name="sweep", flow_run_name="sweep {recipe}", persist_result=False)
-def sweep(recipe: RecipeFile, overrides: list[Override] | None = None) -> SweepOutcome:
+@flow(name="sweep", flow_run_name=run_name, persist_result=False)
+def sweep(recipe: RecipeFile | Recipe, overrides: list[Override] | None = None) -> SweepOutcome:
     """Run every combination of a recipe's lists; what they share is made once, and what is done is not done again.
 
     Args:
-        recipe: path of a recipe with a section `sweep`, relative to the working directory.
-        overrides: `section.key=value`, as on the command line.
+        recipe: path of a recipe with a section `sweep`, relative to the working directory; or the recipe itself.
+        overrides: `section.key=value`, as on the command line; for a path.
 
     Raises:
         SweepFailed: once all is done, if a member has no result or none could be published.
     """
     with running_flow() as project:
-        return _sweep(recipe, overrides or [], project)
+        where = "the recipe" if isinstance(recipe, Recipe) else recipe
+        return _sweep(sweep_of(given_recipe(recipe, overrides), where), project)
 
 
-def _sweep(recipe: str, overrides: list[str], project: Project) -> SweepOutcome:
-    checked = load_sweep(Path(recipe), overrides)
+def _sweep(checked: Sweep, project: Project) -> SweepOutcome:
     say = SAY.get()
-    run_member = _here(checked, say) if checked.options.deployment is None else _elsewhere(checked, say)
+    run_member = _here(say) if checked.options.deployment is None else _elsewhere(checked, say)
     outcome = run_sweep(
         checked, run_member, project, lambda member, line: say(f"{member.name}: {line}"), str(flow_run.id)
     )
@@ -60,12 +60,12 @@ def _sweep(recipe: str, overrides: list[str], project: Project) -> SweepOutcome:
     return hold_to_its_members(outcome)
 
 
-def _here(sweep: Sweep, say: Callable[[str], None]) -> RunMember:
-    def run(member: Member, overrides: list[str]) -> None:
+def _here(say: Callable[[str], None]) -> RunMember:
+    def run(member: Member, recipe: Recipe) -> None:
         token = LISTENER.set(MemberListener(say, member.name))
         try:
             with shutdown.checked():
-                compress(str(sweep.path), overrides)
+                compress(recipe)
         finally:
             LISTENER.reset(token)
 
@@ -75,10 +75,10 @@ def _here(sweep: Sweep, say: Callable[[str], None]) -> RunMember:
 def _elsewhere(sweep: Sweep, say: Callable[[str], None]) -> RunMember:
     deployment = str(sweep.options.deployment)
 
-    def run(member: Member, overrides: list[str]) -> None:
+    def run(member: Member, recipe: Recipe) -> None:
         say(f"{member.name}: asked of {deployment}")
         with shutdown.checked():
-            made = run_deployment(deployment, parameters={"recipe": str(sweep.path), "overrides": overrides})
+            made = run_deployment(deployment, parameters={"recipe": recipe.model_dump(mode="json")})
         assert isinstance(made, FlowRun)
         state = made.state
         if state is None or state.is_completed():

@@ -1,23 +1,22 @@
 """Runs and sweeps in this process without Prefect: the same stages, the same store, other records of the run."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from camera import shutdown
 from camera.errors import CameraError
 from flows.listeners import MemberListener
 from tasks.project import Project
-from tasks.recipe import load_recipe
+from tasks.recipe import Recipe
 from tasks.run import Listener, Outcome, hold_to_the_gate, perform_reporting, run_recipe
 from tasks.sources import find_sources
 from tasks.stage import Request, find
 from tasks.stages import benchmark
 from tasks.store import Artifact, Store
-from tasks.sweep import Member, load_sweep
+from tasks.sweep import Member, Sweep
 from tasks.sweep_run import SweepOutcome, hold_to_its_members, run_sweep
 
 
-def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
+def compress(recipe: Recipe, listener: Listener) -> Outcome:
     """Run a recipe; resumes what a flow left, and leaves what a flow resumes.
 
     Raises:
@@ -25,10 +24,9 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
     """
     project = Project.here()
     store = Store(project.store)
-    checked = load_recipe(recipe, overrides)
 
     def perform(request: Request) -> tuple[Artifact, bool]:
-        host = checked.benchmark_host if request.stage is benchmark.STAGE else None
+        host = recipe.benchmark_host if request.stage is benchmark.STAGE else None
         if host is not None and find(store, request) is None:
             raise CameraError(
                 f"benchmark_host.deployment: {host.deployment} is asked through Prefect: run without --no-prefect, "
@@ -36,25 +34,24 @@ def compress(recipe: Path, overrides: list[str], listener: Listener) -> Outcome:
             )
         return perform_reporting(store, request, listener)
 
-    return hold_to_the_gate(run_recipe(checked, find_sources(checked), perform, project, listener))
+    return hold_to_the_gate(run_recipe(recipe, find_sources(recipe), perform, project, listener))
 
 
-def sweep(recipe: Path, overrides: list[str], say: Callable[[str], None]) -> SweepOutcome:
+def sweep(asked: Sweep, say: Callable[[str], None]) -> SweepOutcome:
     """Run every combination of a recipe's lists; resumes what a flow left, and leaves what a flow resumes.
 
     Raises:
         CameraError: if the sweep asks for a deployment.
         SweepFailed: once all is done, if a member has no result or none could be published.
     """
-    checked = load_sweep(recipe, overrides)
-    if checked.options.deployment is not None:
+    if asked.options.deployment is not None:
         raise CameraError(
-            f"sweep.deployment: {checked.options.deployment} is asked through Prefect: run without --no-prefect"
+            f"sweep.deployment: {asked.options.deployment} is asked through Prefect: run without --no-prefect"
         )
 
-    def run(member: Member, changes: list[str]) -> None:
+    def run(member: Member, recipe: Recipe) -> None:
         with shutdown.checked():
-            compress(recipe, changes, MemberListener(say, member.name))
+            compress(recipe, MemberListener(say, member.name))
 
-    outcome = run_sweep(checked, run, Project.here(), lambda member, line: say(f"{member.name}: {line}"))
+    outcome = run_sweep(asked, run, Project.here(), lambda member, line: say(f"{member.name}: {line}"))
     return hold_to_its_members(outcome)

@@ -160,7 +160,8 @@ def _kept(lineage: dict[str, Any], store: Store) -> list[set[int]]:
     entry = None
     for stage in lineage["stages"].values():  # others are of runs with other options and the same bytes
         if stage["stage"] == "prune" and all(
-            asked.get(name, value) == value for name, value in stage["options"].items()
+            asked.get(name, value) == value
+            for name, value in stage["options"].get("prune", stage["options"]).items()
         ):
             entry = stage
     if entry is None:

@@ -29,11 +29,11 @@ def _perplexities(results: Results, require: RequireOptions) -> Iterator[Require
         yield Requirement(name="perplexity_increase", of=text, limit=limit, found=found)
 
 
-def check_texts(require: RequireOptions, texts: Collection[str]) -> None:
+def check_requirements(require: RequireOptions, texts: Collection[str], tasks: Collection[str]) -> None:
     """Refuse requirements that no evaluation of the recipe could meet.
 
     Raises:
-        CameraError: naming a text that is not evaluated.
+        CameraError: naming the text that is not evaluated, or saying which tasks to add.
     """
     for text in require.perplexity_increase:
         if text not in texts and text != EVERY_TEXT:
@@ -41,13 +41,5 @@ def check_texts(require: RequireOptions, texts: Collection[str]) -> None:
                 f"publish.require.perplexity_increase.{text}: no text of evaluate.datasets is called so; "
                 f"there are: {', '.join(texts)}"
             )
-
-
-def check_tasks(require: RequireOptions, tasks: Collection[str]) -> None:
-    """Refuse a requirement on tasks of a recipe that has none.
-
-    Raises:
-        CameraError: saying what to add.
-    """
     if require.task_drop is not None and not tasks:
         raise CameraError("publish.require.task_drop: no tasks are measured; name some in evaluate.tasks")

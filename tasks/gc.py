@@ -16,12 +16,11 @@ from camera.files import newest_change, read_json
 from tasks import runs
 from tasks.lease import eviction_lock
 from tasks.registry import lineage_digest
+from tasks.stage import STAGES
 from tasks.stages import publish
 from tasks.store import LINEAGE, MANIFEST, Artifact, Store
 
 _IN_USE = "in use by a run at work"
-INTERMEDIATE = ("fetch", "capture", "score", "prune", "save", "quantize", "convert")
-"""Stages whose artifacts nobody reads once the model is published: measurements and records stay."""
 Kind = Literal["artifact", "unfinished", "leftover"]
 
 
@@ -119,7 +118,8 @@ def collect(
     with eviction_lock(store) as in_use:
         pass  # a first look; each eviction looks again
     for artifact, used in sorted(entries, key=lambda entry: entry[1]):
-        spared = intermediates and artifact.stage in INTERMEDIATE and artifact.key in refers.published
+        intermediate = artifact.stage in STAGES and STAGES[artifact.stage].intermediate
+        spared = intermediates and intermediate and artifact.key in refers.published
         reason = _IN_USE if artifact.key in in_use else None if spared else refers.reason(artifact)
         why = "unused for long" if now - used >= older_than else "longest unused, to reach the size"
         if reason is None and now - used < older_than and (max_size is None or left <= max_size):

@@ -34,7 +34,7 @@ _PACKAGES = (
     "gguf",
     "numpy",
 )
-_ENTRY_FIELDS = ("step", "stage", "version", "key", "digest", "options", "inputs", "environment")
+_ENTRY_FIELDS = ("step", "stage", "version", "key", "digest", "options", "facts", "inputs", "environment")
 
 
 def ancestry(inputs: Mapping[str, "Input"]) -> dict[str, Any]:

@@ -2,13 +2,18 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from camera.digests import digest_files, digest_json, files_below
 from camera.errors import CameraError
+from tasks.store import LINEAGE, Digests
 
-SCHEMA = 1
+SCHEMA = 2
+"""Version of the form. 2: `options` by section, and `facts`."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -25,7 +30,7 @@ class DvcVersion(_Form):
     """DVC's own hash; `.dir` at the end for a folder."""
 
 
-class Source(_Form):
+class SourceEntry(_Form):
     """Something from outside the store: the source model, its tokenizer, a text."""
 
     name: str
@@ -42,7 +47,7 @@ class Source(_Form):
     """Where DVC tracks it."""
 
 
-class Input(_Form):
+class InputEntry(_Form):
     """What a stage read."""
 
     digest: Sha256
@@ -69,7 +74,7 @@ class Environment(_Form):
     """Kind of device, where the stage computes on one."""
 
 
-class Stage(_Form):
+class StageEntry(_Form):
     """One stage that was performed, and the artifact that came out."""
 
     step: str
@@ -79,18 +84,20 @@ class Stage(_Form):
     version: int
     """Of the meaning of this kind of work."""
     key: Sha256
-    """sha256 of the canonical JSON of stage, version, options and the digests of the inputs."""
+    """sha256 of the canonical JSON of stage, version, options, facts and the digests of the inputs."""
     digest: Sha256
     """Content digest of the artifact: sha256 of the canonical JSON of the sha256 of all its files, by name."""
     options: dict[str, Any]
-    """What was asked for."""
-    inputs: dict[str, Input]
+    """What was asked for, by section; in version 1 without sections."""
+    facts: dict[str, Any] | None = None
+    """What else the result depends on, such as the name of the device; part of the key unless it is left out."""
+    inputs: dict[str, InputEntry]
     """By the stage's own names."""
     environment: Environment | None = None
     """Left out inside a GGUF, whose bytes do not depend on it."""
 
 
-class OwnStage(Stage):
+class OwnStageEntry(StageEntry):
     """An artifact's own entry in its own lineage, which cannot hold its own digest."""
 
     digest: Sha256 | None = None  # type: ignore[assignment]  # wider than the parent's on purpose
@@ -99,13 +106,13 @@ class OwnStage(Stage):
 class Lineage(_Form):
     """What a GGUF or an artifact of the store descends from."""
 
-    version: Literal[1] = Field(alias="schema")
+    version: Literal[1, 2] = Field(alias="schema")
     """Version of this form."""
-    sources: dict[Sha256, Source]
+    sources: dict[Sha256, SourceEntry]
     """By digest."""
-    stages: dict[Sha256, Stage]
+    stages: dict[Sha256, StageEntry]
     """By key."""
-    artifact: OwnStage | None = None
+    artifact: OwnStageEntry | None = None
     """In the store only: the artifact that the file lies in."""
 
 
@@ -146,6 +153,32 @@ def check_lineage(value: Any, where: str) -> dict[str, Any]:
         raise CameraError(f"{where} is no lineage of this pipeline: {field}: {first['msg']}") from None
     lineage: dict[str, Any] = value
     return lineage
+
+
+def own_digest_holds(lineage: dict[str, Any]) -> bool:
+    """Whether a published lineage has the digest that it names: nothing of it was changed after publishing."""
+    body = {field: value for field, value in lineage.items() if field != "digest"}
+    return digest_json(body) == lineage.get("digest")
+
+
+def damages(folder: Path, lineage: dict[str, Any], digests: Digests = digest_files) -> Iterator[str]:
+    """All that is wrong with a published folder: its lineage's own digest, and each file by name. Hashes every byte.
+
+    Args:
+        folder: what was published.
+        lineage: what its lineage.json says.
+        digests: what hashes.
+    """
+    if not own_digest_holds(lineage):
+        yield f"{folder / LINEAGE} does not have its own digest: it was changed after publishing"
+    present = digests(folder, [name for name in files_below(folder) if name != LINEAGE])
+    for name in sorted(lineage["files"].keys() | present.keys()):
+        if name not in present:
+            yield f"{folder / name} is missing"
+        elif name not in lineage["files"]:
+            yield f"{folder / name} is not part of the publication"
+        elif present[name] != lineage["files"][name]:
+            yield f"{folder / name} does not have the sha256 in {LINEAGE}"
 
 
 def json_schema() -> str:

@@ -1,9 +1,8 @@
-"""The pipeline of a recipe: which steps there are, and what each reads. A plan; `tasks/walk.py` performs it."""
+"""The pipeline of a recipe: which steps there are, and what each reads. A plan; `tasks/plan.py` performs it."""
 
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from camera.benchmark.llama_cpp import build_digest
 from camera.checkpoints.checkpoint import Checkpoint
@@ -12,9 +11,10 @@ from camera.devices import describe_device, resolve_device
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version
-from camera.options import DatasetOptions, QuantizeOptions
+from camera.options import CalibrationOptions, DatasetOptions, PerplexityOptions, QuantizeOptions, TaskOptions
 from camera.pruning.plan import plan_prune
-from tasks.gate import check_tasks, check_texts
+from tasks.gate import check_requirements
+from tasks.options import Sections
 from tasks.recipe import Recipe
 from tasks.sources import Sources
 from tasks.stage import Input, Step
@@ -45,7 +45,10 @@ class Pipeline:
     @property
     def key(self) -> str:
         """Identity of the run: digest of what is asked for and of the sources. Same key, same result."""
-        asked = [[step.name, step.stage.name, step.stage.version, step.options] for step in self.steps]
+        asked = [
+            [step.name, step.stage.name, step.stage.version, step.options.identity(), step.facts]
+            for step in self.steps
+        ]
         sources = (self.sources.folder, *self.sources.files.values(), *self.sources.tasks.values())
         given = [source.digest for source in sources]
         return digest_json({"name": self.recipe.name, "steps": asked, "sources": given})
@@ -55,6 +58,14 @@ class Pipeline:
         """The steps whose files a run is for; of the others only what these still need is ever made."""
         names = [step.name for step in self.steps]
         return [name for name in ("report", "publish" if "publish" in names else "convert") if name in names]
+
+    def up_to(self, *names: str) -> "Pipeline":
+        """The same with these steps and what they need alone."""
+        needed = set(names)
+        for step in reversed(self.steps):
+            if step.name in needed:
+                needed.update(step.needs)
+        return replace(self, steps=[step for step in self.steps if step.name in needed])
 
 
 def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
@@ -67,56 +78,45 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
         raise CameraError(
             "this recipe has a section `sweep`: run it with `camera sweep`, or with --set sweep=null"
         )
-    checkpoint = sources.checkpoint
-    model = sources.model
+    checkpoint, model = sources.checkpoint, sources.model
+    base_model = _base_model(recipe)
+    unpruned = f"{base_model.rpartition('/')[2]}-unpruned"  # the same for every recipe of this model
     steps = [
         _fetch("fetch calibration", "calibration", recipe.calibration, sources),
         *_pruned(recipe, checkpoint, model),
         Step(
             "save",
             save.STAGE,
-            {"base_model": _base_model(recipe)},
+            Sections(card=save.SaveOptions(base_model=base_model)),
             {"model": sources.folder, "pruned": "prune"},
         ),
         *_quantized("", recipe.name, recipe.quantize, "save"),
-        *_quantized(
-            " baseline", f"{_base_name(recipe)}-unpruned", QuantizeOptions(type=recipe.baseline), model
-        ),
+        *_quantized(" baseline", unpruned, QuantizeOptions(type=recipe.baseline), model),
+        *_evaluations(recipe, sources),
+        _benchmark(recipe, model),
     ]
-    evaluations = _evaluations(recipe, sources)
-    steps += evaluations
-    steps.append(_benchmark(recipe, model))
-    parts = {
-        "capture": "capture",
-        "scores": "score",
-        "pruned": "prune",
-        "saved": "save",
-        "quantized": "quantize",
-        "quantized_baseline": "quantize baseline",
-        "benchmark": "benchmark",
-        **{step.name.replace(" ", "/"): step.name for step in evaluations if step.stage is not fetch.STAGE},
-    }
-    described = recipe.model_dump(mode="json", exclude={"tracking", "publish", "sweep", "benchmark_host"})
-    reported: dict[str, Any] = {"name": recipe.name, "recipe": described}
-    if (require := recipe.publish.require) is not None:
-        check_texts(require, _labelled(recipe.evaluate.datasets))
-        check_tasks(require, recipe.evaluate.tasks)
-        reported["require"] = require.model_dump(mode="json", exclude_none=True)
-    steps.append(Step("report", report.STAGE, reported, {"model": model, **parts}))
+    parts = {step.part: step.name for step in steps if step.part is not None}
+    require = recipe.publish.require
+    if require is not None:
+        check_requirements(require, _labelled(recipe.evaluate.datasets), recipe.evaluate.tasks)
+    described = recipe.identity()
+    about = report.ReportOptions(name=recipe.name, recipe=described, require=require)
+    steps.append(Step("report", report.STAGE, Sections(report=about), {"model": model, **parts}))
     if recipe.publish.enabled:
+        folder = recipe.publish.folder.resolve()  # a place is what publishing is about
+        publication = publish.PublicationOptions(
+            name=recipe.name,
+            base_model=base_model,
+            recipe=described,
+            register_model=recipe.tracking.enabled,
+        )
         steps.append(
             Step(
                 "publish",
                 publish.STAGE,
-                {
-                    "name": recipe.name,
-                    "base_model": _base_model(recipe),
-                    "recipe": described,
-                    "register": recipe.tracking.enabled,
-                    # The gate's verdict is in the report, which is an input.
-                    **recipe.publish.model_dump(mode="json", exclude={"enabled", "require"}),
-                    "folder": str(recipe.publish.folder.resolve()),  # a place is what publishing is about
-                },
+                Sections(
+                    publish=recipe.publish.model_copy(update={"folder": folder}), publication=publication
+                ),
                 {"model": "save", "converted": "convert", "report": "report", "pruned": "prune"},
             )
         )
@@ -129,77 +129,56 @@ def _base_model(recipe: Recipe) -> str:
     return folder.resolve().name if folder.is_dir() else recipe.model
 
 
-def _base_name(recipe: Recipe) -> str:
-    """The source model's own name: what is made of it alone is the same for every recipe."""
-    return _base_model(recipe).rpartition("/")[2]
-
-
 def _fetch(
-    name: str, purpose: str, dataset: DatasetOptions, sources: Sources, window: int | None = None
+    name: str, purpose: str, dataset: CalibrationOptions | fetch.TextOptions, sources: Sources
 ) -> Step:
-    options = {**dataset.model_dump(mode="json", exclude={"path"}), "purpose": purpose}
     inputs: dict[str, str | Input] = {"tokenizer": sources.tokenizer}
+    facts = {}
     if dataset.path is not None:
         inputs["file"] = sources.files[str(dataset.path)]
     elif dataset.name == "stdlib":
-        options["python"] = platform.python_version()  # another interpreter is another text
+        facts["python"] = platform.python_version()  # another interpreter is another text
     elif dataset.revision is None:
-        options["revision"] = hub.DATASETS[dataset.name].revision
-    if window is not None and sampled_windows(dataset) is not None:
-        options["window"] = window
-    return Step(name, fetch.STAGE, options, inputs)
+        dataset = dataset.model_copy(update={"revision": hub.DATASETS[dataset.name].revision})
+    return Step(name, fetch.STAGE, Sections({purpose: dataset}), inputs, facts)
 
 
 def _pruned(recipe: Recipe, checkpoint: Checkpoint, model: Input) -> list[Step]:
     """From calibration tokens to kept channels. A capture that decides depends on what is asked of pruning; else its
     statistics serve every recipe."""
     plan = plan_prune(checkpoint, recipe.capture, recipe.prune)
-    asked = recipe.prune.identity()
-    decided = {
-        "kept": plan.kept,
-        **{name: asked[name] for name in asked.keys() - {"ratio", "multiple_of", "mode"}},
-    }
-    options = {
-        **recipe.capture.identity(),
-        "device": resolve_device(recipe.capture.device).type,
-        "decide": decided if plan.decides_in_capture else None,
-    }
-    settings = recipe.capture.execution() | {"device": recipe.capture.device}
+    asked = Sections(capture=recipe.capture)
+    if plan.decides_in_capture:
+        asked["decide"] = capture.DecideOptions(**vars(recipe.prune), kept=plan.kept)
+    scoring = score.ScoreOptions(reduce_ratio=recipe.prune.reduce_ratio)
+    facts = {"device": resolve_device(recipe.capture.device).type}
     inputs: dict[str, str | Input] = {"model": model, "calibration": "fetch calibration"}
-    scored: dict[str, str | Input] = {"model": model, "statistics": "capture"}
+    captured: dict[str, str | Input] = {"model": model, "statistics": "capture"}
+    scored: dict[str, str | Input] = {"model": model, "scores": "score", "captured": "capture"}
     return [
-        Step("capture", capture.STAGE, options, inputs, settings),
-        Step("score", score.STAGE, {"reduce_ratio": recipe.prune.reduce_ratio}, scored),
-        Step("prune", prune.STAGE, asked, {"model": model, "scores": "score", "captured": "capture"}),
+        Step("capture", capture.STAGE, asked, inputs, facts),
+        Step("score", score.STAGE, Sections(score=scoring), captured),
+        Step("prune", prune.STAGE, Sections(prune=recipe.prune), scored),
     ]
 
 
 def _quantized(suffix: str, name: str, options: QuantizeOptions, model: "str | Input") -> list[Step]:
-    packed, settings = options.identity(), {}
     inputs: dict[str, str | Input] = {"model": model}
+    facts = {}
     if options.calibrates:
-        packed["device"] = resolve_device(options.device).type
-        settings = options.model_dump(mode="json", include={"batch_size", "device"})
+        facts["device"] = resolve_device(options.device).type
         inputs["calibration"] = "fetch calibration"
+    converting = convert.ConvertOptions(name=f"{name}-{options.type}", twin=options.twin)
+    packed = f"quantize{suffix}"
     return [
-        Step(f"quantize{suffix}", quantize.STAGE, packed, inputs, settings),
-        Step(
-            f"convert{suffix}",
-            convert.STAGE,
-            {"name": f"{name}-{options.type}", "twin": options.twin},
-            {"quantized": f"quantize{suffix}"},
-        ),
+        Step(packed, quantize.STAGE, Sections(quantize=options), inputs, facts),
+        Step(f"convert{suffix}", convert.STAGE, Sections(convert=converting), {"quantized": packed}),
     ]
-
-
-_TASKS = {"tasks", "few_shot", "limit", "task_folder"}
-"""Fields of `evaluate` that are not about texts."""
 
 
 def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
     asked = recipe.evaluate
-    settings = asked.model_dump(mode="json", include={"batch_size", "device"})
-    device = resolve_device(asked.device).type
+    facts = {"device": resolve_device(asked.device).type}
     models: dict[str, str | Input] = {
         "original": sources.model,
         "baseline": "quantize baseline",
@@ -207,31 +186,32 @@ def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
         "pruned+quantized": "quantize",
     }
     steps = []
-    on_text = asked.model_dump(mode="json", exclude={"datasets", "batch_size"} | _TASKS) | {"device": device}
     for label, dataset in _labelled(asked.datasets).items():
-        steps.append(_fetch(f"fetch {label}", "evaluation", dataset, sources, asked.window))
+        window = asked.window if sampled_windows(dataset) is not None else None
+        text = fetch.TextOptions(**vars(dataset), window=window)
+        on_text = evaluate.EvaluateTextOptions(**asked.fields_of(PerplexityOptions), dataset=label)
+        steps.append(_fetch(f"fetch {label}", "evaluation", text, sources))
         steps += [
             Step(
                 f"evaluate {name} {label}",
                 evaluate.STAGE,
-                {**on_text, "dataset": label},
+                Sections(evaluate=on_text),
                 {"model": model, "text": f"fetch {label}"},
-                settings,
+                facts,
             )
             for name, model in models.items()
         ]
     for task in asked.tasks:
-        on_task = {
-            "task": task,
-            "few_shot": asked.few_shot,
-            "limit": asked.limit,
-            "dtype": asked.dtype,
-            "device": device,
-            "lm_eval": lm_eval_version(),  # prompts are its own
-        }
+        on_task = evaluate_task.EvaluateTaskOptions(**asked.fields_of(TaskOptions), task=task)
         documents = {"documents": sources.tasks[task]} if asked.task_folder is not None else {}
         steps += [
-            Step(f"task {name} {task}", evaluate_task.STAGE, on_task, {"model": model, **documents}, settings)
+            Step(
+                f"task {name} {task}",
+                evaluate_task.STAGE,
+                Sections(task=on_task),
+                {"model": model, **documents},
+                facts | {"lm_eval": lm_eval_version()},  # prompts are its own
+            )
             for name, model in models.items()
         ]
     return steps
@@ -258,20 +238,18 @@ def dataset_label(dataset: DatasetOptions) -> str:
 
 def _benchmark(recipe: Recipe, model: Input) -> Step:
     asked = recipe.benchmark
-    settings = asked.model_dump(mode="json", include={"device", "timeout"})
-    options = asked.model_dump(mode="json", exclude={"timeout"})
     # A time measured on another card is another result.
     if (host := recipe.benchmark_host) is None:
         device = resolve_device(asked.device)
-        options |= {"device": device.type, "device_name": describe_device(device)["name"]}
+        facts = {"device": device.type, "device_name": describe_device(device)["name"]}
         if "llama.cpp" in asked.engines:  # nor one of another build
-            options["llama_cpp_build"] = build_digest(asked.llama_cpp)
+            facts["llama_cpp_build"] = build_digest(asked.llama_cpp)
     else:  # the same key as there, so that what was measured there before is found
-        options |= {"device": asked.device.partition(":")[0], "device_name": host.device_name}
+        facts = {"device": asked.device.partition(":")[0], "device_name": host.device_name}
     inputs: dict[str, str | Input] = {
         "original": model,
         "baseline": "convert baseline",
         "pruned": "save",
         "pruned+quantized": "convert",
     }
-    return Step("benchmark", benchmark.STAGE, options, inputs, settings)
+    return Step("benchmark", benchmark.STAGE, Sections(benchmark=asked), inputs, facts)

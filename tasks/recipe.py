@@ -17,6 +17,7 @@ from camera.options import (
     PositiveInt,
     PruneOptions,
     QuantizeOptions,
+    Setting,
 )
 from camera.yaml_text import parse_yaml
 from tasks.sweep_options import SweepOptions
@@ -74,7 +75,7 @@ class BenchmarkHostOptions(Options):
 class PublishOptions(Options):
     """Where the result goes."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, Setting] = True
     """Off: the run ends with the report."""
     folder: Path = Path("published")
     """The model is published as `<folder>/<name>/`."""
@@ -84,7 +85,7 @@ class PublishOptions(Options):
     """Version the published folder with DVC, where the folder is inside a DVC repository."""
     remote: str | None = Field(default=None, pattern=r"^[\w.-]+$")
     """DVC remote to push to, by its name in .dvc/config; the default is the repository's default remote."""
-    require: RequireOptions | None = None
+    require: Annotated[RequireOptions | None, Setting] = None
     """The quality gate: a model that fails it is kept and marked, and not published."""
 
     @field_validator("alias")
@@ -120,13 +121,13 @@ class Recipe(Options):
     """How quality is measured."""
     benchmark: BenchmarkOptions = BenchmarkOptions()
     """How speed is measured."""
-    benchmark_host: BenchmarkHostOptions | None = None
+    benchmark_host: Annotated[BenchmarkHostOptions | None, Setting] = None
     """Where speed is measured; the default is this machine."""
-    tracking: TrackingOptions = TrackingOptions()
+    tracking: Annotated[TrackingOptions, Setting] = TrackingOptions()
     """What MLflow records."""
-    publish: PublishOptions = PublishOptions()
+    publish: Annotated[PublishOptions, Setting] = PublishOptions()
     """Where the result goes."""
-    sweep: SweepOptions | None = None
+    sweep: Annotated[SweepOptions | None, Setting] = None
     """Lists of values to try; such a recipe is run by `camera sweep`."""
     schema_version: Literal[1] = 1
     """Version of this format."""
@@ -172,36 +173,19 @@ def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Reci
     Raises:
         CameraError: naming the file and the field that is wrong.
     """
-    return check_recipe(read_recipe(path, overrides), str(path))
-
-
-def read_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:
-    """What a recipe's file says with overrides applied, as plain values that nobody has checked yet.
-
-    Raises:
-        CameraError: if the file is not there or not YAML, or an override names no field.
-    """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise CameraError(f"recipe {path} does not exist; see recipes/ for examples") from None
-    except UnicodeDecodeError as error:
-        raise CameraError(f"recipe {path} is not valid YAML: {error}") from None
     except OSError as error:
         raise CameraError(f"recipe {path} cannot be read: {error}") from None
-    content = _parse(text, f"recipe {path} is not valid YAML")
+    except ValueError as error:
+        raise CameraError(f"recipe {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise CameraError(f"recipe {path} does not hold a mapping of fields")
     for override in overrides:
         _apply(content, override)
-    return content
-
-
-def _parse(text: str, complaint: str) -> Any:
-    try:
-        return parse_yaml(text)
-    except ValueError as error:
-        raise CameraError(f"{complaint}: {error}") from None
+    return check_recipe(content, str(path))
 
 
 def check_recipe(content: dict[str, Any], where: str) -> Recipe:
@@ -213,9 +197,8 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [f"{where}: {len(error.errors())} field(s) are wrong:"]
-        lines += [f"  {_field(entry)}: {_reason(entry)}" for entry in error.errors()]
-        raise CameraError("\n".join(lines)) from None
+        wrong = [f"  {_field(entry)}: {_reason(entry)}" for entry in error.errors()]
+        raise CameraError("\n".join([f"{where}: {len(wrong)} field(s) are wrong:", *wrong])) from None
 
 
 def wrong_fields(content: dict[str, Any]) -> dict[str, str]:
@@ -258,10 +241,13 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
-    key, found, text = override.partition("=")
-    if not found or not key:
+    key, _, text = override.partition("=")
+    if "=" not in override or not key:
         raise CameraError(f"--set {override}: write section.key=value, for example --set prune.ratio=0.3")
-    value = _parse(text, f"--set {override}: the value is not valid YAML")
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise CameraError(f"--set {override}: the value is not valid YAML: {error}") from None
     try:
         put(content, key, value)
     except ValueError as error:

@@ -17,6 +17,7 @@ from camera.report.schema import read_results
 from camera.units import bytes_text
 from tasks.lease import lease
 from tasks.pipeline import Pipeline, build_pipeline
+from tasks.plan import execute
 from tasks.preflight import check_room, room_needed
 from tasks.project import Project
 from tasks.recipe import Recipe
@@ -26,7 +27,6 @@ from tasks.stages import fetch, publish, report
 from tasks.stages.convert import main_gguf
 from tasks.store import Artifact, Store
 from tasks.tracking import tracked
-from tasks.walk import walk
 
 _log = logging.getLogger("camera.tracking")
 
@@ -203,7 +203,7 @@ def run_pipeline(
         tracker.log_recipe(recipe.model_dump(mode="json"), tags)
         listener.begin(pipeline)
         with lease(store) as in_use:
-            artifacts = walk(pipeline, step_done, store=store, in_use=in_use)
+            artifacts = execute(pipeline, step_done, store=store, in_use=in_use)
         for step in pipeline.steps:
             if artifacts[step.name].evicted:
                 tracker.log_stage(step.name, artifacts[step.name], cached=True)

@@ -43,31 +43,41 @@ def find_sources(recipe: Recipe) -> Sources:
     Raises:
         CameraError: if something is missing or damaged.
     """
-    if not Path(recipe.model).exists():
-        versioning.pull_if_tracked(Path(recipe.model))
+    _pull(Path(recipe.model))
     checkpoint = Checkpoint.open(local_checkpoint(recipe.model, recipe.revision))
     _check_shapes_once(checkpoint)
-    names = ["config.json", *checkpoint.weight_files, *checkpoint.side_files]
-    everything = digest_files(checkpoint.folder, set(names))
+    names = {"config.json", *checkpoint.weight_files, *checkpoint.side_files}
+    everything = digest_files(checkpoint.folder, names)
     hashes = {name: digest for name, digest in everything.items() if not _documents(name)}
-    about: dict[str, Any] = {"path": recipe.model}
-    if recipe.revision:
-        about["revision"] = recipe.revision
-    if (tracked := versioning.tracked_version(checkpoint.folder)) is not None:
-        about["dvc"] = tracked
-    model = Input(checkpoint.folder, digest_json(hashes), about={**about, "files": hashes})
-    folder = Input(checkpoint.folder, digest_json(everything), about={**about, "files": everything})
-    tokenizer_hashes = {name: hashes[name] for name in checkpoint.tokenizer_files}
-    if not tokenizer_hashes:
+    tokenizer = {name: hashes[name] for name in checkpoint.tokenizer_files}
+    if not tokenizer:
         raise CameraError(f"{checkpoint.folder} has no tokenizer files (tokenizer.model or tokenizer.json)")
-    tokenizer = Input(
-        checkpoint.folder,
-        digest_json(tokenizer_hashes),
-        about={"path": recipe.model, "files": tokenizer_hashes},
-    )
+    commit: dict[str, Any] = {"revision": recipe.revision} if recipe.revision else {}
+
+    def of_model(files: dict[str, str]) -> Input:
+        return _input(checkpoint.folder, recipe.model, files, **commit)
+
     datasets: list[DatasetOptions] = [recipe.calibration, *recipe.evaluate.datasets]
-    files = {str(dataset.path): _file_input(dataset.path) for dataset in datasets if dataset.path is not None}
-    return Sources(checkpoint, model, folder, tokenizer, files, _task_inputs(recipe.evaluate))
+    return Sources(
+        checkpoint,
+        model=of_model(hashes),
+        folder=of_model(everything),
+        tokenizer=_input(checkpoint.folder, recipe.model, tokenizer, tracked=False),
+        files={str(each.path): _dataset(each.path) for each in datasets if each.path is not None},
+        tasks=_task_inputs(recipe.evaluate),
+    )
+
+
+def _pull(path: Path) -> None:
+    if not path.exists():
+        versioning.pull_if_tracked(path)
+
+
+def _input(path: Path, named: str, files: dict[str, str], *, tracked: bool = True, **about: Any) -> Input:
+    """A source and what lineage records of it: its name in the recipe, sha256 of its files, its version in DVC."""
+    if tracked and (version := versioning.tracked_version(path)) is not None:
+        about["dvc"] = version
+    return Input(path, digest_json(files), about={"path": named, "files": files, **about})
 
 
 def _check_shapes_once(checkpoint: Checkpoint) -> None:
@@ -89,31 +99,19 @@ def _documents(name: str) -> bool:
     return any(fnmatchcase(name.lower(), pattern) for pattern in _DOCUMENTATION)
 
 
-def _file_input(path: Path) -> Input:
-    if not path.exists():
-        versioning.pull_if_tracked(path)
+def _dataset(path: Path) -> Input:
+    _pull(path)
     if path.is_dir():
-        hashes = digest_files(path, files_below(path))
-    elif path.is_file():
-        hashes = {path.name: digest_file(path)}
-    else:
-        raise CameraError(f"dataset {path} does not exist")
-    about: dict[str, Any] = {"path": str(path), "files": hashes}
-    if (tracked := versioning.tracked_version(path)) is not None:
-        about["dvc"] = tracked
-    return Input(path, digest_json(hashes), about=about)
+        return _input(path, str(path), digest_files(path, files_below(path)))
+    if path.is_file():
+        return _input(path, str(path), {path.name: digest_file(path)})
+    raise CameraError(f"dataset {path} does not exist")
 
 
 def _task_inputs(options: EvaluateOptions) -> dict[str, Input]:
     folder = options.task_folder
     if folder is None:
         return {}
-    if not folder.exists():
-        versioning.pull_if_tracked(folder)
-    found: dict[str, Input] = {}
-    tracked = versioning.tracked_version(folder)
-    for task in options.tasks:
-        hashes = digest_files(folder, [path.name for path in task_files(task, folder).values()])
-        about: dict[str, Any] = {"path": str(folder), "files": hashes}
-        found[task] = Input(folder, digest_json(hashes), about=about | ({"dvc": tracked} if tracked else {}))
-    return found
+    _pull(folder)
+    names = {task: [path.name for path in task_files(task, folder).values()] for task in options.tasks}
+    return {task: _input(folder, str(folder), digest_files(folder, files)) for task, files in names.items()}

@@ -7,8 +7,12 @@ from typing import Any
 
 from camera.digests import digest_json
 from camera.disk import explain_disk_errors
+from camera.options import Options
 from camera.progress import Progress, silent
+from camera.registry import Registry
+from tasks.estimate import Known, Needs
 from tasks.lineage import ancestry, environment, stage_entry
+from tasks.options import Sections
 from tasks.store import Artifact, Store
 
 
@@ -43,8 +47,7 @@ class Context:
     """What a stage's function is given."""
 
     inputs: dict[str, Path]
-    options: dict[str, Any]
-    """Options and settings of the request, together."""
+    options: Sections
     out: Path
     """The folder to fill."""
     progress: Progress
@@ -64,10 +67,30 @@ class Stage:
     name: str
     version: int
     run: Callable[[Context], dict[str, float]]
+    """Fills the folder, and gives the numbers that it measured."""
+    options: Mapping[str, type[Options]]
+    """The sections that it may be asked with."""
+    needs: Callable[[Known], Needs]
+    """Estimates disk and memory from shapes alone."""
+    intermediate: bool
+    """Whether nobody reads its artifacts once the model is published, so that `camera gc` may evict them."""
+    part: str | None = None
+    """What the report calls its artifact; None if it reads none."""
+    trial: Callable[[Known], Needs] | None = None
+    """A better estimate, from a trial of seconds; made only for a step that would run."""
     resumes: bool = False
     """Whether `run` goes on from what a killed one left in its folder."""
     still_holds: Callable[[Artifact], bool] = lambda artifact: True
     """For stages with an effect outside the store: whether that effect is still there."""
+
+
+STAGES: Registry[Stage] = Registry("stage", "tasks.stages")
+"""Every stage by its name; a module of tasks/stages registers one."""
+
+
+def register(stage: Stage) -> Stage:
+    """Make a stage known by its name."""
+    return STAGES.register(stage.name, stage)
 
 
 @dataclass(frozen=True)
@@ -77,21 +100,22 @@ class Request:
     step: str
     """What people call it: `quantize baseline`."""
     stage: Stage
-    options: dict[str, Any]
+    options: Sections
     """What is asked for."""
     inputs: dict[str, Input]
-    settings: dict[str, Any] = field(default_factory=dict)
-    """How to do it: batch size, number of devices. Memory and speed depend on it, the result does not."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else the result depends on and the stage finds out itself: the device's name, a library's version."""
     references: RunReferences = RunReferences()
 
     @property
     def key(self) -> str:
-        """Digest of stage name, version, options and the content digests of the inputs; of nothing else."""
+        """Digest of stage name, version, facts, the identity of the options, and the inputs' content digests."""
         return digest_json(
             {
                 "stage": self.stage.name,
                 "version": self.stage.version,
-                "options": self.options,
+                "options": self.options.identity(),
+                "facts": self.facts,
                 "inputs": {name: given.digest for name, given in self.inputs.items()},
             }
         )
@@ -103,24 +127,30 @@ class Step:
 
     name: str
     stage: Stage
-    options: dict[str, Any]
+    options: Sections
     inputs: dict[str, "str | Input"]
     """By the stage's own name for an input: the step that makes it, or a source."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """How to do it; no part of the result's identity."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """As of a request."""
 
     @property
     def needs(self) -> list[str]:
         """The steps that must be done before this one."""
         return [given for given in self.inputs.values() if isinstance(given, str)]
 
-    def request(self, done: Mapping[str, Artifact], references: RunReferences) -> Request:
+    @property
+    def part(self) -> str | None:
+        """What the report calls its artifact: `quantized/baseline` of the step `quantize baseline`."""
+        part, more = self.stage.part, self.name.removeprefix(self.stage.name)
+        return None if part is None else part + more.replace(" ", "/")
+
+    def request(self, done: Mapping[str, Artifact]) -> Request:
         """The request, once the artifacts of all needed steps are known."""
         inputs = {
             name: given if isinstance(given, Input) else Input.of(done[given])
             for name, given in self.inputs.items()
         }
-        return Request(self.name, self.stage, self.options, inputs, self.settings, references)
+        return Request(self.name, self.stage, self.options, inputs, self.facts)
 
 
 def find(store: Store, request: Request) -> Artifact | None:
@@ -159,20 +189,19 @@ def perform(
         def fill(folder: Path) -> dict[str, float]:
             paths = {name: given.path for name, given in request.inputs.items()}
             return request.stage.run(
-                Context(
-                    paths, request.options | request.settings, folder, progress, lineage, request.references
-                )
+                Context(paths, request.options, folder, progress, lineage, request.references)
             )
 
         about = {
             "step": request.step,
             "version": request.stage.version,
-            "options": request.options,
+            "options": request.options.identity(),
+            "facts": request.facts,
             "inputs": {
                 name: {"digest": given.digest, "stage": given.stage, "key": given.key}
                 for name, given in sorted(request.inputs.items())
             },
-            "environment": environment(request.options.get("device")),
+            "environment": environment(request.facts.get("device")),
         }
         own = stage_entry({**about, "stage": request.stage.name, "key": request.key})
         return store.make(

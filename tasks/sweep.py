@@ -2,25 +2,24 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from camera.digests import digest_json
 from camera.errors import CameraError
 from tasks.pipeline import Pipeline, build_pipeline
-from tasks.recipe import Recipe, check_recipe, put, read_recipe, wrong_fields
+from tasks.plan import resolve
+from tasks.recipe import Recipe, check_recipe, load_recipe, put, wrong_fields
 from tasks.sources import Sources, find_sources
-from tasks.stage import RunReferences
+from tasks.stage import Request
 from tasks.store import Artifact, Store
 from tasks.sweep_options import SweepOptions
 
-_PLAIN = ("quantize.type", "quantize.method", "capture.propagate", "prune.mode", "prune.score")
+_PLAIN = ("quantize.type", "quantize.method", "capture.propagate", "prune.mode", "prune.method")
 """Fields whose values say by themselves what they are."""
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._]+")
 
@@ -37,26 +36,24 @@ class Member:
     """Values by the field that varies."""
     recipe: Recipe
 
-    def overrides(self, parent: str | None = None, publish: bool | None = None) -> list[str]:
-        """What makes this member of the sweep's file, as `--set` takes it.
+    def to_run(self, parent: str | None = None, publish: bool = False) -> Recipe:
+        """The recipe as it is run in a sweep.
 
         Args:
             parent: the MLflow run of the sweep.
-            publish: whether the member is published; the default is as the sweep says.
+            publish: whether the member is published although the sweep says nothing of it.
         """
-        enabled = self.recipe.publish.enabled if publish is None else publish
-        changes = {"sweep": None, "name": self.name, **self.varied, "publish.enabled": enabled}
-        if parent is not None:
-            changes["tracking.parent"] = parent
-        return [f"{key}={_yaml(value)}" for key, value in changes.items()]
+        tracking = self.recipe.tracking.model_copy(update={"parent": parent})
+        publishing = self.recipe.publish.model_copy(
+            update={"enabled": publish or self.recipe.publish.enabled}
+        )
+        return self.recipe.model_copy(update={"tracking": tracking, "publish": publishing})
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A recipe with a section `sweep`, and its members in the order of its lists."""
 
-    path: Path
-    overrides: tuple[str, ...]
     recipe: Recipe
     members: tuple[Member, ...]
 
@@ -78,47 +75,52 @@ def load_sweep(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Sweep
     Raises:
         CameraError: naming the field that is wrong, down to the value in its list.
     """
-    content = read_recipe(path, overrides)
-    recipe = check_recipe(content, str(path))
+    return sweep_of(load_recipe(path, overrides), str(path))
+
+
+def sweep_of(recipe: Recipe, where: str) -> Sweep:
+    """Check a recipe with a section `sweep` and every member.
+
+    Args:
+        recipe: the recipe.
+        where: what messages call it.
+
+    Raises:
+        CameraError: naming the field that is wrong, down to the value in its list.
+    """
     if recipe.sweep is None:
-        raise CameraError(f"{path} has no section `sweep`: give one, or run the recipe with `camera run`")
+        raise CameraError(f"{where} has no section `sweep`: give one, or run the recipe with `camera run`")
     if recipe.sweep.publish == "best" and recipe.publish.require is None:
         raise CameraError(
-            f"{path}: sweep.publish: best is the smallest member that meets publish.require: give that too"
+            f"{where}: sweep.publish: best is the smallest member that meets publish.require: give that too"
         )
-    plain = {key: value for key, value in content.items() if key != "sweep"}
-    _check_values(plain, recipe.sweep, str(path))
-    return Sweep(path, tuple(overrides), recipe, tuple(_members(plain, recipe, str(path))))
+    content = recipe.model_dump(mode="json", exclude={"sweep"})
+    _check_values(content, recipe.sweep, where)
+    return Sweep(recipe, tuple(_members(content, recipe.name, recipe.sweep, where)))
 
 
 def _check_values(content: dict[str, Any], sweep: SweepOptions, where: str) -> None:
-    """Refuse values that no combination could mend, by their place in the lists."""
-    wrong = []
-    for key, (list_name, values) in sweep.axes.items():
-        for index, value in enumerate(values):
-            found = wrong_fields(_with(content, {key: value}))
-            wrong += [
-                f"  sweep.{list_name}.{index}: {reason}"
-                for field_name, reason in found.items()
-                if field_name == key or field_name.startswith(f"{key}.")
-            ]
+    """Refuse values that are wrong in every combination, by their place in the lists."""
+    wrong = [
+        f"  sweep.{list_name}.{index}: {reason}"
+        for key, (list_name, values) in sweep.axes.items()
+        for index, value in enumerate(values)
+        for name, reason in wrong_fields(_with(content, {key: value})).items()
+        if name == key or name.startswith(f"{key}.")
+    ]
     if wrong:
         raise CameraError("\n".join([f"{where}: {len(wrong)} value(s) of the sweep are wrong:", *wrong]))
 
 
-def _members(content: dict[str, Any], recipe: Recipe, where: str) -> list[Member]:
-    assert recipe.sweep is not None
-    axes = {key: values for key, (_, values) in recipe.sweep.axes.items()}
-    words = {key: _words(key, values) for key, values in axes.items()}
-    members = []
-    for choice in product(*(range(len(values)) for values in axes.values())):
-        varied = {key: axes[key][index] for key, index in zip(axes, choice, strict=True)}
-        parts = [words[key][index] for key, index in zip(axes, choice, strict=True)]
-        name = "-".join([recipe.name, *parts])
-        changes = {"name": name, **varied, "publish.enabled": recipe.sweep.publish == "all"}
-        one = check_recipe(_with(content, changes), f"{where}, member {name}")
-        members.append(Member(name, " ".join(parts), varied, one))
-    return members
+def _members(content: dict[str, Any], name: str, sweep: SweepOptions, where: str) -> Iterator[Member]:
+    axes = [list(zip(values, _words(key, values), strict=True)) for key, (_, values) in sweep.axes.items()]
+    for choice in product(*axes):
+        varied = {key: value for key, (value, _) in zip(sweep.axes, choice, strict=True)}
+        words = [word for _, word in choice]
+        full_name = "-".join([name, *words])
+        changes = {"name": full_name, **varied, "publish.enabled": sweep.publish == "all"}
+        recipe = check_recipe(_with(content, changes), f"{where}, member {full_name}")
+        yield Member(full_name, " ".join(words), varied, recipe)
 
 
 def _with(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,12 +146,6 @@ def _words(key: str, values: tuple[Any, ...]) -> list[str]:
     if len(set(found)) < len(found) or any(isinstance(value, dict | list | tuple) for value in values):
         return [f"{field_name}-{index + 1}" for index in range(len(values))]
     return found
-
-
-def _yaml(value: Any) -> str:
-    """A value on one line, which YAML reads back as the same."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
 
 
 @dataclass
@@ -201,25 +197,23 @@ def _sources_key(recipe: Recipe) -> tuple[str, ...]:
 
 def expected_keys(pipeline: Pipeline) -> dict[str, str]:
     """Keys by step if every artifact's content were its key: two steps with one of these do the same work."""
-    done: dict[str, Artifact] = {}
-    for step in pipeline.steps:
-        key = step.request(done, RunReferences()).key
-        manifest = {"stage": step.stage.name, "key": key, "digest": key}
-        done[step.name] = Artifact(Path("not-made"), manifest)
-    return {name: artifact.key for name, artifact in done.items()}
+
+    def pretend(request: Request) -> Artifact:
+        return Artifact(Path(), {"stage": request.stage.name, "key": request.key, "digest": request.key})
+
+    resolved = resolve(pipeline, pretend)
+    return {name: each.artifact.key for name, each in resolved.items() if each.artifact is not None}
 
 
 def stored(pipeline: Pipeline, store: Store) -> dict[str, Artifact]:
     """The artifacts that the store has, by step, as far as their inputs are known. Believes their manifests."""
-    found: dict[str, Artifact] = {}
-    for step in pipeline.steps:
-        if not all(name in found for name in step.needs):
-            continue
-        key = step.request(found, RunReferences()).key
-        artifact = store.peek(step.stage.name, key) or store.evicted(step.stage.name, key)
-        if artifact is not None:
-            found[step.name] = artifact
-    return found
+
+    def look(request: Request) -> Artifact | None:
+        name = request.stage.name, request.key
+        return store.peek(*name) or store.evicted(*name)
+
+    resolved = resolve(pipeline, look)
+    return {name: each.artifact for name, each in resolved.items() if each.artifact is not None}
 
 
 def sweep_key(sweep: Sweep, plans: list[MemberPlan]) -> str:

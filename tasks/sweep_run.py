@@ -12,20 +12,22 @@ from camera.files import read_json
 from camera.report.sweep import SweepResults, best_member, read_sweep
 from camera.report.sweep_page import CSV, HTML, JSON
 from tasks.lease import lease
+from tasks.options import Sections
 from tasks.pipeline import build_pipeline
 from tasks.project import Project
+from tasks.recipe import Recipe
 from tasks.run import GateFailed
 from tasks.stage import Input, Request, perform
 from tasks.stages import publish
-from tasks.stages.sweep import STAGE
+from tasks.stages.sweep import STAGE, MemberOptions, SweepReportOptions
 from tasks.store import Artifact, Store
 from tasks.sweep import Member, MemberPlan, Sweep, plan_sweep, stored, sweep_key
 from tasks.tracking import Tracker
 
 _log = logging.getLogger("camera.sweep")
 
-RunMember = Callable[[Member, list[str]], None]
-"""Runs a member's recipe, which is the sweep's file with these overrides, to its end. Raises what stops it."""
+RunMember = Callable[[Member, Recipe], None]
+"""Runs the recipe of a member to its end. Raises what stops it."""
 Told = Callable[[Member, str], None]
 """Told of a member what became of it, in a line."""
 
@@ -98,9 +100,7 @@ def run_sweep(
     tracker = _tracker(sweep, plans, project, prefect_run)
     parent = None if tracker is None else tracker.run_id
     try:
-        failures = _run_all(
-            sweep, plans, lambda member: run_member(member, _overrides(sweep, member, parent)), told
-        )
+        failures = _run_all(sweep, plans, lambda member: run_member(member, member.to_run(parent)), told)
         artifact = _report(sweep, plans, failures, store)
         results = read_sweep(artifact.path / JSON)
         chosen, unpublished = plans, None
@@ -109,7 +109,7 @@ def run_sweep(
             if not chosen:
                 unpublished = "no member meets publish.require: loosen it and run again, or prune less"
             for plan in chosen:
-                run_member(plan.member, _overrides(sweep, plan.member, parent, publish=True))
+                run_member(plan.member, plan.member.to_run(parent, publish=True))
         published = _published(chosen, store)
         outcome = SweepOutcome(results, artifact.path / HTML, published, unpublished, parent)
         if tracker is not None:
@@ -139,11 +139,6 @@ def _tracker(
         tags | ({"prefect.flow_run": prefect_run} if prefect_run else {}),
     )
     return tracker
-
-
-def _overrides(sweep: Sweep, member: Member, parent: str | None, publish: bool | None = None) -> list[str]:
-    mine = [override for override in sweep.overrides if not override.startswith("sweep.")]
-    return [*mine, *member.overrides(parent, publish)]
 
 
 def _run_all(
@@ -197,15 +192,15 @@ def _report(sweep: Sweep, plans: list[MemberPlan], failures: dict[str, str], sto
         if made is not None:
             inputs[name] = Input.of(made)
         members.append(
-            {"name": name, "label": plan.member.label, "varied": plan.member.varied, "failure": failure}
+            MemberOptions(name=name, label=plan.member.label, varied=plan.member.varied, failure=failure)
         )
-    options = {
-        "name": sweep.recipe.name,
-        "varied": list(sweep.axes),
-        "members": members,
-        "workers": sweep.options.workers,
-    }
-    request = Request(f"sweep {sweep.recipe.name}", STAGE, options, inputs)
+    options = SweepReportOptions(
+        name=sweep.recipe.name,
+        varied=tuple(sweep.axes),
+        members=tuple(members),
+        workers=sweep.options.workers,
+    )
+    request = Request(f"sweep {sweep.recipe.name}", STAGE, Sections(sweep=options), inputs)
     with lease(store) as in_use:
         in_use(request.key)
         return perform(store, request)
@@ -217,8 +212,7 @@ def _best(plans: list[MemberPlan], results: SweepResults) -> list[MemberPlan]:
     found = []
     for plan in plans:
         if best is not None and plan.member.name == best.name and plan.pipeline is not None:
-            publishing = plan.member.recipe.publish.model_copy(update={"enabled": True})
-            recipe = plan.member.recipe.model_copy(update={"publish": publishing})
+            recipe = plan.member.to_run(publish=True)
             found.append(replace(plan, pipeline=build_pipeline(recipe, plan.pipeline.sources)))
     return found
 

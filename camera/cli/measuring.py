@@ -82,12 +82,9 @@ def evaluate(
         Console().print(tasks_table(scores, compared=reference is not None))
 
 
-_ELSEWHERE = ("deployment", "device_name", "start_within", "finish_within")
-
-
 def bench(
     models: Annotated[list[Path], typer.Argument(help="Checkpoints or GGUF files.", show_default=False)],
-    options: Annotated["BenchmarkOptions", Flags(without=_ELSEWHERE)],
+    options: "BenchmarkOptions",
     baseline: Annotated[Path | None, typer.Option(help="The model to compare with.")] = None,
     as_json: Json = False,
 ) -> None:

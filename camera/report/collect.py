@@ -44,10 +44,10 @@ _PARTS = {
     "pruned": "the prune summary",
     "saved": "the pruned checkpoint",
     "quantized": "the quantised model",
-    "quantized_baseline": "the unpruned quantised baseline",
+    "quantized/baseline": "the unpruned quantised baseline",
     "benchmark": "the benchmark",
 }
-_QUANTIZED: dict[ModelId, str] = {"baseline": "quantized_baseline", "pruned+quantized": "quantized"}
+_QUANTIZED: dict[ModelId, str] = {"baseline": "quantized/baseline", "pruned+quantized": "quantized"}
 
 
 def collect_results(
@@ -58,7 +58,7 @@ def collect_results(
     Args:
         name: of the published model.
         recipe: what was run, as plain JSON.
-        folders: what the stages wrote: `capture`, `scores`, `pruned`, `saved`, `quantized`, `quantized_baseline`,
+        folders: what the stages wrote: `capture`, `scores`, `pruned`, `saved`, `quantized`, `quantized/baseline`,
             `benchmark`, and `evaluate/<model>/<text>` and `task/<model>/<task>` with a model of `MODEL_IDS`. A part that is not there is
             missing from the results, and they say so.
         source_config: config.json of the source model.

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from camera.cli.output import note
-from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import read_json
 from tasks.audit import Finding
-from tasks.lineage_form import check_lineage
+from tasks.lineage_form import check_lineage, own_digest_holds
 from tasks.published import Found, audit_all, audit_found, located
 from tasks.store import LINEAGE, Store
 
@@ -60,8 +59,7 @@ def _rebuilt(found: Found, home: Path) -> Finding:
         raise CameraError(
             f"{found.label}: --rebuild needs a published folder, whose {LINEAGE} holds the recipe"
         )
-    body = {name: value for name, value in lineage.items() if name != "digest"}
-    if digest_json(body) != lineage["digest"]:
+    if not own_digest_holds(lineage):
         raise CameraError(f"{path} was changed after publishing: a recipe that may be another's is not run")
     from tasks.audit.rebuild import rebuild  # brings torch, which a plain audit does not need
 

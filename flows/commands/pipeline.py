@@ -30,10 +30,10 @@ def run(
     with shutdown.exit_at_once():
         from flows.commands.start_up import begin_run
 
-        begin_run(recipe, list(overrides or ()), no_prefect=no_prefect)
+        checked = begin_run(recipe, list(overrides or ()), no_prefect=no_prefect)
         from flows.commands.running import run_recipe  # brings torch, while Prefect's API starts
 
-    run_recipe(recipe, list(overrides or ()), no_prefect=no_prefect, as_json=as_json)
+    run_recipe(checked, no_prefect=no_prefect, as_json=as_json)
 
 
 def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:

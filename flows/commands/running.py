@@ -13,19 +13,20 @@ from camera.report.schema import read_results
 from camera.report.table import results_table
 from flows.listeners import LiveListener, LogListener
 from tasks.project import Project
+from tasks.recipe import Recipe
 from tasks.run import GateFailed, Listener, Outcome
 
 GATE_FAILED = 3
 """Exit code of a run that is complete, and whose model is not good enough to be published."""
 
 
-def run_recipe(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) -> None:
+def run_recipe(recipe: Recipe, *, no_prefect: bool, as_json: bool) -> None:
     """Run, showing one line per step; then the results and the paths; exit with 3 if the quality gate failed."""
     project = Project.here()
     console = Console(stderr=as_json)
     with LiveListener(console) if console.is_terminal else LogListener(console.print) as listener:
         try:
-            outcome, failure = _run(recipe, overrides, listener, console, no_prefect), None
+            outcome, failure = _run(recipe, listener, console, no_prefect), None
         except GateFailed as error:
             outcome, failure = error.outcome, str(error)
     results = read_results(outcome.report.with_name("results.json"))
@@ -42,13 +43,11 @@ def run_recipe(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json:
         raise typer.Exit(GATE_FAILED)
 
 
-def _run(
-    recipe: Path, overrides: list[str], listener: Listener, console: Console, no_prefect: bool
-) -> Outcome:
+def _run(recipe: Recipe, listener: Listener, console: Console, no_prefect: bool) -> Outcome:
     if no_prefect:
         from flows import without_prefect
 
-        return without_prefect.compress(recipe, overrides, listener)
+        return without_prefect.compress(recipe, listener)
     if "PREFECT_API_URL" not in os.environ:
         console.print("starting Prefect's API in this process …", style="dim")
     with shutdown.exit_at_once():
@@ -59,7 +58,7 @@ def _run(
 
         start_local_api()
         check_api()
-    return compress.run_here(str(recipe), overrides, listener)
+    return compress.run_here(recipe, listener)
 
 
 def _places(outcome: Outcome, project: Project) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from camera.report.sweep import summary
 from camera.report.sweep_page import CSV, JSON, sweep_table
 from flows.commands.running import GATE_FAILED, tracked
 from tasks.project import Project
-from tasks.sweep import load_sweep
+from tasks.sweep import Sweep, load_sweep
 from tasks.sweep_run import SweepFailed, SweepOutcome
 
 MEMBERS_FAILED = 1
@@ -30,7 +30,7 @@ def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) 
     console = Console(stderr=as_json)
     threads = checked.options.workers > 1
     try:
-        outcome, failure = _run(recipe, overrides, console, no_prefect), None
+        outcome, failure = _run(checked, console, no_prefect), None
     except SweepFailed as error:
         outcome, failure = error.outcome, str(error)
     except KeyboardInterrupt:
@@ -62,14 +62,14 @@ def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) 
         raise typer.Exit(MEMBERS_FAILED if outcome.failed else GATE_FAILED)
 
 
-def _run(recipe: Path, overrides: list[str], console: Console, no_prefect: bool) -> SweepOutcome:
+def _run(asked: Sweep, console: Console, no_prefect: bool) -> SweepOutcome:
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     if no_prefect:
         from flows import without_prefect
 
-        return without_prefect.sweep(recipe, overrides, say)
+        return without_prefect.sweep(asked, say)
     if "PREFECT_API_URL" not in os.environ:
         console.print("starting Prefect's API in this process …", style="dim")
     from flows import sweep  # two seconds of imports, which --no-prefect does not pay
@@ -78,6 +78,6 @@ def _run(recipe: Path, overrides: list[str], console: Console, no_prefect: bool)
     start_local_api()
     token = sweep.SAY.set(say)
     try:
-        return sweep.sweep(str(recipe), overrides)
+        return sweep.sweep(asked.recipe)
     finally:
         sweep.SAY.reset(token)

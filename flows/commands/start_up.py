@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from tasks.project import Project
-from tasks.recipe import load_recipe
+from tasks.recipe import Recipe, load_recipe
 
 
-def begin_run(recipe: Path, overrides: list[str], *, no_prefect: bool) -> None:
-    """Refuse a wrong recipe before anything starts, then let Prefect's API start while this process imports.
+def begin_run(recipe: Path, overrides: list[str], *, no_prefect: bool) -> Recipe:
+    """Read the recipe, so that a wrong one is refused before anything starts; then let Prefect's API start.
 
     Raises:
         CameraError: naming the field that is wrong.
@@ -21,8 +21,9 @@ def begin_run(recipe: Path, overrides: list[str], *, no_prefect: bool) -> None:
     # A server that is gone is asked again for 14 s, not for a minute at each of the last few calls.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     Project.here().configure()
-    load_recipe(recipe, overrides)
+    checked = load_recipe(recipe, overrides)
     if not no_prefect and "PREFECT_API_URL" not in os.environ:
         from flows.local_api import begin_local_api  # brings prefect, which --no-prefect does not pay
 
         begin_local_api()
+    return checked

@@ -1,4 +1,4 @@
-"""The walk back: every stage of a lineage and every source, hashed again where its bytes still are."""
+"""Every stage of a lineage and every source, hashed again where its bytes still are."""
 
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
@@ -8,36 +8,31 @@ from camera.digests import digest_json
 from camera.errors import CameraError, NetworkError
 from tasks import versioning
 from tasks.audit.finding import Finding, ok, unverified, wrong
-from tasks.audit.hashing import Hashing, source_folder
-from tasks.store import Store
+from tasks.audit.hashing import Evidence, Hashing, source_folder
 
 
-def ancestors(
-    lineage: dict[str, Any], store: Store, hashes: Hashing, from_remote: bool = False
-) -> list[Finding]:
+def ancestors(lineage: dict[str, Any], evidence: Evidence) -> list[Finding]:
     """The stages, oldest first, and the sources.
 
     Raises:
         CameraError: if a stage descends from itself.
     """
     keys = _oldest_first(lineage["stages"])
-    stages = [_stage(key, lineage["stages"][key], lineage, store, hashes) for key in keys]
-    sources = [_source(entry, hashes, from_remote) for entry in lineage["sources"].values()]
+    stages = [_stage(key, lineage, evidence) for key in keys]
+    sources = [_source(entry, evidence) for entry in lineage["sources"].values()]
     return [Finding("stages", "ok", parts=stages), Finding("sources", "ok", parts=sources)]
 
 
-def artifact(
-    store: Store, hashes: Hashing, stage: str, key: str, digest: str, name: str | None = None
-) -> Finding:
-    """An artifact of the store, held to the digest that a lineage names."""
-    name = name or f"{stage} {key[:12]}"
+def artifact(name: str, entry: dict[str, Any], evidence: Evidence) -> Finding:
+    """An artifact of the store, compared with the digest that a lineage names."""
+    store, stage, key, digest = evidence.store, entry["stage"], entry["key"], entry["digest"]
     if (gone := store.evicted(stage, key)) is not None:
         if gone.digest != digest:
             return wrong(name, f"evicted; its manifest names another content, {gone.digest[:12]}")
         return unverified(name, "evicted by `camera gc`; its manifest names this digest", "evicted")
     if not store.path(stage, key).exists():
         return unverified(name, "not in this store: made elsewhere, or the store was deleted", "absent")
-    if (damage := store.damage(stage, key, hashes.digests)) is not None:
+    if (damage := store.damage(stage, key, evidence.hashes.digests)) is not None:
         return wrong(name, damage)
     if store.open(stage, key).digest != digest:
         return wrong(name, f"the store holds another content under this key, made later: {stage}/{key}")
@@ -55,14 +50,13 @@ def _oldest_first(stages: dict[str, Any]) -> list[str]:
         raise CameraError("the lineage was forged: a stage in it descends from itself") from None
 
 
-def _stage(
-    key: str, entry: dict[str, Any], lineage: dict[str, Any], store: Store, hashes: Hashing
-) -> Finding:
+def _stage(key: str, lineage: dict[str, Any], evidence: Evidence) -> Finding:
+    entry = lineage["stages"][key]
     name = f"{entry['step']} {key[:12]}"
-    asked = {
+    asked: dict[str, Any] = {
         "stage": entry["stage"],
         "version": entry["version"],
-        "options": entry["options"],
+        **{part: entry[part] for part in ("options", "facts") if part in entry},
         "inputs": {given: value["digest"] for given, value in entry["inputs"].items()},
     }
     if digest_json(asked) != key or entry["key"] != key:
@@ -72,16 +66,16 @@ def _stage(
         parent = known.get(value["digest"] if value["key"] is None else value["key"])
         if parent is None or parent["digest"] != value["digest"]:
             return wrong(name, f"its input {given} is not in the lineage with that digest")
-    return artifact(store, hashes, entry["stage"], key, entry["digest"], name)
+    return artifact(name, entry, evidence)
 
 
-def _source(entry: dict[str, Any], hashes: Hashing, from_remote: bool) -> Finding:
+def _source(entry: dict[str, Any], evidence: Evidence) -> Finding:
     path = Path(entry["path"])
     name = f"{entry['name']} {entry['path']}"
     if digest_json(entry["files"]) != entry["digest"]:
         return wrong(name, "its digest is not that of its files")
-    found = _in_workspace(name, path, entry, hashes)
-    version = _dvc(entry, path, from_remote) if "dvc" in entry else None
+    found = _in_workspace(name, path, entry, evidence.hashes)
+    version = _dvc(entry, path, evidence) if "dvc" in entry else None
     if version is None:
         return found
     if found.verdict == "ok":
@@ -114,20 +108,20 @@ def _moved_on(entry: dict[str, Any], path: Path) -> bool:
     return not path.exists() or versioning.tracked_version(path) != entry["dvc"]
 
 
-def _dvc(entry: dict[str, Any], path: Path, from_remote: bool) -> Finding:
+def _dvc(entry: dict[str, Any], path: Path, evidence: Evidence) -> Finding:
     """The version that DVC had, read from its cache or remote unless the workspace has it under the same hash."""
     md5, file = entry["dvc"]["md5"], PurePosixPath(entry["dvc"]["file"])
     root = versioning.repository_root(path if path.exists() else Path.cwd())
     if root is None:
         return unverified("DVC version", f"no DVC repository here holds {file}", "absent")
-    if path.exists() and versioning.tracked_version(path) == entry["dvc"] and not from_remote:
+    if path.exists() and versioning.tracked_version(path) == entry["dvc"] and not evidence.from_remote:
         return ok("DVC version", md5)
     commit = versioning.revision_of(root, str(file), md5)
     place = f"{file} as of revision {commit[:12]}" if commit else f"{file} with {md5}"
     tracked = root / file.with_suffix("")
     try:
         inside = PurePosixPath((Path.cwd() / path).resolve().relative_to(tracked.resolve()))
-        found, where = versioning.stored_digests(root, md5, inside, from_remote)
+        found, where = versioning.stored_digests(root, md5, inside, evidence.from_remote)
     except NetworkError as error:
         return unverified("DVC version", f"{place}: {error}", "offline")
     except (CameraError, ValueError) as error:

@@ -21,15 +21,15 @@ class Finding:
     reason: Reason = ""
     """For what could not be verified."""
 
-    def walk(self) -> Iterator["Finding"]:
+    def every(self) -> Iterator["Finding"]:
         """This and all below it."""
         yield self
         for part in self.parts:
-            yield from part.walk()
+            yield from part.every()
 
     def all_of(self, verdict: Verdict) -> list["Finding"]:
         """What below has this verdict."""
-        return [finding for finding in self.walk() if finding.verdict == verdict]
+        return [finding for finding in self.every() if finding.verdict == verdict]
 
 
 def ok(name: str, detail: str = "") -> Finding:

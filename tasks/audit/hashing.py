@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ class Hashing:
         if path not in self._digests:
             self._digests[path] = self._pool.submit(digest_file, path)
         return self._digests[path]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an audit reads again."""
+
+    store: Store
+    hashes: Hashing
+    from_remote: bool = False
+    """Whether what DVC versions is read from its remote, whatever is here."""
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The hardest question to a lineage: does its recipe, run again from nothing, give the same bytes?"""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,11 +9,12 @@ from camera.errors import CameraError
 from tasks.audit.finding import Finding, ok, unverified, wrong
 from tasks.lineage import environment
 from tasks.pipeline import Pipeline, build_pipeline
+from tasks.plan import execute
 from tasks.recipe import check_recipe
 from tasks.sources import find_sources
 from tasks.stage import Request, Step, perform
 from tasks.store import Artifact, Store
-from tasks.walk import walk
+from tasks.tracking import flatten
 
 NAME = "rebuilt from nothing"
 _COMPARED = (".gguf", ".safetensors")
@@ -33,7 +33,7 @@ def rebuild(
     content = {**lineage["recipe"], "tracking": {"enabled": False}, "publish": {"enabled": False}}
     try:
         recipe = check_recipe(content, "the recipe in the lineage")
-        pipeline = _up_to(build_pipeline(recipe, find_sources(recipe)), "convert", "save")
+        pipeline = build_pipeline(recipe, find_sources(recipe)).up_to("convert", "save")
     except CameraError as error:
         return unverified(NAME, f"its recipe cannot be run here: {error}", "absent")
     room.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def rebuild(
 
     with TemporaryDirectory(prefix="rebuild-", dir=room) as folder:
         store = Store(Path(folder))
-        done = walk(pipeline, made)
+        done = execute(pipeline, made)
         found = {
             name: str(entry["sha256"])
             for step in ("save", "convert")
@@ -68,14 +68,6 @@ def _verdict(found: dict[str, str], lineage: dict[str, Any], others: list[str]) 
     return wrong(NAME, f"{detail}, with the same code, versions and kind of machine")
 
 
-def _up_to(pipeline: Pipeline, *names: str) -> Pipeline:
-    needed = set(names)
-    for step in reversed(pipeline.steps):
-        if step.name in needed:
-            needed.update(step.needs)
-    return replace(pipeline, steps=[step for step in pipeline.steps if step.name in needed])
-
-
 def _other_request(step: Step, request: Request, lineage: dict[str, Any]) -> list[str]:
     """How a step as it is asked for here differs from what the lineage says was asked for."""
     if request.key in lineage["stages"]:
@@ -86,9 +78,12 @@ def _other_request(step: Step, request: Request, lineage: dict[str, Any]) -> lis
     found = []
     if then["version"] != step.stage.version:
         found.append(f"stage {step.stage.name}: version {step.stage.version}, was {then['version']}")
-    for name in sorted(then["options"].keys() | request.options.keys()):
-        was, now = then["options"].get(name), request.options.get(name)
-        if was != now:
+    before, after = (
+        _asked(then["options"], then.get("facts")),
+        _asked(request.options.identity(), request.facts),
+    )
+    for name in sorted(before.keys() | after.keys()):
+        if (was := before.get(name)) != (now := after.get(name)):
             found.append(f"{step.name}: {name} {now}, was {was}")
     for name in sorted(then["inputs"].keys() | request.inputs.keys()):
         was = then["inputs"].get(name, {})
@@ -96,6 +91,11 @@ def _other_request(step: Step, request: Request, lineage: dict[str, Any]) -> lis
         if given is None or (given.key is None and was.get("digest") != given.digest):
             found.append(f"{step.name}: input {name} is another here")
     return found
+
+
+def _asked(options: dict[str, Any], facts: dict[str, Any] | None) -> dict[str, Any]:
+    """Options and facts by dotted name."""
+    return flatten(options) | (facts or {})
 
 
 def _other_versions(lineage: dict[str, Any], pipeline: Pipeline) -> list[str]:

@@ -1,14 +1,16 @@
 """Benchmark as a stage: the pruned model against the unpruned baseline, alternately in one run."""
 
+import torch
+
+from camera.benchmark.bandwidth import BUFFER_BYTES
 from camera.benchmark.report import BenchmarkReport
 from camera.files import write_json
 from camera.options import BenchmarkOptions
-from tasks.stage import Context, Stage
+from tasks.estimate import Known, Needs
+from tasks.stage import Context, Stage, register
 from tasks.stages.convert import gguf_of
 
 RESULT = "benchmark.json"
-_KEY_ONLY = ("device_name", "llama_cpp_build")
-"""They tell one result from another; the measurement finds them out itself."""
 
 
 def run(context: Context) -> dict[str, float]:
@@ -16,7 +18,6 @@ def run(context: Context) -> dict[str, float]:
     # Brings all of transformers, three seconds that a run whose stages are cached does not need.
     from camera.benchmark.bench import BenchModel, run_benchmark
 
-    options = {name: value for name, value in context.options.items() if name not in _KEY_ONLY}
     models = [
         BenchModel(
             label=label,
@@ -25,7 +26,7 @@ def run(context: Context) -> dict[str, float]:
         )
         for label, folder in context.inputs.items()
     ]
-    report = run_benchmark(models, BenchmarkOptions(**options), context.progress)
+    report = run_benchmark(models, context.options.of(BenchmarkOptions), context.progress)
     write_json(context.out / RESULT, report.model_dump(mode="json"))
     return _metrics(report)
 
@@ -41,4 +42,11 @@ def _metrics(report: BenchmarkReport) -> dict[str, float]:
     return metrics
 
 
-STAGE = Stage("benchmark", version=1, run=run)
+def needs(known: Known) -> Needs:
+    """Two models as they are stored, and one in float32; memory is read to see how fast that goes."""
+    return Needs(memory=max(BUFFER_BYTES, 2 * known.whole + known.elements * torch.float32.itemsize))
+
+
+STAGE = register(
+    Stage("benchmark", 2, run, {"benchmark": BenchmarkOptions}, needs, intermediate=False, part="benchmark")
+)

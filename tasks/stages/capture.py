@@ -1,30 +1,71 @@
 """Activation capture as a stage."""
 
-from dataclasses import replace
+from typing import Annotated, Literal
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
-from camera.options import CaptureOptions, PruneOptions
+from camera.devices import resolve_dtype
+from camera.layerwise.feed_forward import ACTIVATION_BUDGET_BYTES
+from camera.options import CaptureOptions, PositiveInt, PruneOptions, Setting
+from camera.pruning.estimate import estimate_capture
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import capture
-from tasks.stage import Context, Stage
+from tasks.estimate import PROCESS_BYTES, Known, Needs
+from tasks.stage import Context, Stage, register
 from tasks.stages.fetch import TOKENS
 
 
+class DecideOptions(PruneOptions):
+    """What a capture that decides depends on: the width that stays, which several ratios come to, and the method."""
+
+    kept: int
+    ratio: Annotated[float, Setting] = 0.2
+    multiple_of: Annotated[PositiveInt, Setting] = 64
+    mode: Annotated[Literal["physical", "mask"], Setting] = "physical"
+
+
 def run(context: Context) -> dict[str, float]:
-    options = dict(context.options)
-    decided = options.pop("decide")
-    capturing = CaptureOptions(**options)
     tokens_ST = read_tensors(context.inputs["calibration"] / TOKENS)["input_ids"]
     checkpoint = Checkpoint.open(context.inputs["model"])
-    plan = None
-    if (
-        decided is not None
-    ):  # the width is given as such, so that every ratio that comes to it shares the capture
-        asked = PruneOptions(ratio=0.0, **{name: decided[name] for name in decided.keys() - {"kept"}})
-        plan = replace(plan_prune(checkpoint, capturing, asked), kept=decided["kept"])
-    capture(checkpoint, tokens_ST, context.out, capturing, plan, context.progress)
+    options, plan = context.options.of(CaptureOptions), None
+    if "decide" in context.options:
+        plan = plan_prune(checkpoint, options, context.options.of(DecideOptions))
+    capture(checkpoint, tokens_ST, context.out, options, plan, context.progress)
     return {"tokens": tokens_ST.numel()}
 
 
-STAGE = Stage("capture", version=2, run=run, resumes=True)
+def needs(known: Known) -> Needs:
+    """Two layers, as stored and as computed; hidden states, from which a killed capture goes on, and activations."""
+    source, capturing = known.source, known.options.of(CaptureOptions)
+    compute = resolve_dtype(capturing.dtype, source.dtype).itemsize
+    hidden = known.tokens * source.hidden_size * compute
+    activations = min(ACTIVATION_BUDGET_BYTES, known.tokens * source.ffn_width * compute)
+    layers = round(2 * known.layer * (1 + compute / source.dtype.itemsize))
+    statistics = 12 * source.ffn_width * source.layer_count
+    return Needs(disk=hidden + statistics + known.new_matrices, memory=layers + hidden + activations)
+
+
+def trial(known: Known) -> Needs:
+    """As `needs`, with memory and seconds of a trial."""
+    tokens = known.recipe.calibration
+    found = estimate_capture(
+        known.source, tokens.samples, tokens.length, known.options.of(CaptureOptions), known.pruning
+    )
+    # Tried in this process, and run in one that holds more.
+    memory = found.peak_bytes - (found.process_bytes or PROCESS_BYTES)
+    return Needs(disk=needs(known).disk, memory=memory, seconds=found.seconds)
+
+
+STAGE = register(
+    Stage(
+        "capture",
+        3,
+        run,
+        {"capture": CaptureOptions, "decide": DecideOptions},
+        needs,
+        intermediate=True,
+        part="capture",
+        trial=trial,
+        resumes=True,
+    )
+)

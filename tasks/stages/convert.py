@@ -4,8 +4,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from camera.formats.convert import convert_to_gguf, write_twin
+from camera.options import BlockType, Options
+from tasks.estimate import Known, Needs
 from tasks.lineage import portable
-from tasks.stage import Context, Stage
+from tasks.stage import Context, Stage, register
+
+
+class ConvertOptions(Options):
+    """What the GGUF is called."""
+
+    name: str
+    twin: BlockType | None = None
+    """Type of the lossless twin to write as well."""
 
 
 def gguf_of(folder: Path) -> Path:
@@ -23,18 +33,20 @@ def main_gguf(paths: Iterable[Path]) -> Path:
 
 
 def run(context: Context) -> dict[str, float]:
-    name, twin = context.options["name"], context.options["twin"]
-    main = context.out / f"{name}.gguf"
+    asked, lineage = context.options.of(ConvertOptions), portable(context.lineage)
+    main = context.out / f"{asked.name}.gguf"
     convert_to_gguf(
-        context.inputs["quantized"],
-        main,
-        name=name,
-        lineage=portable(context.lineage),
-        progress=context.progress,
+        context.inputs["quantized"], main, name=asked.name, lineage=lineage, progress=context.progress
     )
-    if twin is not None:
-        write_twin(main, context.out / f"{name}-{twin}-twin.gguf")
+    if asked.twin is not None:
+        write_twin(main, context.out / f"{asked.name}-{asked.twin}-twin.gguf")
     return {"bytes": main.stat().st_size}
 
 
-STAGE = Stage("convert", version=1, run=run)
+def needs(known: Known) -> Needs:
+    """The packed weights once more; twice with a twin."""
+    files = 1 if known.options.of(ConvertOptions).twin is None else 2
+    return Needs(disk=files * known.size("quantized"), memory=2 * known.largest)
+
+
+STAGE = register(Stage("convert", 2, run, {"convert": ConvertOptions}, needs, intermediate=True))

@@ -1,23 +1,35 @@
 """Evaluation as a stage: one model on one task. So one more task does not measure the others again."""
 
+from dataclasses import replace
+
 from camera.evaluation.tasks import evaluate_tasks
 from camera.files import write_json
-from tasks.stage import Context, Stage
+from camera.options import TaskOptions
+from tasks.estimate import Known, Needs
+from tasks.stage import Context, Stage, register
+from tasks.stages import evaluate
 
 RESULT = "task.json"
+_LM_EVAL_BYTES = 40 << 20
+
+
+class EvaluateTaskOptions(TaskOptions):
+    """How accuracy is measured on one task."""
+
+    task: str
+    """Its name in lm-eval."""
 
 
 def run(context: Context) -> dict[str, float]:
     """Write `task.json`."""
-    options = {name: value for name, value in context.options.items() if name not in ("task", "lm_eval")}
-    name = context.options["task"]
+    asked = context.options.of(EvaluateTaskOptions)
     result = evaluate_tasks(
         context.inputs["model"],
-        [name],
+        [asked.task],
         task_folder=context.inputs.get("documents"),
         progress=lambda task, done, total: context.progress(done, total),
-        **options,
-    )[name]
+        **asked.model_dump(exclude={"task"}),
+    )[asked.task]
     write_json(context.out / RESULT, result.model_dump(mode="json"))
     found: dict[str, float] = {"documents": result.documents}
     for metric, measured in result.metrics.items():
@@ -27,4 +39,10 @@ def run(context: Context) -> dict[str, float]:
     return found
 
 
-STAGE = Stage("task", version=1, run=run)
+def needs(known: Known) -> Needs:
+    """As on a text, and the library lm-eval."""
+    on_text = evaluate.needs(known)
+    return replace(on_text, memory=on_text.memory + _LM_EVAL_BYTES)
+
+
+STAGE = register(Stage("task", 2, run, {"task": EvaluateTaskOptions}, needs, intermediate=False, part="task"))

@@ -1,32 +1,49 @@
 """Dataset fetch: text becomes the tokens that later stages read."""
 
+import platform
+
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.data import calibration_tokens, evaluation_tokens
 from camera.files import write_json
 from camera.options import CalibrationOptions, DatasetOptions
-from tasks.stage import Context, Stage
+from tasks.estimate import Needs
+from tasks.stage import Context, Stage, register
 
 TOKENS = "tokens.safetensors"
 
 
+class TextOptions(DatasetOptions):
+    """A text to measure on."""
+
+    window: int | None = None
+    """Tokens per window, where random windows stand for the text."""
+
+
 def run(context: Context) -> dict[str, float]:
     """Write `tokens.safetensors` with `input_ids`: int64 [samples, length] to calibrate, [1, tokens] to measure."""
-    options = {
-        name: value for name, value in context.options.items() if name not in ("purpose", "python", "window")
-    }
-    if "file" in context.inputs:
-        options["path"] = context.inputs["file"]
+    ((purpose, asked),) = context.options.items()
+    here = {"path": context.inputs["file"]} if "file" in context.inputs else {}
     tokenizer = Checkpoint.open(context.inputs["tokenizer"]).load_tokenizer()
-    if context.options["purpose"] == "calibration":
-        tokens = calibration_tokens(CalibrationOptions(**options), tokenizer)
+    if isinstance(asked, CalibrationOptions):
+        tokens = calibration_tokens(asked.model_copy(update=here), tokenizer)
     else:
-        window = {"window": context.options["window"]} if "window" in context.options else {}
-        tokens = evaluation_tokens(DatasetOptions(**options), tokenizer, **window)[None]
+        text = context.options.of(TextOptions).model_copy(update=here)
+        tokens = evaluation_tokens(text, tokenizer, **({"window": text.window} if text.window else {}))[None]
     write_tensors(context.out / TOKENS, {"input_ids": tokens})
-    described = {**context.options, "sequences": tokens.shape[0], "tokens": tokens.numel()}
+    described = {**asked.identity(), "purpose": purpose, "python": platform.python_version()}
+    described |= {"sequences": tokens.shape[0], "tokens": tokens.numel()}
     write_json(context.out / "dataset.json", described)
     return {"tokens": tokens.numel()}
 
 
-STAGE = Stage("fetch", version=1, run=run)
+STAGE = register(
+    Stage(
+        "fetch",
+        2,
+        run,
+        {"calibration": CalibrationOptions, "evaluation": TextOptions},
+        lambda known: Needs(disk=8 * known.tokens),
+        intermediate=True,
+    )
+)

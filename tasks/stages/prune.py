@@ -8,14 +8,15 @@ from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.decision import SUMMARY
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import prune
-from tasks.stage import Context, Stage
+from tasks.estimate import Needs
+from tasks.stage import Context, Stage, register
 
 _log = logging.getLogger("camera.prune")
 
 
 def run(context: Context) -> dict[str, float]:
     checkpoint = Checkpoint.open(context.inputs["model"])
-    options = PruneOptions(**context.options)
+    options = context.options.of(PruneOptions)
     captured = context.inputs["captured"]
     capturing = CaptureOptions(propagate=read_json(captured / "capture.json")["propagate"])
     plan = plan_prune(checkpoint, capturing, options)
@@ -35,4 +36,14 @@ def run(context: Context) -> dict[str, float]:
     }
 
 
-STAGE = Stage("prune", version=2, run=run)
+STAGE = register(
+    Stage(
+        "prune",
+        3,
+        run,
+        {"prune": PruneOptions},
+        lambda known: Needs(disk=known.new_matrices),
+        intermediate=True,
+        part="pruned",
+    )
+)

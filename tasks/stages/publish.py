@@ -17,18 +17,32 @@ from camera.disk import explain_disk_errors
 from camera.errors import CameraError, NetworkError
 from camera.files import move_into_place, read_json, write_json
 from camera.locks import output_lock
+from camera.options import Options
 from camera.report.card import write_card
 from camera.report.gate import Gate
 from camera.report.schema import read_results
 from tasks import registry, versioning
+from tasks.estimate import Known, Needs
 from tasks.lineage import environment
-from tasks.stage import Context, Stage
+from tasks.lineage_form import damages
+from tasks.recipe import PublishOptions
+from tasks.stage import Context, Stage, register
 from tasks.store import LINEAGE, MANIFEST, Artifact
 
 RECORD = "published.json"
 _NOT_PUBLISHED = (MANIFEST, LINEAGE)
 _DVC = threading.Lock()
 """DVC's own lock does not wait: members of a sweep that publish at once in threads would fail."""
+
+
+class PublicationOptions(Options):
+    """What is published."""
+
+    name: str
+    base_model: str
+    recipe: dict[str, Any]
+    register_model: bool
+    """Whether it becomes a version in MLflow's registry."""
 
 
 def destination(folder: Path | str, name: str) -> Path:
@@ -53,16 +67,14 @@ def run(context: Context) -> dict[str, float]:
 
     Where the gate failed, `published.json` names no folder but the reasons.
     """
-    options = context.options
-    name = options["name"]
+    options, of = context.options.of(PublishOptions), context.options.of(PublicationOptions)
+    name = of.name
     gate = read_results(context.inputs["report"] / "results.json").gate
     if gate is not None and not gate.passed:
         return _withhold(context, gate)
-    target = destination(options["folder"], name)
-    with (
-        output_lock(target, wait=True),
-        explain_disk_errors(target.parent),
-    ):  # another recipe may bear the same name
+    target = destination(options.folder, name)
+    # Locked: another recipe may have the same name.
+    with output_lock(target, wait=True), explain_disk_errors(target.parent):
         refuse_foreign(target, name)
         if not _is_published(target, context):
             _place(target, context)
@@ -75,16 +87,16 @@ def run(context: Context) -> dict[str, float]:
         "registry": None,
         "registry_error": None,
     }
-    if options["dvc"]:
+    if options.dvc:
         with _DVC:
-            version = versioning.add_and_push(target, options["remote"])
+            version = versioning.add_and_push(target, options.remote)
         record["dvc"] = None if version is None else vars(version)
-    if options["register"] and context.references.mlflow_pending is not None:
+    if of.register_model and context.references.mlflow_pending is not None:
         record["registry_error"] = context.references.mlflow_pending
-    elif options["register"] and context.references.mlflow_run is not None:
+    elif of.register_model and context.references.mlflow_run is not None:
         try:
             record["registry"] = registry.register(
-                name, target, lineage, record["dvc"], options["alias"], context.references.mlflow_run
+                name, target, lineage, record["dvc"], options.alias, context.references.mlflow_run
             )
         except NetworkError as error:  # published all the same; the next run registers it
             record["registry_error"] = str(error)
@@ -108,20 +120,9 @@ def damage(folder: Path, lineage_digest: str | None = None) -> str | None:
         lineage = read_json(folder / LINEAGE)
     except CameraError as error:
         return str(error)
-    body = {field: value for field, value in lineage.items() if field != "digest"}
-    if digest_json(body) != lineage.get("digest"):
-        return f"{folder / LINEAGE} does not have its own digest: it was changed after publishing"
-    if lineage_digest is not None and lineage["digest"] != lineage_digest:
+    if lineage_digest is not None and lineage.get("digest") != lineage_digest:
         return f"{folder / LINEAGE} is of another publication"
-    present = [name for name in files_below(folder) if name != LINEAGE]
-    for name in sorted(set(lineage["files"]) ^ set(present)):
-        return (
-            f"{folder / name} is {'missing' if name in lineage['files'] else 'not part of the publication'}"
-        )
-    for name, found in digest_files(folder, present).items():
-        if found != lineage["files"][name]:
-            return f"{folder / name} does not have the sha256 in {LINEAGE}"
-    return None
+    return next(damages(folder, lineage), None)
 
 
 def _withhold(context: Context, gate: Gate) -> dict[str, float]:
@@ -129,7 +130,7 @@ def _withhold(context: Context, gate: Gate) -> dict[str, float]:
     _write_card(context.out, context.inputs["model"], context)
     reasons = list(gate.reasons)
     record = {
-        "name": context.options["name"],
+        "name": context.options.of(PublicationOptions).name,
         "folder": None,
         "withheld": reasons,
         "dvc": None,
@@ -140,13 +141,14 @@ def _withhold(context: Context, gate: Gate) -> dict[str, float]:
 
 
 def _write_card(folder: Path, source: Path, context: Context) -> None:
+    of = context.options.of(PublicationOptions)
     write_card(
         folder,
         Checkpoint.open(source),
         context.inputs["pruned"],
-        base_model=context.options["base_model"],
+        base_model=of.base_model,
         results=read_results(context.inputs["report"] / "results.json"),
-        name=context.options["name"],
+        name=of.name,
     )
 
 
@@ -158,7 +160,7 @@ def _is_published(target: Path, context: Context) -> bool:
 
 
 def _place(target: Path, context: Context) -> None:
-    inputs, name = context.inputs, context.options["name"]
+    inputs, of = context.inputs, context.options.of(PublicationOptions)
     making = target.with_name(f".{target.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
@@ -172,8 +174,8 @@ def _place(target: Path, context: Context) -> None:
     hashes = digest_files(making, files_below(making))
     lineage: dict[str, Any] = {
         **context.lineage,
-        "name": name,
-        "recipe": context.options["recipe"],
+        "name": of.name,
+        "recipe": of.recipe,
         "files": hashes,
         "environment": environment(None),
         "references": {
@@ -192,4 +194,19 @@ def _place(target: Path, context: Context) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-STAGE = Stage("publish", version=1, run=run, still_holds=still_holds)
+def needs(known: Known) -> Needs:
+    """A copy of the model and of its GGUF, outside the store."""
+    return Needs(disk=known.size("model") + known.size("converted"), in_store=False)
+
+
+STAGE = register(
+    Stage(
+        "publish",
+        2,
+        run,
+        {"publish": PublishOptions, "publication": PublicationOptions},
+        needs,
+        intermediate=False,
+        still_holds=still_holds,
+    )
+)

@@ -2,10 +2,16 @@
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
+from camera.devices import resolve_dtype
 from camera.options import QuantizeOptions
 from camera.quantization.quantize_calibrated import quantize_calibrated
-from tasks.stage import Context, Stage
+from camera.registry import BLOCK_FORMATS
+from tasks.estimate import Known, Needs
+from tasks.stage import Context, Stage, register
 from tasks.stages.fetch import TOKENS
+
+_MOMENT_SQUARES = 5
+"""Of float64, alive at most while GPTQ inverts the moments of one input."""
 
 
 def run(context: Context) -> dict[str, float]:
@@ -13,9 +19,8 @@ def run(context: Context) -> dict[str, float]:
     tokens_ST = None
     if "calibration" in context.inputs:  # of a method that calibrates
         tokens_ST = read_tensors(context.inputs["calibration"] / TOKENS)["input_ids"]
-    report = quantize_calibrated(
-        checkpoint, context.out, QuantizeOptions(**context.options), tokens_ST, progress=context.progress
-    )
+    options = context.options.of(QuantizeOptions)
+    report = quantize_calibrated(checkpoint, context.out, options, tokens_ST, progress=context.progress)
     return {
         "bits_per_weight": report.bits_per_weight,
         "bytes": report.bytes,
@@ -23,4 +28,31 @@ def run(context: Context) -> dict[str, float]:
     }
 
 
-STAGE = Stage("quantize", version=1, run=run, resumes=True)
+def needs(known: Known) -> Needs:
+    """The packed weights, and a few tensors at once. A method that calibrates also holds hidden states and a decoder
+    layer, and `gptq` the float64 squares of the widest input's moments while they are inverted."""
+    asked, source = known.options.of(QuantizeOptions), known.source
+    elements = known.size("model") // source.dtype.itemsize
+    memory = 4 * known.largest
+    if asked.calibrates:
+        compute = resolve_dtype(asked.dtype, source.dtype)
+        layer = known.layer // source.dtype.itemsize
+        memory += (known.tokens * source.hidden_size + layer) * compute.itemsize
+    if asked.method == "gptq":
+        memory += _MOMENT_SQUARES * 8 * max(known.pruning.kept, source.hidden_size) ** 2
+    bits = asked.target_bpw or BLOCK_FORMATS[asked.type].bits_per_weight
+    return Needs(disk=round(elements * bits / 8), memory=memory)
+
+
+STAGE = register(
+    Stage(
+        "quantize",
+        2,
+        run,
+        {"quantize": QuantizeOptions},
+        needs,
+        intermediate=True,
+        part="quantized",
+        resumes=True,
+    )
+)

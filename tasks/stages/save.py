@@ -1,15 +1,24 @@
 """HF save as a stage."""
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.options import Options
 from camera.pruning.stages import save
 from camera.report.card import write_card
-from tasks.stage import Context, Stage
+from tasks.estimate import Known, Needs
+from tasks.stage import Context, Stage, register
+
+
+class SaveOptions(Options):
+    """What the model card says."""
+
+    base_model: str
 
 
 def run(context: Context) -> dict[str, float]:
     source = Checkpoint.open(context.inputs["model"])
     save(source, context.inputs["pruned"], context.out, context.progress)
-    write_card(context.out, source, context.inputs["pruned"], base_model=context.options["base_model"])
+    base_model = context.options.of(SaveOptions).base_model
+    write_card(context.out, source, context.inputs["pruned"], base_model=base_model)
     infos = Checkpoint.open(context.out).needed.values()
     return {
         "bytes": sum(info.size_bytes for info in infos),
@@ -17,4 +26,9 @@ def run(context: Context) -> dict[str, float]:
     }
 
 
-STAGE = Stage("save", version=2, run=run)
+def needs(known: Known) -> Needs:
+    """The source model without the feed-forward channels that go."""
+    return Needs(disk=known.whole - known.feed_forward + known.kept_bytes, memory=2 * known.largest)
+
+
+STAGE = register(Stage("save", 3, run, {"card": SaveOptions}, needs, intermediate=True, part="saved"))

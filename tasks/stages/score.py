@@ -1,20 +1,33 @@
 """Importance scoring as a stage."""
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.options import Options
 from camera.pruning.stages import score
-from tasks.stage import Context, Stage
+from tasks.estimate import Needs
+from tasks.stage import Context, Stage, register
+
+
+class ScoreOptions(Options):
+    """How importance is computed."""
+
+    reduce_ratio: float
 
 
 def run(context: Context) -> dict[str, float]:
     checkpoint = Checkpoint.open(context.inputs["model"])
-    score(
-        checkpoint,
-        context.inputs["statistics"],
-        context.out,
-        context.options["reduce_ratio"],
-        context.progress,
-    )
+    reduce_ratio = context.options.of(ScoreOptions).reduce_ratio
+    score(checkpoint, context.inputs["statistics"], context.out, reduce_ratio, context.progress)
     return {}
 
 
-STAGE = Stage("score", version=2, run=run)
+STAGE = register(
+    Stage(
+        "score",
+        3,
+        run,
+        {"score": ScoreOptions},
+        lambda known: Needs(memory=3 * known.largest),
+        intermediate=True,
+        part="scores",
+    )
+)

@@ -16,6 +16,7 @@ from camera.errors import CameraError
 from flows.without_prefect import compress
 from tasks.pipeline import Pipeline
 from tasks.project import Project
+from tasks.recipe import load_recipe
 from tasks.store import Artifact
 from tests.faults.deaths import Deaths
 
@@ -99,7 +100,7 @@ def run_recipe(
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     try:
-        compress(Path("recipe.yaml"), list(overrides), teller)
+        compress(load_recipe(Path("recipe.yaml"), overrides), teller)
     except CameraError as error:
         said |= {"error": str(error), "kind": type(error).__name__}
     except BaseException as error:

@@ -1,5 +1,6 @@
 """A request that travels to another host: what it checks there before it measures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,17 @@ import pytest
 from camera.devices import describe_device, resolve_device
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
+from camera.options import BenchmarkOptions
 from flows.benchmark import check_device
 from flows.device_limits import limit_names
 from flows.remote import RemoteRequest
+from tasks.options import Sections
 from tasks.stage import Input, Request, RunReferences, Stage
+from tasks.stages.benchmark import STAGE
 from tasks.store import Store
+from tests.tasks.conftest import toy_stage
+
+ASKED = Sections(benchmark=BenchmarkOptions(device="cpu"))
 
 
 def write(folder: Path) -> dict[str, float]:
@@ -37,11 +44,11 @@ def request_(store: Store, tmp_path: Path) -> Request:
         "original": Input(model, digest_json(files), about={"path": "model", "files": files}),
     }
     name = describe_device(resolve_device("cpu"))["name"]
-    return Request("benchmark", stage(1), {"device": "cpu", "device_name": name}, inputs, {"device": "cpu"})
+    return Request("benchmark", stage(1), ASKED, inputs, {"device": "cpu", "device_name": name})
 
 
 def stage(version: int) -> Stage:
-    return Stage("benchmark", version, lambda context: {})
+    return replace(STAGE, version=version, run=lambda context: {})
 
 
 def travelled(request: Request) -> RemoteRequest:
@@ -82,7 +89,7 @@ def test_other_code_there_is_refused(request_: Request, store: Store):
 def test_a_device_of_another_name_does_not_measure(request_: Request):
     given = travelled(request_)
     check_device(given)
-    another = given.model_copy(update={"options": {**given.options, "device_name": "Ascend910B1"}})
+    another = given.model_copy(update={"facts": {**given.facts, "device_name": "Ascend910B1"}})
     with pytest.raises(CameraError, match="the recipe says 'Ascend910B1'"):
         check_device(another)
 
@@ -91,5 +98,5 @@ def test_a_stage_holds_the_devices_it_computes_on_and_no_others(request_: Reques
     (name,) = limit_names(request_)
     assert name.startswith("camera-")
     assert name.endswith("-cpu-0")
-    without = Request("save", Stage("save", 1, lambda context: {}), {}, {})
+    without = Request("save", toy_stage("save", lambda context: {}), Sections(), {})
     assert limit_names(without) == []

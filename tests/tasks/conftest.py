@@ -7,10 +7,32 @@ from typing import Any
 
 import pytest
 
+from camera.options import Options
+from tasks.estimate import Needs
+from tasks.options import Sections
 from tasks.pipeline import Pipeline
 from tasks.recipe import Recipe, check_recipe
+from tasks.stage import Context, Stage
 from tasks.store import Artifact, Store
 from tests.tiny import tiny_checkpoint
+
+
+class WordOptions(Options):
+    """What a stage of a test is asked with."""
+
+    word: str = ""
+    layers: tuple[int, ...] = ()
+
+
+def toy_stage(name: str, run: Callable[[Context], dict[str, float]], version: int = 1) -> Stage:
+    """A stage of a test alone."""
+    return Stage(name, version, run, {"toy": WordOptions}, needs=lambda known: Needs(), intermediate=False)
+
+
+def toy_options(**values: Any) -> Sections:
+    """What it is asked with."""
+    return Sections(toy=WordOptions(**values))
+
 
 WORDS = "The keeper climbed the narrow stairs each evening to light the great lamp above the sea. "
 

@@ -137,7 +137,7 @@ def test_an_untouched_publication_is_right_in_every_part(finished: Finished) -> 
     finding = finished.audit()
     assert wrong(finding) == []
     assert unverified(finding) == []
-    names = [part.name for part in finding.walk()]
+    names = [part.name for part in finding.every()]
     for part in ("DVC version", "MLflow run", "MLflow registry", "stages", "sources"):
         assert part in names
     assert f"lineage inside {finished.gguf.name}" in names
@@ -269,7 +269,7 @@ def test_forged_options_do_not_match_their_key(finished: Finished) -> None:
     key = finished.artifact("prune").key
 
     def change(lineage: dict[str, Any]) -> None:
-        lineage["stages"][key]["options"]["ratio"] = 0.1
+        lineage["stages"][key]["options"]["prune"]["ratio"] = 0.1
 
     lines = tampered(finished, change)
     assert any(line.startswith("prune ") and "key is not the digest" in line for line in lines)
@@ -438,7 +438,7 @@ def test_what_mlflow_recorded_of_recipe_and_gguf_is_compared(finished: Finished)
 def test_the_dvc_remote_is_read_again_and_damage_there_is_found(finished: Finished) -> None:
     finding = audit(finished.published, finished.store, from_remote=True)
     assert wrong(finding) == []
-    [remote] = [part for part in finding.walk() if part.name == "DVC remote"]
+    [remote] = [part for part in finding.every() if part.name == "DVC remote"]
     assert "read again from the remote box" in remote.detail
     sizes = {path.stat().st_size: path for path in (finished.root / "remote").rglob("*") if path.is_file()}
     copy = sizes[finished.gguf.stat().st_size]

@@ -11,7 +11,7 @@ from camera.digests import digest_file, digest_files, digest_json
 from tasks import versioning
 from tasks.audit.ancestors import ancestors
 from tasks.audit.finding import Finding
-from tasks.audit.hashing import reading_ahead
+from tasks.audit.hashing import Evidence, reading_ahead
 from tasks.store import Store
 from tests.tasks.conftest import flip
 
@@ -54,7 +54,7 @@ def read_lineage(path: Path) -> dict[str, Any]:
 
 def audited(lineage: dict[str, Any], store: Store, from_remote: bool = False) -> Finding:
     with reading_ahead() as hashes:
-        [source] = ancestors(lineage, store, hashes, from_remote)[1].parts
+        [source] = ancestors(lineage, Evidence(store, hashes, from_remote))[1].parts
     return source
 
 

@@ -10,8 +10,10 @@ from camera.errors import CameraError
 from camera.evaluation.tasks import evaluate_tasks, read_task_result
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.sources import find_sources
-from tasks.stage import Input, RunReferences, perform
+from tasks.stage import Input, perform
 from tasks.stages import evaluate_task
+from tasks.stages.fetch import TextOptions
+from tasks.stages.report import ReportOptions
 from tasks.store import Store
 from tests.camera.evaluation.conftest import arc_rows, boolq_rows, write_rows
 from tests.tasks.conftest import MakeRecipe
@@ -54,17 +56,11 @@ def test_one_more_task_leaves_the_keys_of_the_others(recipe: MakeRecipe, documen
 def test_a_recipe_without_tasks_asks_for_what_it_did_before_there_were_tasks(recipe: MakeRecipe) -> None:
     pipeline = build(recipe())
     steps = {step.name: step for step in pipeline.steps}
-    assert set(steps["evaluate original story"].options) == {
-        "window",
-        "max_windows",
-        "dtype",
-        "device",
-        "dataset",
-    }
-    assert not {"tasks", "few_shot", "limit", "task_folder"} & set(
-        steps["report"].options["recipe"]["evaluate"]
-    )
-    assert "window" not in steps["fetch story"].options
+    asked = steps["evaluate original story"].options.identity()["evaluate"]
+    assert set(asked) == {"window", "max_windows", "dtype", "dataset"}
+    described = steps["report"].options.of(ReportOptions).recipe["evaluate"]
+    assert not {"tasks", "few_shot", "limit", "task_folder"} & set(described)
+    assert steps["fetch story"].options.of(TextOptions).window is None
 
 
 @pytest.mark.parametrize(("option", "value"), [("few_shot", 2), ("limit", 3), ("dtype", "float32")])
@@ -102,12 +98,12 @@ def test_a_missing_file_is_named_before_anything_runs(recipe: MakeRecipe, docume
 
 
 def test_c4_is_cut_for_the_window_that_it_is_measured_in(recipe: MakeRecipe) -> None:
-    def fetched(window: int) -> dict[str, Any]:
+    def fetched(window: int) -> TextOptions:
         datasets = [{"name": "c4", "split": "test"}]
         pipeline = build(recipe(evaluate={"datasets": datasets, "window": window}))
-        return next(step.options for step in pipeline.steps if step.name == "fetch c4-test")
+        return next(step.options.of(TextOptions) for step in pipeline.steps if step.name == "fetch c4-test")
 
-    assert fetched(64)["window"] == 64
+    assert fetched(64).window == 64
     assert fetched(64) != fetched(128)
 
 
@@ -119,7 +115,7 @@ def test_the_stage_writes_what_the_library_measures(
     step = next(s for s in build_pipeline(asked, sources).steps if s.name == "task original arc_easy")
     assert all(isinstance(given, Input) for given in step.inputs.values())
     seen: list[tuple[int, int]] = []
-    artifact = perform(store, step.request({}, RunReferences()), lambda *counts: seen.append(counts))
+    artifact = perform(store, step.request({}), lambda *counts: seen.append(counts))
     result = read_task_result(artifact.path / evaluate_task.RESULT)
     expected = evaluate_tasks(model, ["arc_easy"], task_folder=documents, limit=3, device="cpu")["arc_easy"]
     assert result == expected

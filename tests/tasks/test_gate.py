@@ -8,7 +8,7 @@ import pytest
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.report.schema import Accuracy, Change, ModelRow, Perplexity, Results, read_results
-from tasks.gate import check_tasks, judge
+from tasks.gate import check_requirements, judge
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.project import Project
 from tasks.recipe import RequireOptions
@@ -146,8 +146,8 @@ def test_a_gate_changes_no_key_but_those_of_report_and_publication(
 ) -> None:
     gated = Gated(recipe, store, tmp_path, "keys")
     without, tight = gated.pipeline(None), gated.pipeline(0.1)
-    before = {step.name: (step.options, step.inputs) for step in without.steps}
-    after = {step.name: (step.options, step.inputs) for step in tight.steps}
+    before = {step.name: (step.options.identity(), step.inputs) for step in without.steps}
+    after = {step.name: (step.options.identity(), step.inputs) for step in tight.steps}
     assert {name for name in before if before[name] != after[name]} == {"report"}, "publish reads the report"
 
 
@@ -178,6 +178,6 @@ def test_tasks_that_were_not_measured_meet_no_requirement() -> None:
 
 def test_a_requirement_on_tasks_needs_tasks() -> None:
     with pytest.raises(CameraError, match=r"publish\.require\.task_drop: no tasks are measured"):
-        check_tasks(RequireOptions(task_drop=1), ())
-    check_tasks(RequireOptions(task_drop=1), ("boolq",))
-    check_tasks(RequireOptions(perplexity_increase=1), ())
+        check_requirements(RequireOptions(task_drop=1), (), ())
+    check_requirements(RequireOptions(task_drop=1), (), ("boolq",))
+    check_requirements(RequireOptions(perplexity_increase=1), (), ())

@@ -15,10 +15,10 @@ from tasks import gc
 from tasks.gc import References, collect
 from tasks.lease import lease
 from tasks.pipeline import Pipeline, build_pipeline
+from tasks.plan import execute
 from tasks.sources import find_sources
 from tasks.stage import Request, Step, find, perform
 from tasks.store import Artifact, Store
-from tasks.walk import walk
 from tests.tasks.conftest import MakeRecipe, flip
 
 DAY = 86400.0
@@ -173,7 +173,7 @@ def run(store: Store) -> Run:
                 executed.append(step.name)
             return perform(store, request)
 
-        return walk(pipeline, made, store=store), executed
+        return execute(pipeline, made, store=store), executed
 
     return all_steps
 
@@ -244,7 +244,7 @@ def test_intermediates_of_what_is_published_can_go_and_publishing_holds(
     assert collect(store, refers, older_than=0).removed == []
     gone = collect(store, refers, older_than=0, intermediates=True).removed
     assert {removal.name.rsplit(" ", 1)[0] for removal in gone if removal.kind == "artifact"} == {
-        step.name for step in pipeline.steps if step.stage.name in gc.INTERMEDIATE
+        step.name for step in pipeline.steps if step.stage.intermediate
     }
     assert run(pipeline)[1] == []
     (pipeline.recipe.publish.folder / "tiny" / "config.json").unlink()

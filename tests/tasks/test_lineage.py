@@ -9,20 +9,21 @@ import pytest
 
 from camera.digests import canonical_json
 from tasks.lineage import SCHEMA, ancestry, environment, stage_entry
-from tasks.stage import Context, Input, Request, RunReferences, Stage, perform
+from tasks.stage import Context, Input, Request, RunReferences, perform
 from tasks.store import Artifact, Store
+from tests.tasks.conftest import WordOptions, toy_options, toy_stage
 
 MODEL = Input(Path("m"), "digest-m", about={"path": "m", "files": {"w": "1"}})
 TEXT = Input(Path("t"), "digest-t", about={"path": "t", "files": {"x": "2"}})
 
 
 def name_it(context: Context) -> dict[str, float]:
-    (context.out / "name").write_text(context.options["word"])
+    (context.out / "name").write_text(context.options.of(WordOptions).word)
     return {"measured": 1.0}
 
 
 def make(store: Store, word: str, inputs: dict[str, Input], **changes: Any) -> Artifact:
-    asked = Request(f"step {word}", Stage("name", 1, name_it), {"word": word}, inputs)
+    asked = Request(f"step {word}", toy_stage("name", name_it), toy_options(word=word), inputs)
     return perform(store, replace(asked, **changes))
 
 
@@ -51,7 +52,7 @@ def test_ancestors_of_all_inputs_are_merged(diamond: list[Artifact]) -> None:
     assert set(lineage["sources"]) == {"digest-m", "digest-t"}
     entry = lineage["stages"][b.key]
     assert (entry["step"], entry["stage"], entry["digest"]) == ("step b", "name", b.digest)
-    assert entry["options"] == {"word": "b"}
+    assert entry["options"] == {"toy": {"word": "b", "layers": []}}
     assert entry["inputs"]["given"] == {"digest": a.digest, "stage": "name", "key": a.key}
     assert entry["inputs"]["model"] == {"digest": "digest-m", "stage": None, "key": None}
 
@@ -105,6 +106,7 @@ def test_an_entry_leaves_out_what_was_measured(diamond: list[Artifact]) -> None:
         "key",
         "digest",
         "options",
+        "facts",
         "inputs",
         "environment",
     }

@@ -12,13 +12,18 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.files import read_json
+from camera.options import QuantizeOptions
 from camera.pruning.decision import Pruned
 from tasks.pipeline import Pipeline, build_pipeline, dataset_label
-from tasks.recipe import Recipe
+from tasks.plan import execute
+from tasks.recipe import PublishOptions, Recipe
 from tasks.sources import find_sources
-from tasks.stage import Request, RunReferences, Step, perform
+from tasks.stage import Request, Step, perform
+from tasks.stages.capture import DecideOptions
+from tasks.stages.convert import ConvertOptions
+from tasks.stages.publish import PublicationOptions
+from tasks.stages.save import SaveOptions
 from tasks.store import Artifact, Store
-from tasks.walk import walk
 from tests.tasks.conftest import MakeRecipe, flip
 
 STEPS = """
@@ -45,7 +50,7 @@ def keys(pipeline: Pipeline) -> dict[str, str]:
         done[step.name] = Artifact(Path("nowhere"), manifest)
         return done[step.name]
 
-    walk(pipeline, pretend)
+    execute(pipeline, pretend)
     return {name: artifact.key for name, artifact in done.items()}
 
 
@@ -82,9 +87,9 @@ def test_the_baseline_is_the_unpruned_model_in_steps_of_its_own(recipe: MakeReci
     pipeline = build(recipe(baseline="q8_0"))
     steps = {step.name: step for step in pipeline.steps}
     assert steps["quantize baseline"].inputs == {"model": pipeline.sources.model}
-    assert steps["quantize baseline"].options["type"] == "q8_0"
+    assert steps["quantize baseline"].options.of(QuantizeOptions).type == "q8_0"
     assert steps["convert baseline"].inputs == {"quantized": "quantize baseline"}
-    assert steps["convert baseline"].options["name"] == "model-unpruned-q8_0"
+    assert steps["convert baseline"].options.of(ConvertOptions).name == "model-unpruned-q8_0"
 
 
 def test_publishing_can_be_left_out(recipe: MakeRecipe) -> None:
@@ -191,12 +196,17 @@ def test_a_method_that_calibrates_reads_the_calibration_and_leaves_the_baseline(
     steps = {step.name: step for step in pipeline.steps}
     assert steps["quantize"].inputs == {"model": "save", "calibration": "fetch calibration"}
     assert steps["quantize baseline"].inputs == {"model": pipeline.sources.model}
-    assert "method" not in steps["quantize baseline"].options
+    assert "method" not in steps["quantize baseline"].options.identity()["quantize"]
 
 
 def test_rounding_to_nearest_has_no_options_of_calibration_in_its_key(recipe: MakeRecipe) -> None:
     (step,) = (step for step in build(recipe()).steps if step.name == "quantize")
-    assert step.options.keys() == {"type", "output_type", "embedding_type", "overrides"}
+    assert step.options.identity()["quantize"].keys() == {
+        "type",
+        "output_type",
+        "embedding_type",
+        "overrides",
+    }
     assert step.inputs == {"model": "save"}
     found = changed(recipe, {}, {"quantize": {"damping": 0.1, "dtype": "auto", "batch_size": 1}})
     assert found == {"report", "publish"}
@@ -256,9 +266,9 @@ def test_how_it_is_computed_changes_only_the_report_that_shows_the_recipe(
     assert changed(recipe, {}, how) == {"report", "publish"}
     [(section, values)] = how.items()
     [(field, value)] = values.items()
-    told = [step.settings for step in build(recipe(**how)).steps if step.name.startswith(section)]
-    assert told
-    assert all(settings[field] == value for settings in told)
+    found = [step.options[section] for step in build(recipe(**how)).steps if step.name.startswith(section)]
+    assert found
+    assert all(getattr(options, field) == value for options in found)
 
 
 def test_publishing_by_another_path_to_the_same_folder_is_the_same(
@@ -267,10 +277,12 @@ def test_publishing_by_another_path_to_the_same_folder_is_the_same(
     monkeypatch.chdir(tmp_path)
     folder = str(tmp_path / "published")
     first, second = (
-        {step.name: step for step in build(recipe(publish={"folder": given})).steps}["publish"].options
+        {step.name: step for step in build(recipe(publish={"folder": given})).steps}["publish"].options.of(
+            PublishOptions
+        )
         for given in (folder, "published")
     )
-    assert first["folder"] == second["folder"]
+    assert first.folder == second.folder
     assert changed(recipe, {}, {"publish": {"folder": "elsewhere"}}) == {"publish"}
 
 
@@ -313,8 +325,8 @@ def test_a_folder_is_never_taken_for_a_hub_id(
 ) -> None:
     monkeypatch.chdir(model.parent.parent)
     steps = {step.name: step for step in build(recipe(model=f"{model.parent.name}/model")).steps}
-    assert steps["save"].options["base_model"] == "model"
-    assert steps["publish"].options["base_model"] == "model"
+    assert steps["save"].options.of(SaveOptions).base_model == "model"
+    assert steps["publish"].options.of(PublicationOptions).base_model == "model"
 
 
 def test_the_runs_key_follows_what_is_asked_and_what_is_given(recipe: MakeRecipe, model: Path) -> None:
@@ -349,7 +361,7 @@ def run_until(
 ) -> Mapping[str, Artifact]:
     done: dict[str, Artifact] = {}
     for step in pipeline.steps:
-        request = step.request(done, RunReferences())
+        request = step.request(done)
         started = (lambda: None) if ran is None else (lambda name=step.name: ran.append(name))
         done[step.name] = perform(store, request, started=started)
         if step.name == last:
@@ -389,20 +401,31 @@ def test_the_first_stages_prune_a_real_checkpoint(recipe: MakeRecipe, store: Sto
     assert again == []
 
 
+def test_the_options_of_the_original_method_are_the_key_of_a_plain_prune(recipe: MakeRecipe) -> None:
+    step = next(
+        step for step in build(recipe(prune={"damping": 0.5, "round": 3})).steps if step.name == "prune"
+    )
+    found = step.options.identity()["prune"]
+    assert {name: found[name] for name in ("ratio", "reduce_ratio", "mode", "multiple_of")} == {
+        "ratio": 0.35, "reduce_ratio": 0.95, "mode": "physical", "multiple_of": 64,
+    }  # fmt: skip
+    assert not {"damping", "round"} & found.keys()
+
+
 @pytest.mark.parametrize("prune", [{"method": "refit"}, {"method": "obs"}, {"sparsity": 0.5}])
 def test_a_method_that_needs_the_activations_decides_in_capture(
     recipe: MakeRecipe, prune: dict[str, Any]
 ) -> None:
     pipeline = build(recipe(prune=prune, capture={"propagate": "one-shot"}))
     steps = {step.name: step for step in pipeline.steps}
-    assert steps["capture"].options["decide"]["kept"] == 128
+    assert steps["capture"].options.of(DecideOptions).kept == 128
     assert steps["prune"].inputs["captured"] == "capture"
     assert steps["report"].inputs["capture"] == "capture"
 
 
 def test_a_one_shot_capture_decides_nothing(recipe: MakeRecipe) -> None:
     steps = {step.name: step for step in build(recipe(capture={"propagate": "one-shot"})).steps}
-    assert steps["capture"].options["decide"] is None
+    assert "decide" not in steps["capture"].options
 
 
 def test_a_decision_depends_on_what_it_uses(recipe: MakeRecipe) -> None:
@@ -449,12 +472,12 @@ def test_another_build_of_llama_cpp_is_measured_again(recipe: MakeRecipe, tmp_pa
     binary.chmod(0o755)
     asked = {"engines": ["llama.cpp"], "llama_cpp": str(tmp_path)}
 
-    def options() -> dict[str, Any]:
+    def facts() -> dict[str, Any]:
         checked = recipe(benchmark=asked)
         steps = build_pipeline(checked, find_sources(checked)).steps
-        return next(step.options for step in steps if step.name == "benchmark")
+        return next(step.facts for step in steps if step.name == "benchmark")
 
-    before = options()
+    before = facts()
     binary.write_text("two")
-    assert options() != before
-    assert options() == options()
+    assert facts() != before
+    assert facts() == facts()

@@ -13,7 +13,7 @@ from camera.errors import CameraError
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.preflight import check_room, plan
 from tasks.sources import find_sources
-from tasks.stage import RunReferences, perform
+from tasks.stage import perform
 from tasks.store import Artifact, Store
 from tests.tasks.conftest import MakeRecipe, flip
 
@@ -37,7 +37,7 @@ def states(pipeline: Pipeline, store: Store) -> dict[str, str]:
 def run(pipeline: Pipeline, store: Store, last: str) -> dict[str, Artifact]:
     done: dict[str, Artifact] = {}
     for step in pipeline.steps:
-        done[step.name] = perform(store, step.request(done, RunReferences()))
+        done[step.name] = perform(store, step.request(done))
         if step.name == last:
             break
     return done
@@ -128,7 +128,7 @@ def test_what_a_killed_stage_already_wrote_is_not_asked_for_again(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 0))
     before = message()
     step = next(step for step in pipeline.steps if step.name == "quantize baseline")
-    working = store.working("quantize", step.request({}, RunReferences()).key)
+    working = store.working("quantize", step.request({}).key)
     working.mkdir(parents=True)
     fill(working, 50_000)
     assert message() != before

@@ -7,6 +7,8 @@ import pytest
 
 from camera.errors import CameraError, NetworkError
 from camera.files import read_json, write_json
+from camera.options import CalibrationOptions
+from tasks.options import Sections
 from tasks.recipe import check_recipe
 from tasks.sources import find_sources
 from tasks.stage import Input, Request, perform
@@ -129,8 +131,7 @@ def test_a_tokenizer_bigger_than_the_embedding_is_refused_when_text_is_fetched(
 
     folder = tiny_checkpoint(tmp_path / "llama", "llama", layers=1)
     write_json(folder / "config.json", {**read_json(folder / "config.json"), "vocab_size": TOKENS - 1})
-    options = {"name": "file", "split": "train", "field": "text", "revision": None, "samples": 1}
-    options |= {"length": 16, "seed": 0, "purpose": "calibration"}
+    options = Sections(calibration=CalibrationOptions(name="file", path=text, samples=1, length=16))
     inputs = {"tokenizer": Input(folder, "digest"), "file": Input(text, "digest of the text")}
     with pytest.raises(CameraError, match=rf"{TOKENS} tokens and the embedding {TOKENS - 1} rows"):
         perform(store, Request("fetch calibration", fetch.STAGE, options, inputs))

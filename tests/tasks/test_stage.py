@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from camera.digests import digest_json
-from tasks.stage import Context, Input, Request, RunReferences, Stage, find, perform
+from tasks.options import Sections
+from tasks.stage import Context, Input, Request, RunReferences, find, perform
 from tasks.store import Artifact, Store
-from tests.tasks.conftest import flip
+from tests.tasks.conftest import WordOptions, flip, toy_options, toy_stage
 
 SOURCE = Input(Path("text.txt"), "digest of the text", about={"path": "text.txt", "files": {}})
 
@@ -20,24 +21,27 @@ def write(context: Context) -> dict[str, float]:
     """Join the inputs and an option into one file."""
     texts = [path.read_text() for path in context.inputs.values() if path.is_file()]
     texts += [(path / "out").read_text() for path in context.inputs.values() if path.is_dir()]
-    (context.out / "out").write_text(" ".join([*texts, str(context.options["word"])]))
+    (context.out / "out").write_text(" ".join([*texts, context.options.of(WordOptions).word]))
     return {"length": len(texts)}
 
 
-WRITE = Stage("write", version=1, run=write)
+WRITE = toy_stage("write", write)
 
 
 def request(**changes: Any) -> Request:
-    asked = Request("write a", WRITE, {"word": "a", "layers": [1, 2]}, {"text": SOURCE})
+    asked = Request(
+        "write a", WRITE, toy_options(word="a", layers=[1, 2]), {"text": SOURCE}, {"device": "cpu"}
+    )
     return replace(asked, **changes)
 
 
-def test_the_key_is_the_digest_of_stage_version_options_and_input_digests() -> None:
+def test_the_key_is_the_digest_of_stage_version_options_facts_and_input_digests() -> None:
     assert request().key == digest_json(
         {
             "stage": "write",
             "version": 1,
-            "options": {"word": "a", "layers": [1, 2]},
+            "options": {"toy": {"word": "a", "layers": [1, 2]}},
+            "facts": {"device": "cpu"},
             "inputs": {"text": "digest of the text"},
         }
     )
@@ -48,10 +52,12 @@ def test_the_key_is_the_digest_of_stage_version_options_and_input_digests() -> N
     [
         {"stage": replace(WRITE, name="other")},
         {"stage": replace(WRITE, version=2)},
-        {"options": {"word": "b", "layers": [1, 2]}},
-        {"options": {"word": "a", "layers": [2, 1]}},
-        {"options": {"word": "a"}},
-        {"options": {"word": "a", "layers": [1, 2], "more": None}},
+        {"options": toy_options(word="b", layers=[1, 2])},
+        {"options": toy_options(word="a", layers=[2, 1])},
+        {"options": toy_options(word="a")},
+        {"options": Sections(other=WordOptions(word="a", layers=(1, 2)))},
+        {"facts": {"device": "npu"}},
+        {"facts": {}},
         {"inputs": {"text": replace(SOURCE, digest="another")}},
         {"inputs": {"story": SOURCE}},
         {"inputs": {"text": SOURCE, "more": SOURCE}},
@@ -68,7 +74,7 @@ def test_what_decides_the_result_decides_the_key(changes: dict[str, Any]) -> Non
     [
         {"step": "write the same"},
         {"references": RunReferences("mlflow", "prefect")},
-        {"options": {"layers": [1, 2], "word": "a"}},
+        {"options": toy_options(layers=[1, 2], word="a")},
         {"inputs": {"text": replace(SOURCE, path=Path("elsewhere/text.txt"))}},
         {"inputs": {"text": replace(SOURCE, about={})}},
         {"inputs": {"text": replace(SOURCE, stage="fetch", key="key")}},
@@ -104,7 +110,7 @@ class Chain:
             (word, replace(WRITE, name="middle")),
             ("three", self.last),
         ]:
-            asked = Request(step, stage, {"word": step}, {"text": given})
+            asked = Request(step, stage, toy_options(word=step), {"text": given})
             artifacts.append(perform(self.store, asked, started=lambda step=step: ran.append(step)))
             given = Input.of(artifacts[-1])
         return artifacts, ran
@@ -164,9 +170,9 @@ def test_a_change_that_leads_to_the_same_bytes_ends_there(store: Store, chain: C
     first, _ = chain.run()
     newer = replace(WRITE, name="middle", version=2)
     given = Input.of(first[0])
-    made = perform(store, Request("two", newer, {"word": "two"}, {"text": given}))
+    made = perform(store, Request("two", newer, toy_options(word="two"), {"text": given}))
     assert made.key != first[1].key
-    last = Request("three", chain.last, {"word": "three"}, {"text": Input.of(made)})
+    last = Request("three", chain.last, toy_options(word="three"), {"text": Input.of(made)})
     assert perform(store, last, started=lambda: pytest.fail("ran again")) == first[2]
 
 
@@ -182,7 +188,7 @@ def test_a_stage_whose_effect_is_gone_runs_again(chain: Chain, effect: Path) -> 
 
 def test_find_answers_what_perform_would_take(chain: Chain, effect: Path, store: Store) -> None:
     artifacts, _ = chain.run()
-    last = Request("three", chain.last, {"word": "three"}, {"text": Input.of(artifacts[1])})
+    last = Request("three", chain.last, toy_options(word="three"), {"text": Input.of(artifacts[1])})
     assert find(store, last) == artifacts[2]
     effect.unlink()
     assert find(store, last) is None
@@ -194,7 +200,7 @@ def test_the_manifest_says_what_was_asked(store: Store, tmp_path: Path) -> None:
     asked = request(inputs={"text": replace(SOURCE, path=text)}, references=RunReferences("run-1", "run-2"))
     manifest = perform(store, asked).manifest
     assert (manifest["stage"], manifest["version"], manifest["key"]) == ("write", 1, asked.key)
-    assert manifest["options"] == asked.options
+    assert manifest["options"] == asked.options.identity()
     assert manifest["inputs"] == {"text": {"digest": SOURCE.digest, "stage": None, "key": None}}
     assert manifest["step"] == "write a"
     assert manifest["metrics"] == {"length": 1}
@@ -211,7 +217,7 @@ def test_the_context_holds_what_the_stage_needs(store: Store, tmp_path: Path) ->
 
     told: list[tuple[int, int]] = []
     references = RunReferences("run-1", "run-2")
-    asked = request(stage=Stage("look", 1, look), references=references)
+    asked = request(stage=toy_stage("look", look), references=references)
     perform(store, asked, progress=lambda done, total: told.append((done, total)))
     [context] = seen
     assert context.inputs == {"text": SOURCE.path}
@@ -232,15 +238,15 @@ def test_a_stage_that_fails_can_be_asked_again(store: Store) -> None:
             raise OSError("no space left")
         return {}
 
-    asked = request(stage=Stage("once", 1, once))
+    asked = request(stage=toy_stage("once", once))
     with pytest.raises(OSError, match="no space left"):
         perform(store, asked)
     assert find(store, asked) is None
     assert perform(store, asked).manifest["files"].keys() == {"part"}
 
 
-def test_options_that_are_no_json_never_become_a_key() -> None:
+def test_facts_that_are_no_json_never_become_a_key() -> None:
     with pytest.raises(TypeError):
-        _ = request(options={"path": Path("x")}).key
+        _ = request(facts={"path": Path("x")}).key
     with pytest.raises(ValueError, match="JSON"):
-        _ = request(options={"ratio": float("nan")}).key
+        _ = request(facts={"ratio": float("nan")}).key

@@ -1,5 +1,6 @@
 """A sweep is a plan: every combination of its lists as a recipe of its own, and what the combinations share."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from camera.errors import CameraError
 from tasks.pipeline import build_pipeline
-from tasks.recipe import load_recipe
+from tasks.recipe import Recipe, load_recipe
 from tasks.sources import find_sources
 from tasks.store import Store
 from tasks.sweep import Sweep, executions, expected_keys, load_sweep, plan_sweep, sweep_key
@@ -54,15 +55,25 @@ def test_any_field_that_makes_a_model_can_vary(load: Any) -> None:
     assert sweep.members[3].recipe.quantize.overrides == {"lm_head.weight": "f16"}
 
 
-def test_a_member_is_the_sweeps_file_with_overrides(load: Any) -> None:
+def test_a_member_is_the_sweeps_recipe_with_its_values(load: Any, tmp_path: Path) -> None:
     sweep = load(
         {"ratios": [0.35, 1e-05], "grid": {"capture.propagate": ["one-shot"], "quantize.output_type": [None]}}
     )
     for member in sweep.members:
-        assert load_recipe(sweep.path, [*sweep.overrides, *member.overrides()]) == member.recipe
-    child = load_recipe(sweep.path, sweep.members[0].overrides(parent="0f3a", publish=True))
+        varied = [f"{key}={json.dumps(value)}" for key, value in member.varied.items()]
+        alone = ["sweep=null", f"name={member.name}", "publish.enabled=false", *varied]
+        assert load_recipe(tmp_path / "sweep.yaml", alone) == member.recipe == member.to_run()
+    child = sweep.members[0].to_run(parent="0f3a", publish=True)
     assert child.tracking.parent == "0f3a"
     assert child.publish.enabled
+
+
+def test_a_member_travels_as_json(load: Any) -> None:
+    for member in load({"ratios": [0.35, 1e-05]}).members:
+        assert (
+            Recipe.model_validate(json.loads(json.dumps(member.recipe.model_dump(mode="json"))))
+            == member.recipe
+        )
 
 
 def test_members_are_published_only_where_all_are_to_be(load: Any) -> None:

@@ -11,7 +11,7 @@ import yaml
 from camera.errors import CameraError
 from tasks.pipeline import build_pipeline
 from tasks.project import Project
-from tasks.recipe import load_recipe
+from tasks.recipe import Recipe
 from tasks.run import hold_to_the_gate, run_pipeline
 from tasks.sources import find_sources
 from tasks.stage import Request, perform
@@ -48,9 +48,7 @@ class Sweeping:
         path.write_text(yaml.safe_dump({**content, "sweep": sweep}), encoding="utf-8")
         store, ran = Store(self.project.store), Counter[str]()
 
-        def run_member(member: Member, overrides: list[str]) -> None:
-            checked = load_recipe(path, overrides)
-
+        def run_member(member: Member, checked: Recipe) -> None:
             def direct(request: Request) -> tuple[Artifact, bool]:
                 before(member.name, request.step)
                 made: list[str] = []

@@ -66,14 +66,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     prune(source, folders["scores"], folder("pruned"), plan, PRUNE)
     save(source, folders["pruned"], folder("saved"))
     quantize_checkpoint(Checkpoint.open(folders["saved"]), folder("quantized"), QuantizeOptions())
-    quantize_checkpoint(source, folder("quantized_baseline"), QuantizeOptions(type="q4_0"))
+    quantize_checkpoint(source, folder("quantized/baseline"), QuantizeOptions(type="q4_0"))
     gguf = folder("gguf")
     convert_to_gguf(folders["quantized"], gguf / "tiny-q4_0_64.gguf", name="tiny", lineage={})
-    convert_to_gguf(folders["quantized_baseline"], root / "baseline.gguf", name="baseline", lineage={})
+    convert_to_gguf(folders["quantized/baseline"], root / "baseline.gguf", name="baseline", lineage={})
     write_twin(gguf / "tiny-q4_0_64.gguf", gguf / "tiny-q4_0-twin.gguf")
     models = {
         "original": source.folder,
-        "baseline": folders["quantized_baseline"],
+        "baseline": folders["quantized/baseline"],
         "pruned": folders["saved"],
         "pruned+quantized": folders["quantized"],
     }

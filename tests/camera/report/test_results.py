@@ -138,7 +138,7 @@ def test_results_survive_their_file(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["capture", "scores", "pruned", "saved", "quantized", "quantized_baseline", "benchmark", "evaluate"],
+    ["capture", "scores", "pruned", "saved", "quantized", "quantized/baseline", "benchmark", "evaluate"],
 )
 def test_a_part_that_did_not_run_is_named(run: Run, part: str) -> None:
     missing = run.results(without=(part,)).missing

@@ -23,7 +23,7 @@ from tests.camera.report.conftest import TEXT, Run
 
 TASKS = ("boolq", "arc_easy")
 PARTS: Mapping[ModelId, str] = {
-    "baseline": "quantized_baseline",
+    "baseline": "quantized/baseline",
     "pruned": "saved",
     "pruned+quantized": "quantized",
 }
