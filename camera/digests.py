@@ -29,7 +29,7 @@ def digest_file(path: Path) -> str:
     """Hex sha256 of a file's bytes, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        # One buffer for the whole file. It is large: between two chunks a thread waits for the GIL.
+        # One buffer, larger than the 256 kB of hashlib.file_digest: between two chunks a thread waits for the GIL.
         buffer = memoryview(bytearray(min(_CHUNK_BYTES, path.stat().st_size + 1)))
         while count := file.readinto(buffer):
             digest.update(buffer[:count])

@@ -78,6 +78,3 @@ def _existing(place: Path) -> Path:
     while not place.exists():
         place = place.parent
     return place
-
-
-told_of_disks = explain_disk_errors  # the former name, until every caller has moved

@@ -17,7 +17,6 @@ from typing import Any
 
 from camera.disk import explain_disk_errors
 from camera.errors import CameraError
-from camera.locks import LockedError, output_lock
 from camera.processes import pid_space, start_of
 
 FOREIGN_DAYS = 7
@@ -217,8 +216,3 @@ def copy_bytes(source: Path, offset: int, target: int, target_offset: int, count
             if copied == 0:
                 raise CameraError(f"{source} ends {count} bytes too early: it was truncated while being read")
             count, offset, target_offset = count - copied, offset + copied, target_offset + copied
-
-
-# The former names, until every caller has moved.
-whole_file, whole_folder = atomic_file, atomic_folder
-held, TakenError = output_lock, LockedError

@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -11,24 +10,17 @@ from rich.text import Text
 
 from camera.units import bytes_text, seconds_text
 from tasks.pipeline import Pipeline
+from tasks.run import Listener
 from tasks.store import Artifact
 
 _log = logging.getLogger("camera.run")
 
 
-class LogListener:
+class LogListener(Listener):
     """One log line per event; for workers and for output that is no terminal."""
 
     def __init__(self, write: Callable[[str], object] = _log.info) -> None:
         self._write = write
-
-    def __enter__(self) -> "LogListener":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     def begin(self, pipeline: Pipeline) -> None:
         self._write(f"{pipeline.recipe.name}: {len(pipeline.steps)} steps")
@@ -38,9 +30,6 @@ class LogListener:
 
     def waiting(self, step: str) -> None:
         self._write(f"waiting  {step}: another run is making it")
-
-    def progress(self, step: str, done: int, total: int) -> None:
-        pass
 
     def finished(self, step: str, artifact: Artifact, cached: bool) -> None:
         size = bytes_text(artifact.size_bytes)
@@ -71,7 +60,7 @@ class MemberListener(LogListener):
             super().finished(step, artifact, cached)
 
 
-class LiveListener:
+class LiveListener(Listener):
     """One line per step, live: waiting, running with bar and time left, cached or done with seconds and size."""
 
     def __init__(self, console: Console) -> None:
@@ -86,13 +75,11 @@ class LiveListener:
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> "LiveListener":
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
     def begin(self, pipeline: Pipeline) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 from camera import shutdown
 from camera.disk import DiskError
@@ -31,8 +31,14 @@ from tasks.tracking import tracked
 _log = logging.getLogger("camera.tracking")
 
 
-class Listener(Protocol):
-    """What a run reports its progress to."""
+class Listener:
+    """What a run reports its steps to. This one ignores them; others override what they show."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """The run is over."""
 
     def begin(self, pipeline: Pipeline) -> None:
         """The steps are known."""

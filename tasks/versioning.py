@@ -166,11 +166,10 @@ def stored_digests(
         digests: dict[str, str] = {}
         for name, oid in files.items():
             if name.is_relative_to(inside):
-                relative, digest = name.relative_to(inside), hashlib.sha256()
+                relative = name.relative_to(inside)
                 with read(oid) as file:
-                    while chunk := file.read(_CHUNK_BYTES):
-                        digest.update(chunk)
-                digests[relative.as_posix() if relative.parts else name.name] = digest.hexdigest()
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digests[relative.as_posix() if relative.parts else name.name] = digest
         return digests, where
 
 

@@ -16,7 +16,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_dtype
 from camera.disk import explain_disk_errors
 from camera.errors import CameraError
-from camera.files import read_json, refuse_occupied, remove_stale_temporaries, sync, sync_tree, write_json
+from camera.files import move_into_place, read_json, refuse_occupied, remove_stale_temporaries, write_json
 from camera.layerwise.resume import clear_states
 from camera.locks import output_lock
 from camera.options import CaptureOptions, PruneOptions
@@ -93,11 +93,7 @@ def prune_checkpoint(
         finish(partial, work)
         clear_states(work)
         shutil.rmtree(work)
-        sync_tree(partial)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-        sync(out.parent)
+        move_into_place(partial, out)
 
 
 def unfinished(out: Path) -> Path:
