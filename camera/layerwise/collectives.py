@@ -1,4 +1,4 @@
-"""Several processes that walk one model together, each over its share of the samples.
+"""Collectives of several ranks: processes that run one model together, each over its share of the samples.
 
 Only statistics cross between processes: a few hundred kilobytes per layer, as CPU tensors over gloo on loopback,
 whatever device the layers compute on. So nccl and hccl are not needed, and float64 sums are at home.
@@ -22,8 +22,10 @@ import torch.multiprocessing as mp
 from camera.errors import CameraError
 from camera.layerwise.statistics import LayerStatistics
 
-_TO_MEET = timedelta(minutes=5)
-_PATIENCE = timedelta(hours=12)  # a rank may wait for a slower one through a whole layer of a large model
+_START_TIMEOUT = timedelta(minutes=5)
+_COLLECTIVE_TIMEOUT = timedelta(
+    hours=12
+)  # a rank may wait for a slower one through a whole layer of a large model
 
 
 class Collectives:
@@ -105,13 +107,13 @@ def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Co
         return
     threads = torch.get_num_threads()
     share = max(1, threads // count)
-    us = Collectives()
+    group = Collectives()
     with tempfile.TemporaryDirectory(prefix="camera-ranks-") as meeting:
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["camera.layerwise.collectives"])
         others: list[BaseProcess] = [
             context.Process(
-                target=_other,
+                target=_run_rank,
                 args=(rank, count, share, meeting, dict(os.environ), work, arguments),
                 daemon=True,
             )
@@ -121,37 +123,37 @@ def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Co
             process.start()
         try:
             torch.set_num_threads(share)
-            _await(others, Path(meeting))
-            us = _join(0, count, meeting)
-            yield us
+            _wait_for_start(others, Path(meeting))
+            group = _join(0, count, meeting)
+            yield group
             for process in others:
                 process.join()
-            if any(process.exitcode for process in others) and not _said(Path(meeting)):
+            if any(process.exitcode for process in others) and not _error_of_a_rank(Path(meeting)):
                 raise RuntimeError("one of them ended too early")
         except RuntimeError as error:  # a peer is gone: say why it went, not that its socket closed
-            raise CameraError(_said(Path(meeting)) or f"a rank was lost: {error}") from error
+            raise CameraError(_error_of_a_rank(Path(meeting)) or f"a rank was lost: {error}") from error
         finally:
             torch.set_num_threads(threads)
-            us.leave()
+            group.leave()
             for process in others:
                 process.terminate()
                 process.join()
-        if message := _said(Path(meeting)):
+        if message := _error_of_a_rank(Path(meeting)):
             raise CameraError(message)
 
 
-def _await(others: list[BaseProcess], meeting: Path) -> None:
+def _wait_for_start(others: list[BaseProcess], meeting: Path) -> None:
     """Wait until all have started; joining a group whose member died at start would wait for ever."""
     while sum(1 for _ in meeting.glob("ready-*")) < len(others):
         for process in others:
             if process.exitcode is not None:
                 raise CameraError(
-                    _said(meeting) or f"a rank ended at its start (exit code {process.exitcode})"
+                    _error_of_a_rank(meeting) or f"a rank ended at its start (exit code {process.exitcode})"
                 )
         time.sleep(0.05)
 
 
-def _other(
+def _run_rank(
     rank: int,
     count: int,
     threads: int,
@@ -173,12 +175,12 @@ def _join(rank: int, count: int, meeting: str) -> Collectives:
     # One machine: never listen to the network.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     store = dist.FileStore(str(Path(meeting) / "store"), count)
-    store.set_timeout(_TO_MEET)
-    group = dist.ProcessGroupGloo(store, rank, count, _TO_MEET)
-    group.set_timeout(_PATIENCE)
+    store.set_timeout(_START_TIMEOUT)
+    group = dist.ProcessGroupGloo(store, rank, count, _START_TIMEOUT)
+    group.set_timeout(_COLLECTIVE_TIMEOUT)
     return Collectives(rank, count, group)
 
 
-def _said(meeting: Path) -> str | None:
+def _error_of_a_rank(meeting: Path) -> str | None:
     messages = sorted(path.read_text(encoding="utf-8") for path in meeting.glob("error-*"))
     return messages[0] if messages else None

@@ -20,7 +20,7 @@ from camera.files import atomic_file
 from camera.layerwise.collectives import Collectives
 
 _SHARE = 0.015
-_PATIENCE = 3
+_SHARE_FACTOR = 3
 """How many times its share a state may take that would keep a kill from losing more than two layers."""
 _FINGERPRINT = "fingerprint"
 _HIDDEN = "hidden"
@@ -149,7 +149,7 @@ class StateSaver:
             DiskError: if this state or the last one could not be written.
         """
         begun = time.monotonic()
-        share = _SHARE if count < self._saved + 2 else _PATIENCE * _SHARE
+        share = _SHARE if count < self._saved + 2 else _SHARE_FACTOR * _SHARE
         if not self._ranks.broadcast_int((begun - self._since) * share >= self._cost):
             return
         self._wait()

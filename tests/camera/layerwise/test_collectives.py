@@ -287,8 +287,8 @@ def test_a_rank_killed_before_the_ranks_have_met_is_not_waited_for_long_and_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(ranks_module, "_TO_MEET", timedelta(seconds=2))
-    await_all = ranks_module._await
+    monkeypatch.setattr(ranks_module, "_START_TIMEOUT", timedelta(seconds=2))
+    await_all = ranks_module._wait_for_start
 
     def await_and_kill(others: list[Any], meeting: Path) -> None:
         await_all(others, meeting)
@@ -296,7 +296,7 @@ def test_a_rank_killed_before_the_ranks_have_met_is_not_waited_for_long_and_the_
         (meeting / "store").unlink(missing_ok=True)
 
     with monkeypatch.context() as killing:
-        killing.setattr(ranks_module, "_await", await_and_kill)
+        killing.setattr(ranks_module, "_wait_for_start", await_and_kill)
         with pytest.raises(CameraError, match="a rank was lost"):
             run_beside(walk_on)
     run_beside(walk_on)
