@@ -124,8 +124,8 @@ def judge(report: BenchmarkReport) -> list[dict[str, Any]]:
         (row.model, row.engine, row.decode): row for row in report.rows if row.failure is None
     }
     goals: list[dict[str, Any]] = []
-    for engine in report.options.engines:
-        for decode in report.options.decode:
+    for engine in report.options["engines"]:
+        for decode in report.options["decode"]:
             baseline, pruned = (rows.get((model, engine, decode)) for model in (BASELINE, PRUNED))
             if baseline is None or pruned is None:
                 continue

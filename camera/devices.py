@@ -7,6 +7,7 @@ import platform
 import re
 from functools import cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import psutil
@@ -17,6 +18,8 @@ from camera.errors import CameraError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROC = Path("/proc")
+BANDWIDTH_BUFFER_BYTES = 512 << 20
+"""Read to measure bandwidth: enough to leave no part of note in the caches."""
 
 CANN_ADVICE = (
     "source CANN's set_env.sh (often /usr/local/Ascend/ascend-toolkit/set_env.sh) before Python starts; on a machine "
@@ -159,6 +162,26 @@ def total_memory_bytes(device: torch.device) -> int:
     if device.type != "cpu":
         return int(torch.get_device_module(device.type).mem_get_info(device)[1])
     return int(psutil.virtual_memory().total)
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """How fast a device reads memory, the limit of batch-1 decoding, which reads every weight for every token.
+
+    Returns:
+        Bytes per second of summing a large float32 tensor, the best of five tries, with torch's current threads.
+    """
+    count = min(BANDWIDTH_BUFFER_BYTES, free_memory_bytes(device) // 4) // 4
+    tensor = torch.ones(count, dtype=torch.float32, device=device)
+    best = 0.0
+    for _ in range(5):
+        synchronize(device)
+        start = perf_counter()
+        tensor.sum()
+        synchronize(device)
+        best = max(best, tensor.nbytes / (perf_counter() - start))
+    del tensor
+    release_memory(device)
+    return best
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:

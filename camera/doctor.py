@@ -1,33 +1,19 @@
 """What this machine can do, what it lacks, and what to do about it; findings as data, for a command to print."""
 
-import importlib.metadata
+import importlib
 import importlib.util
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import psutil
 
+from camera.versions import OPTIONAL, PACKAGES, installed
+
 Status = Literal["ok", "warn", "missing"]
 
-_NEEDED = (
-    "torch",
-    "transformers",
-    "safetensors",
-    "tokenizers",
-    "sentencepiece",
-    "datasets",
-    "gguf",
-    "numpy",
-    "pydantic",
-    "prefect",
-    "fastapi",
-    "sqlalchemy",
-    "mlflow",
-    "dvc",
-)
 _LEAST_FREE = 4 << 30
 """Bytes below which only tiny models can be worked on."""
 
@@ -47,34 +33,29 @@ class Finding:
     """What to do, where something is not ok."""
 
 
-def diagnose(llama_cpp: Path | None = None) -> list[Finding]:
+def diagnose() -> list[Finding]:
     """Look at the packages, devices, engines and memory of this machine.
 
-    Nothing raises: what fails is a finding. Orchestrators are looked at by their metadata, not imported.
-
-    Args:
-        llama_cpp: folder with `llama-bench`, if the user names one.
+    Nothing raises: what fails is a finding.
     """
     findings = [
         Finding("packages", "python", "ok", platform.python_version()),
-        *(_package(name) for name in _NEEDED),
+        *installed_packages(name for name in PACKAGES if name not in OPTIONAL or installed(name)),
     ]
     if (torch_failure := _torch_failure()) is not None:
         return [*findings, torch_failure, _memory()]
-    return [*findings, *_devices(), _llama_bench(llama_cpp), _memory()]
+    return [*findings, *_devices(), *_engines(), _memory()]
 
 
-def _package(name: str) -> Finding:
-    try:
-        return Finding("packages", name, "ok", importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(
-            "packages",
-            name,
-            "missing",
-            "not installed",
-            "install the project with its constraints: pip install -c constraints.txt -e .",
-        )
+def installed_packages(names: Iterable[str]) -> list[Finding]:
+    """The versions of packages, by their metadata: nothing is imported."""
+    advice = "install the project with its constraints: pip install -c constraints.txt -e ."
+    return [
+        Finding("packages", name, "ok", version)
+        if (version := installed(name)) is not None
+        else Finding("packages", name, "missing", "not installed", advice)
+        for name in names
+    ]
 
 
 def _torch_failure() -> Finding | None:
@@ -126,17 +107,20 @@ def _devices() -> list[Finding]:
     return findings
 
 
-def _llama_bench(folder: Path | None) -> Finding:
-    from camera.benchmark.llama_cpp import find_llama_bench  # imports torch, as above
-    from camera.errors import CameraError
+def _engines() -> list[Finding]:
+    from camera.errors import CameraError  # engines import torch, as above
+    from camera.options import BenchmarkOptions
+    from camera.registry import ENGINES
 
-    try:
-        return Finding("engines", "llama-bench", "ok", find_llama_bench(folder).name)
-    except CameraError as error:
-        cause, _, advice = str(error).rpartition(": ")
-        return Finding(
-            "engines", "llama-bench", "warn", cause, f"{advice}; only the llama.cpp engine needs it"
-        )
+    findings = []
+    for name, engine in ENGINES.items():
+        try:
+            findings.append(Finding("engines", name, "ok", engine.build(BenchmarkOptions())))
+        except CameraError as error:
+            cause, _, advice = str(error).rpartition(": ")
+            advice = f"{advice}; only the {name} engine needs it"
+            findings.append(Finding("engines", name, "warn", cause, advice))
+    return findings
 
 
 def _memory() -> Finding:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
-from camera.registry import BLOCK_FORMATS, PRUNING_METHODS, NameIn
+from camera.registry import BLOCK_FORMATS, ENGINES, PRUNING_METHODS, NameIn
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 BlockType = Annotated[str, NameIn(BLOCK_FORMATS)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Item = TypeVar("Item")
+Section = TypeVar("Section", bound="Options")
 
 
 def _some(items: tuple[Item, ...]) -> tuple[Item, ...]:
@@ -60,6 +62,11 @@ class Options(BaseModel):
     def fields_of(self, kind: "type[Options]") -> dict[str, Any]:
         """The values of the fields that another section has as well."""
         return {name: getattr(self, name) for name in kind.model_fields if name in type(self).model_fields}
+
+    @classmethod
+    def known_fields(cls) -> dict[str, FieldInfo]:
+        """The fields by name, those that other modules add among them."""
+        return dict(cls.model_fields)
 
     @classmethod
     def _marked(cls, mark: type) -> set[str]:
@@ -278,9 +285,11 @@ class EvaluateOptions(TaskOptions, PerplexityOptions):
 
 
 class BenchmarkOptions(Options):
-    """Which engines are timed, on which lengths."""
+    """Which engines are timed, on which lengths. An engine's own options are further fields of this section."""
 
-    engines: NotEmpty[Literal["torch", "llama.cpp"]] = ("torch",)
+    model_config = ConfigDict(extra="allow")
+
+    engines: NotEmpty[Annotated[str, NameIn(ENGINES)]] = ("torch",)
     """`torch` runs in this process; `llama.cpp` runs your `llama-bench`, else the build in the extra `llama`."""
     prompt: PositiveInt = 4
     """Prompt tokens of the prefill."""
@@ -291,10 +300,38 @@ class BenchmarkOptions(Options):
     threads: PositiveInt | None = None
     """CPU threads; the default is the engine's own choice."""
     device: Annotated[str, Setting] = "auto"
-    """As in capture. A result names the device that it was measured on."""
-    llama_cpp: Annotated[Path | None, Setting] = None
-    """Folder that holds `llama-bench`; the default is $LLAMA_CPP_DIR, then PATH, then the extra `llama`."""
-    llama_cpp_reads_q4_0_64: bool = False
-    """State that this llama.cpp build defines Q4_0_64. A stock build reads type 40 as NVFP4 and prints garbage."""
-    timeout: Annotated[PositiveInt, Setting] = 3600
-    """Seconds before a llama-bench process is ended."""
+    """As in capture. A result holds the device's kind and name."""
+
+    @classmethod
+    def known_fields(cls) -> dict[str, FieldInfo]:
+        """The fields by name, those of every engine among them."""
+        own = (engine.options.model_fields for engine in ENGINES.values())
+        return {**cls.model_fields, **{name: field for fields in own for name, field in fields.items()}}
+
+    @model_validator(mode="after")
+    def _other_fields_are_an_engines(self) -> "BenchmarkOptions":
+        if given := self.model_extra:
+            known = self.known_fields()
+            Options.model_validate({name: given[name] for name in given if name not in known})  # refuses them
+            for engine in ENGINES.values():
+                given.update(self.of(engine.options).model_dump(include=set(given)))
+        return self
+
+    def of(self, kind: type[Section]) -> Section:
+        """An engine's own options, of the kind that the engine names."""
+        given = self.model_extra or {}
+        return kind.model_validate({name: given[name] for name in given if name in kind.model_fields})
+
+    def identity(self) -> dict[str, Any]:
+        """As of every section; the engines' own options count for those that are timed."""
+        found = self.model_dump(mode="json", exclude={*self._marked(Setting), *(self.model_extra or {})})
+        for engine in self.engines:
+            found |= self.of(ENGINES[engine].options).identity()
+        return found
+
+    def execution(self) -> dict[str, Any]:
+        """As of every section, the engines' own settings among them."""
+        found = super().execution()
+        for engine in self.engines:
+            found |= self.of(ENGINES[engine].options).execution()
+        return found

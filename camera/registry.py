@@ -100,3 +100,4 @@ class NameIn:
 # packages need not import each other.
 PRUNING_METHODS: Registry[Any] = Registry("pruning method", "camera.pruning.methods")
 BLOCK_FORMATS: "Registry[BlockFormat]" = Registry("block format", "camera.formats.types")
+ENGINES: Registry[Any] = Registry("engine", "camera.engines")

@@ -11,29 +11,18 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import camera
 from camera.files import read_json
+from camera.versions import versions
 from tasks.lineage_form import SCHEMA
 from tasks.store import LINEAGE, MANIFEST
 
 if TYPE_CHECKING:
     from tasks.stage import Input
 
-_PACKAGES = (
-    "torch",
-    "torch-npu",
-    "transformers",
-    "safetensors",
-    "tokenizers",
-    "sentencepiece",
-    "datasets",
-    "gguf",
-    "numpy",
-)
 _ENTRY_FIELDS = ("step", "stage", "version", "key", "digest", "options", "facts", "inputs", "environment")
 
 
@@ -88,18 +77,12 @@ def environment(device: str | None) -> dict[str, Any]:
 
 @cache
 def _environment() -> dict[str, Any]:
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         "camera": camera.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "packages": packages,
+        "packages": versions(),
     }
 
 

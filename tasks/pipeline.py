@@ -3,8 +3,8 @@
 import platform
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from camera.benchmark.llama_cpp import build_digest
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data import hub, sampled_windows
 from camera.devices import describe_device, resolve_device
@@ -13,6 +13,7 @@ from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version
 from camera.options import CalibrationOptions, DatasetOptions, PerplexityOptions, QuantizeOptions, TaskOptions
 from camera.pruning.plan import plan_prune
+from camera.registry import ENGINES
 from tasks.gate import check_requirements
 from tasks.options import Sections
 from tasks.recipe import Recipe
@@ -241,9 +242,8 @@ def _benchmark(recipe: Recipe, model: Input) -> Step:
     # A time measured on another card is another result.
     if (host := recipe.benchmark_host) is None:
         device = resolve_device(asked.device)
-        facts = {"device": device.type, "device_name": describe_device(device)["name"]}
-        if "llama.cpp" in asked.engines:  # nor one of another build
-            facts["llama_cpp_build"] = build_digest(asked.llama_cpp)
+        facts: dict[str, Any] = {"device": device.type, "device_name": describe_device(device)["name"]}
+        facts["builds"] = {name: ENGINES[name].identity(asked) for name in asked.engines}
     else:  # the same key as there, so that what was measured there before is found
         facts = {"device": asked.device.partition(":")[0], "device_name": host.device_name}
     inputs: dict[str, str | Input] = {

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from camera.secrets import without_secrets
 
+PACKAGES = ("prefect", "fastapi", "sqlalchemy", "mlflow", "dvc")
+"""The packages that a project stands on beside those of the library."""
+
 
 @dataclass(frozen=True)
 class Project:

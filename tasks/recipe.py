@@ -237,7 +237,7 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
             section = section.annotation if section is not None else None
             if isinstance(section, UnionType):  # an optional section
                 section = next(iter(get_args(section)), None)
-    return list(getattr(section, "model_fields", {}))
+    return list(section.known_fields()) if hasattr(section, "known_fields") else []
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

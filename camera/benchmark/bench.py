@@ -1,26 +1,22 @@
 """The measurement: every model on every engine, in runs that alternate between the models."""
 
-import importlib.metadata
 import logging
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from camera.benchmark.bandwidth import read_bandwidth
-from camera.benchmark.engine import Engine, Timing
-from camera.benchmark.llama_cpp import LlamaCppEngine
 from camera.benchmark.report import NOISY, BenchmarkReport, BenchmarkRow, Spread
-from camera.benchmark.torch_engine import TorchEngine
-from camera.devices import describe_device, resolve_device
+from camera.devices import describe_device, read_bandwidth, resolve_device
+from camera.engines import ENGINES, Engine, Timing
 from camera.errors import CameraError
-from camera.options import BenchmarkOptions, Options
+from camera.options import BenchmarkOptions
 from camera.progress import Progress, silent
+from camera.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +25,8 @@ _FAILURES = (CameraError, RuntimeError, OSError, MemoryError)
 """What a model too large, a damaged file or a broken build raise: a row of the report, and the others go on."""
 
 
-class BenchModel(Options):
+@dataclass(frozen=True)
+class BenchModel:
     """One model to time."""
 
     label: str
@@ -83,35 +80,45 @@ def run_benchmark(
     """
     _check(models)
     device = resolve_device(options.device)
+    runs = {
+        name: [_Run(model, name) for model in models if model.engines is None or name in model.engines]
+        for name in options.engines
+    }
+    done, total = 0, options.repeats * sum(map(len, runs.values()))
     with _threads(options.threads):
         bandwidth = read_bandwidth(device)
         rows: list[BenchmarkRow] = []
         described: dict[str, dict[str, Any]] = {}
-        on = {name: _those_on(name, models) for name in options.engines}
-        report_runs = _Counter(progress, options.repeats * sum(map(len, on.values())))
-        for name, its_models in on.items():
-            with _loaded(its_models, name, options, device) as runs:
-                _measure(runs, options, report_runs)
-                for run in runs:
-                    # What llama.cpp does on an accelerator is beyond torch's measurement of this device.
-                    comparable = name == "torch" or device.type == "cpu"
-                    rows += _rows(run, options, bandwidth if comparable else None)
+        for name, of_engine in runs.items():
+            with ExitStack() as loaded:
+                for run in of_engine:
+                    _load(run, options, device, loaded)
+                for turn in range(options.repeats):
+                    for run in of_engine if turn % 2 == 0 else reversed(of_engine):
+                        if run.engine and run.lengths and run.failure is None:
+                            with run.failing():
+                                run.timings.append(run.engine.time_once(options.prompt, run.lengths))
+                        done += 1
+                        progress(done, total)
+                # What an engine of its own does on an accelerator is beyond torch's measurement of this device.
+                comparable = ENGINES[name].in_torch or device.type == "cpu"
+                for run in of_engine:
+                    rows += [
+                        _row(run, length, options.prompt, bandwidth if comparable else None)
+                        for length in options.decode
+                    ]
                     if run.engine:
                         described[f"{name}: {run.model.label}"] = run.engine.describe()
         baseline = next((model.label for model in models if model.baseline), None)
         return BenchmarkReport(
-            options=options,
+            options=options.model_dump(mode="json"),
             baseline=baseline,
             device=describe_device(device),
             bandwidth_bytes_per_second=bandwidth,
             engines=described,
-            versions=_versions(),
+            versions={"python": platform.python_version(), **versions()},
             rows=tuple(_compared(row, rows, baseline) for row in rows),
         )
-
-
-def _those_on(engine: str, models: Sequence[BenchModel]) -> list[BenchModel]:
-    return [model for model in models if model.engines is None or engine in model.engines]
 
 
 def _check(models: Sequence[BenchModel]) -> None:
@@ -134,75 +141,45 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def _loaded(
-    models: Sequence[BenchModel], engine: str, options: BenchmarkOptions, device: torch.device
-) -> Iterator[list[_Run]]:
-    """Every model loaded and warmed up on one engine; closed at the end."""
-    runs = [_Run(model, engine) for model in models]
-    try:
-        for run in runs:
-            with run.failing():
-                run.engine = _load(run.model, engine, options, device)
-                limit = run.engine.positions - options.prompt
-                run.lengths = tuple(length for length in options.decode if length <= limit)
-                if run.lengths:
-                    run.engine.time_once(options.prompt, (min(_WARM_UP_TOKENS, min(run.lengths)),))
-        yield runs
-    finally:
-        for run in runs:
-            if run.engine:
-                run.engine.close()
+def _load(run: _Run, options: BenchmarkOptions, device: torch.device, loaded: ExitStack) -> None:
+    """Load a model and warm it up; it is closed with the stack."""
+    with run.failing():
+        run.engine = ENGINES[run.engine_name].load(run.model.path, options, device)
+        loaded.callback(run.engine.close)
+        limit = run.engine.positions - options.prompt
+        run.lengths = tuple(length for length in options.decode if length <= limit)
+        if run.lengths:
+            run.engine.time_once(options.prompt, (min(_WARM_UP_TOKENS, *run.lengths),))
 
 
-def _load(model: BenchModel, engine: str, options: BenchmarkOptions, device: torch.device) -> Engine:
-    if engine == "torch":
-        return TorchEngine(model.path, device, options.prompt + max(options.decode))
-    return LlamaCppEngine(model.path, options)
-
-
-def _measure(runs: Sequence[_Run], options: BenchmarkOptions, progress: "_Counter") -> None:
-    for turn in range(options.repeats):
-        for run in runs if turn % 2 == 0 else reversed(runs):
-            if run.engine and run.lengths and run.failure is None:
-                with run.failing():
-                    run.timings.append(run.engine.time_once(options.prompt, run.lengths))
-            progress.advance()
-
-
-def _rows(run: _Run, options: BenchmarkOptions, bandwidth: float | None) -> list[BenchmarkRow]:
-    """The rows of one model on one engine, in the order of the lengths asked for."""
-    return [_row(run, length, options, bandwidth) for length in options.decode]
-
-
-def _row(run: _Run, length: int, options: BenchmarkOptions, bandwidth: float | None) -> BenchmarkRow:
-    row = partial(
-        BenchmarkRow, model=run.model.label, engine=run.engine_name, prompt=options.prompt, decode=length
+def _row(run: _Run, length: int, prompt: int, bandwidth: float | None) -> BenchmarkRow:
+    """One model on one engine at one length: measured, or the reason why not."""
+    failure = run.failure
+    if failure is None and length not in run.lengths and run.engine:
+        failure = f"{prompt} + {length} tokens are more than the model's {run.engine.positions} positions"
+    row = BenchmarkRow(
+        model=run.model.label, engine=run.engine_name, prompt=prompt, decode=length, failure=failure
     )
-    if run.failure is None and length not in run.lengths and run.engine:
-        reason = (
-            f"{options.prompt} + {length} tokens are more than the model's {run.engine.positions} positions"
-        )
-        return row(failure=reason)
-    if run.failure is not None or run.engine is None:
-        return row(failure=run.failure)
+    if failure is not None or run.engine is None:
+        return row
     decode_ms = Spread.of([1000 * timing.decode_s[length] / length for timing in run.timings])
     footprint = run.engine.footprint()
     # Decoding token i reads the keys and values of all positions before it and its own.
-    mean_context = options.prompt + (length + 1) / 2
+    mean_context = prompt + (length + 1) / 2
     moved = footprint.weight_bytes_per_token + round(footprint.kv_bytes_per_position * mean_context)
-    return row(
-        stand_in=run.engine.stand_in,
-        prefill_ms=Spread.of([1000 * timing.prefill_s / options.prompt for timing in run.timings]),
-        decode_ms=decode_ms,
-        tokens_per_second=1000 / decode_ms.median,
-        model_bytes=footprint.model_bytes,
-        held_bytes=footprint.held_bytes,
-        peak_bytes=footprint.peak_bytes,
-        bytes_per_token=moved,
-        bandwidth_share=None if bandwidth is None else moved / (decode_ms.median / 1000) / bandwidth,
-        noisy=decode_ms.relative > NOISY,
-    )
+    measured = {
+        "stand_in": run.engine.stand_in,
+        "prefill_ms": Spread.of([1000 * timing.prefill_s / prompt for timing in run.timings]),
+        "decode_ms": decode_ms,
+        "tokens_per_second": 1000 / decode_ms.median,
+        "model_bytes": footprint.model_bytes,
+        "held_bytes": footprint.held_bytes,
+        "peak_bytes": footprint.peak_bytes,
+        "bytes_per_token": moved,
+        "bandwidth_share": None if bandwidth is None else moved / (decode_ms.median / 1000) / bandwidth,
+        "noisy": decode_ms.relative > NOISY,
+    }
+    return row.model_copy(update=measured)
 
 
 def _compared(row: BenchmarkRow, rows: Sequence[BenchmarkRow], baseline: str | None) -> BenchmarkRow:
@@ -211,30 +188,9 @@ def _compared(row: BenchmarkRow, rows: Sequence[BenchmarkRow], baseline: str | N
         if (other.model, other.engine, other.decode) != (baseline, row.engine, row.decode):
             continue
         if row.decode_ms and row.prefill_ms and other.decode_ms and other.prefill_ms:
-            return row.model_copy(
-                update={
-                    "prefill_speedup": other.prefill_ms.median / row.prefill_ms.median,
-                    "decode_speedup": other.decode_ms.median / row.decode_ms.median,
-                }
-            )
+            speedups = {
+                "prefill_speedup": other.prefill_ms.median / row.prefill_ms.median,
+                "decode_speedup": other.decode_ms.median / row.decode_ms.median,
+            }
+            return row.model_copy(update=speedups)
     return row
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "numpy", "gguf", "torch-npu", "xllamacpp")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-class _Counter:
-    """Progress of the runs of all engines."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self.progress, self.done, self.total = progress, 0, total
-
-    def advance(self) -> None:
-        self.done += 1
-        self.progress(self.done, self.total)

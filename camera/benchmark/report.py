@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from camera.options import BenchmarkOptions, Options
+from camera.options import Options
 
 NOISY = 0.2
 """Spread above which a row is marked: its differences to others may be the machine's."""
@@ -78,7 +78,8 @@ class BenchmarkRow(Options):
 class BenchmarkReport(Options):
     """All rows, and what a reader must know to believe them."""
 
-    options: BenchmarkOptions
+    options: dict[str, Any]
+    """`BenchmarkOptions` as JSON has them."""
     baseline: str | None
     """Label of the model that the others are compared with."""
     device: dict[str, Any]

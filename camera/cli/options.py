@@ -78,7 +78,7 @@ class _Model:
         marks = getattr(hint, "__metadata__", ())
         self.chosen = next((each for each in marks if isinstance(each, Flags)), Flags())
         self.kind: type[Options] = next(each for each in _members(hint) if each is not NoneType)
-        self.fields = self.kind.model_fields
+        self.fields = self.kind.known_fields()
         self.differing = {
             name: value for name, value in self.chosen.defaults.items() if value != self._own_default(name)
         }

@@ -253,7 +253,7 @@ def _device(report: BenchmarkReport) -> Device:
     return Device(
         name=str(report.device.get("name", "unknown")),
         kind=str(report.device.get("kind", "unknown")),
-        threads=report.options.threads or report.device.get("threads"),
+        threads=report.options["threads"] or report.device.get("threads"),
         versions=report.versions,
         bandwidth_bytes_per_second=report.bandwidth_bytes_per_second,
     )

@@ -169,14 +169,17 @@ def _values(change: "Change") -> tuple[str, str, str]:
 
 
 def places() -> "Iterator[Diagnosis]":
-    """What `camera doctor` says of the pipeline here: where things are kept."""
+    """What `camera doctor` says of the pipeline here: its packages, and where things are kept."""
     import shutil
 
     from camera.doctor import Finding as Diagnosis
+    from camera.doctor import installed_packages
     from camera.units import bytes_text
     from tasks import versioning
+    from tasks.project import PACKAGES
 
     project = here()
+    yield from installed_packages(PACKAGES)
     free = bytes_text(shutil.disk_usage(project.home).free)
     yield Diagnosis("places", "store", "ok", f"{project.store} ({free} free)")
     yield Diagnosis("places", "mlflow", "ok", project.mlflow_shown)

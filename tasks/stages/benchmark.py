@@ -2,8 +2,8 @@
 
 import torch
 
-from camera.benchmark.bandwidth import BUFFER_BYTES
 from camera.benchmark.report import BenchmarkReport
+from camera.devices import BANDWIDTH_BUFFER_BYTES
 from camera.files import write_json
 from camera.options import BenchmarkOptions
 from tasks.estimate import Known, Needs
@@ -44,7 +44,9 @@ def _metrics(report: BenchmarkReport) -> dict[str, float]:
 
 def needs(known: Known) -> Needs:
     """Two models as they are stored, and one in float32; memory is read to see how fast that goes."""
-    return Needs(memory=max(BUFFER_BYTES, 2 * known.whole + known.elements * torch.float32.itemsize))
+    return Needs(
+        memory=max(BANDWIDTH_BUFFER_BYTES, 2 * known.whole + known.elements * torch.float32.itemsize)
+    )
 
 
 STAGE = register(

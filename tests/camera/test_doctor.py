@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from camera.doctor import Finding, diagnose
+from camera.doctor import Finding, diagnose, installed_packages
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -16,8 +16,8 @@ def found(findings: list[Finding], name: str) -> Finding:
 
 
 def test_versions_are_those_installed() -> None:
-    findings = diagnose()
-    for package in ("torch", "transformers", "gguf", "prefect", "mlflow", "dvc"):
+    findings = diagnose() + installed_packages(["prefect"])
+    for package in ("torch", "transformers", "gguf", "prefect"):
         assert found(findings, package).detail == importlib.metadata.version(package)
         assert found(findings, package).status == "ok"
 
@@ -34,7 +34,7 @@ def test_what_is_missing_comes_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     for finding in diagnose():
         assert finding.status == "ok" or finding.advice, finding
-    assert found(diagnose(), "llama-bench").status == "warn"
+    assert found(diagnose(), "llama.cpp").status == "warn"
 
 
 def test_an_npu_that_works_is_named(npu: object) -> None:
@@ -44,13 +44,13 @@ def test_an_npu_that_works_is_named(npu: object) -> None:
 def test_a_package_that_is_not_installed_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     version = importlib.metadata.version
 
-    def without_dvc(name: str) -> str:
-        if name == "dvc":
+    def without_gguf(name: str) -> str:
+        if name == "gguf":
             raise importlib.metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", without_dvc)
-    assert found(diagnose(), "dvc").status == "missing"
+    monkeypatch.setattr(importlib.metadata, "version", without_gguf)
+    assert found(diagnose(), "gguf").status == "missing"
 
 
 SCRIPT = """

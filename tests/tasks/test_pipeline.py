@@ -257,7 +257,7 @@ def test_the_calibration_changes_all_that_hangs_on_importance(recipe: MakeRecipe
         {"capture": {"batch_size": 1}},
         {"capture": {"devices": 2}},
         {"evaluate": {"batch_size": 1}},
-        {"benchmark": {"timeout": 1}},
+        {"benchmark": {"device": "auto"}},
     ],
 )
 def test_how_it_is_computed_changes_only_the_report_that_shows_the_recipe(

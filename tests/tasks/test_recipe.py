@@ -7,9 +7,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from camera.errors import CameraError
+from camera.options import Options
 from tasks.recipe import REPLACED, Recipe, check_recipe, load_recipe
 from tests.conftest import REPOSITORY
 
@@ -63,16 +63,16 @@ def test_every_field_is_described() -> None:
     assert missing == []
 
 
-def described(section: type[BaseModel], prefix: str = "") -> list[tuple[str, str | None]]:
+def described(section: type[Options], prefix: str = "") -> list[tuple[str, str | None]]:
     """Every option of a section by dotted name, with its description; items of a tuple of sections as `[]`."""
     options: list[tuple[str, str | None]] = []
-    for name, field in section.model_fields.items():
+    for name, field in section.known_fields().items():
         dotted, inner = f"{prefix}{name}", field.annotation
         options.append((dotted, field.description))
         item = next(iter(get_args(inner)), None)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if isinstance(inner, type) and issubclass(inner, Options):
             options += described(inner, f"{dotted}.")
-        elif isinstance(item, type) and issubclass(item, BaseModel):
+        elif isinstance(item, type) and issubclass(item, Options):
             options += described(item, f"{dotted}[].")
     return options
 

@@ -2,15 +2,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pytest
 import torch
 
 from camera.benchmark import bench as module
 from camera.benchmark.bench import BenchModel, run_benchmark
-from camera.benchmark.engine import Footprint, Timing
 from camera.benchmark.report import BenchmarkReport, BenchmarkRow
+from camera.engines import ENGINES, Engine, Footprint, Timing
 from camera.errors import CameraError
 from camera.options import BenchmarkOptions
 from tests.tiny import tiny_checkpoint
@@ -35,17 +35,23 @@ def row(report: BenchmarkReport, model: str, decode: int) -> BenchmarkRow:
     return next(row for row in report.rows if (row.model, row.decode) == (model, decode))
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """An engine whose clock is a script: decode costs `ms` per token, a different one in each run."""
 
-    name = "torch"
-    stand_in: str | None = None
+    in_torch = True
     positions = 512
-    order: list[str] = []  # noqa: RUF012
+    order: ClassVar[list[str]] = []
 
-    def __init__(self, path: Path, device: torch.device, capacity: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.path, self.runs = path, 0
-        self.closed = False
+
+    @classmethod
+    def load(cls, path: Path, options: BenchmarkOptions, device: torch.device) -> Self:
+        return cls(path)
+
+    @classmethod
+    def build(cls, options: BenchmarkOptions) -> str:
+        return "a script"
 
     def time_once(self, prompt: int, decode: Sequence[int]) -> Timing:
         self.order.append(self.path.name)
@@ -61,7 +67,7 @@ class ScriptedEngine:
         return {"script": self.path.name}
 
     def close(self) -> None:
-        self.closed = True
+        pass
 
 
 @pytest.fixture
@@ -73,7 +79,8 @@ def known_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch, known_bandwidth: None) -> type[ScriptedEngine]:
     ScriptedEngine.order = []
-    monkeypatch.setattr(module, "TorchEngine", ScriptedEngine)
+    list(ENGINES)  # found before one of them is replaced
+    monkeypatch.setitem(ENGINES._entries, "torch", ScriptedEngine)
     return ScriptedEngine
 
 

@@ -1,11 +1,10 @@
 from camera.benchmark.report import BenchmarkReport, BenchmarkRow, Spread
 from camera.benchmark.table import markdown_table
-from camera.options import BenchmarkOptions
 
 
 def report(*rows: BenchmarkRow) -> BenchmarkReport:
     return BenchmarkReport(
-        options=BenchmarkOptions(),
+        options={},
         baseline="whole",
         device={},
         bandwidth_bytes_per_second=1e10,

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from camera.benchmark import int4_linear as module
-from camera.benchmark.int4_linear import (
+from camera.engines.parts import int4_linear as module
+from camera.engines.parts.int4_linear import (
     INT4_TYPES,
     KERNELS,
     Blocks,

@@ -5,15 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
-from camera.benchmark.attention import use_packed_attention
-from camera.benchmark.engine import Footprint, Timing
-from camera.benchmark.int4_linear import INT4_TYPES, KERNELS, Blocks, Int4Linear, int4_linear
-from camera.benchmark.kv_cache import GrowingCache
 from camera.devices import (
     dtype_name,
     memory_bytes,
@@ -22,19 +18,21 @@ from camera.devices import (
     reset_peak_memory,
     synchronize,
 )
+from camera.engines import ENGINES, Engine, Footprint, Timing
+from camera.engines.parts.int4_linear import INT4_TYPES, KERNELS, Blocks, Int4Linear, int4_linear
 from camera.errors import CameraError
 from camera.loading import Source, assemble, open_source
+from camera.options import BenchmarkOptions
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """Batch 1, greedy, one token at a time, no compilation.
 
-    From a GGUF or a quantised folder, every linear layer whose weights are Q4_0 or Q4_0_64 stays 4-bit where the device has a kernel for
-    its shape (see `int4_linear`); everything else, the embedding too, is held in 16 bits.
+    From a GGUF or a quantised folder, every linear layer whose weights are Q4_0 or Q4_0_64 stays 4-bit where the device
+    has a kernel for its shape (see `int4_linear`); everything else, the embedding too, is held in 16 bits.
     """
 
-    name = "torch"
-    stand_in: str | None = None
+    in_torch = True
 
     def __init__(self, path: Path, device: torch.device, capacity: int) -> None:
         """Load a model.
@@ -47,6 +45,9 @@ class TorchEngine:
         Raises:
             CameraError: if the model cannot be read.
         """
+        # Brings all of transformers, three seconds that a run which loads no model does not need.
+        from camera.engines.parts.attention import GrowingCache, use_packed_attention
+
         source = open_source(path)
         self.path, self.device = path, device
         self.positions = int(source.config.max_position_embeddings)
@@ -61,6 +62,14 @@ class TorchEngine:
         self.cache = GrowingCache(self.model.config, min(capacity, self.positions))
         self._next_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self._growth: int | None = None
+
+    @classmethod
+    def load(cls, path: Path, options: BenchmarkOptions, device: torch.device) -> Self:
+        return cls(path, device, options.prompt + max(options.decode))
+
+    @classmethod
+    def build(cls, options: BenchmarkOptions) -> str:
+        return torch.__version__
 
     def _int4(self, source: Source, name: str, linear: nn.Linear) -> nn.Module | None:
         """The 4-bit twin of a linear layer, if its weights are 4-bit and the device has a kernel for them."""
@@ -107,7 +116,6 @@ class TorchEngine:
         return logits_11V
 
     def time_once(self, prompt: int, decode: Sequence[int]) -> Timing:
-        """See `Engine`."""
         tokens = [7919 * index % int(self.model.config.vocab_size) for index in range(1, prompt + 1)]
         marks = sorted(set(decode))
         decode_s = {}
@@ -135,13 +143,13 @@ class TorchEngine:
         return Timing(prefilled - start, decode_s)
 
     def footprint(self) -> Footprint:
-        """See `Engine`."""
         embedding_VH = self.model.get_input_embeddings().get_parameter("weight")
         is_head = getattr(self.model.get_output_embeddings(), "weight", None) is embedding_VH
-        weights = sum({id(tensor): tensor.nbytes for tensor in _tensors(self.model)}.values())
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        weights = sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
         held = weights + self.cache.nbytes
         return Footprint(
-            model_bytes=bytes_on_disk(self.path),
+            model_bytes=_bytes_on_disk(self.path),
             held_bytes=held,
             peak_bytes=None if self._growth is None else held + self._growth,
             weight_bytes_per_token=weights if is_head else weights - embedding_VH.nbytes,
@@ -149,17 +157,16 @@ class TorchEngine:
         )
 
     def describe(self) -> dict[str, Any]:
-        """See `Engine`."""
+        linears = sum(isinstance(module, (nn.Linear, Int4Linear)) for module in self.model.modules())
         return {
             "torch": torch.__version__,
             "dtype": dtype_name(self.dtype),
             "attention": self.model.config._attn_implementation,
-            "linears": dict(self._linears) or {dtype_name(self.dtype): _count_linears(self.model)},
+            "linears": dict(self._linears) or {dtype_name(self.dtype): linears},
             "dequantised": dict(self._fallbacks),
         }
 
     def close(self) -> None:
-        """See `Engine`."""
         del self.model, self.cache, self._next_11
         gc.collect()
         release_memory(self.device)
@@ -178,16 +185,11 @@ def _name_of_embedding(source: Source) -> str:
     return next(name for name in source.names if name.endswith("embed_tokens.weight"))
 
 
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
-def _count_linears(model: nn.Module) -> int:
-    return sum(isinstance(module, (nn.Linear, Int4Linear)) for module in model.modules())
-
-
-def bytes_on_disk(path: Path) -> int:
+def _bytes_on_disk(path: Path) -> int:
     """Bytes of a GGUF, or of the safetensors of a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+ENGINES.register("torch", TorchEngine)

@@ -1,6 +1,6 @@
 """llama-bench's command line and JSON, answered by the llama.cpp in the wheel `xllamacpp`.
 
-    python -P camera/benchmark/xllama.py -m model.gguf -p 4 -n 256,512 -r 1 -o json -t 2 -ngl 0
+    python -P camera/engines/parts/xllama.py -m model.gguf -p 4 -n 256,512 -r 1 -o json -t 2 -ngl 0
 
 A program of its own, so that what crashes or hangs in llama.cpp does so in another process; it imports nothing of this
 project. It uses the wheel's documented interface: `CommonParams`, `Server.handle_completions`, and the

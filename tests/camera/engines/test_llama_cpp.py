@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from camera.benchmark.llama_cpp import LlamaCppEngine, build_digest, find_llama_bench
+from camera.engines.llama_cpp import LlamaCppEngine, build_digest, find_llama_bench
 from camera.errors import CameraError
 from camera.formats.convert import write_twin
 from camera.formats.gguf_reader import is_q4_0_64, open_gguf

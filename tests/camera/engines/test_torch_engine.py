@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from camera.benchmark.int4_linear import CpuInt4Linear, NpuInt4Linear, TiledNpuInt4Linear
-from camera.benchmark.torch_engine import TorchEngine
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.engines.parts.int4_linear import CpuInt4Linear, NpuInt4Linear, TiledNpuInt4Linear
+from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
 from camera.formats.quantize import quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel

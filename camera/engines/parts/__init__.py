@@ -1,0 +1,1 @@
+"""What single engines are built of; loaded by them when they load a model."""

@@ -1,0 +1,39 @@
+"""GGUF files of a tiny model, and a folder with a program that stands for llama-bench."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.formats.convert import convert_to_gguf
+from camera.formats.quantize import quantize_checkpoint
+from camera.options import QuantizeOptions
+from tests.tiny import tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same tiny openPangu as Q4_0 and Q4_0_64; 512 positions."""
+    folder = tmp_path_factory.mktemp("ggufs")
+    source = Checkpoint.open(tiny_checkpoint(folder / "model", "PanguEmbedded", hidden=128, vocab=384))
+    made = {}
+    for kind in ("q4_0", "q4_0_64"):
+        quantize_checkpoint(source, folder / kind, QuantizeOptions(type=kind))
+        convert_to_gguf(folder / kind, folder / f"{kind}.gguf", name="tiny")
+        made[kind] = folder / f"{kind}.gguf"
+    return made
+
+
+@pytest.fixture
+def llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like that of a llama.cpp build; the program in it logs its arguments to `calls.jsonl` beside it."""
+    folder = tmp_path / "llama.cpp"
+    binary = folder / "build" / "bin" / "llama-bench"
+    binary.parent.mkdir(parents=True)
+    script = Path(__file__).with_name("fake_llama_bench.py")
+    binary.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+    binary.chmod(0o755)
+    monkeypatch.setenv("FAKE_LLAMA_BENCH_LOG", str(tmp_path / "calls.jsonl"))
+    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
+    return folder
