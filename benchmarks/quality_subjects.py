@@ -13,9 +13,9 @@ import torch
 from common import ROOT, TINY_OPENPANGU
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.data.local import read
 from camera.data.sampling import joined_windows
-from camera.data.stdlib import part_of
+from camera.data.sets.file import read
+from camera.data.sets.stdlib import part_of
 from camera.errors import CameraError
 
 if TYPE_CHECKING:

@@ -27,6 +27,3 @@ def _set_timeout(request: Any) -> None:
     request.extensions["timeout"] = {
         phase: most if asked.get(phase) is None else asked[phase] for phase in phases
     }
-
-
-bound_waiting = set_timeouts  # the former name, until every caller has moved

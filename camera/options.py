@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from camera.registry import BLOCK_FORMATS, ENGINES, PRUNING_METHODS, NameIn
+from camera.registry import BLOCK_FORMATS, DATA_SETS, ENGINES, PRUNING_METHODS, NameIn
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 BlockType = Annotated[str, NameIn(BLOCK_FORMATS)]
@@ -88,23 +88,27 @@ class Options(BaseModel):
 class DatasetOptions(Options):
     """Where text comes from."""
 
-    name: Literal["stdlib", "wikitext2", "c4", "file"] = "stdlib"
+    name: Annotated[str, NameIn(DATA_SETS)] = "stdlib"
     """`stdlib` (doc strings of the running Python), `wikitext2` or `c4` (from the hub), or `file`."""
     path: Annotated[Path | None, Setting] = None
-    """For `file`: a .txt, .jsonl, .parquet file or a folder of them, or a .safetensors file with `input_ids`."""
+    """For `file`: a .txt, .jsonl, .parquet file or a folder of them, or a .safetensors file with `input_ids`. What it
+    holds decides the result, and not where it lies."""
     split: Literal["train", "test"] = "train"
     """Which part to read. Calibrate on `train`, measure on `test`. A `file` has one part and ignores this."""
-    field: str = "text"
+    field: Annotated[str, UsedWhen(lambda asked: asked.path is not None)] = "text"
     """For .jsonl and .parquet: the field that holds the text."""
     revision: str | None = None
-    """For hub datasets: the commit to read; the default is the revision pinned in camera/data/hub.py."""
+    """For hub datasets: the commit to read; the default is the one pinned in camera/data/sets/hub.py."""
 
     @model_validator(mode="after")
-    def _path_goes_with_file(self) -> "DatasetOptions":
-        if self.name == "file" and self.path is None:
-            raise ValueError("name `file` needs a path")
-        if self.name != "file" and self.path is not None:
-            raise ValueError(f"a path goes with name `file`, not with `{self.name}`")
+    def _a_path_where_there_must_be_one(self) -> "DatasetOptions":
+        # Defaults need no check: they are made before any data set can be asked.
+        if self.model_fields_set & {"name", "path"}:
+            takes_path = DATA_SETS[self.name].takes_path
+            if takes_path and self.path is None:
+                raise ValueError(f"name `{self.name}` needs a path")
+            if not takes_path and self.path is not None:
+                raise ValueError(f"a path goes with name `file`, not with `{self.name}`")
         return self
 
 

@@ -98,6 +98,7 @@ class NameIn:
 
 # What option models name. Filled by the modules of the packages; named here, below all of them, so that options and
 # packages need not import each other.
+DATA_SETS: Registry[Any] = Registry("data set", "camera.data.sets")
+ENGINES: Registry[Any] = Registry("engine", "camera.engines")
 PRUNING_METHODS: Registry[Any] = Registry("pruning method", "camera.pruning.methods")
 BLOCK_FORMATS: "Registry[BlockFormat]" = Registry("block format", "camera.formats.types")
-ENGINES: Registry[Any] = Registry("engine", "camera.engines")

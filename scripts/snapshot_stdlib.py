@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from camera.data import stdlib
+from camera.data.sets import stdlib
 from camera.files import atomic_file
 
 

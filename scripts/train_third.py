@@ -22,8 +22,8 @@ import transformers
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.tokenizer import load_tokenizer
-from camera.data.local import read
-from camera.data.stdlib import part_of
+from camera.data.sets.file import read
+from camera.data.sets.stdlib import part_of
 from camera.errors import CameraError
 from camera.files import atomic_folder, write_json
 

@@ -22,7 +22,7 @@ import transformers
 
 from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
-from camera.data import stdlib
+from camera.data.sets import stdlib
 from camera.files import atomic_folder, write_json
 from camera.models.pangu.modeling import PanguEmbeddedConfig, PanguEmbeddedForCausalLM
 

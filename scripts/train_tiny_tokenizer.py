@@ -12,7 +12,7 @@ from typing import Any
 
 import sentencepiece
 
-from camera.data import stdlib
+from camera.data.sets import stdlib
 from camera.files import atomic_file, write_json
 
 VOCAB_SIZE = 2048

@@ -1,19 +1,18 @@
 """The pipeline of a recipe: which steps there are, and what each reads. A plan; `tasks/plan.py` performs it."""
 
-import platform
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.data import hub, sampled_windows
+from camera.data import sampled_windows
 from camera.devices import describe_device, resolve_device
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version
 from camera.options import CalibrationOptions, DatasetOptions, PerplexityOptions, QuantizeOptions, TaskOptions
 from camera.pruning.plan import plan_prune
-from camera.registry import ENGINES
+from camera.registry import DATA_SETS, ENGINES
 from tasks.gate import check_requirements
 from tasks.options import Sections
 from tasks.recipe import Recipe
@@ -134,14 +133,11 @@ def _fetch(
     name: str, purpose: str, dataset: CalibrationOptions | fetch.TextOptions, sources: Sources
 ) -> Step:
     inputs: dict[str, str | Input] = {"tokenizer": sources.tokenizer}
-    facts = {}
     if dataset.path is not None:
         inputs["file"] = sources.files[str(dataset.path)]
-    elif dataset.name == "stdlib":
-        facts["python"] = platform.python_version()  # another interpreter is another text
-    elif dataset.revision is None:
-        dataset = dataset.model_copy(update={"revision": hub.DATASETS[dataset.name].revision})
-    return Step(name, fetch.STAGE, Sections({purpose: dataset}), inputs, facts)
+    facts = DATA_SETS[dataset.name].identity(dataset)
+    resolved = {name: facts.pop(name) for name in facts.keys() & type(dataset).model_fields.keys()}
+    return Step(name, fetch.STAGE, Sections({purpose: dataset.model_copy(update=resolved)}), inputs, facts)
 
 
 def _pruned(recipe: Recipe, checkpoint: Checkpoint, model: Input) -> list[Step]:

@@ -1,7 +1,7 @@
-"""Datasets: where text comes from, and how it becomes the tokens that are calibrated and measured on."""
+"""Data sets: where text comes from, and how it becomes the tokens that are calibrated and measured on."""
 
-from camera.data.documents import Documents
-from camera.data.load import (
+from camera.data.sets import Documents
+from camera.data.tokens import (
     calibration_tokens,
     calibration_windows,
     evaluation_tokens,

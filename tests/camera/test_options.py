@@ -184,3 +184,14 @@ def test_a_field_decides_the_result_unless_it_is_marked() -> None:
     assert Section().identity() == {"ratio": 0.2, "damping": 0.1}
     assert Section(ratio=0).identity() == {"ratio": 0}
     assert Section().execution() == {"batch_size": 8}
+
+
+def test_an_unknown_data_set_is_refused_with_those_there_are() -> None:
+    message = refused(DatasetOptions, name="pile")["msg"]
+    assert "unknown data set 'pile': known are c4, file, stdlib, wikitext2" in message
+
+
+def test_a_text_is_the_same_wherever_its_file_lies() -> None:
+    here, there = (DatasetOptions(name="file", path=Path(name)) for name in ("here.txt", "there.txt"))
+    assert here.identity() == there.identity()
+    assert "field" not in DatasetOptions().identity()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.data.local import read
-from camera.data.stdlib import part_of
+from camera.data.sets.file import read
+from camera.data.sets.stdlib import part_of
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from camera.benchmark.int4_linear import Int4Linear
-from camera.benchmark.torch_engine import TorchEngine
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.engines.parts.int4_linear import Int4Linear
+from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
 from camera.evaluation import tasks as module
 from camera.evaluation import windows

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.data import calibration_tokens, calibration_windows, evaluation_tokens, hub, read_documents
+from camera.data import calibration_tokens, calibration_windows, evaluation_tokens, read_documents
+from camera.data.sets import DATA_SETS, hub
 from camera.errors import CameraError
 from camera.options import CalibrationOptions, DatasetOptions
 from tests.tiny import MODEL_TYPES, tiny_checkpoint
@@ -160,7 +161,8 @@ def test_c4_is_measured_on_the_256_windows_that_the_published_figures_use(
     with gzip.open(file, "wt", encoding="utf-8") as out:
         out.write("".join(json.dumps({"text": text}) + "\n" for text in texts))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setitem(hub.DATASETS, "c4", replace(hub.C4, repository=str(tmp_path / "c4")))
+    list(DATA_SETS)  # found before one of them is replaced
+    monkeypatch.setitem(DATA_SETS._entries, "c4", replace(hub.C4, repository=str(tmp_path / "c4")))
     length = 40
     random = Random(0)
     expected: list[int] = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from camera.data import local
+from camera.data.sets import file as local
 from camera.errors import CameraError
 
 

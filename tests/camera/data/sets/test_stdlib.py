@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from camera.data import stdlib
-from camera.data.documents import Documents
+from camera.data.sets import Documents, stdlib
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def test_doc_strings_that_python_itself_shows_are_in_it(train: Documents, test: 
 
 def test_another_process_reads_the_same_texts_in_the_same_order(train: Documents) -> None:
     code = (
-        "import hashlib; from camera.data import stdlib; "
+        "import hashlib; from camera.data.sets import stdlib; "
         "print(hashlib.sha256(stdlib.read('train').joined.encode()).hexdigest())"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

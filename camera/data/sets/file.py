@@ -7,11 +7,37 @@ from pathlib import Path
 import torch
 
 from camera.checkpoints.safetensors_file import read_tensors
-from camera.data.documents import Documents
+from camera.data.sets import DATA_SETS, DataSet, Documents
 from camera.errors import CameraError
+from camera.options import DatasetOptions
 
 TOKENS_SUFFIX = ".safetensors"
 TOKENS_NAME = "input_ids"
+
+
+class Files(DataSet):
+    """What a path of the user's names; it has one part."""
+
+    takes_path = True
+
+    def read(self, options: DatasetOptions) -> Documents:
+        if _holds_tokens(options):
+            raise CameraError(
+                f"{options.path} holds tokens, not text: give a .txt, .jsonl or .parquet file here"
+            )
+        return read(_path(options), options.field)
+
+    def ready_windows(self, options: DatasetOptions, vocab_size: int) -> torch.Tensor | None:
+        return read_input_ids(_path(options), vocab_size) if _holds_tokens(options) else None
+
+
+def _path(options: DatasetOptions) -> Path:
+    assert options.path is not None  # DatasetOptions has seen to it
+    return options.path
+
+
+def _holds_tokens(options: DatasetOptions) -> bool:
+    return _path(options).suffix.lower() == TOKENS_SUFFIX
 
 
 def read(path: Path, field: str) -> Documents:
@@ -141,3 +167,5 @@ _READERS: dict[str, Callable[[Path, str], list[str]]] = {
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
+
+DATA_SETS.register("file", Files())

@@ -1,14 +1,12 @@
-"""From dataset options to documents, and from documents to tokens."""
+"""From the options of a data set to documents, and from documents to tokens."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.data import hub, local, stdlib
-from camera.data.documents import Documents
 from camera.data.sampling import document_windows, joined_windows
+from camera.data.sets import DATA_SETS, Documents
 from camera.errors import CameraError
 from camera.options import CalibrationOptions, DatasetOptions
 
@@ -26,16 +24,7 @@ def read_documents(options: DatasetOptions) -> Documents:
         NetworkError: if a hub dataset is not cached and cannot be fetched.
         CameraError: if a file is missing or damaged, or there is no text.
     """
-    if options.name == "stdlib":
-        documents = stdlib.read(options.split)
-    elif options.path is not None:
-        if _holds_tokens(options):
-            raise CameraError(
-                f"{options.path} holds tokens, not text: give a .txt, .jsonl or .parquet file here"
-            )
-        documents = local.read(options.path, options.field)
-    else:
-        documents = hub.read(hub.DATASETS[options.name], options.split, options.revision)
+    documents: Documents = DATA_SETS[options.name].read(options)
     if not any(text.strip() for text in documents.texts):
         raise CameraError(f"{documents.source} holds no text")
     return documents
@@ -52,14 +41,15 @@ def calibration_windows(options: CalibrationOptions, checkpoint: Checkpoint) -> 
     Raises:
         CameraError: as `calibration_tokens`; if text is to be read and the model's folder has no tokenizer.
     """
-    if _holds_tokens(options):
-        return _ready_windows(options, int(checkpoint.config["vocab_size"]))
+    ready = _ready_windows(options, int(checkpoint.config["vocab_size"]))
+    if ready is not None:
+        return ready
     try:
         tokenizer = checkpoint.load_tokenizer()
     except CameraError as error:
         raise CameraError(
             f"{error}\nWithout a tokenizer a model is calibrated on ready-made windows: a .safetensors file with "
-            f"`{local.TOKENS_NAME}`"
+            "`input_ids`"
         ) from error
     return calibration_tokens(options, tokenizer)
 
@@ -77,8 +67,9 @@ def calibration_tokens(options: CalibrationOptions, tokenizer: "PreTrainedTokeni
         CameraError: if the dataset is empty, damaged, or too short for a window. Its kind NetworkError as in
             `read_documents`.
     """
-    if _holds_tokens(options):
-        return _ready_windows(options, len(tokenizer))
+    ready = _ready_windows(options, len(tokenizer))
+    if ready is not None:
+        return ready
     documents = read_documents(options)
     samples, length, seed = options.samples, options.length, options.seed
     try:
@@ -109,8 +100,9 @@ def evaluation_tokens(
     Raises:
         CameraError: as `read_documents`; or if no document of C4 is longer than a window.
     """
-    if _holds_tokens(options):
-        return local.read_input_ids(_path(options), len(tokenizer)).flatten()
+    ready: torch.Tensor | None = DATA_SETS[options.name].ready_windows(options, len(tokenizer))
+    if ready is not None:
+        return ready.flatten()
     documents = read_documents(options)
     count = sampled_windows(options)
     if count is None:
@@ -126,25 +118,18 @@ def evaluation_tokens(
 
 def sampled_windows(options: DatasetOptions) -> int | None:
     """How many random windows stand for a text where it is measured on; None if it is read as a whole."""
-    known = hub.DATASETS.get(options.name)
-    return known.test_windows if known is not None and options.split == "test" else None
+    windows: int | None = DATA_SETS[options.name].test_windows
+    return windows if options.split == "test" else None
 
 
-def _holds_tokens(options: DatasetOptions) -> bool:
-    return options.path is not None and options.path.suffix.lower() == local.TOKENS_SUFFIX
-
-
-def _path(options: DatasetOptions) -> Path:
-    assert options.path is not None
-    return options.path
-
-
-def _ready_windows(options: CalibrationOptions, vocab_size: int) -> torch.Tensor:
-    ids_SL = local.read_input_ids(_path(options), vocab_size)
+def _ready_windows(options: CalibrationOptions, vocab_size: int) -> torch.Tensor | None:
+    ids_SL: torch.Tensor | None = DATA_SETS[options.name].ready_windows(options, vocab_size)
+    if ids_SL is None:
+        return None
     samples, length = ids_SL.shape
     if samples < options.samples or length < options.length:
         raise CameraError(
-            f"{options.path}: {local.TOKENS_NAME} has {samples} windows of {length} tokens, and {options.samples} of "
+            f"{options.path}: input_ids has {samples} windows of {length} tokens, and {options.samples} of "
             f"{options.length} are needed: lower `samples` or `length`"
         )
     return ids_SL[: options.samples, : options.length].contiguous()

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from camera.data import hub
+from camera.data.sets import hub
 from camera.errors import CameraError, NetworkError
+from camera.options import DatasetOptions
 
 
 @pytest.fixture(autouse=True)
@@ -43,37 +44,37 @@ def c4(tmp_path: Path) -> hub.HubDataset:
 
 
 def test_wikitext_is_its_lines_joined_by_blank_lines(wikitext2: hub.HubDataset) -> None:
-    documents = hub.read(wikitext2, "test")
+    documents = wikitext2.read(DatasetOptions(split="test"))
     assert documents.joined == "\n\n = test = \n\n\n\n\n A line . \n"
     assert documents.strategy == "joined"
-    assert hub.read(wikitext2, "train").texts[1] == " = train = \n"
+    assert wikitext2.read(DatasetOptions(split="train")).texts[1] == " = train = \n"
 
 
 def test_c4_is_read_document_by_document(c4: hub.HubDataset) -> None:
-    train, test = hub.read(c4, "train"), hub.read(c4, "test")
+    train, test = c4.read(DatasetOptions(split="train")), c4.read(DatasetOptions(split="test"))
     assert train.strategy == "documents"
     assert len(train.texts) == len(test.texts) == 1200
     assert (train.texts[1199], test.texts[1199]) == ("train 1199", "validation 1199")
 
 
 def test_the_source_names_repository_part_and_revision(wikitext2: hub.HubDataset) -> None:
-    assert hub.WIKITEXT2.revision in hub.read(wikitext2, "test").source
-    assert "test part, revision abc" in hub.read(wikitext2, "test", revision="abc").source
+    assert hub.WIKITEXT2.revision in wikitext2.read(DatasetOptions(split="test")).source
+    assert "test part, revision abc" in wikitext2.read(DatasetOptions(split="test", revision="abc")).source
 
 
-@pytest.mark.parametrize("dataset", hub.DATASETS.values(), ids=list(hub.DATASETS))
+@pytest.mark.parametrize("dataset", [hub.WIKITEXT2, hub.C4], ids=("wikitext2", "c4"))
 def test_without_a_network_the_message_says_what_to_do(dataset: hub.HubDataset) -> None:
     with pytest.raises(NetworkError, match=r"HF_HOME.*`name: file`"):
-        hub.read(dataset, "train")
+        dataset.read(DatasetOptions(split="train"))
 
 
 def test_a_missing_part_is_no_network_error(c4: hub.HubDataset) -> None:
     with pytest.raises(CameraError) as raised:
-        hub.read(replace(c4, files={"train": "en/absent.json.gz"}), "train")
+        replace(c4, files={"train": "en/absent.json.gz"}).read(DatasetOptions())
     assert not isinstance(raised.value, NetworkError)
 
 
-@pytest.mark.parametrize("dataset", hub.DATASETS.values(), ids=list(hub.DATASETS))
+@pytest.mark.parametrize("dataset", [hub.WIKITEXT2, hub.C4], ids=("wikitext2", "c4"))
 def test_revisions_are_full_commits(dataset: hub.HubDataset) -> None:
     assert len(dataset.revision) == 40
     assert int(dataset.revision, 16)

@@ -1,4 +1,4 @@
-"""The built-in dataset: the doc strings of the standard library of the Python that runs this.
+"""The built-in data set: the doc strings of the standard library of the Python that runs this.
 
 It needs no network and no download. Source files are parsed, never imported.
 """
@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from camera.data.documents import Documents
+from camera.data.sets import DATA_SETS, DataSet, Documents
+from camera.options import DatasetOptions
 
 TEST_SHARE = 0.15
 """Share of the source files whose doc strings are held out."""
 _SKIPPED_FOLDERS = frozenset(
-    {
+    [
         "site-packages",
         "dist-packages",
         "__pycache__",
@@ -31,9 +32,19 @@ _SKIPPED_FOLDERS = frozenset(
         "idle_test",
         "lib2to3",
         "ensurepip",
-    }
+    ]
 )
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class Stdlib(DataSet):
+    """The doc strings of the running Python; another version is another text."""
+
+    def read(self, options: DatasetOptions) -> Documents:
+        return read(options.split)
+
+    def identity(self, options: DatasetOptions) -> dict[str, Any]:
+        return {"python": platform.python_version()}
 
 
 def read(split: Literal["train", "test"]) -> Documents:
@@ -116,3 +127,6 @@ def _documented(
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
             yield from _documented(child)
+
+
+DATA_SETS.register("stdlib", Stdlib())
