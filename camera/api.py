@@ -173,7 +173,7 @@ def evaluate(
         model: a checkpoint, a folder of `quantize`, or a GGUF file.
         text: the text; the default is the test part of the built-in `stdlib`.
         options: window, batch size, dtype, device.
-        reference: a model to compare next-token distributions with; both are in memory at once.
+        reference: a model to compare next-token distributions with.
         tokenizer: folder with the tokenizer, for a GGUF file.
         progress: told of windows, once for each measurement.
     """
@@ -181,7 +181,8 @@ def evaluate(
     from camera.data import evaluation_tokens
     from camera.evaluation.divergence import divergence
     from camera.evaluation.perplexity import perplexity
-    from camera.loading import load_model
+    from camera.evaluation.text_model import open_text_model
+    from camera.evaluation.windows import TextSettings
 
     options = options or EvaluateOptions()
     tokens_N = evaluation_tokens(
@@ -189,13 +190,13 @@ def evaluate(
         load_tokenizer(tokenizer_folder(model, tokenizer)),
         options.window,
     )
-    how = options.model_dump(include={"window", "max_windows", "batch_size"})
-    loaded = load_model(Path(model), options.dtype, options.device)
-    found = perplexity(loaded, tokens_N, **how, progress=progress)
+    how = options.model_dump(include=set(TextSettings.__annotations__))
+    # Opened once, whole or to run layer by layer, for both measurements.
+    opened = open_text_model(Path(model), options.dtype, options.device, options.layer_by_layer)
+    found = perplexity(opened, tokens_N, **how, progress=progress)
     if reference is None:
         return Evaluation(found, None)
-    other = load_model(Path(reference), options.dtype, options.device)
-    return Evaluation(found, divergence(other, loaded, tokens_N, **how, progress=progress))
+    return Evaluation(found, divergence(Path(reference), opened, tokens_N, **how, progress=progress))
 
 
 def tokenizer_folder(model: Place, tokenizer: Place | None) -> Path:

@@ -243,7 +243,12 @@ class PerplexityOptions(Options):
     dtype: DTypeName = "auto"
     """What the layers compute in; `auto` is the checkpoint's own."""
     device: Annotated[str, Setting] = "auto"
-    """As in capture."""
+    """As in capture. A result holds the device's kind."""
+    layer_by_layer: Annotated[bool | None, Setting] = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    """Texts: run a checkpoint layer by layer, with the weights of one layer in memory; the default is to where its
+    weights take more than half of the device's free memory."""
 
 
 class TaskOptions(Options):

@@ -7,13 +7,15 @@ Log-probabilities are float32, sums float64, the mean is over predictions.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 
 from camera.devices import dtype_name
 from camera.errors import CameraError
-from camera.evaluation.windows import check_vocabulary, cut_windows, hidden_states, opened, pieces
+from camera.evaluation.text_model import TextModel
+from camera.evaluation.windows import TextSettings, Windows, pieces
+from camera.options import EvaluateOptions
 from camera.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -40,81 +42,63 @@ class DivergenceResult:
 
 
 def divergence(
-    reference: "PreTrainedModel | Path | str",
-    model: "PreTrainedModel | Path | str",
+    reference: "TextModel | PreTrainedModel | Path | str",
+    model: "TextModel | PreTrainedModel | Path | str",
     tokens: torch.Tensor,
     *,
-    window: int = 2048,
-    max_windows: int | None = None,
-    batch_size: int = 4,
-    dtype: str = "auto",
-    device: str = "auto",
     progress: Progress = silent,
+    **settings: Unpack[TextSettings],
 ) -> DivergenceResult:
-    """Compare the next-token distributions of two models; both are in memory at once.
+    """Compare the next-token distributions of two models; both are in memory at once if they run whole.
 
     Args:
-        reference: what `camera.loading.load_model` opens, or a transformers model on its device.
+        reference: what `open_text_model` opens, a transformers model on its device among them.
         model: the same; what is to be judged.
         tokens: int64 [N], the whole text, at least two.
-        window: tokens per window; less where either model has fewer positions.
-        max_windows: compare only the first so many.
-        batch_size: windows computed at once; changes memory and speed, and the result only by rounding.
-        dtype, device: as for `load_model`; a loaded model keeps its own.
         progress: told (windows done, windows in all).
+        settings: window, max_windows, batch_size, dtype, device, layer_by_layer: see `TextSettings`.
 
     Raises:
         CameraError: if the vocabularies differ, there are fewer than two tokens, a token is not in the vocabulary, or
             a model computes NaN or infinity.
     """
-    first, second = opened(reference, dtype, device), opened(model, dtype, device)
-    vocabulary = int(first.config.vocab_size)
-    if second.config.vocab_size != vocabulary:
+    windows = Windows((reference, model), tokens, EvaluateOptions.model_validate(settings))
+    first, second = windows.models
+    if first.vocabulary != second.vocabulary:
         raise CameraError(
-            f"the models have vocabularies of {vocabulary} and {second.config.vocab_size} tokens: only models of one "
+            f"the models have vocabularies of {first.vocabulary} and {second.vocabulary} tokens: only models of one "
             "tokenizer can be compared"
         )
-    positions = min(int(each.config.max_position_embeddings) for each in (first, second))
-    windows_WT = cut_windows(tokens, min(window, positions), max_windows)
-    check_vocabulary(windows_WT, vocabulary)
-    count, length = windows_WT.shape
     total, agreed = 0.0, 0
-    with torch.inference_mode():
-        for start in range(0, count, batch_size):
-            batch_BT = windows_WT[start : start + batch_size]
-            batch_total, batch_agreed = _compare(first, second, batch_BT)
-            if not math.isfinite(batch_total):
-                raise CameraError(
-                    f"windows {start} to {start + len(batch_BT) - 1}: a model computes NaN or infinity: "
-                    "measure its perplexity, which names the layer"
-                )
-            total += batch_total
-            agreed += batch_agreed
-            progress(start + len(batch_BT), count)
-    compared = count * (length - 1)
+    for start, batch_BT, hidden_BTH in windows.run(progress):
+        batch_total, batch_agreed = _compare(windows.models, hidden_BTH)
+        if not math.isfinite(batch_total):
+            raise CameraError(
+                f"windows {start} to {start + len(batch_BT) - 1}: a model computes NaN or infinity: "
+                "measure its perplexity, which names the layer"
+            )
+        total += batch_total
+        agreed += batch_agreed
     return DivergenceResult(
-        total / compared,
-        agreed / compared,
-        compared,
-        count,
-        length,
+        total / windows.scored,
+        agreed / windows.scored,
+        windows.scored,
+        windows.count,
+        windows.length,
         dtype_name(second.dtype),
         dtype_name(first.dtype),
         str(second.device),
     )
 
 
-def _compare(
-    first: "PreTrainedModel", second: "PreTrainedModel", batch_BT: torch.Tensor
-) -> tuple[float, int]:
+def _compare(models: tuple[TextModel, ...], hidden_BTH: tuple[torch.Tensor, ...]) -> tuple[float, int]:
     """Sum of the divergences of a batch, and how many likeliest tokens agree."""
-    hidden_NH = [hidden_states(model, batch_BT)[:, :-1].flatten(0, 1) for model in (first, second)]
-    heads = [model.get_output_embeddings() for model in (first, second)]
+    hidden_NH = [hidden[:, :-1].flatten(0, 1) for hidden in hidden_BTH]
     total, agreed = 0.0, 0
-    for piece in pieces(len(hidden_NH[0]), int(first.config.vocab_size), models=2):
+    for piece in pieces(len(hidden_NH[0]), models[0].vocabulary, models=2):
         log_p_CV, log_q_CV = (
-            head(hidden[piece]).float().log_softmax(-1).to(first.device)
-            for head, hidden in zip(heads, hidden_NH, strict=True)
+            model.head(hidden[piece]).float().log_softmax(-1).to(models[0].device)
+            for model, hidden in zip(models, hidden_NH, strict=True)
         )
         agreed += int((log_p_CV.argmax(-1) == log_q_CV.argmax(-1)).sum())
         # Summed over predictions on the CPU: an NPU has no float64 sum.

@@ -14,7 +14,8 @@ from lm_eval.api.model import TemplateLM
 
 from camera.devices import dtype_name
 from camera.errors import CameraError
-from camera.evaluation.windows import hidden_states, pieces
+from camera.evaluation.text_model import hidden_states
+from camera.evaluation.windows import pieces
 from camera.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from camera.devices import dtype_name, resolve_device
 from camera.digests import digest_file, digest_folder, digest_json
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version, open_task, task_files
-from camera.evaluation.windows import opened
 from camera.files import read_json, write_json
+from camera.loading import load_model
 from camera.options import Options
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def evaluate_tasks(
     missing = [name for name in tasks if name not in found]
     if missing:
         reader = _tokenizer(model, tokenizer)
-        loaded = opened(model, dtype, device)
+        loaded = load_model(model, dtype, device) if isinstance(model, (str, Path)) else model
         for name in missing:
             found[name] = _measure(loaded, reader, name, task_folder, few_shot, limit, batch_size, progress)
             if out is not None:

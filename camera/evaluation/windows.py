@@ -1,13 +1,15 @@
-"""Windows of tokens, and what a causal model computes on them: shared by every measurement on text."""
+"""Windows of tokens, and the walk of one or two models over them: shared by every measurement on text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from camera.errors import CameraError
-from camera.loading import load_model
+from camera.evaluation.text_model import TextModel, open_text_model
+from camera.options import EvaluateOptions
+from camera.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,9 +18,77 @@ LOGITS_AT_ONCE = 1 << 25
 """Logits that exist at once (128 MiB in float32): a vocabulary of 153,376 times a window of 2048 would be 1.2 GiB."""
 
 
-def opened(model: "PreTrainedModel | Path | str", dtype: str, device: str) -> "PreTrainedModel":
-    """The model itself, loaded if it is given by its place; a loaded one keeps its dtype and device."""
-    return load_model(model, dtype, device) if isinstance(model, (str, Path)) else model
+class TextSettings(TypedDict, total=False):
+    """Those of `EvaluateOptions` that are about texts, with its defaults."""
+
+    window: int
+    """Tokens per window; less where a model has fewer positions. A text shorter than that is one window."""
+    max_windows: int | None
+    """Read only the first so many; None: all."""
+    batch_size: int
+    """Windows computed at once; changes memory and speed, and the result only by rounding."""
+    dtype: str
+    """As for `camera.loading.load_model`; a loaded model keeps its own."""
+    device: str
+    """The same."""
+    layer_by_layer: bool | None
+    """See `open_text_model`."""
+
+
+class Windows:
+    """A text cut into windows [W, T], and the models that are measured on them."""
+
+    def __init__(
+        self,
+        models: "Sequence[TextModel | PreTrainedModel | Path | str]",
+        tokens: torch.Tensor,
+        options: EvaluateOptions,
+    ) -> None:
+        """Open the models, and cut the text [N] into consecutive windows; a last, partial one is dropped.
+
+        Raises:
+            CameraError: if a model cannot be opened, the text has fewer than two tokens, or a token is not in the
+                vocabulary.
+        """
+        opened = (
+            open_text_model(each, options.dtype, options.device, options.layer_by_layer) for each in models
+        )
+        self.models: tuple[TextModel, ...] = tuple(opened)
+        self.batch_size = options.batch_size
+        window = min(options.window, *(model.positions for model in self.models))
+        self.tokens_WT = cut_windows(tokens, window, options.max_windows)
+        self.count, self.length = self.tokens_WT.shape
+        low, high = int(self.tokens_WT.min()), int(self.tokens_WT.max())
+        vocabulary = self.models[0].vocabulary
+        if low < 0 or high >= vocabulary:
+            raise CameraError(
+                f"the tokens reach from {low} to {high} and the model has {vocabulary}: "
+                "the text was tokenised for another model"
+            )
+
+    @property
+    def scored(self) -> int:
+        """Tokens that are predicted: all but the first of each window."""
+        return self.count * (self.length - 1)
+
+    def run(self, progress: Progress) -> Iterator[tuple[int, torch.Tensor, tuple[torch.Tensor, ...]]]:
+        """For each batch the number of its first window, its tokens [B, T], and the hidden states of every model.
+
+        `progress` is told (windows done, all); of models that run layer by layer each layer counts.
+        """
+        total, done, start = self.count * (1 + sum(model.layers for model in self.models)), 0, 0
+
+        def advance(windows: int) -> None:
+            nonlocal done
+            done += windows
+            progress(done, total)
+
+        passes = (model.hidden(self.tokens_WT, self.batch_size, advance) for model in self.models)
+        with torch.inference_mode():
+            for batch_BT, *hidden_BTH in zip(self.tokens_WT.split(self.batch_size), *passes, strict=True):
+                yield start, batch_BT, tuple(hidden_BTH)
+                start += len(batch_BT)
+                advance(len(batch_BT))
 
 
 def cut_windows(tokens: torch.Tensor, window: int, max_windows: int | None) -> torch.Tensor:
@@ -38,24 +108,6 @@ def cut_windows(tokens: torch.Tensor, window: int, max_windows: int | None) -> t
     if max_windows is not None:
         count = min(count, max_windows)
     return tokens[: count * length].view(count, length)
-
-
-def check_vocabulary(tokens: torch.Tensor, vocabulary: int) -> None:
-    """Raise CameraError if a token is not in a vocabulary of so many."""
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= vocabulary:
-        raise CameraError(
-            f"the tokens reach from {low} to {high} and the model has {vocabulary}: "
-            "the text was tokenised for another model"
-        )
-
-
-def hidden_states(model: "PreTrainedModel", batch_BT: torch.Tensor) -> torch.Tensor:
-    """What the output head reads, [B, T, H], of sequences that are padded on the right if at all."""
-    hidden_BTH: torch.Tensor = model.get_decoder()(
-        input_ids=batch_BT.to(model.device), use_cache=False
-    ).last_hidden_state
-    return hidden_BTH
 
 
 def pieces(rows: int, vocabulary: int, models: int = 1) -> Iterator[slice]:

@@ -120,6 +120,7 @@ OPTIONS = {
     "evaluate.device",
     "evaluate.dtype",
     "evaluate.few_shot",
+    "evaluate.layer_by_layer",
     "evaluate.limit",
     "evaluate.max_windows",
     "evaluate.task_folder",

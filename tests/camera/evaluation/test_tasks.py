@@ -16,7 +16,7 @@ from camera.engines.parts.int4_linear import Int4Linear
 from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
 from camera.evaluation import tasks as module
-from camera.evaluation import windows
+from camera.evaluation import text_model, windows
 from camera.evaluation.language_model import CameraLM
 from camera.evaluation.lm_eval_tasks import open_task
 from camera.evaluation.tasks import TaskResult, evaluate_tasks, read_task_result
@@ -115,7 +115,7 @@ def test_answers_of_one_token_share_their_sequence(
     seen: list[int] = []
     monkeypatch.setattr(
         "camera.evaluation.language_model.hidden_states",
-        lambda model, ids_BT: (seen.append(len(ids_BT)), windows.hidden_states(model, ids_BT))[1],
+        lambda model, ids_BT: (seen.append(len(ids_BT)), text_model.hidden_states(model, ids_BT))[1],
     )
     CameraLM(model, tokenizer)._loglikelihood_tokens([(("", ""), context, [token]) for token in (40, 50, 60)])
     assert seen == [1]
