@@ -20,7 +20,7 @@ def on_tasks(
 ) -> "tuple[Scores, Scores]":
     """The scores of a model, and those of the reference that it is compared with, by task."""
     from camera.evaluation.tasks import evaluate_tasks
-    from camera.report.task_scores import score_task
+    from camera.report.scores import score_task
 
     how = options.model_dump(include={"few_shot", "limit", "task_folder", "batch_size", "dtype", "device"})
     measured = {}

@@ -1,12 +1,13 @@
 """The model card: README.md of a saved or published folder, as the Hugging Face hub reads it."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import Field
 
 from camera.checkpoints.checkpoint import Checkpoint
@@ -17,7 +18,8 @@ from camera.pruning.decision import SUMMARY
 from camera.registry import BLOCK_FORMATS, PRUNING_METHODS
 from camera.report.schema import Results
 from camera.report.table import results_markdown
-from camera.report.words import percent, verdict
+from camera.report.templates import render
+from camera.report.words import verdict
 from camera.results import Result
 
 CARD = "README.md"
@@ -59,26 +61,17 @@ class CardFacts(Result):
 
 def render_card(facts: CardFacts, results: Results | None = None) -> str:
     """The card's text: YAML front matter, then Markdown."""
-    environment = Environment(
-        loader=PackageLoader("camera", "report"),
-        autoescape=False,  # Markdown: what comes from outside goes through `plain`
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, plain=_plain)
-    base = facts.base_model if _HUB_ID.fullmatch(facts.base_model) else Path(facts.base_model).name
-    return environment.get_template("card.md.j2").render(
+    return render(
+        "card.md.j2",
         facts=facts,
-        base=base,
+        base=facts.base_model if _HUB_ID.fullmatch(facts.base_model) else Path(facts.base_model).name,
         front=_front_matter(facts),
         results=results,
         verdict=None if results is None else verdict(results),
         tables=None if results is None else results_markdown(results),
         stock=_transformers_knows(facts.model_type),
         found_with=PRUNING_METHODS[facts.prune["method"]].title,
-        beyond=_beyond(facts.prune),
-        nothing_removed=not facts.prune["removed_share"],
+        decisions=facts.prune.get("decisions", ()),
     )
 
 
@@ -120,37 +113,14 @@ def write_card(
 def source_license(folder: Path) -> dict[str, str]:
     """`license`, `license_name` and `license_link` of the front matter of a folder's README, as far as it has them."""
     path = folder / CARD
-    if not path.is_file():
-        return {}
-    found = _FRONT.match(path.read_text(encoding="utf-8", errors="replace"))
-    if found is None:
-        return {}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     try:
-        front = yaml.safe_load(found[1])
+        front = yaml.safe_load(found[1]) if (found := _FRONT.match(text)) is not None else None
     except yaml.YAMLError:
         return {}  # someone else's README: a card without a licence is better than no model
     if not isinstance(front, Mapping):
         return {}
     return {key: str(front[key]) for key in _LICENSE_KEYS if front.get(key)}
-
-
-def _beyond(prune: Mapping[str, Any]) -> list[str]:
-    """What was done besides removing channels, a sentence each."""
-    sentences = []
-    decisions = prune.get("decisions", [])
-    if refitted := sum(decision["refitted"] for decision in decisions):
-        sentences.append(
-            f"The down projections of {refitted} of {prune['layers']} layers were refitted by least squares on the "
-            "calibration tokens, so that the channels that stay compensate for those that went."
-        )
-    if prune["sparsity"]:
-        shares = [share for decision in decisions for share in (decision["zero_shares"] or {}).values()]
-        share = percent(sum(shares) / len(shares) if shares else prune["sparsity"])
-        sentences.append(
-            f"Of the feed-forward weights that stay, {share} are zero (unstructured), chosen by Wanda's metric; they are "
-            "stored as any other weight."
-        )
-    return sentences
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -168,33 +138,22 @@ def _front_matter(facts: CardFacts) -> str:
 
 def _transformers_knows(model_type: str) -> bool:
     """Whether transformers has the architecture itself, whatever was registered in this process."""
-    # Imported here: it is the first import of transformers for whoever only wants `CardFacts`.
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    return model_type in CONFIG_MAPPING_NAMES
+    # By name, for it is not exported; here, because transformers takes long to import.
+    known = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
+    return model_type in known
 
 
 def _gguf_fact(file: GgufFile) -> GgufFact:
-    bytes_of: dict[str, int] = {}
+    bytes_of: Counter[str] = Counter()
     for tensor in file.tensors.values():
-        bytes_of[tensor.type] = bytes_of.get(tensor.type, 0) + tensor.data.nbytes
-    declared = next(
-        (
-            name
-            for name, form in BLOCK_FORMATS.items()
-            if form.file_number == file.metadata.get("general.file_type") and name in bytes_of
-        ),
-        None,
-    )
-    twin_of = file.metadata.get(TWIN_KEY)
+        bytes_of[tensor.type] += tensor.data.nbytes
+    number, twin_of = file.metadata.get("general.file_type"), file.metadata.get(TWIN_KEY)
+    declared = [
+        name for name in bytes_of if name in BLOCK_FORMATS and BLOCK_FORMATS[name].file_number == number
+    ]
     return GgufFact(
         file=file.path.name,
-        type=declared or max(sorted(bytes_of), key=lambda name: bytes_of[name]),
+        type=(declared or [max(sorted(bytes_of), key=lambda name: bytes_of[name])])[0],
         stock=not is_q4_0_64(file),
         twin_of=None if twin_of is None else str(twin_of),
     )
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown and its HTML leave as it is, on one line."""
-    return " ".join(re.sub(r"([\\`*_|<>\[\]#])", r"\\\1", text).split())

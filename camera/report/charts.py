@@ -118,10 +118,10 @@ def importance_curves(layers: Sequence[LayerImportance], prune: PruneSummary | N
         ]
         depth = 100 * layer.layer / max(1, len(layers) - 1)
         chart.path(points, "curve", f"--at:{depth:.0f}%")
-    if prune is not None and prune.mean_width < prune.width:
-        x = x_scale.at(prune.mean_width / prune.width)
+    if prune is not None and prune.kept_width < prune.width:
+        x = x_scale.at(prune.kept_width / prune.width)
         chart.line(x, TOP - 8, x, BOTTOM, "reference")
-        chart.text(x - 6, TOP + 2, f"{prune.mean_width} kept", anchor="end")
+        chart.text(x - 6, TOP + 2, f"{prune.kept_width} kept", anchor="end")
     ticks = [(x_scale.at(share), f"{100 * share:g} %") for share in (0, 0.25, 0.5, 0.75, 1)]
     chart.x_axis("micro-experts, most important first", ticks)
     return chart.svg()
@@ -129,15 +129,14 @@ def importance_curves(layers: Sequence[LayerImportance], prune: PruneSummary | N
 
 def kept_importance(layers: Sequence[LayerImportance], prune: PruneSummary | None) -> str:
     """The share of each layer's importance that the kept channels hold, beside their share of the channels."""
-    shares = {layer.layer: layer.kept_importance or 0.0 for layer in layers}
-    chance = 1.0 if prune is None else prune.mean_width / prune.width
-    low = max(0.0, math.floor(min([*shares.values(), chance]) * 20 - 0.5) / 20)
-    scale = Scale(low, 1, BOTTOM, TOP)
-    chart = Chart("Share of importance kept, by layer", BOTTOM + 42)
-    for x, radius, layer in _by_layer(chart, scale, list(shares)):
-        y = scale.at(shares[layer])
-        chart.line(x, BOTTOM, x, y, "stem")
-        chart.dot(x, y, "dot accent", f"layer {layer}: {percent(shares[layer], 2)}", radius)
+    chance = 1.0 if prune is None else prune.kept_width / prune.width
+    shares = [
+        _LayerShare(layer.layer, share, f"layer {layer.layer}: {percent(share, 2)}")
+        for layer in layers
+        if (share := layer.kept_importance) is not None
+    ]
+    low = max(0.0, math.floor(min([chance, *(share.value for share in shares)]) * 20 - 0.5) / 20)
+    chart, scale = _by_layer("Share of importance kept, by layer", shares, Scale(low, 1, BOTTOM, TOP))
     if chance < 1:
         y = scale.at(chance)
         chart.line(LEFT, y, RIGHT, y, "reference")
@@ -147,18 +146,18 @@ def kept_importance(layers: Sequence[LayerImportance], prune: PruneSummary | Non
 
 def damage(layers: Sequence[LayerDamage]) -> str:
     """Share of each layer's FFN output that is lost: faint as CAMERA's choice loses it, strong as it was pruned."""
-    scale = Scale(0, 1.06 * max(max(layer.plain, layer.kept) for layer in layers), BOTTOM, TOP)
-    chart = Chart("Damage by layer", BOTTOM + 42)
-    by_number = {layer.layer: layer for layer in layers}
-    for x, radius, number in _by_layer(chart, scale, list(by_number)):
-        layer = by_number[number]
-        words = (
-            f"layer {number}: {percent(layer.kept, 2)}, with CAMERA's choice alone {percent(layer.plain, 2)}"
+    words = "layer {}: {}, with CAMERA's choice alone {}"
+    shares = [
+        _LayerShare(
+            layer.layer,
+            layer.kept,
+            words.format(layer.layer, percent(layer.kept, 2), percent(layer.plain, 2)),
+            layer.plain,
         )
-        chart.line(x, scale.at(layer.plain), x, scale.at(layer.kept), "stem")
-        chart.dot(x, scale.at(layer.plain), "dot", radius=radius)
-        chart.dot(x, scale.at(layer.kept), "dot accent", words, radius)
-    return chart.svg()
+        for layer in layers
+    ]
+    largest = max(max(layer.plain, layer.kept) for layer in layers)
+    return _by_layer("Damage by layer", shares, Scale(0, 1.06 * largest, BOTTOM, TOP))[0].svg()
 
 
 def importance_map(layers: Sequence[LayerImportance], prune: PruneSummary | None) -> str:
@@ -180,10 +179,10 @@ def importance_map(layers: Sequence[LayerImportance], prune: PruneSummary | None
         "most important",
         "least",
     )
-    if prune is not None and prune.mean_width < prune.width:
-        x = LEFT + (RIGHT - LEFT) * prune.mean_width / prune.width
+    if prune is not None and prune.kept_width < prune.width:
+        x = LEFT + (RIGHT - LEFT) * prune.kept_width / prune.width
         chart.line(x, -4, x, height + 4, "reference")
-        chart.text(x, height + 16, f"{prune.mean_width} kept", anchor="middle")
+        chart.text(x, height + 16, f"{prune.kept_width} kept", anchor="middle")
     # The shades from faint to strong between the numbers that they stand for.
     start, size = (LEFT + RIGHT - 9 * (_SHADES + 1)) / 2, 9
     for shade in range(_SHADES + 1):
@@ -237,13 +236,32 @@ def _front_steps(places: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return points
 
 
-def _by_layer(chart: Chart, scale: Scale, layers: Sequence[int]) -> list[tuple[float, float, int]]:
-    """Draw the axes of a chart of shares by layer; x, the radius of a dot, and number of each layer."""
+@dataclass(frozen=True)
+class _LayerShare:
+    layer: int
+    value: float
+    tooltip: str
+    faint: float | None = None
+    """What the value is compared with; the axis if None."""
+
+
+def _by_layer(title: str, shares: Sequence[_LayerShare], scale: Scale) -> tuple[Chart, Scale]:
+    """A dot for each layer, on a stem."""
+    chart = Chart(title, BOTTOM + 42)
     chart.y_axis(scale, lambda share: f"{100 * share:g} %")
-    step = (RIGHT - LEFT) / len(layers)
-    places = [(LEFT + step * (index + 0.5), layer) for index, layer in enumerate(layers)]
-    chart.x_axis("decoder layer", [(x, str(layer)) for x, layer in places[:: math.ceil(len(layers) / 12)]])
-    return [(x, min(5.0, step * 0.35), layer) for x, layer in places]
+    step = (RIGHT - LEFT) / len(shares)
+    radius = min(5.0, step * 0.35)
+    places = [LEFT + step * (index + 0.5) for index in range(len(shares))]
+    for x, share in zip(places, shares, strict=True):
+        chart.line(
+            x, BOTTOM if share.faint is None else scale.at(share.faint), x, scale.at(share.value), "stem"
+        )
+        if share.faint is not None:
+            chart.dot(x, scale.at(share.faint), "dot", radius=radius)
+        chart.dot(x, scale.at(share.value), "dot accent", share.tooltip, radius)
+    names = [(x, str(share.layer)) for x, share in zip(places, shares, strict=True)]
+    chart.x_axis("decoder layer", names[:: math.ceil(len(shares) / 12)])
+    return chart, scale
 
 
 def _row_height(rows: int) -> float:

@@ -5,7 +5,8 @@ It holds no time, no path of the machine and no run id, so that the same artifac
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -16,18 +17,14 @@ from camera.benchmark.report import BenchmarkReport, BenchmarkRow
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import dtype_name
 from camera.errors import CameraError
-from camera.evaluation.tasks import TaskResult
 from camera.files import read_json
-from camera.formats.quantized_model import SUMMARY_NAME, QuantizeReport, TensorRecord, parse_report
-from camera.pruning.decision import Pruned, read_scores
-from camera.report.damage import layer_damage
-from camera.report.importance import summarize_layer
-from camera.report.measurements import perplexities, score_text, task_results
+from camera.formats.quantized_model import SUMMARY_NAME, TensorRecord, parse_report
+from camera.pruning.decision import SUMMARY
+from camera.report.layers import layer_damage, layer_importance
 from camera.report.schema import (
     MODEL_IDS,
     Device,
     FallBack,
-    LayerImportance,
     ModelId,
     ModelRow,
     PruneSummary,
@@ -35,112 +32,105 @@ from camera.report.schema import (
     Results,
     TypeTotal,
 )
-from camera.report.task_scores import score_task, with_averages
+from camera.report.scores import perplexities, task_scores, with_averages
 
 _SHORT_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-_PARTS = {
-    "capture": "the calibration statistics",
-    "scores": "the importance scores",
-    "pruned": "the prune summary",
-    "saved": "the pruned checkpoint",
-    "quantized": "the quantised model",
-    "quantized/baseline": "the unpruned quantised baseline",
-    "benchmark": "the benchmark",
-}
 _QUANTIZED: dict[ModelId, str] = {"baseline": "quantized/baseline", "pruned+quantized": "quantized"}
 
 
+@dataclass(frozen=True)
+class RunFolders:
+    """What a run was and where its stages wrote."""
+
+    recipe: Mapping[str, Any]
+    source: Checkpoint
+    folders: Mapping[str, Path]
+    """By part: a key of `PARTS`, `evaluate/<model>/<text>` or `task/<model>/<task>`."""
+
+    @property
+    def titles(self) -> dict[ModelId, str]:
+        """What tables call the four models."""
+        return {
+            "original": "original",
+            "baseline": f"unpruned, {self.recipe.get('baseline', 'q4_0')}",
+            "pruned": "pruned",
+            "pruned+quantized": f"pruned, {self.recipe.get('quantize', {}).get('type', 'quantised')}",
+        }
+
+    def title(self, label: str) -> str:
+        """The title of a benchmark's model: the stage labels models by id; any other label is a title already."""
+        return next((title for model, title in self.titles.items() if model == label), label)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the folder of one stage adds to the results."""
+
+    words: str
+    """What is missing without it."""
+    gather: Callable[[RunFolders], dict[str, Any]] = lambda run: {}
+    """The fields of `Results` that it fills; called where the folder is there."""
+
+
 def collect_results(
-    *, name: str, recipe: dict[str, Any], folders: Mapping[str, Path], source_config: dict[str, Any]
+    *, name: str, recipe: dict[str, Any], folders: Mapping[str, Path], source: Checkpoint
 ) -> Results:
     """Gather the results of a run.
 
     Args:
         name: of the published model.
         recipe: what was run, as plain JSON.
-        folders: what the stages wrote: `capture`, `scores`, `pruned`, `saved`, `quantized`, `quantized/baseline`,
-            `benchmark`, and `evaluate/<model>/<text>` and `task/<model>/<task>` with a model of `MODEL_IDS`. A part that is not there is
-            missing from the results, and they say so.
-        source_config: config.json of the source model.
+        folders: what the stages wrote, by the parts of `PARTS`, and `evaluate/<model>/<text>` and `task/<model>/<task>`
+            with a model of `MODEL_IDS`. A part that is not there is missing from the results, and they say so.
+        source: the source model.
 
     Raises:
         CameraError: if a folder that is given does not hold what its stage writes.
     """
-    titles = model_titles(recipe)
-    report = _benchmark(folders.get("benchmark"))
-    evaluated, tasks = perplexities(folders), task_results(folders)
-    missing = [f"{words} ({part})" for part, words in _PARTS.items() if part not in folders]
-    if not evaluated:
+    run = RunFolders(recipe, source, folders)
+    fields: dict[str, Any] = {}
+    for key, part in PARTS.items():
+        if key in folders:
+            fields |= part.gather(run)
+    rows = with_averages(_model_rows(run))
+    missing = [f"{part.words} ({key})" for key, part in PARTS.items() if key not in folders]
+    if not any(row.perplexity for row in rows):
         missing.append("perplexity (evaluate)")
     return Results(
         name=name,
         base_model=_without_folders(str(recipe.get("model", "the source model"))),
-        model_type=str(source_config.get("model_type", "")),
-        layers=int(source_config["num_hidden_layers"]),
-        hidden_size=int(source_config["hidden_size"]),
+        model_type=str(source.config.get("model_type", "")),
+        layers=source.layer_count,
+        hidden_size=source.hidden_size,
         recipe=_without_folders(recipe),
-        models=tuple(with_averages(_model_rows(titles, folders, source_config, evaluated, tasks))),
-        prune=_prune_summary(folders),
-        importance=tuple(_importance(folders, int(source_config["num_hidden_layers"]))),
-        damage=layer_damage(folders.get("pruned")),
-        quantization=tuple(
-            _quantization(model, parse_report(folders[part] / SUMMARY_NAME))
-            for model, part in _QUANTIZED.items()
-            if part in folders
-        ),
-        benchmark=() if report is None else tuple(_speed(row, titles) for row in report.rows),
-        benchmark_baseline=None
-        if report is None or report.baseline is None
-        else _title(report.baseline, titles),
-        device=None if report is None else _device(report),
+        models=tuple(rows),
         missing=tuple(missing),
+        **fields,
     )
 
 
-def model_titles(recipe: Mapping[str, Any]) -> dict[ModelId, str]:
-    """What tables call the four models of a recipe."""
-    return {
-        "original": "original",
-        "baseline": f"unpruned, {recipe.get('baseline', 'q4_0')}",
-        "pruned": "pruned",
-        "pruned+quantized": f"pruned, {recipe.get('quantize', {}).get('type', 'quantised')}",
-    }
-
-
-def _model_rows(
-    titles: Mapping[ModelId, str],
-    folders: Mapping[str, Path],
-    source_config: dict[str, Any],
-    evaluated: Mapping[ModelId, Mapping[str, dict[str, Any]]],
-    tasks: Mapping[ModelId, Mapping[str, TaskResult]],
-) -> list[ModelRow]:
+def _model_rows(run: RunFolders) -> list[ModelRow]:
     """A row for every model of which anything is known."""
     facts: dict[ModelId, dict[str, Any]] = {}
-    if "saved" in folders:
-        saved = Checkpoint.open(folders["saved"])
-        facts["original"] = _checkpoint_facts(saved, int(source_config["intermediate_size"]))
+    if "saved" in run.folders:
+        saved = Checkpoint.open(run.folders["saved"])
+        facts["original"] = _checkpoint_facts(saved, run.source.ffn_width)
         facts["pruned"] = _checkpoint_facts(saved, saved.ffn_width)
     for model, part in _QUANTIZED.items():
-        if part in folders:
-            facts[model] = _quantized_facts(folders[part])
-    rows = []
-    for model in MODEL_IDS:
-        measured, answered = evaluated.get(model, {}), tasks.get(model, {})
-        if model in facts or measured or answered:
-            originals = evaluated.get("original", {})
-            references = {} if model == "original" else tasks.get("original", {})
-            rows.append(
-                ModelRow(
-                    id=model,
-                    title=titles[model],
-                    perplexity={
-                        text: score_text(found, originals.get(text)) for text, found in measured.items()
-                    },
-                    tasks={task: score_task(found, references.get(task)) for task, found in answered.items()},
-                    **facts.get(model, {}),
-                )
-            )
-    return rows
+        if part in run.folders:
+            facts[model] = _quantized_facts(run.folders[part])
+    perplexity, tasks = perplexities(run.folders), task_scores(run.folders)
+    return [
+        ModelRow(
+            id=model,
+            title=run.titles[model],
+            perplexity=perplexity.get(model, {}),
+            tasks=tasks.get(model, {}),
+            **facts.get(model, {}),
+        )
+        for model in MODEL_IDS
+        if model in facts or model in perplexity or model in tasks
+    ]
 
 
 def _checkpoint_facts(checkpoint: Checkpoint, ffn_width: int) -> dict[str, Any]:
@@ -165,46 +155,40 @@ def _checkpoint_facts(checkpoint: Checkpoint, ffn_width: int) -> dict[str, Any]:
 
 def _quantized_facts(folder: Path) -> dict[str, Any]:
     report = parse_report(folder / SUMMARY_NAME)
+    width = int(read_json(folder / "config.json")["intermediate_size"])
     return {
-        "type": report.type,
-        "ffn_width": int(read_json(folder / "config.json")["intermediate_size"]),
-        "parameters": report.parameters,
-        "bytes": report.bytes,
-        "bits_per_weight": report.bits_per_weight,
+        "ffn_width": width,
+        **report.model_dump(include={"type", "parameters", "bytes", "bits_per_weight"}),
     }
 
 
-def _prune_summary(folders: Mapping[str, Path]) -> PruneSummary | None:
-    if "pruned" not in folders:
-        return None
-    summary = read_json(folders["pruned"] / "prune.json")
-    captured = read_json(folders["capture"] / "capture.json") if "capture" in folders else {}
-    scored = read_json(folders["scores"] / "scores.json") if "scores" in folders else {}
+def _pruned(run: RunFolders) -> dict[str, Any]:
+    summary = read_json(run.folders["pruned"] / SUMMARY)
+    captured = read_json(run.folders["capture"] / "capture.json") if "capture" in run.folders else {}
+    scored = read_json(run.folders["scores"] / "scores.json") if "scores" in run.folders else {}
     wanted = ("ratio", "mode", "multiple_of", "width", "kept_width", "removed_share")
-    return PruneSummary(
+    prune = PruneSummary(
         **{key: summary[key] for key in wanted},
         reduce_ratio=scored.get("reduce_ratio"),
         propagate=captured.get("propagate"),
         calibration_samples=captured.get("samples"),
         calibration_tokens=captured.get("tokens"),
     )
+    return {"prune": prune, "damage": layer_damage(run.folders["pruned"])}
 
 
-def _importance(folders: Mapping[str, Path], count: int) -> list[LayerImportance]:
-    if "scores" not in folders:
-        return []
-    scores = read_scores(folders["scores"], count)
-    if "pruned" not in folders:
-        return [summarize_layer(layer, scores_F) for layer, scores_F in enumerate(scores)]
-    kept = Pruned.open(folders["pruned"]).kept()
-    shares = read_json(folders["pruned"] / "prune.json")["importance_kept_share"]
-    return [
-        summarize_layer(layer, *of_layer)
-        for layer, of_layer in enumerate(zip(scores, kept, shares, strict=True))
-    ]
+def _scores(run: RunFolders) -> dict[str, Any]:
+    pruned = run.folders.get("pruned")
+    return {"importance": layer_importance(run.folders["scores"], pruned, run.source.layer_count)}
 
 
-def _quantization(model: ModelId, report: QuantizeReport) -> Quantization:
+def _quantized(run: RunFolders) -> dict[str, Any]:
+    models = [(model, run.folders[part]) for model, part in _QUANTIZED.items() if part in run.folders]
+    return {"quantization": tuple(_quantization(model, folder) for model, folder in models)}
+
+
+def _quantization(model: ModelId, folder: Path) -> Quantization:
+    report = parse_report(folder / SUMMARY_NAME)
     by_type: dict[str, list[TensorRecord]] = defaultdict(list)
     for record in report.tensors:
         by_type[record.type].append(record)
@@ -228,36 +212,41 @@ def _quantization(model: ModelId, report: QuantizeReport) -> Quantization:
     )
 
 
-def _benchmark(folder: Path | None) -> BenchmarkReport | None:
-    if folder is None:
-        return None
-    path = folder / "benchmark.json"
+def _benchmark(run: RunFolders) -> dict[str, Any]:
+    path = run.folders["benchmark"] / "benchmark.json"
     try:
-        return BenchmarkReport.model_validate(read_json(path))
+        report = BenchmarkReport.model_validate(read_json(path))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise CameraError(f"{path} is no benchmark of this version ({where}): run it again") from None
+        raise CameraError(f"{path} does not fit this version ({where}): run the benchmark again") from None
+
+    def row(measured: BenchmarkRow) -> BenchmarkRow:
+        failure = None if measured.failure is None else _without_folders(measured.failure)
+        return measured.model_copy(update={"model": run.title(measured.model), "failure": failure})
+
+    return {
+        "benchmark": tuple(row(measured) for measured in report.rows),
+        "benchmark_baseline": None if report.baseline is None else run.title(report.baseline),
+        "device": Device(
+            name=str(report.device.get("name", "unknown")),
+            kind=str(report.device.get("kind", "unknown")),
+            threads=report.options["threads"] or report.device.get("threads"),
+            versions=report.versions,
+            bandwidth_bytes_per_second=report.bandwidth_bytes_per_second,
+        ),
+    }
 
 
-def _speed(row: BenchmarkRow, titles: Mapping[ModelId, str]) -> BenchmarkRow:
-    failure = None if row.failure is None else _without_folders(row.failure)
-    return row.model_copy(update={"model": _title(row.model, titles), "failure": failure})
-
-
-def _title(label: str, titles: Mapping[ModelId, str]) -> str:
-    """The title of a benchmark's model: the stage labels models by id; any other label is a title already."""
-    return next((title for model, title in titles.items() if model == label), label)
-
-
-def _device(report: BenchmarkReport) -> Device:
-    return Device(
-        name=str(report.device.get("name", "unknown")),
-        kind=str(report.device.get("kind", "unknown")),
-        threads=report.options["threads"] or report.device.get("threads"),
-        versions=report.versions,
-        bandwidth_bytes_per_second=report.bandwidth_bytes_per_second,
-    )
-
+PARTS = {
+    "capture": Part("the calibration statistics"),
+    "scores": Part("the importance scores", _scores),
+    "pruned": Part("the prune summary", _pruned),
+    "saved": Part("the pruned checkpoint"),
+    "quantized": Part("the quantised model", _quantized),
+    "quantized/baseline": Part("the unpruned quantised baseline", _quantized),
+    "benchmark": Part("the benchmark", _benchmark),
+}
+"""By the name under which the report's stage is given a stage's folder. A new stage adds its own."""
 
 _ABSOLUTE = re.compile(r"(?<![\w.~/:\\-])(?:/|[A-Za-z]:\\)(?:[^\s:'\",]+[/\\])+")
 
@@ -270,8 +259,7 @@ def _without_folders(value: Any) -> Any:
         return [_without_folders(entry) for entry in value]
     if not isinstance(value, str):
         return value
-    if PurePosixPath(value).is_absolute():
-        return PurePosixPath(value).name or value
-    if PureWindowsPath(value).is_absolute():
-        return PureWindowsPath(value).name or value
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(value).is_absolute():
+            return kind(value).name or value
     return _ABSOLUTE.sub("", value)

@@ -101,46 +101,49 @@ def render_html(results: Results, lineage: Mapping[str, Any] | None = None) -> s
 
 def flat_rows(results: Results) -> Iterator[tuple[str, str, str, float | int | str]]:
     """Every number of the tables: model, quantity, of what (text; or engine, prompt and length), value."""
-    for row in results.models:
-        for quantity in ("type", "ffn_width", "parameters", "bytes", "bits_per_weight"):
-            if (value := getattr(row, quantity)) is not None:
-                yield row.title, quantity, "", value
-        for dataset, score in row.perplexity.items():
-            yield row.title, "perplexity", dataset, score.value
-            if score.change is not None:
-                yield row.title, "perplexity_change", dataset, score.change
-        for task, answered in row.tasks.items():
-            yield row.title, "documents", task, answered.documents
-            yield from _accuracy_rows(row.title, task, answered.metrics)
-        yield from _accuracy_rows(row.title, "average", row.task_average)
-    if results.gate is not None and results.product is not None:
-        yield results.product.title, "gate", "", results.gate.verdict
-    for timed in results.benchmark:
-        of = f"{timed.engine} prompt={timed.prompt} decode={timed.decode}"
-        for quantity in ("prefill_ms", "decode_ms"):
-            if (spread := getattr(timed, quantity)) is not None:
-                yield timed.model, quantity, of, spread.median
-                yield timed.model, f"{quantity}_low", of, spread.low
-                yield timed.model, f"{quantity}_high", of, spread.high
-        for quantity in ("tokens_per_second", "prefill_speedup", "decode_speedup", "peak_bytes", "failure"):
-            if (value := getattr(timed, quantity)) is not None:
-                yield timed.model, quantity, of, value
-
-
-def _accuracy_rows(
-    title: str, of: str, metrics: Mapping[str, Accuracy]
-) -> Iterator[tuple[str, str, str, float | int | str]]:
-    for name, score in metrics.items():
-        quantities = {"": score.value, "_standard_error": score.standard_error}
-        if score.change is not None:
-            quantities |= {
-                f"_{field}": getattr(score.change, field)
-                for field in ("difference", "gained", "lost", "p_value")
-            }
-            quantities["_difference_standard_error"] = score.change.standard_error
+    for title, of, quantities in _quantities(results):
         for quantity, value in quantities.items():
             if value is not None:
-                yield title, name + quantity, of, value
+                yield title, quantity, of, value
+
+
+def _quantities(results: Results) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for row in results.models:
+        yield (
+            row.title,
+            "",
+            row.model_dump(include={"type", "ffn_width", "parameters", "bytes", "bits_per_weight"}),
+        )
+        for dataset, score in row.perplexity.items():
+            yield row.title, dataset, {"perplexity": score.value, "perplexity_change": score.change}
+        for task, answered in row.tasks.items():
+            yield row.title, task, {"documents": answered.documents, **_accuracies(answered.metrics)}
+        yield row.title, "average", _accuracies(row.task_average)
+    if results.gate is not None and results.product is not None:
+        yield results.product.title, "", {"gate": results.gate.verdict}
+    for timed in results.benchmark:
+        found: dict[str, Any] = {}
+        for quantity in ("prefill_ms", "decode_ms"):
+            if (spread := getattr(timed, quantity)) is not None:
+                found |= {
+                    quantity: spread.median,
+                    f"{quantity}_low": spread.low,
+                    f"{quantity}_high": spread.high,
+                }
+        for quantity in ("tokens_per_second", "prefill_speedup", "decode_speedup", "peak_bytes", "failure"):
+            found[quantity] = getattr(timed, quantity)
+        yield timed.model, f"{timed.engine} prompt={timed.prompt} decode={timed.decode}", found
+
+
+def _accuracies(metrics: Mapping[str, Accuracy]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, score in metrics.items():
+        found |= {name: score.value, f"{name}_standard_error": score.standard_error}
+        if (change := score.change) is not None:
+            for field in ("difference", "gained", "lost", "p_value"):
+                found[f"{name}_{field}"] = getattr(change, field)
+            found[f"{name}_difference_standard_error"] = change.standard_error
+    return found
 
 
 def _perplexity_bars(results: Results, dataset: str) -> Bars:
@@ -156,27 +159,22 @@ def _perplexity_bars(results: Results, dataset: str) -> Bars:
 
 def _perplexity_by_size(results: Results) -> Iterator[tuple[str, str]]:
     """Title and drawing for every text on which two models or more were measured whose size is known."""
-    for dataset in results.datasets:
-        sized = [
-            (row, row.bytes, row.perplexity[dataset].value)
-            for row in results.models
-            if row.bytes is not None and words.drawable(row, dataset)
-        ]
-        if len(sized) < 2:
-            continue
-        scale, unit = words.size_unit(max(size for _, size, _ in sized))
-        title = f"Perplexity on {dataset} against size"
+    for text in results.datasets:
+        models = [row for row in results.models if row.bytes is not None and words.drawable(row, text)]
+        scale, unit = words.size_unit(max((row.bytes or 0 for row in models), default=1))
+        title = f"Perplexity on {text} against size"
         dots = [
             charts.Dot(
                 row.title,
-                f"{row.title}: {words.score_words(row, dataset)}, {bytes_text(size)}",
-                size / scale,
-                value,
+                f"{row.title}: {words.score_words(row, text)}, {bytes_text(row.bytes or 0)}",
+                (row.bytes or 0) / scale,
+                row.perplexity[text].value,
                 strong=row == results.product,
             )
-            for row, size, value in sized
+            for row in models
         ]
-        yield title, charts.scatter(title, dots, f"size, {unit}")
+        if len(dots) > 1:
+            yield title, charts.scatter(title, dots, f"size, {unit}")
 
 
 def _speed_bars(results: Results) -> Iterator[Bars]:
@@ -212,16 +210,16 @@ def _speed_bar(row: BenchmarkRow, quantity: str, *, strong: bool) -> Bar | None:
 
 
 def _importance_grid(results: Results) -> Grid:
-    rows = (
+    columns = ("layer", "minimum", "1st quartile", "median", "3rd quartile", "maximum", "importance kept")
+    rows = [
         (
             str(layer.layer),
             *(f"{value:.3g}" for value in layer.quartiles),
             "–" if layer.kept_importance is None else words.percent(layer.kept_importance, 2),
         )
         for layer in results.importance
-    )
-    quartiles = ("minimum", "1st quartile", "median", "3rd quartile", "maximum")
-    return Grid("", ("layer", *quartiles, "importance kept"), tuple(rows), words=1)
+    ]
+    return Grid("", columns, tuple(rows), words=1)
 
 
 def _quantization_grids(results: Results, quantization: Quantization) -> tuple[Grid, Grid]:
@@ -233,12 +231,8 @@ def _quantization_grids(results: Results, quantization: Quantization) -> tuple[G
     )
     fall_backs = tuple((entry.tensor, entry.stored, entry.reason) for entry in quantization.fall_backs)
     tensors = f"{len(fall_backs)} tensor{'' if len(fall_backs) == 1 else 's'}"
+    title = quantization.model if row is None else row.title
     return (
-        Grid(
-            quantization.model if row is None else row.title,
-            ("type", "tensors", "parameters", "size"),
-            types,
-            words=1,
-        ),
+        Grid(title, ("type", "tensors", "parameters", "size"), types, words=1),
         Grid(tensors, ("tensor", "stored as", "because"), fall_backs, words=3),
     )

@@ -107,7 +107,7 @@ class PruneSummary(Result):
     width: int
     """FFN channels before."""
     kept_width: int
-    """FFN channels that stay; where layers differ, of the widest."""
+    """FFN channels that stay in every layer."""
     removed_share: float
     """Of all channels: what rounding left of the ratio."""
     reduce_ratio: float | None = None
@@ -116,18 +116,6 @@ class PruneSummary(Result):
     """`one-shot` or `sequential`."""
     calibration_samples: int | None = None
     calibration_tokens: int | None = None
-
-    @property
-    def mean_width(self) -> int:
-        """FFN channels that stay in a layer on average."""
-        return round(self.width * (1 - self.removed_share))
-
-    @property
-    def averaged(self) -> str:
-        """What to say behind the mean width where layers differ."""
-        if self.mean_width == self.kept_width:
-            return ""
-        return " on average" + (f", padded to {self.kept_width}" if self.mode == "physical" else "")
 
 
 class LayerImportance(Result):
@@ -145,15 +133,15 @@ class LayerImportance(Result):
 
 
 class LayerDamage(Result):
-    """What cutting one decoder layer cost its FFN output, on calibration tokens that no refit was fitted to."""
+    """What pruning one decoder layer cost its FFN output, on calibration tokens that no refit was fitted to."""
 
     layer: int
     step: int = 1
-    """Of a prune in several steps, the last that cut it: both errors are against the model before that step."""
+    """Always 1; results of older versions may have been pruned in several."""
     plain: float
-    """Share of the output's energy that plain CAMERA's cut loses."""
+    """Share of the output's energy that CAMERA's choice loses, without a refit."""
     kept: float
-    """The same of the cut that was kept."""
+    """The same of what was kept."""
     refitted: bool
 
 

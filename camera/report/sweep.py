@@ -152,7 +152,7 @@ def read_sweep(path: Path) -> SweepResults:
 
 
 def summary(results: SweepResults) -> str:
-    """One sentence: how many members, how many failed, and which are worth a look."""
+    """One sentence: how many members, how many failed, and which are on the front."""
     count, failed = len(results.rows), len(results.failed)
     best = [row.label for row in results.rows if row.on_front]
     rejected = sum(row.gate == "failed" for row in results.rows)

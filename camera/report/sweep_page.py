@@ -1,8 +1,8 @@
 """The report of a sweep: one HTML file that needs nothing beside it, tables, and the same results as JSON and CSV."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
@@ -64,48 +64,22 @@ def sweep_markdown(results: SweepResults) -> str:
     return grid_markdown(sweep_grid(results)) + "\n"
 
 
-class Cell(NamedTuple):
-    """What is shown, and what it is sorted by."""
-
-    shown: str
-    key: float | str | None = None
-
-
 def sweep_grid(results: SweepResults, *, with_varied: bool = True) -> Grid:
     """The references, then every member in the order of the sweep: what varies, size, quality, speed, verdicts."""
     rows = [*results.reference_rows, *results.rows]
     varied = results.varied if with_varied else ()
-    columns: list[tuple[str, Callable[[SweepRow], Cell]]] = [
-        ("model", lambda row: Cell(row.label, row.label))
-    ]
-    columns += [(_head(field, results.varied), _varied_cell(field)) for field in varied]
-    columns += [
-        ("FFN", _model_cell(lambda model: model.ffn_width, lambda model: str(model.ffn_width))),
-        ("size", _model_cell(lambda model: model.bytes, lambda model: bytes_text(model.bytes or 0))),
-        (
-            "bits/w",
-            _model_cell(lambda model: model.bits_per_weight, lambda model: f"{model.bits_per_weight:.2f}"),
-        ),
-        *((f"ppl {text}", _score_cell(text)) for text in results.texts),
-    ]
-    if any(row.model is not None and row.model.task_average for row in rows):
-        columns.append(
-            ("tasks", _model_cell(_task_average, lambda model: accuracy_words(model.task_average.get("acc"))))
-        )
-    columns.append(("decode ms", _decode_cell))
-    if any(row.gate is not None for row in rows):
-        columns.append(
-            (
-                "gate",
-                lambda row: Cell(row.gate or ("–" if row.varied else ""), row.gate if row.varied else None),
-            )
-        )
-    columns.append(("front", _front_cell))
-    cells = [[cell(row) for _, cell in columns] for row in rows]
+    columns = ("model", *(_head(field, results.varied) for field in varied), "FFN", "size", "bits/w")
+    columns += (*(f"ppl {text}" for text in results.texts), "tasks", "decode ms", "gate", "front")
+    cells = [_cells(row, varied, results.texts) for row in rows]
+    has_tasks = any(row.model is not None and row.model.task_average for row in rows)
+    has_gate = any(row.gate is not None for row in rows)
+    last = len(columns)
+    hidden = {index for index, has in ((last - 4, has_tasks), (last - 2, has_gate)) if not has}
+    shown = [index for index in range(last) if index not in hidden]
     return Grid(
         results.name if with_varied else "",
-        tuple(head for head, _ in columns),
-        tuple(tuple(cell.shown for cell in line) for line in cells),
+        tuple(columns[index] for index in shown),
+        tuple(tuple(line[index][0] for index in shown) for line in cells),
         words=1 + len(varied),
         strong=tuple(index for index, row in enumerate(rows) if row.varied and row.on_front),
         notes=tuple(
@@ -113,7 +87,7 @@ def sweep_grid(results: SweepResults, *, with_varied: bool = True) -> Grid:
             for row in rows
             if row.failure or row.gate_reasons
         ),
-        sort_keys=tuple(tuple(cell.key for cell in line) for line in cells),
+        sort_keys=tuple(tuple(line[index][1] for index in shown) for line in cells),
     )
 
 
@@ -147,31 +121,38 @@ def _head(field: str, varied: tuple[str, ...]) -> str:
     return name if last.count(name) == 1 and name != "model" else field
 
 
-def _varied_cell(field: str) -> Callable[[SweepRow], Cell]:
-    def cell(row: SweepRow) -> Cell:
-        if not row.varied:
-            return Cell("")
-        value = row.varied.get(field)
-        return Cell(str(value), value if isinstance(value, int | float) else str(value))
+def _cells(row: SweepRow, varied: tuple[str, ...], texts: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """What is shown in each column, and what it is sorted by."""
+    model = row.model
 
-    return cell
+    def measured(key: Any, words: str) -> tuple[str, Any]:
+        return ("–", None) if key is None else (words, key)
 
-
-def _model_cell(
-    value: Callable[[ModelRow], float | None], shown: Callable[[ModelRow], str]
-) -> Callable[[SweepRow], Cell]:
-    def cell(row: SweepRow) -> Cell:
-        key = None if row.model is None else value(row.model)
-        return Cell("–" if row.model is None or key is None else shown(row.model), key)
-
-    return cell
-
-
-def _score_cell(text: str) -> Callable[[SweepRow], Cell]:
-    return _model_cell(
-        lambda model: model.perplexity[text].value if text in model.perplexity else None,
-        lambda model: score_words(model, text),
-    )
+    values = [row.varied.get(field, "") for field in varied]
+    cells: list[tuple[str, Any]] = [(row.label, row.label)]
+    cells += [
+        (str(value), value if isinstance(value, int | float) else str(value) or None) for value in values
+    ]
+    if model is None:
+        cells += [("–", None)] * (4 + len(texts))
+    else:
+        scores = {text: score.value for text, score in model.perplexity.items()}
+        cells += [
+            measured(model.ffn_width, str(model.ffn_width)),
+            measured(model.bytes, bytes_text(model.bytes or 0)),
+            measured(model.bits_per_weight, f"{model.bits_per_weight or 0:.2f}"),
+            *(measured(scores.get(text), score_words(model, text)) for text in texts),
+            measured(_task_average(model), accuracy_words(model.task_average.get("acc"))),
+        ]
+    speedup = "" if row.decode_speedup is None else f" ({row.decode_speedup:.2f}×)"
+    shown = f"{milliseconds(row.decode_ms or 0)}{speedup}{'*' if row.noisy else ''}"
+    cells += [
+        measured(row.decode_ms, shown),
+        measured(row.gate, row.gate or "") if row.varied else ("", None),
+    ]
+    if row.failure is not None and model is None:
+        return [*cells, ("failed", None)]
+    return [*cells, (FRONT, 1) if row.on_front else ("", None)]
 
 
 def _task_average(model: ModelRow) -> float | None:
@@ -179,46 +160,30 @@ def _task_average(model: ModelRow) -> float | None:
     return None if average is None else average.value
 
 
-def _decode_cell(row: SweepRow) -> Cell:
-    if row.decode_ms is None:
-        return Cell("–")
-    speedup = "" if row.decode_speedup is None else f" ({row.decode_speedup:.2f}×)"
-    return Cell(f"{milliseconds(row.decode_ms)}{speedup}{'*' if row.noisy else ''}", row.decode_ms)
-
-
-def _front_cell(row: SweepRow) -> Cell:
-    if row.failure is not None and row.model is None:
-        return Cell("failed")
-    return Cell(FRONT, 1) if row.on_front else Cell("")
-
-
 def _by_size(results: SweepResults, text: str) -> Iterator[tuple[str, str]]:
     """Title and drawing, if there is a member to draw."""
     members = _measured(results.rows, text)
     if not members:
         return
-    largest = max(model.bytes or 0 for _, model in members)
-    references = _measured(results.reference_rows, text)
-    near = [(row, model) for row, model in references if (model.bytes or 0) <= _FAR * largest]
-    far = [
-        (value, f"{model.title}: {perplexity_words(value)} at {bytes_text(model.bytes or 0)}")
-        for row, model in references
-        if (row, model) not in near and (value := model.perplexity[text].value)
-    ]
+    largest = max(size for _, _, size in members)
     scale, unit = size_unit(largest)
-    dots = [
-        _dot(row, model, text, (model.bytes or 0) / scale, bytes_text(model.bytes or 0))
-        for row, model in near + members
-    ]
+    level = None
+    dots = []
+    for row, model, size in [*_measured(results.reference_rows, text), *members]:
+        value = model.perplexity[text].value
+        if size <= _FAR * largest:
+            dots.append(_dot(row, model, text, size / scale, bytes_text(size)))
+        elif level is None:
+            level = value, f"{model.title}: {perplexity_words(value)} at {bytes_text(size)}"
     title = f"Perplexity on {text} against size"
-    yield title, scatter(title, dots, f"size, {unit}", far[0] if far else None, front=True)
+    yield title, scatter(title, dots, f"size, {unit}", level, front=True)
 
 
 def _by_time(results: SweepResults, text: str) -> Iterator[tuple[str, str]]:
     """Title and drawing, if there are two members to compare."""
     dots = [
         _dot(row, model, text, row.decode_ms, f"{milliseconds(row.decode_ms)} ms per token")
-        for row, model in _measured(results.rows, text)
+        for row, model, _ in _measured(results.rows, text)
         if row.decode_ms
     ]
     title = f"Perplexity on {text} against decoding time"
@@ -226,10 +191,10 @@ def _by_time(results: SweepResults, text: str) -> Iterator[tuple[str, str]]:
         yield title, scatter(title, dots, "decoding, ms per token")
 
 
-def _measured(rows: tuple[SweepRow, ...], text: str) -> list[tuple[SweepRow, ModelRow]]:
-    """The rows with size and perplexity."""
+def _measured(rows: tuple[SweepRow, ...], text: str) -> list[tuple[SweepRow, ModelRow, int]]:
+    """The rows with perplexity and size, their models and their sizes."""
     return [
-        (row, row.model)
+        (row, row.model, row.model.bytes)
         for row in rows
         if row.model is not None and row.model.bytes and drawable(row.model, text)
     ]

@@ -12,7 +12,7 @@ from camera.units import bytes_text
 def render(template: str, **content: Any) -> str:
     """Fill one of the templates beside this file. Equal content gives equal bytes.
 
-    In a page all that is filled in is escaped; in Markdown, what comes from outside goes through the filter `plain`.
+    In a page everything is escaped; in Markdown, text from outside passes the filter `plain`.
     """
     environment = Environment(
         loader=PackageLoader("camera", "report"),

@@ -89,7 +89,7 @@ def prune_words(prune: PruneSummary) -> str:
     if not prune.removed_share:
         return "No FFN channel removed"
     done = "removed" if prune.mode == "physical" else "set to zero"
-    return f"{percent(prune.removed_share)} of the FFN channels {done} ({prune.width} → {prune.mean_width} per layer{prune.averaged})"
+    return f"{percent(prune.removed_share)} of the FFN channels {done} ({prune.width} → {prune.kept_width} per layer)"
 
 
 def quoted_row(results: Results) -> BenchmarkRow | None:
@@ -108,13 +108,21 @@ def verdict(results: Results) -> str:
     parts = ["No pruning recorded" if results.prune is None else prune_words(results.prune)]
     product, original = results.product, results.row("original")
     if product and original and product.bytes and original.bytes:
-        parts.append(
-            f"{_product_name(product)}, {percent(product.bytes / original.bytes, 0)} of the original's size"
-        )
-    parts.append(_perplexity_part(results, product))
-    parts += _task_part(results, product)
+        name = f"stored as {product.type}" if product.type else product.title
+        parts.append(f"{name}, {percent(product.bytes / original.bytes, 0)} of the original's size")
+    changes = [
+        f"{change_words(score.change)} on {text}"
+        for text, score in (product.perplexity.items() if product else ())
+        if score.change is not None
+    ]
+    parts.append(
+        f"perplexity {', '.join(changes)} against the original" if changes else "perplexity not measured"
+    )
+    if product and (change := product.task_change) is not None:
+        points = f"{points_words(change.difference)}{_error_words(change.standard_error)} points"
+        parts.append(f"{tasks_words(results)} {points} against the original")
     quoted = quoted_row(results)
-    if quoted is not None and quoted.decode_speedup is not None:
+    if quoted is not None:
         parts.append(
             f"decode {quoted.decode_speedup:.2f} × as fast as {results.benchmark_baseline} "
             f"({quoted.engine}, {quoted.decode} tokens{', a noisy measurement' if quoted.noisy else ''})"
@@ -122,27 +130,6 @@ def verdict(results: Results) -> str:
     else:
         parts.append("speed not measured")
     return "; ".join(parts) + "."
-
-
-def _product_name(product: ModelRow) -> str:
-    return f"stored as {product.type}" if product.type else product.title
-
-
-def _perplexity_part(results: Results, product: ModelRow | None) -> str:
-    changes = [
-        f"{change_words(score.change)} on {text}"
-        for text, score in (product.perplexity.items() if product else ())
-        if score.change is not None
-    ]
-    return f"perplexity {', '.join(changes)} against the original" if changes else "perplexity not measured"
-
-
-def _task_part(results: Results, product: ModelRow | None) -> list[str]:
-    change = None if product is None else product.task_change
-    if change is None:
-        return []
-    error = _error_words(change.standard_error)
-    return [f"{tasks_words(results)} {points_words(change.difference)}{error} points against the original"]
 
 
 def tasks_words(results: Results) -> str:

@@ -27,9 +27,7 @@ def run(context: Context) -> dict[str, float]:
     folders = dict(context.inputs)
     source = Checkpoint.open(folders.pop("model"))
     asked = context.options.of(ReportOptions)
-    results = collect_results(
-        name=asked.name, recipe=asked.recipe, folders=folders, source_config=source.config
-    )
+    results = collect_results(name=asked.name, recipe=asked.recipe, folders=folders, source=source)
     if asked.require is not None:
         results = results.model_copy(update={"gate": judge(results, asked.require)})
     write_report(results, context.out, lineage=context.lineage)

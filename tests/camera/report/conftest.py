@@ -38,9 +38,7 @@ class Run:
     def results(self, *, name: str = "tiny-camera", without: tuple[str, ...] = ()) -> Results:
         """The results, as if the parts whose names start with one of `without` had not run."""
         folders = {key: path for key, path in self.folders.items() if not key.startswith(without or ("-",))}
-        return collect_results(
-            name=name, recipe=self.recipe, folders=folders, source_config=self.source.config
-        )
+        return collect_results(name=name, recipe=self.recipe, folders=folders, source=self.source)
 
 
 @pytest.fixture(scope="session")

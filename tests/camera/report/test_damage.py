@@ -9,8 +9,8 @@ import torch
 from camera.files import read_json, write_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.prune_checkpoint import prune_checkpoint
-from camera.report.damage import layer_damage
 from camera.report.html import render_html
+from camera.report.layers import layer_damage
 from tests.camera.report.conftest import Run
 from tests.tiny import TOKENS
 
@@ -48,7 +48,7 @@ def test_a_refused_layer_has_the_error_of_the_plain_cut(run: Run, refitted: Path
 
 def test_a_plain_prune_has_none_and_no_chart(run: Run) -> None:
     results = run.results()
-    assert layer_damage(run.folders["pruned"]) == layer_damage(None) == results.damage == ()
+    assert layer_damage(run.folders["pruned"]) == results.damage == ()
     assert "damage" not in results.model_dump()
     assert "Damage by layer" not in render_html(results)
 

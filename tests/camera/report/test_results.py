@@ -10,7 +10,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.pruning.decision import Pruned, read_scores
-from camera.report.importance import BINS, CURVE_POINTS
+from camera.report.layers import BINS, CURVE_POINTS
 from camera.report.schema import MODEL_IDS, read_results
 from tests.camera.report.conftest import TEXT, Run
 

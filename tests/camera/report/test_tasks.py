@@ -15,8 +15,8 @@ from camera.files import write_json
 from camera.report.card import CardFacts, render_card
 from camera.report.html import flat_rows, render_html, write_report
 from camera.report.schema import MODEL_IDS, ModelId, Results, read_results
+from camera.report.scores import score_task
 from camera.report.table import grids, results_markdown, results_table, task_grid
-from camera.report.task_scores import score_task
 from camera.report.words import accuracy_words, points_words, verdict
 from tests.camera.evaluation.conftest import arc_rows, boolq_rows, write_rows
 from tests.camera.report.conftest import TEXT, Run

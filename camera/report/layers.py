@@ -1,0 +1,68 @@
+"""What is known of each decoder layer, small enough to draw: importance, which channels stay, and what that cost."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from camera.files import read_json
+from camera.pruning.decision import SUMMARY, Pruned, read_scores
+from camera.report.schema import LayerDamage, LayerImportance
+
+CURVE_POINTS = 64
+BINS = 256
+
+
+def layer_importance(scored: Path, pruned: Path | None, count: int) -> tuple[LayerImportance, ...]:
+    """Quantiles and sorted curve of each layer's importance, and which channels stay.
+
+    Args:
+        scored: what `score` wrote.
+        pruned: what `prune` wrote, if anything was pruned.
+        count: of decoder layers.
+    """
+    scores = read_scores(scored, count)
+    kept: list[torch.Tensor] | list[None] = [None] * count
+    shares: list[Any] = [None] * count
+    if pruned is not None:
+        kept, shares = Pruned.open(pruned).kept(), read_json(pruned / SUMMARY)["importance_kept_share"]
+    return tuple(
+        LayerImportance(
+            layer=layer,
+            quartiles=tuple(float(value) for value in np.quantile(scores_F.numpy(), (0, 0.25, 0.5, 0.75, 1))),
+            curve=_curve(scores_F.numpy()),
+            kept_importance=share,
+            kept_bins=() if kept_K is None else _bins(len(scores_F), kept_K.numpy()),
+        )
+        for layer, (scores_F, kept_K, share) in enumerate(zip(scores, kept, shares, strict=True))
+    )
+
+
+def layer_damage(pruned: Path) -> tuple[LayerDamage, ...]:
+    """What pruning cost the output of every layer, as far as `prune.json` records it.
+
+    Args:
+        pruned: what `prune` wrote.
+    """
+    damage = []
+    for decision in read_json(pruned / SUMMARY).get("decisions", []):
+        plain, tried = decision["error_camera"], decision["error"]
+        if plain is not None:
+            kept = plain if decision["fallback"] or tried is None else tried
+            damage.append(
+                LayerDamage(layer=decision["layer"], plain=plain, kept=kept, refitted=decision["refitted"])
+            )
+    return tuple(damage)
+
+
+def _curve(scores_F: np.ndarray[Any, Any]) -> tuple[float, ...]:
+    ranks = np.linspace(0, len(scores_F) - 1, min(CURVE_POINTS, len(scores_F))).round().astype(int)
+    # Five digits draw any curve, and keep results.json small.
+    return tuple(float(f"{value:.5g}") for value in np.sort(scores_F)[::-1][ranks])
+
+
+def _bins(width: int, kept_K: np.ndarray[Any, Any]) -> tuple[float, ...]:
+    mask_F = np.zeros(width)
+    mask_F[kept_K] = 1
+    return tuple(round(float(part.mean()), 3) for part in np.array_split(mask_F, min(BINS, width)))
