@@ -4,7 +4,7 @@ An artifact that was evicted is made again only if a step that must run needs it
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.pipeline import Pipeline
@@ -67,51 +67,47 @@ class _ContentChangedError(Exception):
     """An evicted artifact was made again, and its content is not what its manifest said."""
 
 
+@dataclass
 class _Resolution:
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        look: Look,
-        store: Store | None,
-        perform: Perform | None = None,
-        in_use: Callable[[str], None] = lambda key: None,
-    ) -> None:
-        self._pipeline, self._look, self._store = pipeline, look, store
-        self._perform, self._in_use = perform, in_use
-        self._found: dict[str, Resolved] = {}
+    pipeline: Pipeline
+    look: Look
+    store: Store | None
+    perform: Perform | None = None
+    in_use: Callable[[str], None] = lambda key: None
+    found: dict[str, Resolved] = field(default_factory=dict)
 
     def all(self) -> dict[str, Resolved]:
-        for step in self._pipeline.steps:
+        for step in self.pipeline.steps:
             request = self._request(step)
             if request is None:
                 self._make(step, "after")
                 continue
-            self._in_use(request.key)
-            artifact = self._look(request)
-            if artifact is None and self._store is not None and step.name not in self._pipeline.results:
-                artifact = self._store.evicted(step.stage.name, request.key)
+            self.in_use(request.key)
+            artifact = self.look(request)
+            if artifact is None and self.store is not None and step.name not in self.pipeline.results:
+                artifact = self.store.evicted(step.stage.name, request.key)
             if artifact is None:
                 self._make(step, "run")
             else:
                 state: State = "evicted" if artifact.evicted else "cached"
-                self._found[step.name] = Resolved(step, state, request, artifact)
-        return self._found
+                self.found[step.name] = Resolved(step, state, request, artifact)
+        return self.found
 
     def _request(self, step: Step) -> Request | None:
         """The request of a step if the artifacts that it reads are known."""
-        known = {name: each.artifact for name, each in self._found.items() if each.artifact is not None}
+        known = {name: each.artifact for name, each in self.found.items() if each.artifact is not None}
         return step.request(known) if all(name in known for name in step.needs) else None
 
     def _make(self, step: Step, state: State) -> None:
         """Have a step run, after those whose evicted artifacts it reads."""
         request = self._request(step)
-        evicted = [each for name in step.needs if (each := self._found[name]).state == "evicted"]
-        if not (evicted and self._perform and self._store and request and find(self._store, request)):
-            for earlier in sorted(evicted, key=lambda each: self._pipeline.steps.index(each.step)):
+        evicted = [each for name in step.needs if (each := self.found[name]).state == "evicted"]
+        if not (evicted and self.perform and self.store and request and find(self.store, request)):
+            for earlier in sorted(evicted, key=lambda each: self.pipeline.steps.index(each.step)):
                 self._make(earlier.step, state)
-                again, known = self._found[earlier.step.name].artifact, earlier.artifact
+                again, known = self.found[earlier.step.name].artifact, earlier.artifact
                 if again is not None and known is not None and again.digest != known.digest:
                     raise _ContentChangedError
         request = self._request(step)
-        artifact = self._perform(step, request) if self._perform and request else None
-        self._found[step.name] = Resolved(step, state, request, artifact)
+        artifact = self.perform(step, request) if self.perform and request else None
+        self.found[step.name] = Resolved(step, state, request, artifact)

@@ -20,7 +20,7 @@ from camera.options import (
     Setting,
 )
 from camera.yaml_text import parse_yaml
-from tasks.sweep_options import SweepOptions
+from tasks.options import SweepOptions
 
 
 class TrackingOptions(Options):

@@ -11,13 +11,13 @@ from typing import Any
 
 from camera.digests import digest_json
 from camera.errors import CameraError
+from tasks.options import SweepOptions
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.plan import resolve
 from tasks.recipe import Recipe, check_recipe, load_recipe, put, wrong_fields
 from tasks.sources import Sources, find_sources
 from tasks.stage import Request
 from tasks.store import Artifact, Store
-from tasks.sweep_options import SweepOptions
 
 _PLAIN = ("quantize.type", "quantize.method", "capture.propagate", "prune.mode", "prune.method")
 """Fields whose values say by themselves what they are."""

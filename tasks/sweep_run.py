@@ -22,7 +22,7 @@ from tasks.stages import publish
 from tasks.stages.sweep import STAGE, MemberOptions, SweepReportOptions
 from tasks.store import Artifact, Store
 from tasks.sweep import Member, MemberPlan, Sweep, plan_sweep, stored, sweep_key
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, Untracked, tracked
 
 _log = logging.getLogger("camera.sweep")
 
@@ -95,50 +95,30 @@ def run_sweep(
         CameraError: if the model or a text is missing, or MLflow cannot be used and waiting would not help: that stops every
             member.
     """
-    store = Store(project.store)
+    store, recipe = Store(project.store), sweep.recipe
     plans = plan_sweep(sweep, store)
-    tracker = _tracker(sweep, plans, project, prefect_run)
-    parent = None if tracker is None else tracker.run_id
-    try:
+    asked = recipe.tracking if recipe.tracking.enabled else None
+    with tracked(asked, sweep_key(sweep, plans), recipe.name, project.mlflow_artifacts) as tracker:
+        tags = {"camera.sweep": recipe.name, "camera.recipe": recipe.name}
+        tags |= {} if prefect_run is None else {"prefect.flow_run": prefect_run}
+        tracker.log_recipe(recipe.model_dump(mode="json"), tags)
+        parent = tracker.run_id
         failures = _run_all(sweep, plans, lambda member: run_member(member, member.to_run(parent)), told)
         artifact = _report(sweep, plans, failures, store)
         results = read_sweep(artifact.path / JSON)
         chosen, unpublished = plans, None
         if sweep.options.publish == "best":
-            chosen, unpublished = _best(plans, results), None
+            chosen = _best(plans, results)
             if not chosen:
                 unpublished = "no member meets publish.require: loosen it and run again, or prune less"
             for plan in chosen:
                 run_member(plan.member, plan.member.to_run(parent, publish=True))
-        published = _published(chosen, store)
-        outcome = SweepOutcome(results, artifact.path / HTML, published, unpublished, parent)
-        if tracker is not None:
-            _record(tracker, outcome)
-    except BaseException as error:
-        if tracker is not None:
-            tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    if tracker is not None:
-        tracker.finish("FAILED" if outcome.failed else "FINISHED")
-        outcome = replace(outcome, mlflow_run=tracker.run_id, mlflow_pending=tracker.pending)
-    return outcome
-
-
-def _tracker(
-    sweep: Sweep, plans: list[MemberPlan], project: Project, prefect_run: str | None
-) -> Tracker | None:
-    tracking = sweep.recipe.tracking
-    if not tracking.enabled:
-        return None
-    tracker = Tracker(
-        tracking.experiment, sweep_key(sweep, plans), sweep.recipe.name, project.mlflow_artifacts
-    )
-    tags = {"camera.sweep": sweep.recipe.name, "camera.recipe": sweep.recipe.name}
-    tracker.log_recipe(
-        sweep.recipe.model_dump(mode="json"),
-        tags | ({"prefect.flow_run": prefect_run} if prefect_run else {}),
-    )
-    return tracker
+        outcome = SweepOutcome(
+            results, artifact.path / HTML, _published(chosen, store), unpublished, tracker.run_id
+        )
+        _record(tracker, outcome)
+        tracker.failed = outcome.failed > 0
+    return replace(outcome, mlflow_run=tracker.run_id, mlflow_pending=tracker.pending)
 
 
 def _run_all(
@@ -194,13 +174,9 @@ def _report(sweep: Sweep, plans: list[MemberPlan], failures: dict[str, str], sto
         members.append(
             MemberOptions(name=name, label=plan.member.label, varied=plan.member.varied, failure=failure)
         )
-    options = SweepReportOptions(
-        name=sweep.recipe.name,
-        varied=tuple(sweep.axes),
-        members=tuple(members),
-        workers=sweep.options.workers,
-    )
-    request = Request(f"sweep {sweep.recipe.name}", STAGE, Sections(sweep=options), inputs)
+    name, workers = sweep.recipe.name, sweep.options.workers
+    options = SweepReportOptions(name=name, varied=sweep.axes, members=tuple(members), workers=workers)
+    request = Request(f"sweep {name}", STAGE, Sections(sweep=options), inputs)
     with lease(store) as in_use:
         in_use(request.key)
         return perform(store, request)
@@ -209,12 +185,11 @@ def _report(sweep: Sweep, plans: list[MemberPlan], failures: dict[str, str], sto
 def _best(plans: list[MemberPlan], results: SweepResults) -> list[MemberPlan]:
     """The plan of the best member, now to be published; none if no member may be."""
     best = best_member(results)
-    found = []
-    for plan in plans:
-        if best is not None and plan.member.name == best.name and plan.pipeline is not None:
-            recipe = plan.member.to_run(publish=True)
-            found.append(replace(plan, pipeline=build_pipeline(recipe, plan.pipeline.sources)))
-    return found
+    return [
+        replace(plan, pipeline=build_pipeline(plan.member.to_run(publish=True), plan.pipeline.sources))
+        for plan in plans
+        if best is not None and plan.member.name == best.name and plan.pipeline is not None
+    ]
 
 
 def _published(plans: list[MemberPlan], store: Store) -> dict[str, str]:
@@ -228,7 +203,7 @@ def _published(plans: list[MemberPlan], store: Store) -> dict[str, str]:
     return found
 
 
-def _record(tracker: Tracker, outcome: SweepOutcome) -> None:
+def _record(tracker: Tracker | Untracked, outcome: SweepOutcome) -> None:
     for name in (HTML, JSON, CSV):
         tracker.log_file(outcome.report.with_name(name))
     rows = outcome.results.rows

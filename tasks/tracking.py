@@ -67,6 +67,8 @@ class Tracker:
     run_id: str | None = None
     """None while the server has not yet answered."""
     experiment_id: str | None = None
+    failed: bool = False
+    """Whether the run is closed as FAILED although it came to its end."""
 
     def __init__(self, experiment: str, pipeline_key: str, name: str, artifacts: Path) -> None:
         """Find the run of this key, or create it; a run that a kill left open is continued.
@@ -240,6 +242,7 @@ class Untracked:
 
     run_id: str | None = None
     pending: str | None = None
+    failed: bool = False
 
     def _ignore(self, *arguments: Any, **named: Any) -> None:
         """Nothing is recorded."""
@@ -263,7 +266,7 @@ def tracked(
     except BaseException as error:
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    tracker.finish("FINISHED")
+    tracker.finish("FAILED" if tracker.failed else "FINISHED")
 
 
 def close_orphaned_runs(client: "MlflowClient", experiment_id: str) -> list[str]:

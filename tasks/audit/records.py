@@ -12,7 +12,7 @@ from tasks.store import LINEAGE
 
 
 def dvc(folder: Path, from_remote: bool) -> Finding:
-    """The .dvc file beside a published folder, held to the folder, and if asked to the remote."""
+    """The .dvc file beside a published folder, compared with the folder, and if asked with the remote."""
     file = folder.with_name(folder.name + ".dvc")
     if not file.is_file():
         return unverified("DVC version", f"there is no {file.name}", "untracked")
@@ -59,11 +59,9 @@ def mlflow_run(lineage: dict[str, Any]) -> Finding:
     steps: dict[str, set[str]] = {}
     for entry in lineage["stages"].values():
         steps.setdefault(mlflow_name(entry["step"]), set()).add(entry["digest"])
-    strangers = [
-        step for step, digests in steps.items() if run.digests.get(step, None) not in {*digests, None}
-    ]
-    if strangers:
-        return wrong("MLflow run", f"{run_id} recorded other digests for {', '.join(strangers)}")
+    others = [step for step, digests in steps.items() if run.digests.get(step) not in {*digests, None}]
+    if others:
+        return wrong("MLflow run", f"{run_id} recorded other digests for {', '.join(others)}")
     source = run.tags.get("camera.source_digest")
     if source is not None and source not in lineage["sources"]:
         return wrong("MLflow run", f"{run_id} recorded another source model")

@@ -128,35 +128,22 @@ def damage(folder: Path, lineage_digest: str | None = None) -> str | None:
 def _withhold(context: Context, gate: Gate) -> dict[str, float]:
     """Keep what a model that may not be published would have said of itself, and why it may not."""
     _write_card(context.out, context.inputs["model"], context)
-    reasons = list(gate.reasons)
-    record = {
-        "name": context.options.of(PublicationOptions).name,
-        "folder": None,
-        "withheld": reasons,
-        "dvc": None,
-        "registry": None,
-    }
+    name = context.options.of(PublicationOptions).name
+    record = {"name": name, "folder": None, "withheld": list(gate.reasons), "dvc": None, "registry": None}
     write_json(context.out / RECORD, record)
     return {"withheld": 1}
 
 
 def _write_card(folder: Path, source: Path, context: Context) -> None:
-    of = context.options.of(PublicationOptions)
-    write_card(
-        folder,
-        Checkpoint.open(source),
-        context.inputs["pruned"],
-        base_model=of.base_model,
-        results=read_results(context.inputs["report"] / "results.json"),
-        name=of.name,
-    )
+    about = context.options.of(PublicationOptions)
+    results = read_results(context.inputs["report"] / "results.json")
+    pruned, checkpoint = context.inputs["pruned"], Checkpoint.open(source)
+    write_card(folder, checkpoint, pruned, base_model=about.base_model, results=results, name=about.name)
 
 
 def _is_published(target: Path, context: Context) -> bool:
     """Whether the folder already is this publication, as when only the push was still to be done."""
-    if damage(target) is not None:
-        return False
-    return bool(read_json(target / LINEAGE)["stages"] == context.lineage["stages"])
+    return damage(target) is None and read_json(target / LINEAGE)["stages"] == context.lineage["stages"]
 
 
 def _place(target: Path, context: Context) -> None:
@@ -171,18 +158,14 @@ def _place(target: Path, context: Context) -> None:
     for file in ("report.html", "results.json"):
         shutil.copyfile(inputs["report"] / file, making / file)
     _write_card(making, making, context)
-    hashes = digest_files(making, files_below(making))
+    runs = {"mlflow_run": context.references.mlflow_run, "prefect_run": context.references.prefect_run}
     lineage: dict[str, Any] = {
         **context.lineage,
         "name": of.name,
         "recipe": of.recipe,
-        "files": hashes,
+        "files": digest_files(making, files_below(making)),
         "environment": environment(None),
-        "references": {
-            field: value
-            for field in ("mlflow_run", "prefect_run")
-            if (value := getattr(context.references, field)) is not None
-        },
+        "references": {field: run for field, run in runs.items() if run is not None},
     }
     lineage["digest"] = digest_json(lineage)
     write_json(making / LINEAGE, lineage)
