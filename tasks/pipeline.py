@@ -81,15 +81,11 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
     checkpoint, model = sources.checkpoint, sources.model
     base_model = _base_model(recipe)
     unpruned = f"{base_model.rpartition('/')[2]}-unpruned"  # the same for every recipe of this model
+    card = save.SaveOptions(base_model=base_model)
     steps = [
         _fetch("fetch calibration", "calibration", recipe.calibration, sources),
         *_pruned(recipe, checkpoint, model),
-        Step(
-            "save",
-            save.STAGE,
-            Sections(card=save.SaveOptions(base_model=base_model)),
-            {"model": sources.folder, "pruned": "prune"},
-        ),
+        Step("save", save.STAGE, Sections(card=card), {"model": sources.folder, "pruned": "prune"}),
         *_quantized("", recipe.name, recipe.quantize, "save"),
         *_quantized(" baseline", unpruned, QuantizeOptions(type=recipe.baseline), model),
         *_evaluations(recipe, sources),
@@ -110,16 +106,11 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
             recipe=described,
             register_model=recipe.tracking.enabled,
         )
-        steps.append(
-            Step(
-                "publish",
-                publish.STAGE,
-                Sections(
-                    publish=recipe.publish.model_copy(update={"folder": folder}), publication=publication
-                ),
-                {"model": "save", "converted": "convert", "report": "report", "pruned": "prune"},
-            )
+        asked = Sections(
+            publish=recipe.publish.model_copy(update={"folder": folder}), publication=publication
         )
+        inputs = {"model": "save", "converted": "convert", "report": "report", "pruned": "prune"}
+        steps.append(Step("publish", publish.STAGE, asked, inputs))
     return Pipeline(recipe, sources, steps)
 
 
@@ -150,12 +141,15 @@ def _pruned(recipe: Recipe, checkpoint: Checkpoint, model: Input) -> list[Step]:
     scoring = score.ScoreOptions(reduce_ratio=recipe.prune.reduce_ratio)
     facts = {"device": resolve_device(recipe.capture.device).type}
     inputs: dict[str, str | Input] = {"model": model, "calibration": "fetch calibration"}
-    captured: dict[str, str | Input] = {"model": model, "statistics": "capture"}
-    scored: dict[str, str | Input] = {"model": model, "scores": "score", "captured": "capture"}
     return [
         Step("capture", capture.STAGE, asked, inputs, facts),
-        Step("score", score.STAGE, Sections(score=scoring), captured),
-        Step("prune", prune.STAGE, Sections(prune=recipe.prune), scored),
+        Step("score", score.STAGE, Sections(score=scoring), {"model": model, "statistics": "capture"}),
+        Step(
+            "prune",
+            prune.STAGE,
+            Sections(prune=recipe.prune),
+            {"model": model, "scores": "score", "captured": "capture"},
+        ),
     ]
 
 
@@ -188,29 +182,17 @@ def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
         text = fetch.TextOptions(**vars(dataset), window=window)
         on_text = evaluate.EvaluateTextOptions(**asked.fields_of(PerplexityOptions), dataset=label)
         steps.append(_fetch(f"fetch {label}", "evaluation", text, sources))
-        steps += [
-            Step(
-                f"evaluate {name} {label}",
-                evaluate.STAGE,
-                Sections(evaluate=on_text),
-                {"model": model, "text": f"fetch {label}"},
-                facts,
-            )
-            for name, model in models.items()
-        ]
+        for name, model in models.items():
+            read = {"model": model, "text": f"fetch {label}"}
+            asking = Sections(evaluate=on_text)
+            steps.append(Step(f"evaluate {name} {label}", evaluate.STAGE, asking, read, facts))
     for task in asked.tasks:
         on_task = evaluate_task.EvaluateTaskOptions(**asked.fields_of(TaskOptions), task=task)
         documents = {"documents": sources.tasks[task]} if asked.task_folder is not None else {}
-        steps += [
-            Step(
-                f"task {name} {task}",
-                evaluate_task.STAGE,
-                Sections(task=on_task),
-                {"model": model, **documents},
-                facts | {"lm_eval": lm_eval_version()},  # prompts are its own
-            )
-            for name, model in models.items()
-        ]
+        also = facts | {"lm_eval": lm_eval_version()}  # prompts are its own
+        for name, model in models.items():
+            read = {"model": model, **documents}
+            steps.append(Step(f"task {name} {task}", evaluate_task.STAGE, Sections(task=on_task), read, also))
     return steps
 
 

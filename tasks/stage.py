@@ -128,7 +128,7 @@ class Step:
     name: str
     stage: Stage
     options: Sections
-    inputs: dict[str, "str | Input"]
+    inputs: Mapping[str, "str | Input"]
     """By the stage's own name for an input: the step that makes it, or a source."""
     facts: dict[str, Any] = field(default_factory=dict)
     """As of a request."""

@@ -78,10 +78,8 @@ def _other_request(step: Step, request: Request, lineage: dict[str, Any]) -> lis
     found = []
     if then["version"] != step.stage.version:
         found.append(f"stage {step.stage.name}: version {step.stage.version}, was {then['version']}")
-    before, after = (
-        _asked(then["options"], then.get("facts")),
-        _asked(request.options.identity(), request.facts),
-    )
+    before = flatten(then["options"]) | (then.get("facts") or {})
+    after = flatten(request.options.identity()) | request.facts
     for name in sorted(before.keys() | after.keys()):
         if (was := before.get(name)) != (now := after.get(name)):
             found.append(f"{step.name}: {name} {now}, was {was}")
@@ -91,11 +89,6 @@ def _other_request(step: Step, request: Request, lineage: dict[str, Any]) -> lis
         if given is None or (given.key is None and was.get("digest") != given.digest):
             found.append(f"{step.name}: input {name} is another here")
     return found
-
-
-def _asked(options: dict[str, Any], facts: dict[str, Any] | None) -> dict[str, Any]:
-    """Options and facts by dotted name."""
-    return flatten(options) | (facts or {})
 
 
 def _other_versions(lineage: dict[str, Any], pipeline: Pipeline) -> list[str]:

@@ -186,8 +186,11 @@ def test_a_field_that_was_replaced_says_what_to_write_instead(path: Path) -> Non
     assert "benchmark.deployment: has moved: write `benchmark_host.deployment`" in message
 
 
-def test_no_field_that_was_replaced_is_a_field() -> None:
+def test_every_field_that_was_replaced_names_what_replaced_it(path: Path) -> None:
     assert not REPLACED.keys() & OPTIONS
+    for field, instead in REPLACED.items():
+        section, _, name = field.partition(".")
+        assert f"  {field}: {instead}" in wrong(path, **{section: {name: 1}}).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -289,7 +292,6 @@ def test_all_wrong_fields_are_said_at_once(path: Path) -> None:
         "name",
         "model",
         "prune.ratio",
-        "prune.method",
         "prune.mode",
     ]
 
