@@ -6,13 +6,13 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from camera.options import Options
+from camera.results import Result
 
 NOISY = 0.2
 """Spread above which a row is marked: its differences to others may be the machine's."""
 
 
-class Spread(Options):
+class Spread(Result):
     """The middle of repeated measurements, and how far apart they lie."""
 
     median: float
@@ -35,7 +35,7 @@ class Spread(Options):
         return (self.high - self.low) / self.median
 
 
-class BenchmarkRow(Options):
+class BenchmarkRow(Result):
     """One model on one engine, decoding so many tokens. Either measured, or with the reason why not."""
 
     model: str
@@ -75,7 +75,7 @@ class BenchmarkRow(Options):
     """Whether the runs of `decode_ms` lie further apart than 20 % of their median."""
 
 
-class BenchmarkReport(Options):
+class BenchmarkReport(Result):
     """All rows, and what a reader must know to believe them."""
 
     options: dict[str, Any]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from pydantic import Field, ValidationError
 
@@ -13,7 +13,8 @@ from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version, open_task, task_files
 from camera.files import read_json, write_json
 from camera.loading import load_model
-from camera.options import Options
+from camera.options import EvaluateOptions
+from camera.results import Result
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ TaskProgress = Callable[[str, int, int], None]
 """Called with (task, requests done, requests in all)."""
 
 
-class Metric(Options):
+class Metric(Result):
     """One metric of one task."""
 
     value: float
@@ -33,7 +34,7 @@ class Metric(Options):
     """Of each document, in order: 1 if it was answered rightly, else 0."""
 
 
-class TaskResult(Options):
+class TaskResult(Result):
     """What was measured, on what, and with what."""
 
     task: str
@@ -59,19 +60,31 @@ class TaskResult(Options):
         return self.metrics["acc_norm"] if normalised and "acc_norm" in self.metrics else self.metrics["acc"]
 
 
+class TaskSettings(TypedDict, total=False):
+    """Those of `EvaluateOptions` that are about tasks, with its defaults."""
+
+    few_shot: int
+    """Examples before each question."""
+    limit: int | None
+    """Only the first so many documents of each task; None: all."""
+    task_folder: Path | None
+    """Where `<task>.<split>.jsonl` lie; None: documents come from the hub."""
+    batch_size: int
+    """Sequences computed at once; changes memory and speed, and results only by rounding."""
+    dtype: str
+    """As for `camera.loading.load_model`; a loaded model keeps its own."""
+    device: str
+    """The same."""
+
+
 def evaluate_tasks(
     model: "PreTrainedModel | Path | str",
     tasks: Sequence[str],
     *,
     tokenizer: "PreTrainedTokenizerBase | Path | None" = None,
-    few_shot: int = 0,
-    limit: int | None = None,
-    task_folder: Path | None = None,
-    batch_size: int = 8,
-    dtype: str = "auto",
-    device: str = "auto",
     out: Path | None = None,
     progress: TaskProgress = lambda task, done, total: None,
+    **settings: Unpack[TaskSettings],
 ) -> dict[str, TaskResult]:
     """Measure a model on tasks, one after the other.
 
@@ -80,14 +93,10 @@ def evaluate_tasks(
             model on its device, in eval mode.
         tasks: as lm-eval calls them; see `NINE_TASKS`.
         tokenizer: the model's, or a folder that has it. May be left out where `model` is a folder.
-        few_shot: examples before each question.
-        limit: only the first so many documents of each task.
-        task_folder: where `<task>.<split>.jsonl` lie; None: documents come from the hub.
-        batch_size: sequences computed at once; changes memory and speed, and results only by rounding.
-        dtype, device: as for `load_model`; a loaded model keeps its own.
         out: folder for `<task>.json`, each written when its task is done. Tasks that are there already are not
             measured again, so that what was killed goes on. For models given by their place only.
         progress: told (task, requests done, requests in all).
+        settings: few_shot, limit, task_folder, batch_size, dtype, device: see `TaskSettings`.
 
     Returns:
         By task, in the order asked for.
@@ -96,39 +105,49 @@ def evaluate_tasks(
         CameraError: if lm-eval, a task or its files are missing, `out` holds results of something else, or the model
             computes NaN. Its kind NetworkError if the hub is needed and does not answer.
     """
-    tasks = tuple(dict.fromkeys(tasks))
-    files = {name: None if task_folder is None else task_files(name, task_folder) for name in tasks}
-    asked: dict[str, str] = {}
-    found: dict[str, TaskResult] = {}
-    if out is not None:
-        if not isinstance(model, (str, Path)):
-            raise CameraError(
-                "a model in memory cannot be told from another: leave `out` away, or give its folder"
-            )
-        how = {
-            "model": _digest(Path(model)),
-            "few_shot": few_shot,
-            "limit": limit,
-            "dtype": dtype,
-            "device": resolve_device(device).type,
-            "lm_eval": lm_eval_version(),
-        }
-        for name in tasks:
-            data = {split: digest_file(path) for split, path in (files[name] or {}).items()}
-            asked[name] = digest_json({**how, "task": name, "data": data})
-            if (path := out / f"{name}.json").is_file():
-                found[name] = _resumed(path, asked[name])
-    missing = [name for name in tasks if name not in found]
+    options = EvaluateOptions.model_validate({**settings, "tasks": tuple(dict.fromkeys(tasks))})
+    if options.task_folder is not None:
+        for name in options.tasks:
+            task_files(name, options.task_folder)  # what is missing is said before anything is measured
+    asked = {} if out is None else _asked(model, options)
+    found = {
+        name: _resumed(path, asked[name])
+        for name in options.tasks
+        if out is not None and (path := out / f"{name}.json").is_file()
+    }
+    missing = [name for name in options.tasks if name not in found]
     if missing:
         reader = _tokenizer(model, tokenizer)
-        loaded = load_model(model, dtype, device) if isinstance(model, (str, Path)) else model
+        loaded = load_model(model, options.dtype, options.device) if isinstance(model, (str, Path)) else model
         for name in missing:
-            found[name] = _measure(loaded, reader, name, task_folder, few_shot, limit, batch_size, progress)
+            found[name] = _measure(loaded, reader, name, options, progress)
             if out is not None:
-                write_json(
-                    out / f"{name}.json", {"asked": asked[name], **found[name].model_dump(mode="json")}
-                )
-    return {name: found[name] for name in tasks}
+                content = {"asked": asked[name], **found[name].model_dump(mode="json")}
+                write_json(out / f"{name}.json", content)
+    return {name: found[name] for name in options.tasks}
+
+
+def _asked(model: "PreTrainedModel | Path | str", options: EvaluateOptions) -> dict[str, str]:
+    """For each task a digest of all that decides its result."""
+    if not isinstance(model, (str, Path)):
+        raise CameraError(
+            "a model in memory cannot be told from another: leave `out` away, or give its folder"
+        )
+    place = Path(model)
+    how = {
+        "model": digest_file(place) if place.is_file() else digest_folder(place),
+        "few_shot": options.few_shot,
+        "limit": options.limit,
+        "dtype": options.dtype,
+        "device": resolve_device(options.device).type,
+        "lm_eval": lm_eval_version(),
+    }
+    digests = {}
+    for name in options.tasks:
+        files = {} if options.task_folder is None else task_files(name, options.task_folder)
+        data = {split: digest_file(path) for split, path in files.items()}
+        digests[name] = digest_json({**how, "task": name, "data": data})
+    return digests
 
 
 def read_task_result(path: Path) -> TaskResult:
@@ -151,22 +170,19 @@ def _measure(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     name: str,
-    folder: Path | None,
-    few_shot: int,
-    limit: int | None,
-    batch_size: int,
+    options: EvaluateOptions,
     progress: TaskProgress,
 ) -> TaskResult:
-    with open_task(name, folder, few_shot) as task:
+    with open_task(name, options.task_folder, options.few_shot) as task:
         # After open_task, which says what is wrong if lm-eval is not installed; and these imports take seconds.
         from lm_eval.evaluator import evaluate
 
         from camera.evaluation.language_model import CameraLM
 
         language_model = CameraLM(
-            model, tokenizer, batch_size, lambda done, total: progress(name, done, total)
+            model, tokenizer, options.batch_size, lambda done, total: progress(name, done, total)
         )
-        measured: Any = evaluate(language_model, {"tasks": {name: task}}, limit=limit)
+        measured: Any = evaluate(language_model, {"tasks": {name: task}}, limit=options.limit)
     values, documents = measured["results"][name], measured["samples"][name]
     metrics = {
         metric: Metric(
@@ -183,8 +199,8 @@ def _measure(
         task=name,
         metrics=metrics,
         documents=len(documents),
-        few_shot=few_shot,
-        limit=limit,
+        few_shot=options.few_shot,
+        limit=options.limit,
         prompts=digest_json([[document["arguments"], str(document["target"])] for document in documents]),
         task_version=str(measured["versions"].get(name)),
         lm_eval=lm_eval_version(),
@@ -202,10 +218,6 @@ def _tokenizer(
     if not isinstance(folder, (str, Path)) or Path(folder).is_file():
         raise CameraError("tasks are text: name the folder with the model's tokenizer")
     return load_tokenizer(Path(folder))
-
-
-def _digest(model: Path) -> str:
-    return digest_file(model) if model.is_file() else digest_folder(model)
 
 
 def _resumed(path: Path, asked: str) -> TaskResult:
