@@ -11,12 +11,9 @@ from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from pydantic import ValidationError
-
 from camera.benchmark.report import BenchmarkReport, BenchmarkRow
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import dtype_name
-from camera.errors import CameraError
 from camera.files import read_json
 from camera.formats.quantized_model import SUMMARY_NAME, TensorRecord, parse_report
 from camera.pruning.decision import SUMMARY
@@ -213,12 +210,7 @@ def _quantization(model: ModelId, folder: Path) -> Quantization:
 
 
 def _benchmark(run: RunFolders) -> dict[str, Any]:
-    path = run.folders["benchmark"] / "benchmark.json"
-    try:
-        report = BenchmarkReport.model_validate(read_json(path))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise CameraError(f"{path} does not fit this version ({where}): run the benchmark again") from None
+    report = BenchmarkReport.read(run.folders["benchmark"] / "benchmark.json", "run the benchmark again")
 
     def row(measured: BenchmarkRow) -> BenchmarkRow:
         failure = None if measured.failure is None else _without_folders(measured.failure)

@@ -1,6 +1,5 @@
 """The results of a sweep: a row for every member, and which models lie on the Pareto front of size and perplexity."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,17 +117,18 @@ def collect_sweep(
     done = [member.results for member in members if member.results is not None]
     references = _references(done)
     rows = [_row(member) for member in members]
-    on_front: dict[str, list[str]] = defaultdict(list)
+    on_front: dict[str, list[str]] = {}
     for text in dict.fromkeys(text for results in done for text in results.datasets):
         # A member that is no smaller and no better than the unpruned baseline is worth nothing: references compete.
         candidates = [(row.name, row.model) for row in rows] + [(model.id, model) for model in references]
-        measured = [
-            (owner, (model.bytes, model.perplexity[text].value))
+        places = {
+            owner: (model.bytes, model.perplexity[text].value)
             for owner, model in candidates
             if model is not None and model.bytes is not None and text in model.perplexity
+        }
+        on_front[text] = [
+            owner for owner, best in zip(places, front([*places.values()]), strict=True) if best
         ]
-        marks = front([point for _, point in measured])
-        on_front[text] = [owner for (owner, _), chosen in zip(measured, marks, strict=True) if chosen]
     return SweepResults(
         name=name,
         base_model=done[0].base_model if done else "",
