@@ -131,7 +131,9 @@ def assemble(
 
     config = copy.deepcopy(source.config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
     model.eval().requires_grad_(False)
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     tied = dict(model.all_tied_weights_keys)

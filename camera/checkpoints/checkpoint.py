@@ -179,7 +179,8 @@ class Checkpoint:
         path = self.folder / self.tensors[name].file
         try:
             with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name)
+                tensor: torch.Tensor = file.get_tensor(name)
+                return tensor
         except (SafetensorError, OSError) as error:
             raise CameraError(f"{path} cannot be read ({name}): {error}") from None
 
@@ -250,7 +251,10 @@ class Checkpoint:
         _ = self.layer_count  # what it refuses must not reach transformers
         self.family.register()
         try:
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.folder, trust_remote_code=False, local_files_only=True
+            )
+            return config
         except Exception as error:  # its checked dataclasses raise types of their own
             raise CameraError(f"{self.folder / 'config.json'} is refused by transformers: {error}") from error
 
@@ -265,26 +269,30 @@ class Checkpoint:
         config, dtype = self.hf_config, self.dtype
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, attn_implementation="sdpa"
+                )
         except Exception as error:  # nearly any type: a value that no layer can be built with
             raise CameraError(
                 f"{self.folder / 'config.json'} describes no model that transformers can build: {error!r}"
             ) from error
-        return model.eval()
+        model.eval()
+        return model
 
     def load_model(self, dtype: torch.dtype | None = None, device: str = "cpu") -> "PreTrainedModel":
         """The whole model in memory, loaded by transformers itself."""
         from transformers import AutoModelForCausalLM  # heavy; only computing needs it
 
         self.family.register()
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.folder,
             dtype=dtype or self.dtype,
             trust_remote_code=False,
             local_files_only=True,
             attn_implementation="sdpa",
         )
-        return model.eval().to(device)
+        model.eval().to(device)
+        return model
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, natively.

@@ -201,7 +201,7 @@ class LlamaCppEngine(Engine):
 
     def _parse(self, output: str) -> list[dict[str, Any]]:
         try:
-            tests = json.loads(output)
+            tests: list[dict[str, Any]] = json.loads(output)
             self._build = {key: tests[0][key] for key in _BUILD_KEYS if key in tests[0]}
         except (json.JSONDecodeError, LookupError, TypeError):
             raise CameraError(

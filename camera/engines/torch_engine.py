@@ -109,7 +109,7 @@ class TorchEngine(Engine):
         return torch.cat(chosen, dim=1)[0]
 
     def _step(self, tokens_1T: torch.Tensor) -> torch.Tensor:
-        logits_11V = self.model(
+        logits_11V: torch.Tensor = self.model(
             input_ids=tokens_1T, past_key_values=self.cache, use_cache=True, logits_to_keep=1
         ).logits
         self._next_11 = logits_11V.argmax(dim=-1)

@@ -34,7 +34,7 @@ class _Continuation:
     tokens: list[int]
 
 
-class CameraLM(TemplateLM):
+class CameraLM(TemplateLM):  # type: ignore[misc]
     """A transformers model on its device, for tasks that are scored by likelihood.
 
     Requests that end in different single tokens after the same text (yes or no) are one sequence.
@@ -82,7 +82,8 @@ class CameraLM(TemplateLM):
         self, requests: "list[Instance]", disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
         """See `lm_eval.api.model.LM`."""
-        return super().loglikelihood(requests, disable_tqdm=True)
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return found
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = True) -> list[float]:
         raise CameraError(

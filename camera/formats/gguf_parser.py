@@ -155,7 +155,8 @@ class Parser:
     def _numbers(self, kind: int, count: int) -> list[Any]:
         dtype = np.dtype(_SCALARS[kind])
         values = np.frombuffer(self._take(count * dtype.itemsize), dtype)
-        return values.astype(bool).tolist() if kind == _BOOL else values.tolist()
+        found: list[Any] = values.astype(bool).tolist() if kind == _BOOL else values.tolist()
+        return found
 
     def _string(self) -> str:
         length = self._count("bytes of a string", least_bytes=1)

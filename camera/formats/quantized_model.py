@@ -147,7 +147,8 @@ class QuantizedModel:
         path = self.folder / self._record(name).file
         try:
             with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name).numpy()
+                packed: np.ndarray = file.get_tensor(name).numpy()
+                return packed
         except (SafetensorError, OSError) as error:
             raise CameraError(f"{path} cannot be read ({name}): {error}; quantize again") from None
 

@@ -100,4 +100,5 @@ def _llama3_factors(parameters: dict[str, Any], head_dim: int) -> np.ndarray:
     exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
     waves = 2 * pi * parameters["rope_theta"] ** exponents
     smooth = np.clip((length / waves - low) / (high - low), 0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    factors: np.ndarray = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    return factors

@@ -174,7 +174,7 @@ def _run_rank(
 def _join(rank: int, count: int, meeting: str) -> Collectives:
     # One machine: never listen to the network.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    store = dist.FileStore(str(Path(meeting) / "store"), count)
+    store = dist.FileStore(str(Path(meeting) / "store"), count)  # type: ignore[attr-defined, unused-ignore]
     store.set_timeout(_START_TIMEOUT)
     group = dist.ProcessGroupGloo(store, rank, count, _START_TIMEOUT)
     group.set_timeout(_COLLECTIVE_TIMEOUT)

@@ -160,7 +160,8 @@ class _Recorder(nn.Module):
 
     def forward(self, act_BTF: torch.Tensor) -> torch.Tensor:
         if self.see(act_BTF):
-            return self.down(act_BTF)
+            out_BTH: torch.Tensor = self.down(act_BTF)
+            return out_BTH
         # Zeros in place of the FFN's output: the layer then returns its residual stream alone.
         return act_BTF.new_zeros(*act_BTF.shape[:-1], self.down.out_features)
 

@@ -116,7 +116,8 @@ class LayerRunner:
         def call(module: nn.Module, hidden_BTH: torch.Tensor) -> torch.Tensor:
             # No mask: scaled-dot-product attention is causal when it is given none.
             out = module(hidden_BTH, position_embeddings=cos_sin, position_ids=positions, attention_mask=None)
-            return out[0] if isinstance(out, tuple) else out
+            hidden: torch.Tensor = out[0] if isinstance(out, tuple) else out
+            return hidden
 
         return call
 

@@ -84,7 +84,7 @@ def _deciding_seconds(plan: PrunePlan, hidden: int, device: torch.device) -> flo
     """How long one layer's decision takes, in float64."""
     if not plan.needs_gram:
         return 0.0
-    products = PRUNING_METHODS[plan.method].multiplications(plan.width, hidden, plan.kept)
+    products: float = PRUNING_METHODS[plan.method].multiplications(plan.width, hidden, plan.kept)
     probe = torch.rand(_PROBE, _PROBE, dtype=torch.float64, device=device)
     probe @ probe
     synchronize(device)

@@ -165,7 +165,7 @@ class _Execution:
     def _broadcast(self, layer: ObservedLayer) -> Choice:
         """The choice of the first rank, on every rank."""
         if self.group.first:
-            choice = PRUNING_METHODS[self.plan.method].decide(layer, self.plan)
+            choice: Choice = PRUNING_METHODS[self.plan.method].decide(layer, self.plan)
         else:
             choice = Choice(torch.empty(self.plan.kept, dtype=torch.int64))
         self.group.broadcast(choice.kept_K)

@@ -4,6 +4,8 @@ A micro-expert is one FFN channel: a row of gate, a row of up, and a column of d
 Source: CAMERA (AAAI 2026), the pruning criterion.
 """
 
+from typing import Any
+
 import torch
 
 from camera.layerwise.statistics import LayerStatistics
@@ -22,7 +24,8 @@ def importance(statistics: LayerStatistics, down_HF: torch.Tensor, reduce_ratio:
     Returns:
         float64 [F] on the CPU.
     """
-    norm_F = sum(rows.double().square().sum(dim=0) for rows in down_HF.split(_ROWS_AT_ONCE)).cpu()
+    norms: Any = sum(rows.double().square().sum(dim=0) for rows in down_HF.split(_ROWS_AT_ONCE))
+    norm_F: torch.Tensor = norms.cpu()
     largest_F = statistics.max_abs_F.double().square()
     return norm_F * ((1 - reduce_ratio) * statistics.sum_squares_F + reduce_ratio * largest_F)
 

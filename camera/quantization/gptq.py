@@ -102,7 +102,7 @@ def inverse_factor(moments: torch.Tensor, damping: float, *, name: str = "the te
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                return upper.float()
+                return torch.Tensor.float(upper)
         damping *= 10
     raise CameraError(f"{name}: the second moments of its inputs cannot be inverted: calibrate on more text")
 

@@ -49,12 +49,12 @@ class Blocks:
     @property
     def rows(self) -> int:
         """N: output features."""
-        return self.data.shape[0]
+        return int(self.data.shape[0])
 
     @property
     def columns(self) -> int:
         """K: input features."""
-        return self.data.shape[1] // BLOCK_FORMATS[self.type].block_bytes * self.group
+        return int(self.data.shape[1]) // BLOCK_FORMATS[self.type].block_bytes * self.group
 
     def part(self, start: int, stop: int) -> "Blocks":
         """Some of the rows."""
@@ -159,7 +159,9 @@ class CpuInt4Linear(Int4Linear):
 
     def matmul(self, x_MK: torch.Tensor) -> torch.Tensor:
         if x_MK.shape[0] <= _KERNEL_TOKENS:
-            return torch.ops.aten._weight_int4pack_mm_for_cpu(x_MK, self.packed, self.group, self.scales)
+            multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+            product_MN: torch.Tensor = multiply(x_MK, self.packed, self.group, self.scales)
+            return product_MN
         x32_MK = x_MK.float()
         return torch.cat(
             [F.linear(x32_MK, part.dequantize()).to(x_MK.dtype) for part in self.blocks.parts()], dim=1
@@ -189,7 +191,9 @@ class CudaInt4Linear(Int4Linear):
         return torch.cat(packed), _scales_and_zeros(blocks, device)
 
     def matmul(self, x_MK: torch.Tensor) -> torch.Tensor:
-        return torch.ops.aten._weight_int4pack_mm(x_MK, self.packed, self.group, self.scales)
+        multiply = torch.ops.aten._weight_int4pack_mm
+        product_MN: torch.Tensor = multiply(x_MK, self.packed, self.group, self.scales)
+        return product_MN
 
 
 class NpuInt4Linear(Int4Linear):
@@ -218,9 +222,10 @@ class NpuInt4Linear(Int4Linear):
 
     def matmul(self, x_MK: torch.Tensor) -> torch.Tensor:
         torch_npu = importlib.import_module("torch_npu")
-        return torch_npu.npu_weight_quant_batchmatmul(
+        product_MN: torch.Tensor = torch_npu.npu_weight_quant_batchmatmul(
             x_MK, self.packed, self.scales, antiquant_group_size=self.group
         )
+        return product_MN
 
 
 class TiledNpuInt4Linear(NpuInt4Linear):

@@ -42,7 +42,7 @@ class PanguEmbeddedConfig(LlamaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("auto_map", None)  # would point a saved copy at remote code that nobody needs
         self.attention_bias = self.bias
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of the published config.json: `bias` and `rope_theta`, none that only Llama has."""
@@ -103,7 +103,7 @@ class PanguTokenizer(SentencePieceBackend):
         kwargs.pop("auto_map", None)  # as in the config: a saved copy needs no remote code
         kwargs["legacy"] = True  # the base's other mode drops the leading space; openPangu has one mode only
         kwargs["special_tokens_pattern"] = _PATTERNS[add_bos_token, add_eos_token]
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             vocab_file=vocab_file, add_bos_token=add_bos_token, add_eos_token=add_eos_token, **kwargs
         )
         self.add_bos_token, self.add_eos_token = add_bos_token, add_eos_token
