@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from camera.errors import CameraError
-from camera.formats import blocks
 from camera.formats.blocks import dequantize, measure, quantize, quantize_measured
 from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.options import BlockType
@@ -79,13 +78,15 @@ def test_every_dtype_is_packed_from_its_float32_value(type: BlockType, dtype: to
 
 
 @pytest.mark.parametrize("type", BLOCK_FORMATS)
-def test_chunks_of_rows_do_not_show_in_the_result(type: BlockType, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randn(11, 128, generator=torch.Generator().manual_seed(0))
+def test_chunks_of_rows_do_not_show_in_the_result(type: BlockType) -> None:
+    weight = torch.randn(
+        2500, 512, generator=torch.Generator().manual_seed(0)
+    )  # a chunk is a million weights
+    parts = [quantize(rows, type) for rows in weight.split(700)]
     whole = quantize(weight, type)
-    numbers = dequantize(whole, type, 128)
-    monkeypatch.setattr(blocks, "_CHUNK_WEIGHTS", 300)
-    np.testing.assert_array_equal(quantize(weight, type), whole)
-    np.testing.assert_array_equal(dequantize(whole, type, 128), numbers)
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    numbers = [dequantize(part, type, 512) for part in parts]
+    np.testing.assert_array_equal(dequantize(whole, type, 512), np.concatenate(numbers))
 
 
 @pytest.mark.parametrize("type", LIBRARY)
@@ -132,17 +133,16 @@ def test_a_constant_that_fp16_can_scale_is_exact(type: BlockType, value: float) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("type", BLOCK_FORMATS)
 def test_what_packing_measures_is_the_float64_sum_of_squares(
-    type: BlockType, dtype: torch.dtype, size: float, monkeypatch: pytest.MonkeyPatch
+    type: BlockType, dtype: torch.dtype, size: float
 ) -> None:
     if size > 1 and type not in ("f32", "bf16"):
         size = 1e4 if type != "f16" else 1e3
-    weight = (torch.randn(11, 192, generator=torch.Generator().manual_seed(0)) * size).to(dtype)
-    monkeypatch.setattr(blocks, "_CHUNK_WEIGHTS", 600)
+    weight = (torch.randn(2500, 512, generator=torch.Generator().manual_seed(0)) * size).to(dtype)
     packed, squares = quantize_measured(weight, type)
     np.testing.assert_array_equal(packed, quantize(weight, type))
     assert squares == measure(weight, packed, type)
     exact = weight.double()
-    noise = torch.from_numpy(dequantize(packed, type, 192)).double() - exact
+    noise = torch.from_numpy(dequantize(packed, type, 512)).double() - exact
     assert squares.power == pytest.approx(float(exact.square().sum()), rel=1e-7)
     assert squares.noise == pytest.approx(float(noise.square().sum()), rel=1e-7)
 
