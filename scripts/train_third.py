@@ -11,7 +11,6 @@ needed and not kept in the repository. The same seed, threads and torch give the
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +89,7 @@ def train_tokenizer(texts: list[str], folder: Path) -> "transformers.PreTrainedT
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, into a folder that appears only when it is whole. Returns the content of training.json."""
-    torch.manual_seed(arguments.seed)
-    torch.set_num_threads(arguments.threads)
-    torch.use_deterministic_algorithms(True)
+    training.make_repeatable(arguments)
     train_texts = c4_part(arguments.texts, "train") + _articles(arguments.texts)
     test_texts = c4_part(arguments.texts, "test")
     with atomic_folder(arguments.out) as folder:
@@ -108,25 +105,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         train_ids = np.array(encode("\n\n".join(train_texts)), dtype=np.int64)
         test_ids = np.array(encode("\n\n".join(test_texts)), dtype=np.int64)
         model = transformers.Qwen2ForCausalLM(config).float().train()
-        random = np.random.default_rng(arguments.seed)
-        schedule = training.Schedule(
-            arguments.steps, TOKENS_PER_STEP, SHORT, LONG, arguments.lr, arguments.weight_decay
-        )
-        began = time.monotonic()
-        rows = training.fit(
+        record = training.train(
             model,
-            lambda length: training.windows(train_texts, encode, length, random, bos=None),
-            torch.from_numpy(test_ids),
-            schedule,
+            lambda length, random: training.windows(train_texts, encode, length, random, bos=None),
+            (len(train_ids), torch.from_numpy(test_ids)),
+            (TOKENS_PER_STEP, SHORT, LONG),
+            arguments,
+            folder,
         )
-        seconds = time.monotonic() - began
         model.save_pretrained(folder)
-        training.write_log(folder / "training_log.csv", rows)
         checkpoint = Checkpoint.open(folder)
         checkpoint.check_shapes()
         loaded = checkpoint.load_model(torch.float32)
-        record = {
-            **training.record(model, schedule, arguments.seed, train_ids, test_ids, seconds),
+        record |= {
             "held_out_perplexity": {
                 "model": training.perplexity(loaded, torch.from_numpy(test_ids), SHORT),
                 "unigram": training.unigram_perplexity(train_ids, test_ids, VOCAB_SIZE),
@@ -152,16 +143,8 @@ def _articles(folder: Path) -> list[str]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write; must not exist")
+    parser = training.parser_of(__doc__, steps=1600, threads=1, rate=3e-3)
     parser.add_argument("--texts", type=Path, required=True, help=f"folder with {C4} and {WIKITEXT}")
-    parser.add_argument("--steps", type=int, default=1600, help="steps of 1024 tokens (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and windows (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="on matrices (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         record = run(arguments)

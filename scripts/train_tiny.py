@@ -9,7 +9,6 @@ the `train` part of the built-in dataset and measured on its `test` part. Beside
 
 import argparse
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +139,7 @@ def measure(folder: Path, train_ids: np.ndarray, test_ids: np.ndarray) -> dict[s
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, into a folder that appears only when it is whole. Returns the content of training.json."""
-    torch.manual_seed(arguments.seed)
-    torch.set_num_threads(arguments.threads)
-    torch.use_deterministic_algorithms(True)
+    training.make_repeatable(arguments)
     train_texts, test_text = stdlib.read("train").texts, stdlib.read("test").joined
     with atomic_folder(arguments.out) as folder:
         processor = tiny_tokenizer.write(folder, tiny_tokenizer.train(train_texts))
@@ -153,22 +150,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         train_ids = np.array(processor.encode("\n\n".join(train_texts)), dtype=np.int64)
         test_ids = np.array(processor.encode(test_text), dtype=np.int64)
         model = PanguEmbeddedForCausalLM(PanguEmbeddedConfig.from_pretrained(folder)).float().train()
-        schedule = training.Schedule(
-            arguments.steps, TOKENS_PER_STEP, SHORT, LONG, arguments.lr, arguments.weight_decay
-        )
-        began = time.monotonic()
-        random = np.random.default_rng(arguments.seed)
-        rows = training.fit(
+        record = training.train(
             model,
-            lambda length: training.windows(train_texts, processor.encode, length, random, BOS),
-            torch.from_numpy(test_ids),
-            schedule,
+            lambda length, random: training.windows(train_texts, processor.encode, length, random, BOS),
+            (len(train_ids), torch.from_numpy(test_ids)),
+            (TOKENS_PER_STEP, SHORT, LONG),
+            arguments,
+            folder,
         )
-        seconds = time.monotonic() - began
         write_weights(folder, tensors_of(model))
-        training.write_log(folder / "training_log.csv", rows)
-        record = {
-            **training.record(model, schedule, arguments.seed, train_ids, test_ids, seconds),
+        record |= {
             "peak_learning_rate": arguments.lr,
             "weight_decay": arguments.weight_decay,
             "held_out_perplexity": measure(folder, train_ids, test_ids),
@@ -186,15 +177,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write; must not exist")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of 2048 tokens (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and windows (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="on matrices (default: %(default)s)")
+    parser = training.parser_of(__doc__, steps=2000, threads=2, rate=2e-3)
     print(run(parser.parse_args())["held_out_perplexity"])
 
 

@@ -1,5 +1,6 @@
 """What the scripts that train a tiny language model share: windows, schedule, the loop, and the measures beside it."""
 
+import argparse
 import csv
 import math
 import time
@@ -152,38 +153,60 @@ def fit(
     return rows
 
 
-def record(
+def parser_of(text: str | None, *, steps: int, threads: int, rate: float) -> argparse.ArgumentParser:
+    """The options of a script that trains, with its defaults."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="checkpoint folder to write; must not exist")
+    add("--steps", type=int, default=steps, help="of training (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights and windows (default: %(default)s)")
+    add("--threads", type=int, default=threads, help="CPU threads (default: %(default)s)")
+    add("--lr", type=float, default=rate, help="peak learning rate (default: %(default)s)")
+    add("--weight-decay", type=float, default=0.1, help="on matrices (default: %(default)s)")
+    return parser
+
+
+def make_repeatable(arguments: argparse.Namespace) -> None:
+    """The same seed, threads and torch give the same weights."""
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(arguments.threads)
+    torch.use_deterministic_algorithms(True)
+
+
+def train(
     model: torch.nn.Module,
-    schedule: Schedule,
-    seed: int,
-    train: np.ndarray,
-    held_out: np.ndarray,
-    seconds: float,
+    windows_of: Callable[[int, np.random.Generator], Iterator[np.ndarray]],
+    texts: tuple[int, torch.Tensor],
+    sizes: tuple[int, int, int],
+    arguments: argparse.Namespace,
+    folder: Path,
 ) -> dict[str, Any]:
-    """What `training.json` says of any training: how large, how long, on how much; of this process its threads.
+    """Train as the options say, and write the log. Returns what `training.json` says of any training.
 
     Args:
-        model: the trained model.
-        schedule: of `fit`.
-        seed: of weights and windows.
-        train, held_out: the tokens of an epoch and of the held-out text, int64 [N].
-        seconds: how long `fit` took.
+        model: a causal language model of transformers, in float32.
+        windows_of: from a length and a random generator to endless windows, int64 [length].
+        texts: how many tokens an epoch has, and the held-out tokens, int64 [N].
+        sizes: tokens in a step, in a short window and in a long one.
+        arguments: of `parser_of`.
+        folder: for `training_log.csv`.
     """
+    (epoch, held_out), began = texts, time.monotonic()
+    schedule = Schedule(arguments.steps, *sizes, arguments.lr, arguments.weight_decay)
+    random = np.random.default_rng(arguments.seed)
+    rows = fit(model, lambda length: windows_of(length, random), held_out, schedule)
+    seconds = time.monotonic() - began
+    with (folder / "training_log.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "held_out_perplexity"], restval="")
+        writer.writeheader()
+        writer.writerows(rows)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seed": seed,
+        "seed": arguments.seed,
         "steps": schedule.steps,
         "tokens_seen": schedule.steps * schedule.tokens_per_step,
-        "train_tokens": len(train),
+        "train_tokens": epoch,
         "test_tokens": len(held_out),
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
     }
-
-
-def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows of `fit` as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], "held_out_perplexity"], restval="")
-        writer.writeheader()
-        writer.writerows(rows)

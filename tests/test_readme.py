@@ -51,6 +51,6 @@ def test_every_camera_command_of_the_readme_runs_in_order(tmp_path: Path):
 
 
 def test_every_local_link_of_the_documents_leads_somewhere():
-    for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
+    for page in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
