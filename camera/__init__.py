@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from camera.api import (
         Evaluation,
         bench,
+        capture,
         convert,
         evaluate,
         imatrix,
         open_checkpoint,
+        prune,
         quantize,
+        save,
+        score,
     )
     from camera.errors import CameraError
     from camera.options import (
@@ -43,11 +47,15 @@ __all__ = [
     "PruneOptions",
     "QuantizeOptions",
     "bench",
+    "capture",
     "convert",
     "evaluate",
     "imatrix",
     "open_checkpoint",
+    "prune",
     "quantize",
+    "save",
+    "score",
 ]
 
 

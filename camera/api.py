@@ -1,76 +1,285 @@
-"""The stages of compression as functions of paths and options: what `import camera` offers, and what the commands call.
+"""The stages as functions of paths and options: what `import camera` offers, and what the commands do.
 
-Options left out are the defaults of `camera.options`. A `progress` is told (units done, units in all). What the user can
-mend is a CameraError. docs/library.md shows each function at work.
+The commands are made from these functions: an argument for each parameter without a default, a flag for each other one
+and for each field of options, and the docstring as their help. So nothing heavy is imported before a function is called.
+docs/library.md shows each at work. What the user can mend is a CameraError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.files import atomic_folder, refuse_occupied
-from camera.options import (
-    BenchmarkOptions,
-    CalibrationOptions,
-    DatasetOptions,
-    EvaluateOptions,
-    QuantizeOptions,
-)
 from camera.progress import Progress, silent
 
 if TYPE_CHECKING:
     from camera.benchmark.report import BenchmarkReport
+    from camera.checkpoints.checkpoint import Checkpoint
     from camera.evaluation.divergence import DivergenceResult
     from camera.evaluation.perplexity import PerplexityResult
     from camera.formats.quantized_model import QuantizeReport
+    from camera.options import (
+        BenchmarkOptions,
+        CalibrationOptions,
+        CaptureOptions,
+        DatasetOptions,
+        EvaluateOptions,
+        PruneOptions,
+        QuantizeOptions,
+    )
+    from camera.report.schema import TaskScore
 
 Place = Path | str
 
 
-def open_checkpoint(folder: Place) -> Checkpoint:
-    """Open the folder of a Hugging Face checkpoint: its config, its family, its tensors, read one at a time.
+def open_checkpoint(folder: Place) -> "Checkpoint":
+    """Open a Hugging Face checkpoint: its config, its family, and its tensors, which are read one at a time.
 
     Raises:
         CameraError: if it is none, damaged, of a family that is not supported, or its shapes contradict its config.
     """
+    from camera.checkpoints.checkpoint import Checkpoint
+
     checkpoint = Checkpoint.open(Path(folder))
     checkpoint.check_shapes()
     return checkpoint
 
 
+def capture(
+    model: Place,
+    out: Place,
+    calibration: "CalibrationOptions",
+    options: "CaptureOptions | None" = None,
+    prune: "PruneOptions | None" = None,
+    progress: Progress = silent,
+) -> int:
+    """Measure the activations of every FFN channel.
+
+    One-shot statistics serve every ratio. In sequential mode they hold for one --ratio, --reduce-ratio and
+    --multiple-of.
+
+    Example: `camera capture MODEL stats --calibration text.txt --samples 64 --length 512`
+
+    Args:
+        model: folder of a Hugging Face checkpoint.
+        out: folder to make.
+        calibration: the text.
+        options: how; the default is one-shot.
+        prune: in sequential mode, which channels go in the layers below.
+        progress: told (samples done × layers, all).
+
+    Returns:
+        The number of tokens measured on.
+    """
+    from camera.data import calibration_windows
+    from camera.files import atomic_folder, refuse_occupied
+    from camera.options import CaptureOptions, PruneOptions
+    from camera.pruning.plan import plan_prune
+    from camera.pruning.stages import capture as run
+
+    refuse_occupied(Path(out))
+    checkpoint = open_checkpoint(model)
+    options = options or CaptureOptions(propagate="one-shot")
+    sequential = options.propagate == "sequential"
+    plan = plan_prune(checkpoint, options, prune or PruneOptions()) if sequential else None
+    tokens_ST = calibration_windows(calibration, checkpoint)
+    with atomic_folder(Path(out)) as folder:
+        run(checkpoint, tokens_ST, folder, options, plan, progress)
+    return tokens_ST.numel()
+
+
+def score(
+    model: Place, captured: Place, out: Place, reduce_ratio: float = 0.95, progress: Progress = silent
+) -> None:
+    """Turn statistics into one importance per FFN channel.
+
+    Example: `camera score MODEL stats scores --reduce-ratio 0.95`
+
+    Args:
+        model: folder of the checkpoint.
+        captured: folder of `capture`.
+        out: folder to make.
+        reduce_ratio: CAMERA's alpha: weight of the largest activation against the sum of squares.
+        progress: told (layers done, all).
+    """
+    from camera.files import atomic_folder
+    from camera.options import PruneOptions
+    from camera.pruning.stages import score as run
+
+    alpha = PruneOptions(reduce_ratio=reduce_ratio).reduce_ratio
+    with atomic_folder(Path(out)) as folder:
+        run(open_checkpoint(model), Path(captured), folder, alpha, progress)
+
+
+def prune(
+    model: Place,
+    out: Place,
+    options: "PruneOptions | None" = None,
+    capture: "CaptureOptions | None" = None,
+    calibration: "CalibrationOptions | None" = None,
+    scores: Place | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Remove the least important FFN channels: capture, score, prune and save in one go.
+
+    OUT is a standard Hugging Face folder. A killed run goes on at the layer it was in. With --scores only the prune
+    stage runs. --method obs loses least, at up to twice the time.
+
+    Examples: `camera prune openPangu-7B out --calibration text.jsonl --ratio 0.2 --reduce-ratio 0.95`
+
+    `camera prune openPangu-7B out --calibration text.jsonl --ratio 0.4 --method obs`
+
+    Args:
+        model: folder of a Hugging Face checkpoint.
+        out: folder to make.
+        options: which channels go.
+        capture: how activations are measured.
+        calibration: the text.
+        scores: instead of a calibration text, a folder of `score`; `save` reads what is written.
+        progress: told (samples done × layers, all).
+
+    Returns:
+        What was done, as `prune.json` has it: the kept width, and how each layer was decided.
+    """
+    from camera.data import calibration_windows
+    from camera.files import atomic_folder, read_json, refuse_occupied
+    from camera.locks import LockedError
+    from camera.options import CaptureOptions, PruneOptions
+    from camera.pruning.decision import SUMMARY
+    from camera.pruning.plan import plan_prune
+    from camera.pruning.prune_checkpoint import prune_checkpoint, unfinished
+    from camera.pruning.stages import prune as prune_scored
+    from camera.report.card import write_card
+
+    if (calibration is None) == (scores is None):
+        raise CameraError("give either calibration (to go from capture to save) or scores (to prune alone)")
+    out, options, capture = Path(out), options or PruneOptions(), capture or CaptureOptions()
+    refuse_occupied(out)
+    if scores is not None and (options.method != "camera" or options.sparsity):
+        raise CameraError(
+            f"method {options.method} with sparsity {options.sparsity} needs activations: give calibration, not scores"
+        )
+    checkpoint = open_checkpoint(model)
+    if scores is not None:
+        with atomic_folder(out) as folder:
+            prune_scored(checkpoint, Path(scores), folder, plan_prune(checkpoint, capture, options), options)
+        return dict(read_json(out / SUMMARY))
+    assert calibration is not None
+    tokens_ST = calibration_windows(calibration, checkpoint)
+    summary: dict[str, Any] = {}
+
+    def add_card(made: Path, pruned: Path) -> None:
+        write_card(made, checkpoint, pruned, base_model=checkpoint.folder.resolve().name, name=out.name)
+        summary.update(read_json(pruned / SUMMARY))
+
+    try:
+        prune_checkpoint(checkpoint, tokens_ST, out, capture, options, progress, add_card)
+    except CameraError as error:
+        if not unfinished(out).is_dir() or isinstance(error, LockedError):
+            raise
+        raise CameraError(
+            f"{error}\nWhat was done is kept in {unfinished(out)}: the same command goes on there; remove it if it is not "
+            "wanted"
+        ) from error
+    return summary
+
+
+def save(model: Place, pruned: Place, out: Place, progress: Progress = silent) -> None:
+    """Write the pruned model as a standard Hugging Face folder, and compare what was written.
+
+    Example: `camera save MODEL pruned out`
+
+    Args:
+        model: folder of the source checkpoint.
+        pruned: folder of `prune` with scores.
+        out: folder to make.
+        progress: told of bytes.
+    """
+    from camera.files import atomic_folder
+    from camera.pruning.stages import save as run
+    from camera.report.card import write_card
+
+    checkpoint = open_checkpoint(model)
+    with atomic_folder(Path(out)) as folder:
+        run(checkpoint, Path(pruned), folder, progress)
+        write_card(folder, checkpoint, Path(pruned), base_model=Path(model).name)
+
+
+def imatrix(
+    model: Place,
+    out: Place,
+    calibration: "CalibrationOptions | None" = None,
+    options: "QuantizeOptions | None" = None,
+    progress: Progress = silent,
+) -> int:
+    """Measure how much each input of a model's matrices matters, for `quantize` and for llama-quantize.
+
+    Example: `camera imatrix MODEL imatrix.gguf --calibration text.txt`
+
+    Args:
+        model: folder of a Hugging Face checkpoint.
+        out: the .gguf file to make.
+        calibration: the text; the default is the built-in `stdlib`.
+        options: of these only batch size, dtype and device.
+        progress: told (samples done × layers, all).
+
+    Returns:
+        The number of tokens measured on.
+    """
+    from camera.data import calibration_windows
+    from camera.files import refuse_occupied
+    from camera.options import CalibrationOptions, QuantizeOptions
+    from camera.quantization.imatrix import collect_imatrix, write_imatrix
+
+    out, calibration = Path(out), calibration or CalibrationOptions()
+    refuse_occupied(out)
+    options = (options or QuantizeOptions()).model_copy(update={"method": "search"})
+    checkpoint = open_checkpoint(model)
+    tokens_ST = calibration_windows(calibration, checkpoint)
+    source = calibration.name if calibration.path is None else calibration.path.name
+    found = collect_imatrix(checkpoint, tokens_ST, options, progress, datasets=(source,))
+    write_imatrix(out, found, checkpoint.family, checkpoint.layer_count)
+    return tokens_ST.numel()
+
+
 def quantize(
     model: Place,
     out: Place,
-    options: QuantizeOptions | None = None,
-    calibration: CalibrationOptions | None = None,
+    options: "QuantizeOptions | None" = None,
+    calibration: "CalibrationOptions | None" = None,
     imatrix: Place | None = None,
     progress: Progress = silent,
 ) -> "QuantizeReport":
-    """Pack a model's matrices into blocks, in the folder `out`.
+    """Pack a model's matrices into blocks. Calibration is for --method search and gptq, and for --target-bpw.
+
+    Examples: `camera quantize MODEL packed --type q4_0_64 --method gptq --calibration text.txt`
+
+    `camera quantize MODEL packed --target-bpw 4.5 --calibration text.txt`
 
     Args:
-        model: folder of a checkpoint.
+        model: folder of a Hugging Face checkpoint.
         out: folder to make.
         options: which block formats, and how weights are rounded.
         calibration: the text for methods that need one; the default is the built-in `stdlib`.
-        imatrix: in its place, a file of `camera.imatrix` or llama-imatrix.
+        imatrix: in place of a calibration text, a file of `imatrix` or of llama-imatrix.
         progress: told of matrices.
 
     Returns:
         The type of each tensor, and the bits per weight.
     """
     from camera.data import calibration_windows
+    from camera.files import atomic_folder, refuse_occupied
+    from camera.options import CalibrationOptions, QuantizeOptions
     from camera.quantization.imatrix import read_imatrix
     from camera.quantization.quantize_calibrated import quantize_calibrated
 
+    refuse_occupied(Path(out))
     options = options or QuantizeOptions()
     if imatrix is not None and (
         not options.calibrates or options.method == "gptq" or calibration is not None
     ):
-        raise CameraError("an imatrix goes with method search or target_bpw, in place of calibration")
+        raise CameraError("imatrix goes with method search or target_bpw, in place of calibration")
     if calibration is not None and not options.calibrates:
         raise CameraError(
             "calibration goes with method search or gptq, or target_bpw; rtn looks at the weights alone"
@@ -84,48 +293,16 @@ def quantize(
         return quantize_calibrated(checkpoint, folder, options, tokens_ST, matrix, progress)
 
 
-def imatrix(
-    model: Place,
-    out: Place,
-    calibration: CalibrationOptions | None = None,
-    options: QuantizeOptions | None = None,
-    progress: Progress = silent,
-) -> int:
-    """Measure how much each input of a model's matrices matters, for `quantize` and for llama-quantize.
-
-    Args:
-        model: folder of a checkpoint.
-        out: the .gguf file to make.
-        calibration: the text; the default is the built-in `stdlib`.
-        options: of these only batch size, dtype and device.
-        progress: told (samples done × layers, all).
-
-    Returns:
-        The number of tokens measured on.
-    """
-    from camera.data import calibration_windows
-    from camera.quantization.imatrix import collect_imatrix, write_imatrix
-
-    out = Path(out)
-    refuse_occupied(out)
-    calibration = calibration or CalibrationOptions()
-    options = (options or QuantizeOptions()).model_copy(update={"method": "search"})
-    checkpoint = open_checkpoint(model)
-    tokens_ST = calibration_windows(calibration, checkpoint)
-    source = calibration.name if calibration.path is None else calibration.path.name
-    found = collect_imatrix(checkpoint, tokens_ST, options, progress, datasets=(source,))
-    write_imatrix(out, found, checkpoint.family, checkpoint.layer_count)
-    return tokens_ST.numel()
-
-
 def convert(
     quantized: Place,
     out: Place,
     name: str | None = None,
-    twin: bool = False,
+    twin: Literal["q4_0"] | None = None,
     progress: Progress = silent,
 ) -> list[Path]:
     """Write a GGUF file with tokenizer, chat template and metadata.
+
+    Example: `camera convert packed model-q4_0_64.gguf --twin q4_0`
 
     Args:
         quantized: folder of `quantize`.
@@ -137,6 +314,7 @@ def convert(
     Returns:
         The files made.
     """
+    from camera.files import refuse_occupied
     from camera.formats.convert import convert_to_gguf, write_twin
 
     out = Path(out)
@@ -152,84 +330,143 @@ def convert(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model is worth on a text."""
+    """What was measured of a model."""
 
-    perplexity: "PerplexityResult"
+    perplexity: "PerplexityResult | None"
+    """None where only tasks were asked for."""
     divergence: "DivergenceResult | None"
-    """From the reference, where there is one."""
+    """From the reference on the text, where there is one."""
+    tasks: "Mapping[str, TaskScore]"
+    """Accuracy by task, and how it differs from the reference's."""
+    reference_tasks: "Mapping[str, TaskScore]"
 
 
 def evaluate(
     model: Place,
-    text: DatasetOptions | None = None,
-    options: EvaluateOptions | None = None,
+    text: "DatasetOptions | None" = None,
+    options: "EvaluateOptions | None" = None,
     reference: Place | None = None,
     tokenizer: Place | None = None,
+    out: Place | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Measure perplexity on a held-out text, and how far a model is from a reference.
+    """Measure perplexity on a held-out text, accuracy on tasks, and with --reference what was lost against a model.
+
+    Without --text and --tasks the text is the test part of `stdlib`. --tasks nine: those of the Ascend version of
+    CAMERA.
+
+    Examples: `camera evaluate MODEL --text wikitext2 --window 2048`
+
+    `camera evaluate PRUNED --reference ORIGINAL --tasks nine --task-folder tasks --out results`
 
     Args:
-        model: a checkpoint, a folder of `quantize`, or a GGUF file.
-        text: the text; the default is the test part of the built-in `stdlib`.
-        options: window, batch size, dtype, device.
-        reference: a model to compare next-token distributions with.
+        model: a checkpoint, a quantised folder or a GGUF file.
+        text: the text.
+        options: window, batch size, dtype, device, tasks.
+        reference: also measure how far the model is from this one: KL divergence, and differences in accuracy on the
+            same questions.
         tokenizer: folder with the tokenizer, for a GGUF file.
-        progress: told of windows, once for each measurement.
+        out: tasks: keep each result here. The same call goes on with those not done.
+        progress: told of windows or requests, once for each measurement.
     """
+    from camera.evaluation.lm_eval_tasks import NINE_TASKS
+    from camera.options import EvaluateOptions
+
+    options = options or EvaluateOptions()
+    if options.tasks == ("nine",):
+        options = options.model_copy(update={"tasks": NINE_TASKS})
+    if out is not None and not options.tasks:
+        raise CameraError("out goes with tasks: perplexity is measured in one go")
+    folder = Path(tokenizer or model)
+    if folder.is_file():
+        raise CameraError(f"{model} is a GGUF file: name the folder with its tokenizer (--tokenizer FOLDER)")
+    measured: tuple[Any, Any] = (None, None)
+    if text is not None or not options.tasks:
+        measured = _on_text(model, text, options, reference, folder, progress)
+    scores = _on_tasks(model, options, reference, folder, out, progress) if options.tasks else ({}, {})
+    return Evaluation(*measured, *scores)
+
+
+def _on_text(
+    model: Place,
+    text: "DatasetOptions | None",
+    options: "EvaluateOptions",
+    reference: Place | None,
+    tokenizer: Path,
+    progress: Progress,
+) -> "tuple[PerplexityResult, DivergenceResult | None]":
     from camera.checkpoints.tokenizer import load_tokenizer
     from camera.data import evaluation_tokens
     from camera.evaluation.divergence import divergence
     from camera.evaluation.perplexity import perplexity
     from camera.evaluation.text_model import open_text_model
     from camera.evaluation.windows import TextSettings
+    from camera.options import DatasetOptions
 
-    options = options or EvaluateOptions()
-    tokens_N = evaluation_tokens(
-        text or DatasetOptions(split="test"),
-        load_tokenizer(tokenizer_folder(model, tokenizer)),
-        options.window,
-    )
+    source = text or DatasetOptions(split="test")
+    tokens_N = evaluation_tokens(source, load_tokenizer(tokenizer), options.window)
     how = options.model_dump(include=set(TextSettings.__annotations__))
     # Opened once, whole or to run layer by layer, for both measurements.
     opened = open_text_model(Path(model), options.dtype, options.device, options.layer_by_layer)
     found = perplexity(opened, tokens_N, **how, progress=progress)
     if reference is None:
-        return Evaluation(found, None)
-    return Evaluation(found, divergence(Path(reference), opened, tokens_N, **how, progress=progress))
+        return found, None
+    return found, divergence(Path(reference), opened, tokens_N, **how, progress=progress)
 
 
-def tokenizer_folder(model: Place, tokenizer: Place | None) -> Path:
-    """Where a model's tokenizer is: in its own folder, unless another is named.
+def _on_tasks(
+    model: Place,
+    options: "EvaluateOptions",
+    reference: Place | None,
+    tokenizer: Path,
+    out: Place | None,
+    progress: Progress,
+) -> "tuple[Mapping[str, TaskScore], Mapping[str, TaskScore]]":
+    """Scores of the model, and those of the reference."""
+    from camera.evaluation.tasks import evaluate_tasks
+    from camera.report.scores import score_task
 
-    Raises:
-        CameraError: if that is no folder, as of a GGUF file.
-    """
-    folder = Path(tokenizer or model)
-    if folder.is_file():
-        raise CameraError(f"{model} is a GGUF file: name the folder with its tokenizer (--tokenizer FOLDER)")
-    return folder
+    how = options.model_dump(include={"few_shot", "limit", "task_folder", "batch_size", "dtype", "device"})
+    measured = {}
+    for label, path in (("reference", reference), ("model", model)):
+        if path is not None:
+            measured[label] = evaluate_tasks(
+                Path(path),
+                options.tasks,
+                tokenizer=tokenizer,
+                out=None if out is None else Path(out) / label,
+                progress=lambda task, done, total: progress(done, total),
+                **how,
+            )
+    originals = measured.get("reference", {})
+    return (
+        {task: score_task(result, originals.get(task)) for task, result in measured["model"].items()},
+        {task: score_task(result, None) for task, result in originals.items()},
+    )
 
 
 def bench(
     models: Sequence[Place],
-    options: BenchmarkOptions | None = None,
+    options: "BenchmarkOptions | None" = None,
     baseline: Place | None = None,
     progress: Progress = silent,
 ) -> "BenchmarkReport":
-    """Time prefill and decode of models, alternately with a baseline.
+    """Time prefill and decode, alternately with a baseline.
+
+    Example: `camera bench pruned-q4_0_64.gguf --baseline unpruned-q4_0.gguf --decode 256 --decode 1024`
 
     Args:
-        models: checkpoints, folders of `quantize` or GGUF files.
+        models: checkpoints, quantised folders or GGUF files.
         options: engines, lengths, repeats, device.
-        baseline: the model that the others are compared with.
+        baseline: the model to compare with.
         progress: told of timed runs.
     """
     from camera.benchmark.bench import BenchModel, run_benchmark
+    from camera.options import BenchmarkOptions
 
-    chosen = [*([] if baseline is None else [Path(baseline)]), *map(Path, models)]
+    chosen = [*([] if baseline is None else [baseline]), *models]
     entries = [
-        BenchModel(label=path.name, path=path, baseline=baseline is not None and index == 0)
-        for index, path in enumerate(chosen)
+        BenchModel(label=Path(each).name, path=Path(each), baseline=baseline is not None and index == 0)
+        for index, each in enumerate(chosen)
     ]
     return run_benchmark(entries, options or BenchmarkOptions(), progress)

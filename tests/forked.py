@@ -56,7 +56,7 @@ def _run(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], 
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["camera", *arguments]
-    from flows.cli import main
+    from camera.cli import main
 
     try:
         main()

@@ -1,8 +1,6 @@
 """The command line `camera`. Heavy imports happen inside the commands, so that help shows at once."""
 
-import inspect
 import sys
-from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,7 +11,10 @@ import typer
 from typer.core import TyperCommand
 
 from camera import shutdown
-from camera.cli import doctor, measuring, packing, pruning
+from camera.cli.doctor import doctor
+from camera.cli.options import command_help, stage_command
+from camera.cli.output import note
+from camera.cli.stages import STAGES, Stage
 from camera.errors import CameraError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -30,9 +31,10 @@ _REMOVED = {
     "--score": "write --method obs in place of --score obs --refit; CAMERA's own choice is the default",
     "--refit": "write --method refit, or --method obs in place of --score obs --refit",
     "--steps": "leave it out: pruning in steps cost as many runs and gave the same model quality",
-    "--allocation": "leave it out: one width for all layers is smaller and faster at the same quality",
-    "--allocation-bound": "leave it out, with --allocation",
-    "--allocation-windows": "leave it out, with --allocation",
+    **dict.fromkeys(
+        ("--allocation", "--allocation-bound", "--allocation-windows"),
+        "leave it out: one width for all layers is smaller and faster at the same quality",
+    ),
     "--sparsity-pattern": "leave it out: --sparsity is unstructured",
     "--sort-channels": "leave it out: sorted channels brought no better 4-bit model",
 }
@@ -51,23 +53,19 @@ _SETTINGS: dict[str, Any] = {
 class _Late(TyperCommand):
     """A command in the list, whose flags are made when it is called: the option models take time to import."""
 
-    def __init__(self, function: Callable[..., None] | None, **settings: Any) -> None:
+    def __init__(self, stage: Stage | None, **settings: Any) -> None:
         super().__init__(**settings)
-        self._function = function
+        self._stage = stage
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        if self._function is None:
+        if self._stage is None:
             raise CameraError(f"camera {self.name} {_NO_PIPELINE}")
-        from camera.cli.options import expanded
-
-        alone = typer.Typer(**{**_SETTINGS, "no_args_is_help": False})
-        alone.command(self.name)(expanded(self._function))
-        command = typer.main.get_command(alone)
-        known = {name for parameter in command.params for name in parameter.opts}
         for flag in (argument.partition("=")[0] for argument in args):
-            if flag in _REMOVED and flag not in known:
+            if flag in _REMOVED:
                 raise CameraError(f"{flag} was removed: {_REMOVED[flag]}")
-        return command.make_context(info_name, args, parent, **extra)
+        alone = typer.Typer(**{**_SETTINGS, "no_args_is_help": False})
+        alone.command(self.name)(stage_command(self._stage))
+        return typer.main.get_command(alone).make_context(info_name, args, parent, **extra)
 
 
 @cache
@@ -92,21 +90,17 @@ def _app() -> typer.Typer:
         epilog=None if joined else f"`camera {'`, `camera '.join(PIPELINE_COMMANDS)}`: each {_NO_PIPELINE}.",
         **_SETTINGS,
     )
-    panels: dict[str, tuple[Callable[..., None], ...]] = {
-        **(joined.PANELS if joined else {}),
-        "Single stages: paths in, paths out": (
-            *(pruning.capture, pruning.score, pruning.prune, pruning.save),
-            *(packing.imatrix, packing.quantize, packing.convert, measuring.evaluate, measuring.bench),
-        ),
-        "This machine": (doctor.doctor,),
-    }
-    for panel, functions in panels.items():
+    panels = joined.PANELS if joined else {}
+    for panel, functions in {**panels, "This machine": (doctor,)}.items():
         for function in functions:
-            late: Any = partial(_Late, function)
-            documented = app.command(
-                function.__name__, cls=late, help=inspect.getdoc(function), rich_help_panel=panel
-            )
-            documented(_no_flags)
+            app.command(rich_help_panel=panel)(function)
+    for stage in STAGES:
+        late: Any = partial(_Late, stage)
+        panel = "Single stages: paths in, paths out"
+        documented = app.command(
+            stage.run.__name__, cls=late, help=command_help(stage.run), rich_help_panel=panel
+        )
+        documented(_no_flags)
     for name in () if joined else PIPELINE_COMMANDS:
         missing: Any = partial(_Late, None)
         app.command(name, cls=missing, hidden=True)(_no_flags)
@@ -118,7 +112,7 @@ def _no_flags() -> None:
 
 
 def main() -> None:
-    """Run a command. What a user can mend is one message and exit code 2; an interruption is 130."""
+    """Run a command. An error that the user can mend is one message and exit code 2; a signal is 130."""
     shutdown.install()
     code = 1  # of an error that nobody expects, which Python shows
     try:
@@ -139,7 +133,7 @@ def _run() -> int:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         return _stopped() if code not in _COMPLETE and shutdown.requested() else code
     except Exception as error:
-        if shutdown.requested():  # what a library makes of an interruption
+        if shutdown.requested():  # what a library makes of a signal
             return _stopped()
         from camera.disk import disk_error  # only on the way out
         from camera.secrets import without_secrets
@@ -147,14 +141,10 @@ def _run() -> int:
         told = disk_error(error) if isinstance(error, OSError) else error
         if not isinstance(told, CameraError):
             raise
-        _say(f"camera: {without_secrets(str(told))}")
+        note(f"camera: {without_secrets(str(told))}")
         return 2
 
 
 def _stopped() -> int:
-    _say("stopped; run the same command again to go on from here")
+    note("stopped; run the same command again to go on from here")
     return shutdown.EXIT_CODE
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(message + "\n")

@@ -1,7 +1,7 @@
 """`camera doctor`: this machine, and the pipeline where it is installed."""
 
+from camera.cli.options import Json
 from camera.cli.output import print_json, print_table
-from camera.cli.parameters import Json
 
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "missing": ("–", "dim")}
 

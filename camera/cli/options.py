@@ -1,28 +1,28 @@
-"""Command-line flags from the option models: a flag's name, type, default and help are those of the field.
+"""From a function of `camera.api` to a command: its arguments, its flags, its help.
 
-A command declares a parameter whose type is an option model, and gets the model, validated:
-
-    def score(model: Model, out: Out, options: Annotated["PruneOptions", Flags("reduce_ratio")]) -> None: ...
-
-A parameter with the default None is None where none of its flags is given. A dataset is one flag with the parameter's
+A parameter without a default is an argument, another one a flag, helped by its line in the docstring. Of an option model
+every field is a flag: the field's name, type, default and docstring are the flag's, and the function gets the model,
+validated; or None, where that is the default and none of the flags is given. A dataset is one flag with the parameter's
 name for its fields `name` and `path`, and flags for the rest.
-Models are named by strings, so that the list of commands is shown without importing pydantic.
 """
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+from camera.cli.output import print_json, progress_bar
 from camera.errors import CameraError
 
 if TYPE_CHECKING:
+    from camera.cli.stages import Stage
     from camera.options import Options
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _FLAG_NAMES = {"devices": "nproc", "engines": "engine", "overrides": "override"}
 """Fields whose flags have another name."""
 _EMPTY = inspect.Parameter.empty
@@ -30,7 +30,7 @@ _FIRST_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
 
 
 class Flags:
-    """Metadata of an options parameter: which of its fields are flags, and where their defaults differ."""
+    """Which fields of an options parameter are flags, and where their defaults differ from the model's."""
 
     def __init__(self, *only: str, without: tuple[str, ...] = (), **defaults: Any) -> None:
         """Args:
@@ -41,54 +41,86 @@ class Flags:
         self.only, self.without, self.defaults = only, without, defaults
 
 
-def expanded(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with a flag for each field in place of each options parameter, as typer reads it."""
+def stage_command(stage: "Stage") -> Callable[..., None]:
+    """A function with a parameter for each argument and flag, as typer reads it."""
     from camera import options
 
-    hints = get_type_hints(function, localns=vars(options), include_extras=True)
+    signature = inspect.signature(stage.run).parameters
+    written = SimpleNamespace(__annotations__={each.name: each.annotation for each in signature.values()})
+    hints = get_type_hints(written, stage.run.__globals__, vars(options))
     models: list[_Model] = []
     parameters: dict[str, inspect.Parameter] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        hint = hints[parameter.name]
-        if any(isinstance(each, type) and issubclass(each, options.Options) for each in _members(hint)):
-            models.append(_Model(parameter, hint))
+    for name, help in _argument_help(stage.run).items():
+        if name == "progress":
+            continue
+        if any(
+            isinstance(each, type) and issubclass(each, options.Options) for each in _members(hints[name])
+        ):
+            models.append(_Model(signature[name], hints[name], stage.flags.get(name, Flags())))
             made = list(models[-1].parameters())
         else:
-            made = [_parameter(parameter.name, hint, parameter.default)]
+            made = [_plain_parameter(signature[name], hints[name], help)]
         for each in made:
             if each.name in parameters:
-                raise TypeError(f"camera {function.__name__} would have two flags {_flag(each.name)}")
+                raise TypeError(f"camera {stage.run.__name__} would have two flags {_flag(each.name)}")
             parameters[each.name] = each
+    if stage.json:
+        parameters["as_json"] = _parameter("as_json", Json, False)
 
     def command(**values: Any) -> None:
-        built = {model.name: model.build(values) for model in models}
-        function(**values, **built)
+        as_json = values.pop("as_json", False)
+        values |= {model.name: model.build(values) for model in models}
+        with progress_bar(stage.run.__name__) as progress:
+            result = stage.run(**values, progress=progress)
+        if as_json and stage.json:
+            print_json(stage.json(result))
+        else:
+            stage.show(result, values)
 
-    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__name__, command.__doc__ = stage.run.__name__, command_help(stage.run)
     command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     command.__annotations__ = {}
     return command
 
 
+def command_help(function: Callable[..., Any]) -> str:
+    """What the docstring says before its sections."""
+    return re.split(r"\n(?:Args|Returns|Raises):\n", inspect.getdoc(function) or "")[0].strip()
+
+
+def _argument_help(function: Callable[..., Any]) -> dict[str, str]:
+    """What the docstring says of each parameter."""
+    section = (inspect.getdoc(function) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"\n    (?=\w+: )", "\n" + section)[1:]
+    return {name: " ".join(text.split()) for name, _, text in (entry.partition(": ") for entry in entries)}
+
+
+def _plain_parameter(parameter: inspect.Parameter, hint: Any, help: str) -> inspect.Parameter:
+    kind = _flag_type(hint)
+    words = help[:1].upper() + help[1:]
+    if parameter.default is _EMPTY:
+        kind = list[Path] if get_origin(kind) is list else kind
+        return _parameter(
+            parameter.name, Annotated[kind, typer.Argument(help=words, show_default=False)], _EMPTY
+        )
+    option = typer.Option(_flag(parameter.name), help=words, show_default=parameter.default is not None)
+    optional = kind | None if parameter.default is None else kind
+    return _parameter(parameter.name, Annotated[optional, option], parameter.default)
+
+
 class _Model:
     """An options parameter of a command: its flags, and the model that their values make."""
 
-    def __init__(self, parameter: inspect.Parameter, hint: Any) -> None:
-        self.name, self.optional = parameter.name, parameter.default is None
-        marks = getattr(hint, "__metadata__", ())
-        self.chosen = next((each for each in marks if isinstance(each, Flags)), Flags())
+    def __init__(self, parameter: inspect.Parameter, hint: Any, chosen: Flags) -> None:
+        self.name, self.optional, self.chosen = parameter.name, parameter.default is None, chosen
         self.kind: type[Options] = next(each for each in _members(hint) if each is not NoneType)
         self.fields = self.kind.known_fields()
-        self.differing = {
-            name: value for name, value in self.chosen.defaults.items() if value != self._own_default(name)
-        }
-        # Of a dataset, one flag called as the parameter gives `name` or `path`.
         self.is_dataset = {"name", "path"} <= set(self.fields)
-        hidden = {*self.chosen.without, *(("name", "path", "split") if self.is_dataset else ())}
+        hidden = {*chosen.without, *(("name", "path", "split") if self.is_dataset else ())}
         self.flags = {
             field: _FLAG_NAMES.get(field, field)
-            for field in self.chosen.only or self.fields
-            if field not in hidden and _flag_type(self.fields[field])
+            for field in chosen.only or self.fields
+            if field not in hidden and self._type(field)
         }
 
     def parameters(self) -> Iterator[inspect.Parameter]:
@@ -106,13 +138,15 @@ class _Model:
             kind = Annotated[str | None if self.optional else str, option]  # type: ignore[valid-type]
             yield _parameter(self.name, kind, None if self.optional else _EMPTY)
         for name, flag in self.flags.items():
-            kind, default = _flag_type(self.fields[name]), self._default(name)
+            kind, default = self._type(name), self._default(name)
             words = " ".join((self.fields[name].description or "").split())
             if get_origin(kind) is not Literal:  # which has a sentence for each choice
                 words = _FIRST_SENTENCE.split(words)[0]
             repeats = get_origin(kind) is list
             shown: str | bool = (
-                ", ".join(map(str, default)) if repeats and default else default not in (None, False)
+                ", ".join(map(str, default))
+                if repeats and default
+                else not (default is None or default is False)
             )
             option = typer.Option(
                 *([] if default is True else [_flag(flag)]),  # and typer's own --no-... form
@@ -136,7 +170,7 @@ class _Model:
         for name, flag in self.flags.items():
             value = values.pop(flag)
             if isinstance(value, list):
-                value = _items(flag, value, get_origin(_bare(self.fields[name].annotation)) is dict)
+                value = _items(flag, value, pairs=isinstance(self._default(name), Mapping))
             if value is not None and value != self._default(name):
                 given[name] = value
         if source is not None:
@@ -144,7 +178,7 @@ class _Model:
         elif self.optional and not given:
             return None
         try:
-            return self.kind(**{**self.differing, **given})
+            return self.kind(**{**self.chosen.defaults, **given})
         except ValidationError as error:
             raise CameraError("; ".join(map(self._message, error.errors()))) from None
 
@@ -157,44 +191,37 @@ class _Model:
         return f"{_flag('.'.join([own, *rest]))}: {text}"
 
     def _default(self, field: str) -> Any:
-        return self.chosen.defaults.get(field, self._own_default(field))
+        own = self.fields[field].get_default(call_default_factory=True, validated_data={})
+        return self.chosen.defaults.get(field, own)
 
-    def _own_default(self, field: str) -> Any:
-        return self.fields[field].get_default(call_default_factory=True, validated_data={})
+    def _type(self, field: str) -> Any:
+        return _flag_type(self.fields[field].annotation, tuple(self.fields[field].metadata))
 
     def _built_in(self) -> list[str]:
-        kind = _flag_type(self.fields["name"])
-        return [name for name in get_args(kind) if name != "file"]
+        return [name for name in get_args(self._type("name")) if name != "file"]
 
 
-def _flag_type(field: Any) -> Any:
+def _flag_type(annotation: Any, metadata: tuple[Any, ...] = ()) -> Any:
     """What typer makes a flag of: choices, a number, text, a path, or a list of texts; None for anything else."""
     from camera.registry import NameIn
 
-    def of(annotation: Any, metadata: tuple[Any, ...]) -> Any:
-        for mark in metadata:
-            if isinstance(mark, NameIn):
-                return Literal[tuple(mark.registry)]
-        if get_origin(annotation) is Annotated:
-            return of(annotation.__origin__, annotation.__metadata__)
-        if get_origin(annotation) in (Union, UnionType):
-            return of(next(each for each in get_args(annotation) if each is not NoneType), ())
-        if get_origin(annotation) in (tuple, dict):
-            return list[str] if of(get_args(annotation)[0], ()) else None
-        plain = annotation in (bool, int, float, str, Path)
-        return annotation if plain or get_origin(annotation) is Literal else None
-
-    return of(field.annotation, tuple(field.metadata))
-
-
-def _bare(annotation: Any) -> Any:
-    return next(each for each in _members(annotation) if each is not NoneType)
+    for mark in metadata:
+        if isinstance(mark, NameIn):
+            return Literal[tuple(mark.registry)]
+    if get_origin(annotation) is Annotated:
+        return _flag_type(annotation.__origin__, annotation.__metadata__)
+    if get_origin(annotation) in (Union, UnionType):
+        members = [each for each in get_args(annotation) if each is not NoneType]
+        return Path if Path in members else _flag_type(members[0])
+    origin = get_origin(annotation)
+    if isinstance(origin, type) and issubclass(origin, Sequence | Mapping):
+        return list[str] if _flag_type(get_args(annotation)[0]) else None
+    plain = annotation in (bool, int, float, str, Path)
+    return annotation if plain or get_origin(annotation) is Literal else None
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
     """The types of a union, or the one that it is."""
-    while get_origin(annotation) is Annotated:
-        annotation = annotation.__origin__
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from camera.cli.options import Json
 from camera.cli.output import print_json, print_table, say
-from camera.cli.parameters import Json
 from flows.commands.shared import here
 
 _UNITS = {
@@ -89,7 +89,13 @@ def gc(
             print_table(
                 ("", "name", ">size", ">unused", "why"),
                 (
-                    (gone.kind, gone.name, bytes_text(gone.size_bytes), _days(gone.unused_seconds), gone.why)
+                    (
+                        gone.kind,
+                        gone.name,
+                        bytes_text(gone.size_bytes),
+                        _days(gone.unused_seconds),
+                        gone.why,
+                    )
                     for gone in done.removed
                 ),
             )

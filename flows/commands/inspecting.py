@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from camera.cli.options import Json
 from camera.cli.output import note, print_json, print_table, say
-from camera.cli.parameters import Json
 from flows.commands.shared import Signers, check_signers, here
 
 if TYPE_CHECKING:

@@ -1,21 +1,22 @@
 """The whole pipeline: run it, or see what a run would do."""
 
-from typing import Annotated
-
-import typer
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from camera import shutdown
-from camera.cli.output import print_json, say
-from camera.cli.parameters import Json
-from flows.commands.shared import Overrides, RecipePath
+from camera.cli.options import Json
+from camera.cli.output import print_json, print_table, say
+from flows.commands.shared import NoPrefect, Overrides, RecipePath, here
+
+if TYPE_CHECKING:
+    from tasks.recipe import Recipe
 
 
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    no_prefect: Annotated[
-        bool, typer.Option("--no-prefect", help="The same stages and store in a plain loop.")
-    ] = False,
+    no_prefect: NoPrefect = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe from dataset to published model; what is done already is taken from the store.
@@ -28,12 +29,34 @@ def run(
     Examples: `camera run recipes/demo.yaml`  `camera run recipes/demo.yaml --set prune.ratio=0.3 --no-prefect`
     """
     with shutdown.exit_at_once():
-        from flows.commands.start_up import begin_run
-
-        checked = begin_run(recipe, list(overrides or ()), no_prefect=no_prefect)
+        checked = _begin(recipe, list(overrides or ()), no_prefect)
         from flows.commands.running import run_recipe  # brings torch, while Prefect's API starts
 
     run_recipe(checked, no_prefect=no_prefect, as_json=as_json)
+
+
+def _begin(recipe: Path, overrides: list[str], no_prefect: bool) -> "Recipe":
+    """Read the recipe, so that a wrong one is refused before anything starts; then let Prefect's API start.
+
+    Raises:
+        CameraError: naming the field that is wrong.
+    """
+    from tasks.recipe import load_recipe
+
+    # Errors are reported once, by the command line; Prefect would print a traceback of its own for every layer.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    # Prefect's own 180 s are as long as the silence after which `camera serve`'s server takes a run for dead.
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+    # A server that is gone is asked again for 14 s, not for a minute at each of the last few calls.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
+    here()
+    checked = load_recipe(recipe, overrides)
+    if not no_prefect and "PREFECT_API_URL" not in os.environ:
+        from flows.local_api import begin_local_api  # brings prefect, which --no-prefect does not need
+
+        begin_local_api()
+    return checked
 
 
 def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -41,61 +64,51 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
 
     Example: `camera plan recipes/demo.yaml --set prune.ratio=0.3`
     """
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from camera.units import bytes_text, seconds_text
     from tasks.pipeline import build_pipeline
     from tasks.preflight import plan as planned
-    from tasks.project import Project
     from tasks.recipe import load_recipe
     from tasks.sources import find_sources
     from tasks.store import Store
 
-    project = Project.here()
-    project.configure()
+    project = here()
     checked = load_recipe(recipe, overrides or [])
     steps = planned(build_pipeline(checked, find_sources(checked)), Store(project.store))
     to_do = [step for step in steps if step.state in ("run", "after")]
     disk = sum(step.disk_bytes for step in to_do)
     memory = max((step.memory_bytes for step in to_do), default=0)
     if as_json:
+        plain = ("state", "disk_bytes", "memory_bytes", "seconds")
         entries = [
             {
                 "step": entry.step.name,
                 "stage": entry.step.stage.name,
-                "state": entry.state,
-                "disk_bytes": entry.disk_bytes,
-                "memory_bytes": entry.memory_bytes,
-                "seconds": entry.seconds,
+                **{name: getattr(entry, name) for name in plain},
             }
             for entry in steps
         ]
         print_json({"steps": entries, "disk_bytes": disk, "peak_memory_bytes": memory})
         return
-    table = Table(title=f"Plan of {checked.name}", title_justify="left")
-    for column in ("step", "state", "disk", "memory", "time"):
-        table.add_column(column, justify="left" if column in ("step", "state") else "right")
-    words = {
-        "cached": "cached",
-        "evicted": "evicted, not needed",
-        "run": "runs",
-        "after": "runs, after the above",
-    }
+    rows = []
     for entry in steps:
-        cached = entry.state in ("cached", "evicted")
-        table.add_row(
-            entry.step.name,
-            words[entry.state],
-            "" if cached else bytes_text(entry.disk_bytes),
-            "" if cached else bytes_text(entry.memory_bytes),
-            "" if entry.seconds is None else seconds_text(entry.seconds),
-            style="dim" if cached else None,
-        )
-    Console().print(table)
+        needs = ("", "") if entry not in to_do else map(bytes_text, (entry.disk_bytes, entry.memory_bytes))
+        time = "" if entry.seconds is None else seconds_text(entry.seconds)
+        style = "" if entry in to_do else "dim"
+        rows.append([Text(cell, style) for cell in (entry.step.name, _STATES[entry.state], *needs, time)])
+    print_table(("step", "state", ">disk", ">memory", ">time"), rows, title=f"Plan of {checked.name}")
     say(
         f"{len(to_do)} of {len(steps)} steps to run; about {bytes_text(disk)} of disk and "
         f"{bytes_text(memory)} of memory at the peak (estimated from shapes; the time of capture from a trial of one layer)"
         if to_do
         else "everything is cached"
     )
+
+
+_STATES = {
+    "cached": "cached",
+    "evicted": "evicted, not needed",
+    "run": "runs",
+    "after": "runs, after the above",
+}

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from camera.cli.options import Json
 from camera.cli.output import note, print_json, print_table, say
-from camera.cli.parameters import Json
 from flows.commands.shared import Signers, check_signers, here
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from tasks.registry import Version
@@ -75,23 +76,30 @@ def show(
     here()
     run, version = _run_or_version(name)
     model = version.name if version is not None else run.name if run is not None else name
-    others, history = registry.versions(model), registry.history(model)
+    document: dict[str, Any] = {
+        "run": None if run is None else {**_run_json(run, version), "recipe": run.parameters},
+        "versions": [_version_json(entry) for entry in registry.versions(model)],
+        "production": list(map(vars, registry.history(model))),
+    }
     if as_json:
-        print_json(
-            {
-                "run": None if run is None else {**_run_json(run, version), "recipe": run.parameters},
-                "versions": [_version_json(entry) for entry in others],
-                "production": history,
-            }
-        )
+        print_json(document)
         return
-    facts = [*_version_facts(version), *_run_facts(run)]
-    for entry in others:
-        words = " ".join([entry.label, *entry.aliases, _local(entry.created), str(entry.folder)])
-        facts.append(("version", words))
-    for holder in history:
-        facts.append(("production", f"{holder.at} {model}@{holder.version} ({holder.how})"))
-    print_table(("", ""), ((Text(label, "bold"), value) for label, value in facts))
+    if version is not None:
+        document = {"model": version.label, "GGUF": version.gguf_digests, **document}
+    print_table(("", ""), ((Text(label, "bold"), text) for label, text in _rows(document)))
+
+
+def _rows(value: Any, label: str = "") -> "Iterator[tuple[str, str]]":
+    """A document as lines for people: the way to each value, and the value."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _rows(part, f"{label} {name.replace('_', ' ')}".strip())
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for part in value:
+            words = (" ".join(each) if isinstance(each, tuple) else each for each in part.values())
+            yield label, "  ".join(str(each) for each in words if each not in (None, ""))
+    elif value not in (None, "None", [], ()):
+        yield label, f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def sign(
@@ -218,47 +226,16 @@ def _run_or_version(name: str) -> "tuple[Run | None, Version | None]":
     return (find_run(version.run_id) if version.run_id else None), version
 
 
-def _version_facts(version: "Version | None") -> list[tuple[str, str]]:
-    if version is None:
-        return []
-    return [
-        ("model", version.label),
-        ("aliases", ", ".join(version.aliases) or "none"),
-        ("folder", str(version.folder)),
-        ("lineage", version.lineage_digest),
-        ("DVC", version.dvc_md5 or "not versioned"),
-        *version.gguf_digests.items(),
-    ]
-
-
-def _run_facts(run: "Run | None") -> list[tuple[str, str]]:
-    if run is None:
-        return []
-    took = f", took {_duration(run)}" if run.seconds is not None else ""
-    gate = f"{run.tags.get('gate', '')} {run.tags.get('gate.reasons', '')}".strip()
-    figures = _key_figures(run)
-    return [
-        ("run", run.run_id),
-        ("status", f"{run.status.lower()}, started {_local(run.started)}{took}"),
-        *([("quality gate", gate)] if "gate" in run.tags else []),
-        *((f"perplexity {text}", f"{value:.4f}") for text, value in figures["perplexity"].items()),
-        *(
-            (f"decode {row}", f"{value:.3f} ms/token")
-            for row, value in figures["decode_ms_per_token"].items()
-        ),
-        *((name, value) for name, value in sorted(run.parameters.items()) if value != "None"),
-        *((f"artifact {step}", digest) for step, digest in run.digests.items()),
-    ]
-
-
 def _run_cells(run: "Run", version: "Version | None") -> tuple[str, ...]:
+    from camera.units import seconds_text
+
     figures = _key_figures(run)
     return (
         run.run_id[:8],
         run.name,
         run.status.lower(),
         _local(run.started),
-        _duration(run),
+        "" if run.seconds is None else seconds_text(run.seconds),
         "\n".join(f"{text} {value:.4g}" for text, value in figures["perplexity"].items()),
         "\n".join(f"{row} {value:.3g} ms" for row, value in figures["decode_ms_per_token"].items()),
         run.tags.get("gate", ""),
@@ -279,12 +256,6 @@ def _run_json(run: "Run", version: "Version | None") -> dict[str, Any]:
 def _version_json(version: "Version") -> dict[str, Any]:
     plain = ("name", "aliases", "created", "folder", "lineage_digest", "dvc_md5", "run_id")
     return {"version": version.number, **{name: getattr(version, name) for name in plain}}
-
-
-def _duration(run: "Run") -> str:
-    from camera.units import seconds_text
-
-    return "" if run.seconds is None else seconds_text(run.seconds)
 
 
 def _local(time: "datetime") -> str:

@@ -1,14 +1,14 @@
 """Running a recipe from the command line: the display, the table at the end, and where things are."""
 
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
 from camera import shutdown
-from camera.cli.output import print_json
+from camera.cli.output import note, print_json
 from camera.report.schema import read_results
 from camera.report.table import results_table
 from flows.listeners import LiveListener, LogListener
@@ -32,15 +32,12 @@ def run_recipe(recipe: Recipe, *, no_prefect: bool, as_json: bool) -> None:
     results = read_results(outcome.report.with_name("results.json"))
     places = _places(outcome, project)
     if as_json:
-        print_json({"results": results.model_dump(mode="json"), "executed": outcome.executed, **places})
+        print_json({"results": results, "executed": outcome.executed, **places})
     else:
         console.print()
         console.print(results_table(results))
-        for name, place in places.items():
-            console.print(f"{name + ':':<13}{place or 'nothing'}", soft_wrap=True, highlight=False)
-    if failure is not None:
-        sys.stderr.write(f"camera: {failure}\n")
-        raise typer.Exit(GATE_FAILED)
+        show_places(console, places)
+    report_failure(failure, GATE_FAILED)
 
 
 def _run(recipe: Recipe, listener: Listener, console: Console, no_prefect: bool) -> Outcome:
@@ -81,3 +78,16 @@ def tracked(mlflow_run: str | None, mlflow_pending: str | None, project: Project
         return pending
     place = f"{mlflow_run} in {project.mlflow_shown}"
     return f"{place}, {pending}" if pending else place
+
+
+def show_places(console: Console, places: Mapping[str, str | None]) -> None:
+    """A line for each thing that was made."""
+    for name, place in places.items():
+        console.print(f"{name + ':':<13}{place or 'nothing'}", soft_wrap=True, highlight=False)
+
+
+def report_failure(failure: str | None, code: int) -> None:
+    """End with an exit code and a message, where something failed."""
+    if failure is not None:
+        note(f"camera: {failure}")
+        raise typer.Exit(code)

@@ -4,15 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 
-from camera.cli.output import print_json
+from camera.cli.output import note, print_json
 from camera.report.sweep import summary
 from camera.report.sweep_page import CSV, JSON, sweep_table
-from flows.commands.running import GATE_FAILED, tracked
-from tasks.project import Project
+from flows.commands.running import GATE_FAILED, report_failure, show_places, tracked
+from flows.commands.shared import here
 from tasks.sweep import Sweep, load_sweep
 from tasks.sweep_run import SweepFailed, SweepOutcome
 
@@ -22,11 +21,10 @@ MEMBERS_FAILED = 1
 
 def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) -> None:
     """Run, then print the table and the paths; the exit code says whether a member failed or none was good enough."""
-    # What fails is told once, by the command line; Prefect would print a traceback of its own for every layer.
+    # Errors are reported once, by the command line; Prefect would print a traceback of its own for every layer.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    project = Project.here()
-    project.configure()
-    checked = load_sweep(recipe, overrides)  # a wrong recipe is told before anything starts
+    project = here()
+    checked = load_sweep(recipe, overrides)  # a wrong recipe is refused before anything starts
     console = Console(stderr=as_json)
     threads = checked.options.workers > 1
     try:
@@ -35,7 +33,7 @@ def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) 
         outcome, failure = error.outcome, str(error)
     except KeyboardInterrupt:
         if threads:  # nothing can interrupt a thread; what it was at resumes from its working folder
-            sys.stderr.write("stopped; run the same command again to go on from here\n")
+            note("stopped; run the same command again to go on from here")
             sys.stderr.flush()
             os._exit(130)
         raise
@@ -46,20 +44,15 @@ def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) 
         "mlflow run": tracked(outcome.mlflow_run, outcome.mlflow_pending, project),
     }
     if as_json:
-        print_json(
-            {"results": outcome.results.model_dump(mode="json"), "published": outcome.published, **places}
-        )
+        print_json({"results": outcome.results, "published": outcome.published, **places})
     else:
         console.print()
         console.print(f"[bold]{escape(outcome.results.name)}[/bold]  {escape(summary(outcome.results))}")
         console.print(sweep_table(outcome.results))
         for name, folder in outcome.published.items():
             console.print(f"published:   {name} in {folder}", soft_wrap=True, highlight=False)
-        for name, place in places.items():
-            console.print(f"{name + ':':<13}{place or 'nothing'}", soft_wrap=True, highlight=False)
-    if failure is not None:
-        sys.stderr.write(f"camera: {failure}\n")
-        raise typer.Exit(MEMBERS_FAILED if outcome.failed else GATE_FAILED)
+        show_places(console, places)
+    report_failure(failure, MEMBERS_FAILED if outcome.failed else GATE_FAILED)
 
 
 def _run(asked: Sweep, console: Console, no_prefect: bool) -> SweepOutcome:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from camera.cli.options import Json
 from camera.cli.output import print_json, say
-from camera.cli.parameters import Json
 
 if TYPE_CHECKING:
     from flows.services import Services
@@ -80,7 +80,7 @@ def serve(
         (lambda line: None) if as_json else say,
     )
     if as_json:
-        print_json(asdict(served))
+        print_json(served)
         return
     for name in served.recovered:
         say(f"scheduled again: {name}, whose process was killed")

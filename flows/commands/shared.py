@@ -21,8 +21,6 @@ NoPrefect = Annotated[bool, typer.Option("--no-prefect", help="The same stages a
 Signers = Annotated[
     Path | None, typer.Option(help="ssh's allowed signers, whose signatures count.", show_default=False)
 ]
-GATE_FAILED = 3
-"""Exit code of a run that is complete, and whose model is not good enough to be published."""
 
 
 def here() -> "Project":

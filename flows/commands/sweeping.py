@@ -1,16 +1,16 @@
 """Many runs of one recipe: every combination of the values that it lists."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from camera import shutdown
-from camera.cli.output import print_json, say
-from camera.cli.parameters import Json
-from flows.commands.shared import Overrides, RecipePath
+from camera.cli.options import Json
+from camera.cli.output import print_json, print_table, say
+from flows.commands.shared import NoPrefect, Overrides, RecipePath, here
 
 if TYPE_CHECKING:
-    from tasks.sweep import MemberPlan, Sweep
+    from pathlib import Path
 
 
 def sweep(
@@ -27,9 +27,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the members and what they share; run nothing.")
     ] = False,
-    no_prefect: Annotated[
-        bool, typer.Option("--no-prefect", help="The same stages and store in a plain loop.")
-    ] = False,
+    no_prefect: NoPrefect = False,
     as_json: Json = False,
 ) -> None:
     """Run every combination of the values in a recipe's section `sweep`, and show them by size and perplexity.
@@ -52,13 +50,11 @@ def sweep(
     run(recipe, changes, no_prefect=no_prefect, as_json=as_json)
 
 
-def _show_plan(recipe: Any, overrides: list[str], as_json: bool) -> None:
-    from tasks.project import Project
+def _show_plan(recipe: "Path", overrides: list[str], as_json: bool) -> None:
     from tasks.store import Store
     from tasks.sweep import executions, load_sweep, plan_sweep
 
-    project = Project.here()
-    project.configure()
+    project = here()
     checked = load_sweep(recipe, overrides)
     plans = plan_sweep(checked, Store(project.store))
     steps = {name: dict(counts) for name, counts in executions(plans).items()}
@@ -74,41 +70,20 @@ def _show_plan(recipe: Any, overrides: list[str], as_json: bool) -> None:
         ]
         print_json({"members": members, "steps": steps})
         return
-    _print_plan(checked, plans, steps)
-
-
-def _print_plan(sweep: "Sweep", plans: "list[MemberPlan]", steps: dict[str, dict[str, int]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    members = Table(title=f"Members of {sweep.recipe.name}", title_justify="left")
-    for column in ("member", *sweep.axes):
-        members.add_column(column)
-    for column in ("to run", "shared", "cached"):
-        members.add_column(column, justify="right")
+    states = ("run", "shared", "cached")
+    counted = (">to run", ">shared", ">cached")
+    rows = []
     for plan in plans:
-        states = list(plan.steps.values())
-        counts = [str(states.count(state)) for state in ("run", "shared", "cached")]
-        values = [str(value) for value in plan.member.varied.values()]
-        members.add_row(plan.member.name, *map(escape, values), *(counts if plan.pipeline else ["–"] * 3))
-    console.print(members)
+        found = list(plan.steps.values())
+        counts = [str(found.count(state)) if plan.pipeline else "–" for state in states]
+        rows.append([plan.member.name, *map(str, plan.member.varied.values()), *counts])
+    print_table(("member", *checked.axes, *counted), rows, title=f"Members of {checked.recipe.name}")
     for plan in plans:
         if plan.problem is not None:
-            console.print(f"cannot run: {plan.member.name}: {escape(plan.problem)}", style="yellow")
-    shared = Table(title="Steps of all members", title_justify="left")
-    shared.add_column("step")
-    for column in ("to run", "shared", "cached"):
-        shared.add_column(column, justify="right")
-    for name, counts_of in steps.items():
-        shared.add_row(escape(name), *(str(counts_of.get(state, 0)) for state in ("run", "shared", "cached")))
-    console.print(shared)
-    total = {
-        state: sum(counts_of.get(state, 0) for counts_of in steps.values())
-        for state in ("run", "shared", "cached")
-    }
+            say(f"cannot run: {plan.member.name}: {plan.problem}")
+    rows = [[name, *(str(of.get(state, 0)) for state in states)] for name, of in steps.items()]
+    print_table(("step", *counted), rows, title="Steps of all members")
+    run, shared, cached = (sum(of.get(state, 0) for of in steps.values()) for state in states)
     say(
-        f"{len(plans)} members: {total['run']} steps to run, {total['shared']} shared with a member before, "
-        f"{total['cached']} in the store"
+        f"{len(plans)} members: {run} steps to run, {shared} shared with a member before, {cached} in the store"
     )

@@ -47,11 +47,11 @@ def test_prune_goes_from_a_checkpoint_and_text_to_a_hugging_face_folder(workplac
 def test_prune_names_a_refused_layer_once_and_states_the_zeros(workplace: Workplace):
     done = workplace.camera(
         *("prune", "model", "out", "--calibration", "calibration.txt", "--ratio", "0.4"),
-        *("--samples", "2", "--length", "64", "--refit", "--sparsity", "0.5"),
+        *("--samples", "2", "--length", "64", "--method", "refit", "--sparsity", "0.5"),
     )
     told = done.stdout + done.stderr
     assert "refitted 0 of" in told
-    assert told.count("layer 0 ") == 1
+    assert told.count("layer 0: refit rejected, fell back to CAMERA: ") == 1
     assert "50.0 % of the feed-forward weights that stay are zero" in told
 
 

@@ -75,7 +75,7 @@ def test_perplexity_and_tasks_may_be_asked_for_together(workplace: Workplace, do
     ("flags", "words"),
     [
         (("--tasks", "piqa", "--task-folder", "documents"), "piqa.validation.jsonl is missing"),
-        (("--out", "results"), "--out goes with --tasks"),
+        (("--out", "results"), "out goes with tasks"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_exit_code_2(

@@ -4,21 +4,29 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from camera.cli.options import Flags, expanded
+from camera.cli.options import Flags, stage_command
+from camera.cli.stages import Stage
 from camera.errors import CameraError
 from camera.options import CalibrationOptions, CaptureOptions, EvaluateOptions, PruneOptions, QuantizeOptions
+from camera.progress import Progress, silent
 
 
-def called(function: Any, *arguments: str) -> Any:
-    """Call a command with a command line."""
+def command_of(function: Any, **flags: Flags) -> Any:
+    names = [name for name in inspect.signature(function).parameters if name != "progress"]
+    function.__doc__ = "Do it.\n\nArgs:\n" + "".join(f"    {name}: what it is.\n" for name in names)
+    return stage_command(Stage(function, lambda result, values: None, flags=flags))
+
+
+def called(function: Any, *arguments: str, **flags: Flags) -> Any:
+    """Call the command of a function with a command line."""
     app = typer.Typer()
-    app.command()(expanded(function))
+    app.command()(command_of(function, **flags))
     result = CliRunner().invoke(app, list(arguments))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -28,7 +36,7 @@ def called(function: Any, *arguments: str) -> Any:
 def test_a_field_is_a_flag_and_the_command_gets_the_model() -> None:
     seen: list[PruneOptions] = []
 
-    def command(options: PruneOptions) -> None:
+    def command(options: PruneOptions, progress: Progress) -> None:
         seen.append(options)
 
     called(command, "--ratio", "0.4", "--mode", "mask")
@@ -37,9 +45,9 @@ def test_a_field_is_a_flag_and_the_command_gets_the_model() -> None:
 
 
 def test_every_choice_default_and_help_is_the_fields() -> None:
-    def command(options: CaptureOptions) -> None: ...
+    def command(options: CaptureOptions, progress: Progress) -> None: ...
 
-    parameters = inspect.signature(expanded(command)).parameters
+    parameters = inspect.signature(command_of(command)).parameters
     assert set(parameters) == {"propagate", "batch_size", "dtype", "device", "nproc"}
     kind, option = get_args(parameters["propagate"].annotation)
     assert kind == Literal["one-shot", "sequential"]
@@ -51,22 +59,23 @@ def test_every_choice_default_and_help_is_the_fields() -> None:
 def test_a_command_may_take_some_fields_with_its_own_defaults() -> None:
     seen: list[CaptureOptions] = []
 
-    def command(options: Annotated[CaptureOptions, Flags("propagate", propagate="one-shot")]) -> None:
+    def command(options: CaptureOptions, progress: Progress) -> None:
         seen.append(options)
 
-    called(command)
-    called(command, "--propagate", "sequential")
+    own = Flags("propagate", propagate="one-shot")
+    called(command, options=own)
+    called(command, "--propagate", "sequential", options=own)
     assert [options.propagate for options in seen] == ["one-shot", "sequential"]
-    assert called(command, "--batch-size", "2").exit_code == 2
+    assert called(command, "--batch-size", "2", options=own).exit_code == 2
 
 
 def test_a_wrong_value_is_named_by_its_flag() -> None:
-    def prune(options: PruneOptions) -> None: ...
+    def prune(options: PruneOptions, progress: Progress) -> None: ...
 
     with pytest.raises(CameraError, match=r"^--ratio: 1.2 is not below 1"):
         called(prune, "--ratio", "1.2")
 
-    def quantize(options: QuantizeOptions) -> None: ...
+    def quantize(options: QuantizeOptions, progress: Progress) -> None: ...
 
     with pytest.raises(CameraError, match="--target-bpw: "):
         called(quantize, "--target-bpw", "-1")
@@ -77,12 +86,12 @@ def test_a_wrong_value_is_named_by_its_flag() -> None:
 def test_lists_may_be_repeated_or_hold_commas_and_pairs_make_a_dictionary() -> None:
     seen: list[Any] = []
 
-    def evaluate(options: EvaluateOptions) -> None:
+    def evaluate(options: EvaluateOptions, progress: Progress) -> None:
         seen.append(options.tasks)
 
     called(evaluate, "--tasks", "boolq, rte", "--tasks", "piqa")
 
-    def quantize(options: QuantizeOptions) -> None:
+    def quantize(options: QuantizeOptions, progress: Progress) -> None:
         seen.append(options.overrides)
 
     called(quantize, "--override", "*.down_proj.weight=q8_0", "--override", "lm_head.weight=f16")
@@ -92,7 +101,7 @@ def test_lists_may_be_repeated_or_hold_commas_and_pairs_make_a_dictionary() -> N
 def test_a_dataset_is_one_flag_and_none_of_its_flags_is_no_dataset() -> None:
     seen: list[CalibrationOptions | None] = []
 
-    def command(calibration: "CalibrationOptions | None" = None) -> None:
+    def command(calibration: "CalibrationOptions | None" = None, progress: Progress = silent) -> None:
         seen.append(calibration)
 
     called(command)
@@ -107,20 +116,20 @@ def test_a_dataset_is_one_flag_and_none_of_its_flags_is_no_dataset() -> None:
         CalibrationOptions(samples=4),
     ]
 
-    def required(calibration: CalibrationOptions) -> None: ...
+    def required(calibration: CalibrationOptions, progress: Progress) -> None: ...
 
     assert "Missing option '--calibration'" in called(required).output
 
 
 def test_two_models_with_one_flag_are_a_mistake_of_the_command() -> None:
-    def command(capture: CaptureOptions, quantize: QuantizeOptions) -> None: ...
+    def command(capture: CaptureOptions, quantize: QuantizeOptions, progress: Progress) -> None: ...
 
     with pytest.raises(TypeError, match="two flags --"):
-        expanded(command)
+        command_of(command)
 
 
 def test_a_removed_flag_says_what_to_write_instead() -> None:
-    command = [sys.executable, "-m", "camera", "capture", "model", "out", "--steps=2"]
+    command = [sys.executable, "-m", "camera", "prune", "model", "out", "--steps=2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr.startswith("camera: --steps was removed: leave it out")) == (
         2,
