@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -32,7 +33,7 @@ from camera.files import sync
 from camera.formats import blocks
 from camera.formats.convert import convert_to_gguf
 from camera.formats.quantize import quantize_checkpoint
-from camera.options import BlockType, Options, QuantizeOptions
+from camera.options import BlockType, QuantizeOptions
 
 TYPES: tuple[BlockType, ...] = ("q4_0", "q4_0_64")
 FASTER_THAN_GGUF = 5.0
@@ -41,41 +42,23 @@ TENSORS_IN_MEMORY = 2.0
 _SAMPLE_S = 0.002
 
 
-class Timed(Options):
-    """Something timed, and what it was compared with."""
+@dataclass(frozen=True)
+class Row:
+    """Something measured, and its floor where it has one."""
 
     what: str
-    seconds: Spread
-    input_bytes: int
-    against: str = ""
-    against_seconds: Spread | None = None
-    ratio: float | None = None
-    """As the floor is stated: times as fast, or times as long."""
+    measured: str
     floor: str = ""
+    value: float | None = None
+    """As the floor is stated: times as fast, times as long, or of the largest tensor."""
     met: bool | None = None
+    seconds: Spread | None = None
+    against: Spread | None = None
 
     def __str__(self) -> str:
-        speed = self.input_bytes / self.seconds.median / 1e9
-        text = f"{self.what}: {_text(self.seconds)}, {speed:.2f} GB/s of input"
-        if self.against_seconds is None:
-            return text
-        text += f"; {self.against} {_text(self.against_seconds)}"
-        return f"{text}; {self.ratio:.2f} ×, floor {self.floor}: {met(self.met)}"
-
-
-class Memory(Options):
-    """How much a step grew the process at most."""
-
-    what: str
-    peak_bytes: int
-    largest_tensor_bytes: int
-    met: bool
-
-    def __str__(self) -> str:
-        tensors = self.peak_bytes / self.largest_tensor_bytes
+        text = f"{self.what}: {self.measured}"
         return (
-            f"{self.what}: at most {self.peak_bytes / 2**20:.0f} MiB, {tensors:.2f} of the largest tensor, "
-            f"floor ≤ {TENSORS_IN_MEMORY:g}: {met(self.met)}"
+            text if self.value is None else f"{text}; {self.value:.2f}, floor {self.floor}: {met(self.met)}"
         )
 
 
@@ -93,7 +76,7 @@ def main() -> int:
                 arguments.model or _random_checkpoint(folder / "source", arguments.layers)
             )
             _memory(checkpoint, folder, TYPES[0])  # loads what is loaded once
-            results: list[Timed | Memory] = []
+            results: list[Row] = []
             for type in TYPES:
                 results += _memory(checkpoint, folder, type)
             results += [_pack(type, arguments.repeats) for type in TYPES]
@@ -109,7 +92,7 @@ def main() -> int:
     return 1 if any(result.met is False for result in results) else 0
 
 
-def _pack(type: BlockType, repeats: int) -> Timed:
+def _pack(type: BlockType, repeats: int) -> Row:
     """Packing a matrix of openPangu 7B's feed-forward network, against the library."""
     weight = torch.randn(12_800, 4096, generator=torch.Generator().manual_seed(0)) * 0.02
     array = weight.numpy()
@@ -118,20 +101,13 @@ def _pack(type: BlockType, repeats: int) -> Timed:
         "theirs": lambda: gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q4_0),
     }
     ours, theirs = _spreads(works, repeats)
-    ratio = theirs.median / ours.median
-    return Timed(
-        what=f"pack float32 to {type}",
-        seconds=ours,
-        input_bytes=weight.nbytes,
-        against="gguf.quants Q4_0",
-        against_seconds=theirs,
-        ratio=ratio,
-        floor=f"≥ {FASTER_THAN_GGUF:g} × as fast",
-        met=ratio >= FASTER_THAN_GGUF,
-    )
+    value = theirs.median / ours.median
+    text = f"{_text(ours, weight.nbytes)}; gguf.quants Q4_0 {_text(theirs)}"
+    floor = f"≥ {FASTER_THAN_GGUF:g} × as fast"
+    return Row(f"pack float32 to {type}", text, floor, value, value >= FASTER_THAN_GGUF, ours, theirs)
 
 
-def _files(checkpoint: Checkpoint, folder: Path, type: BlockType, repeats: int) -> list[Timed]:
+def _files(checkpoint: Checkpoint, folder: Path, type: BlockType, repeats: int) -> list[Row]:
     """Checkpoint to packed folder, and packed folder to GGUF against a copy of that GGUF."""
     packed, written, copied = folder / "packed", folder / "written.gguf", folder / "copied.gguf"
     input_bytes = sum(info.size_bytes for info in checkpoint.needed.values())
@@ -151,27 +127,17 @@ def _files(checkpoint: Checkpoint, folder: Path, type: BlockType, repeats: int) 
 
     (quantized,) = _spreads({"quantize": quantize}, repeats)
     ours, copies = _spreads({"write": write, "copy": copy}, repeats)
-    ratio = ours.median / copies.median
+    value = ours.median / copies.median
+    text = f"{_text(ours, written.stat().st_size)}; copy of the GGUF {_text(copies)}"
+    what = f"checkpoint to {type} folder (read, pack, measure the error, write)"
+    floor = f"≤ {COPY_TIMES:g} × as long"
     return [
-        Timed(
-            what=f"checkpoint to {type} folder (read, pack, measure the error, write)",
-            seconds=quantized,
-            input_bytes=input_bytes,
-        ),
-        Timed(
-            what=f"{type} folder to GGUF",
-            seconds=ours,
-            input_bytes=written.stat().st_size,
-            against="copy of the GGUF",
-            against_seconds=copies,
-            ratio=ratio,
-            floor=f"≤ {COPY_TIMES:g} × as long",
-            met=ratio <= COPY_TIMES,
-        ),
+        Row(what, _text(quantized, input_bytes), seconds=quantized),
+        Row(f"{type} folder to GGUF", text, floor, value, value <= COPY_TIMES, ours, copies),
     ]
 
 
-def _memory(checkpoint: Checkpoint, folder: Path, type: BlockType) -> list[Memory]:
+def _memory(checkpoint: Checkpoint, folder: Path, type: BlockType) -> list[Row]:
     """Quantising and converting, each with how far the process's own memory grows."""
     packed, written = folder / "packed-for-memory", folder / "for-memory.gguf"
     largest = max(info.size_bytes for info in checkpoint.needed.values())
@@ -183,8 +149,12 @@ def _memory(checkpoint: Checkpoint, folder: Path, type: BlockType) -> list[Memor
     for what, work in steps.items():
         with _peak_growth() as growth:
             work()
-        met = growth[0] <= TENSORS_IN_MEMORY * largest
-        found.append(Memory(what=what, peak_bytes=growth[0], largest_tensor_bytes=largest, met=met))
+        value, text = (
+            growth[0] / largest,
+            f"at most {growth[0] / 2**20:.0f} MiB, as a share of the largest tensor",
+        )
+        floor = f"≤ {TENSORS_IN_MEMORY:g}"
+        found.append(Row(what, text, floor, value, value <= TENSORS_IN_MEMORY))
     shutil.rmtree(packed)
     written.unlink()
     return found
@@ -225,8 +195,9 @@ def _spreads(works: dict[str, Callable[[], Any]], repeats: int) -> list[Spread]:
     return [clock(taken) for taken in times.values()]
 
 
-def _text(seconds: Spread) -> str:
-    return f"{seconds.median:.3f} s ({seconds.low:.3f}–{seconds.high:.3f})"
+def _text(seconds: Spread, input_bytes: int = 0) -> str:
+    text = f"{seconds.median:.3f} s ({seconds.low:.3f}–{seconds.high:.3f})"
+    return f"{text}, {input_bytes / seconds.median / 1e9:.2f} GB/s of input" if input_bytes else text
 
 
 def _random_checkpoint(folder: Path, layers: int) -> Path:

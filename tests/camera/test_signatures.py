@@ -8,8 +8,6 @@ from tests.conftest import REPOSITORY
 MOST = 7
 """Parameters, without `self`: who needs more passes an options model or a dataclass."""
 KNOWN = {
-    "camera.evaluation.divergence.divergence",
-    "camera.evaluation.perplexity.perplexity",
     "camera.evaluation.tasks._measure",
     "camera.evaluation.tasks.evaluate_tasks",
 }
