@@ -73,7 +73,7 @@ def run_benchmark(
     Args:
         models: labels differ, and at most one is the baseline.
         options: lengths, repeats, engines, device.
-        progress: told (runs done, runs in all).
+        progress: called with (runs done, runs in all).
 
     Raises:
         CameraError: if there is no model, labels repeat, there are two baselines, or the device does not exist.

@@ -61,7 +61,7 @@ class BenchmarkRow(Result):
     held_bytes: int | None = None
     """Weights and key-value cache in memory, where the engine tells."""
     peak_bytes: int | None = None
-    """The most memory in use while it ran, where it can be told."""
+    """The most memory in use while it ran, where it can be measured."""
     bytes_per_token: int | None = None
     """Weights, and keys and values at the mean context of the row, that one token reads."""
     bandwidth_share: float | None = None
@@ -76,7 +76,7 @@ class BenchmarkRow(Result):
 
 
 class BenchmarkReport(Result):
-    """All rows, and what a reader must know to believe them."""
+    """All rows, and what a reader must know to judge them."""
 
     options: dict[str, Any]
     """`BenchmarkOptions` as JSON has them."""

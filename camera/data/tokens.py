@@ -31,12 +31,9 @@ def read_documents(options: DatasetOptions) -> Documents:
 
 
 def calibration_windows(options: CalibrationOptions, checkpoint: Checkpoint) -> torch.Tensor:
-    """The windows that a model's importance is measured on, as `calibration_tokens` gives them.
+    """The windows that a model's importance is measured on, int64 [samples, length], as `calibration_tokens` gives them.
 
     Only text needs the model's tokenizer: ready-made windows are held to the rows of its embedding.
-
-    Returns:
-        int64 [samples, length].
 
     Raises:
         CameraError: as `calibration_tokens`; if text is to be read and the model's folder has no tokenizer.
@@ -55,17 +52,13 @@ def calibration_windows(options: CalibrationOptions, checkpoint: Checkpoint) -> 
 
 
 def calibration_tokens(options: CalibrationOptions, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
-    """The windows that importance is measured on.
+    """The windows that importance is measured on, int64 [samples, length].
 
-    They are chosen as the dataset's users have agreed on (see `camera.data.sampling`); the windows of a
-    .safetensors file are taken in their order, each cut to its first `length` tokens.
-
-    Returns:
-        int64 [samples, length].
+    They are chosen as the data set's users have agreed on (see `camera.data.sampling`); ready-made windows are taken
+    in their order, each cut to its first `length` tokens.
 
     Raises:
-        CameraError: if the dataset is empty, damaged, or too short for a window. Its kind NetworkError as in
-            `read_documents`.
+        CameraError: if the data set is empty, damaged, or too short for a window; NetworkError as `read_documents`.
     """
     ready = _ready_windows(options, len(tokenizer))
     if ready is not None:
@@ -74,8 +67,7 @@ def calibration_tokens(options: CalibrationOptions, tokenizer: "PreTrainedTokeni
     samples, length, seed = options.samples, options.length, options.seed
     try:
         if documents.strategy == "documents":
-            texts = documents.texts
-            return document_windows(lambda i: _encode(texts[i], tokenizer), len(texts), samples, length, seed)
+            return _of_documents(documents, tokenizer, samples, length, seed)
         return joined_windows(_encode(documents.joined, tokenizer), samples, length, seed)
     except CameraError as error:
         raise CameraError(f"{documents.source}: {error}; choose a shorter `length` or more text") from None
@@ -107,11 +99,8 @@ def evaluation_tokens(
     count = sampled_windows(options)
     if count is None:
         return _encode(documents.joined, tokenizer)
-    texts = documents.texts
     try:
-        return document_windows(
-            lambda i: _encode(texts[i], tokenizer), len(texts), count, window, TEST_SEED
-        ).flatten()
+        return _of_documents(documents, tokenizer, count, window, TEST_SEED).flatten()
     except CameraError as error:
         raise CameraError(f"{documents.source}: {error}; choose a shorter `window`") from None
 
@@ -133,6 +122,13 @@ def _ready_windows(options: CalibrationOptions, vocab_size: int) -> torch.Tensor
             f"{options.length} are needed: lower `samples` or `length`"
         )
     return ids_SL[: options.samples, : options.length].contiguous()
+
+
+def _of_documents(
+    documents: Documents, tokenizer: "PreTrainedTokenizerBase", samples: int, length: int, seed: int
+) -> torch.Tensor:
+    texts = documents.texts
+    return document_windows(lambda i: _encode(texts[i], tokenizer), len(texts), samples, length, seed)
 
 
 def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:

@@ -26,6 +26,7 @@ from camera.formats.convert import write_twin
 from camera.formats.gguf_reader import GgufFile, hf_config, hf_names, is_q4_0_64, open_gguf
 from camera.formats.layout import TWIN_KEY
 from camera.formats.types.q4_0_64 import Q4_0_64
+from camera.models import family_of
 from camera.options import BenchmarkOptions, Options, PositiveInt, Setting
 
 if TYPE_CHECKING:
@@ -213,8 +214,9 @@ class LlamaCppEngine(Engine):
         """The process's resident memory stands for its peak; what lies on an accelerator is not seen."""
         sizes = {name: tensor.data.nbytes for name, tensor in self.gguf.tensors.items()}
         names = hf_names(self.gguf)
-        if "lm_head.weight" in names:
-            del sizes[names["model.embed_tokens.weight"]]
+        family = family_of(self.config, str(self.path))
+        if family.name("head") in names:
+            del sizes[names[family.name("embedding")]]
         heads = int(self.config["num_key_value_heads"])
         width = int(
             self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"]

@@ -22,6 +22,7 @@ from camera.engines import ENGINES, Engine, Footprint, Timing
 from camera.engines.parts.int4_linear import INT4_TYPES, KERNELS, Blocks, Int4Linear, int4_linear
 from camera.errors import CameraError
 from camera.loading import Source, assemble, open_source
+from camera.models import family_of
 from camera.options import BenchmarkOptions
 
 
@@ -74,7 +75,7 @@ class TorchEngine(Engine):
     def _int4(self, source: Source, name: str, linear: nn.Linear) -> nn.Module | None:
         """The 4-bit twin of a linear layer, if its weights are 4-bit and the device has a kernel for them."""
         if name not in source.names and source.config.tie_word_embeddings:
-            name = _name_of_embedding(source)
+            name = family_of(source.config.to_dict(), str(source.path)).name("embedding")
         if source.packed is None or name not in source.names:
             return None
         block_type, data = source.packed(name)
@@ -179,10 +180,6 @@ def _dtype(source: Source, device: torch.device) -> torch.dtype:
         if types - {"f32", "f16", "bf16"}:
             return KERNELS[device.type][0].dtype
     return source.dtype
-
-
-def _name_of_embedding(source: Source) -> str:
-    return next(name for name in source.names if name.endswith("embed_tokens.weight"))
 
 
 def _bytes_on_disk(path: Path) -> int:

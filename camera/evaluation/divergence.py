@@ -55,7 +55,7 @@ def divergence(
         reference: what `open_text_model` opens, a transformers model on its device among them.
         model: the same; what is to be judged.
         tokens: int64 [N], the whole text, at least two.
-        progress: told (windows done, windows in all).
+        progress: called with (windows done, windows in all).
         settings: window, max_windows, batch_size, dtype, device, layer_by_layer: see `TextSettings`.
 
     Raises:

@@ -53,7 +53,7 @@ class CameraLM(TemplateLM):  # type: ignore[misc]
             model: what `camera.loading.load_model` gives, or any other causal model in eval mode.
             tokenizer: the model's own.
             batch_size: sequences computed at once; changes memory and speed, and results only by rounding.
-            progress: told (requests done, requests in all).
+            progress: called with (requests done, requests in all).
         """
         super().__init__()
         self.model, self.tokenizer = model, tokenizer

@@ -95,7 +95,7 @@ def evaluate_tasks(
         tokenizer: the model's, or a folder that has it. May be left out where `model` is a folder.
         out: folder for `<task>.json`, each written when its task is done. Tasks that are there already are not
             measured again, so that what was killed goes on. For models given by their place only.
-        progress: told (task, requests done, requests in all).
+        progress: called with (task, requests done, requests in all).
         settings: few_shot, limit, task_folder, batch_size, dtype, device: see `TaskSettings`.
 
     Returns:
@@ -131,7 +131,7 @@ def _asked(model: "PreTrainedModel | Path | str", options: EvaluateOptions) -> d
     """For each task a digest of all that decides its result."""
     if not isinstance(model, (str, Path)):
         raise CameraError(
-            "a model in memory cannot be told from another: leave `out` away, or give its folder"
+            "a model in memory has no identity to resume by: leave `out` away, or give its folder"
         )
     place = Path(model)
     how = {

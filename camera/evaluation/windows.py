@@ -1,4 +1,4 @@
-"""Windows of tokens, and the walk of one or two models over them: shared by every measurement on text."""
+"""Windows of tokens, and what one or two models compute on them: shared by every measurement on text."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ class Windows:
     def run(self, progress: Progress) -> Iterator[tuple[int, torch.Tensor, tuple[torch.Tensor, ...]]]:
         """For each batch the number of its first window, its tokens [B, T], and the hidden states of every model.
 
-        `progress` is told (windows done, all); of models that run layer by layer each layer counts.
+        `progress` is called with (windows done, all); of models that run layer by layer each layer counts.
         """
         total, done, start = self.count * (1 + sum(model.layers for model in self.models)), 0, 0
 

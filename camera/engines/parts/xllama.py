@@ -5,7 +5,7 @@
 A program of its own, so that what crashes or hangs in llama.cpp does so in another process; it imports nothing of this
 project. It uses the wheel's documented interface: `CommonParams`, `Server.handle_completions`, and the
 `timings` that every completion carries. The server also listens; it is bound to loopback, and asks for a key that
-nobody is told.
+is given to nobody.
 
 Unlike llama-bench it decodes after a prompt and not from an empty context, and picks each token by its logit.
 """
