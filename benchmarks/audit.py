@@ -88,13 +88,13 @@ def make(folder: Path, shape: dict[str, int]) -> None:
         shutil.copy(TINY_OPENPANGU / file, source)
     (folder / "recipe.yaml").write_text(RECIPE)
     printed_by([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], folder)
-    printed_by([sys.executable, "-m", "flows.cli", "run", "recipe.yaml", "--no-prefect"], folder)
+    printed_by([sys.executable, "-m", "camera", "run", "recipe.yaml", "--no-prefect"], folder)
 
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:
     """The three in turns; and what one audit reads."""
     large, files = folder / "large", files_to_read(folder / "large")
-    audit = [sys.executable, "-m", "flows.cli", "audit", str(PUBLISHED)]
+    audit = [sys.executable, "-m", "camera", "audit", str(PUBLISHED)]
     works = {
         "plain": partial(timed_command, [sys.executable, "-c", PLAIN, *map(str, files)], large),
         "audit": partial(timed_command, audit, large),

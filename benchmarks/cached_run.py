@@ -43,7 +43,7 @@ def main() -> None:
     parser = parser_of(__doc__, repeats=3)
     parser.add_argument("--model", type=Path, default=TINY_OPENPANGU)
     arguments = parser.parse_args()
-    run = [sys.executable, "-m", "flows.cli", "run", str(ROOT / "recipes" / "demo.yaml")]
+    run = [sys.executable, "-m", "camera", "run", str(ROOT / "recipes" / "demo.yaml")]
     run += [f"--set={override}" for override in (f"model={arguments.model.resolve()}", *SMALL)]
     commands = {
         "everything cached, --no-prefect": [*run, "--no-prefect"],
