@@ -29,8 +29,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.files import write_json
 from camera.formats.convert import convert_to_gguf
-from camera.formats.quantize import quantize_checkpoint
 from camera.options import BenchmarkOptions, BlockType, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 
 HIDDEN, FFN, PRUNED_FFN = 4096, 12_800, 10_240
 HEADS, KV_HEADS, POSITIONS = 32, 8, 2048

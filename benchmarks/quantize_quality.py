@@ -31,10 +31,10 @@ from camera.errors import CameraError
 from camera.evaluation.divergence import divergence
 from camera.evaluation.perplexity import perplexity
 from camera.files import write_json
-from camera.formats.quantize import plan_types
 from camera.formats.quantized_model import packed_shape
 from camera.options import BlockType, CalibrationOptions, DatasetOptions, QuantizeOptions
-from camera.quantization.quantize_calibrated import quantize_calibrated
+from camera.quantization.execute import quantize_checkpoint
+from camera.quantization.plan import plan_types
 
 TYPES: tuple[BlockType, ...] = ("q4_0", "q4_0_64")
 METHODS = get_args(QuantizeOptions.model_fields["method"].annotation)
@@ -101,7 +101,7 @@ def measure(
         for label, options in cases:
             packed = Path(scratch) / f"{options.type}-{label}"
             began = perf_counter()
-            report = quantize_calibrated(checkpoint, packed, options, calibration_ST)
+            report = quantize_checkpoint(checkpoint, packed, options, calibration_ST)
             seconds = perf_counter() - began
             common = {**how, "dtype": "float32", "device": arguments.device}
             distance = divergence(reference, packed, text_N, **common)

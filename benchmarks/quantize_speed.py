@@ -32,8 +32,8 @@ from camera.errors import CameraError
 from camera.files import sync
 from camera.formats import blocks
 from camera.formats.convert import convert_to_gguf
-from camera.formats.quantize import quantize_checkpoint
 from camera.options import BlockType, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 
 TYPES: tuple[BlockType, ...] = ("q4_0", "q4_0_64")
 FASTER_THAN_GGUF = 5.0

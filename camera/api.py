@@ -271,13 +271,15 @@ def quantize(
     from camera.data import calibration_windows
     from camera.files import atomic_folder, refuse_occupied
     from camera.options import CalibrationOptions, QuantizeOptions
+    from camera.quantization.execute import quantize_checkpoint
     from camera.quantization.imatrix import read_imatrix
-    from camera.quantization.quantize_calibrated import quantize_calibrated
+    from camera.registry import QUANTIZATION_METHODS
 
     refuse_occupied(Path(out))
     options = options or QuantizeOptions()
+    method = QUANTIZATION_METHODS[options.method]
     if imatrix is not None and (
-        not options.calibrates or options.method == "gptq" or calibration is not None
+        not options.calibrates or (method.calibrates and not method.reads_imatrix) or calibration is not None
     ):
         raise CameraError("imatrix goes with method search or target_bpw, in place of calibration")
     if calibration is not None and not options.calibrates:
@@ -290,7 +292,7 @@ def quantize(
     if options.calibrates and matrix is None:
         tokens_ST = calibration_windows(calibration or CalibrationOptions(), checkpoint)
     with atomic_folder(Path(out)) as folder:
-        return quantize_calibrated(checkpoint, folder, options, tokens_ST, matrix, progress)
+        return quantize_checkpoint(checkpoint, folder, options, tokens_ST, matrix, progress)
 
 
 def convert(

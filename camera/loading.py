@@ -15,7 +15,9 @@ from camera.devices import resolve_device, resolve_dtype
 from camera.errors import CameraError
 from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, packed_hf_tensor, read_hf_tensor
 from camera.formats.quantized_model import SUMMARY_NAME, QuantizedModel
-from camera.models import family_of
+from camera.formats.types.floats import Float
+from camera.models import Family, family_of
+from camera.registry import BLOCK_FORMATS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,6 +32,7 @@ class Source:
 
     path: Path
     config: "PreTrainedConfig"
+    family: Family
     names: frozenset[str]
     dtype: torch.dtype
     """What `dtype: auto` means: the checkpoint's own, or that of the matrices of a GGUF. Of one whose matrices are
@@ -41,7 +44,7 @@ class Source:
 
 
 def open_source(path: Path | str) -> Source:
-    """Open a checkpoint folder, a folder of packed tensors (`camera.formats.quantize`) or a GGUF file.
+    """Open a checkpoint folder, a folder of packed tensors (`camera.quantization`) or a GGUF file.
 
     Reads no weights.
 
@@ -54,7 +57,14 @@ def open_source(path: Path | str) -> Source:
     if (path / SUMMARY_NAME).is_file():
         return _quantized_source(path)
     checkpoint = Checkpoint.open(path)
-    return Source(path, checkpoint.hf_config, frozenset(checkpoint.needed), checkpoint.dtype, checkpoint.read)
+    return Source(
+        path,
+        checkpoint.hf_config,
+        checkpoint.family,
+        frozenset(checkpoint.needed),
+        checkpoint.dtype,
+        checkpoint.read,
+    )
 
 
 def _quantized_source(path: Path) -> Source:
@@ -64,6 +74,7 @@ def _quantized_source(path: Path) -> Source:
     return Source(
         path,
         config,
+        model.family,
         frozenset(model.tensors),
         dtype,
         model.dequantize,
@@ -76,12 +87,15 @@ def _gguf_source(path: Path) -> Source:
         raise CameraError(f"{path} is a file but no .gguf: give a GGUF file or the folder of a checkpoint")
     file = open_gguf(path)
     values, names = hf_config(file), hf_names(file)
-    matrix = names.get(family_of(values, str(path)).blocks(values, 0)[0].gate)
-    stored = file.tensors[matrix].type if matrix else None
-    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}.get(stored or "", torch.float32)
+    family = family_of(values, str(path))
+    matrix = names.get(family.name("gate"))
+    stored = file.tensors[matrix].type if matrix else ""
+    dtypes = {form.name: form.dtype for form in BLOCK_FORMATS.values() if isinstance(form, Float)}
+    dtype = dtypes.get(stored, torch.float32)
     return Source(
         path,
         _hf_config(values, path),
+        family,
         frozenset(names),
         dtype,
         lambda name: read_hf_tensor(file, name),

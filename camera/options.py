@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from camera.registry import BLOCK_FORMATS, DATA_SETS, ENGINES, PRUNING_METHODS, NameIn
+from camera.registry import BLOCK_FORMATS, DATA_SETS, ENGINES, PRUNING_METHODS, QUANTIZATION_METHODS, NameIn
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 BlockType = Annotated[str, NameIn(BLOCK_FORMATS)]
@@ -43,6 +43,10 @@ class UsedWhen:
     """Given the section."""
 
 
+class LaterStage:
+    """Marks a field that only a later stage reads: the result of the section's own stage does not depend on it."""
+
+
 class Options(BaseModel):
     """Base of all option sections: immutable, and an unknown key is an error."""
 
@@ -53,7 +57,9 @@ class Options(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result, as JSON has them. A field without a mark is one: a forgotten mark makes
         work again, never a wrong answer from the cache."""
-        return self.model_dump(mode="json", exclude=self._marked(Setting) | self._unused())
+        return self.model_dump(
+            mode="json", exclude=self._marked(Setting) | self._marked(LaterStage) | self._unused()
+        )
 
     def execution(self) -> dict[str, Any]:
         """The fields marked as a `Setting`, as JSON has them."""
@@ -182,40 +188,35 @@ class QuantizeOptions(Options):
     """Type of the token embedding; the default is `type`."""
     overrides: dict[str, BlockType] = Field(default_factory=dict)
     """Types by tensor: shell patterns on Hugging Face names (`*.down_proj.weight`), last match wins."""
-    twin: Literal["q4_0"] | None = None
+    twin: Annotated[Literal["q4_0"] | None, LaterStage] = None
     """Also write the lossless Q4_0 twin of a Q4_0_64 GGUF, which any stock llama.cpp runs."""
-    method: Literal["rtn", "search", "gptq"] = "rtn"
+    method: Annotated[
+        str,
+        NameIn(QUANTIZATION_METHODS),
+        UsedWhen(lambda options: QUANTIZATION_METHODS[options.method].calibrates),
+    ] = "rtn"
     """How 4-bit blocks are rounded: `rtn` to the nearest, `search` with the best scales for the calibration tokens,
     `gptq` so that later columns make good the errors of earlier ones. All give the same formats at the same size."""
-    damping: float = Field(default=0.01, gt=0, le=1)
+    damping: Annotated[
+        float, UsedWhen(lambda options: "damping" in QUANTIZATION_METHODS[options.method].uses)
+    ] = Field(default=0.01, gt=0, le=1)
     """`gptq`: share of the mean second moment added to each input's own; more trusts the calibration less."""
-    target_bpw: float | None = Field(default=None, gt=0)
+    target_bpw: Annotated[float | None, UsedWhen(lambda options: options.target_bpw is not None)] = Field(
+        default=None, gt=0
+    )
     """Bits per weight of the whole model: matrices whose rounding costs the most on the calibration tokens get finer
     types than `type`, as many as fit. Overrides, `output_type` and `embedding_type` stay as given."""
-    batch_size: PositiveInt = 8
+    batch_size: Annotated[PositiveInt, Setting] = 8
     """Calibration: samples that go through a layer at once. Changes memory and speed, not the result."""
-    dtype: DTypeName = "float32"
+    dtype: Annotated[DTypeName, UsedWhen(lambda options: options.calibrates)] = "float32"
     """Calibration: what the layers compute in; `auto` is the checkpoint's own."""
-    device: str = "auto"
+    device: Annotated[str, Setting] = "auto"
     """Calibration: as in capture."""
 
     @property
     def calibrates(self) -> bool:
         """Whether calibration tokens decide anything."""
-        return self.method != "rtn" or self.target_bpw is not None
-
-    def identity(self) -> dict[str, Any]:
-        """The options that decide the packed bytes: none of calibration where there is none."""
-        left_out = {"twin", "batch_size", "device"}
-        if self.method == "rtn":
-            left_out |= {"method"}
-        if not self.calibrates:
-            left_out |= {"dtype"}
-        if self.method != "gptq":
-            left_out |= {"damping"}
-        if self.target_bpw is None:
-            left_out |= {"target_bpw"}
-        return self.model_dump(mode="json", exclude=left_out)
+        return QUANTIZATION_METHODS[self.method].calibrates or self.target_bpw is not None
 
     @model_validator(mode="after")
     def _a_target_needs_finer_types(self) -> "QuantizeOptions":

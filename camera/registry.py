@@ -19,6 +19,7 @@ from camera.errors import CameraError
 
 if TYPE_CHECKING:
     from camera.formats.format import BlockFormat  # cycle allowed: for types alone
+    from camera.quantization.method import Method  # cycle allowed: for types alone
 
 Entry = TypeVar("Entry")
 PLUGINS = "camera"
@@ -102,3 +103,4 @@ DATA_SETS: Registry[Any] = Registry("data set", "camera.data.sets")
 ENGINES: Registry[Any] = Registry("engine", "camera.engines")
 PRUNING_METHODS: Registry[Any] = Registry("pruning method", "camera.pruning.methods")
 BLOCK_FORMATS: "Registry[BlockFormat]" = Registry("block format", "camera.formats.types")
+QUANTIZATION_METHODS: "Registry[type[Method]]" = Registry("quantising method", "camera.quantization.methods")

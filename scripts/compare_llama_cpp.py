@@ -23,8 +23,8 @@ from rich.table import Table
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.formats.convert import convert_to_gguf
-from camera.formats.quantize import quantize_checkpoint
 from camera.options import BlockType, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 
 WINDOW = 512
 

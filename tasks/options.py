@@ -1,11 +1,12 @@
 """Options of the pipeline's own: the sections that a step is asked with, and what a sweep varies."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from camera.options import BlockType, NotEmpty, Options, PositiveInt
+from camera.registry import QUANTIZATION_METHODS, NameIn
 
 Section = TypeVar("Section", bound=Options)
 
@@ -48,7 +49,7 @@ class SweepOptions(Options):
     """Values of `prune.reduce_ratio`."""
     types: NotEmpty[BlockType] = ()
     """Values of `quantize.type`."""
-    methods: NotEmpty[Literal["rtn", "search", "gptq"]] = ()
+    methods: NotEmpty[Annotated[str, NameIn(QUANTIZATION_METHODS)]] = ()
     """Values of `quantize.method`."""
     grid: dict[str, NotEmpty[Any]] = Field(default_factory=dict)
     """Values of any other `section.field` of what makes a model: `{capture.propagate: [one-shot, sequential]}`."""

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from camera.checkpoints.safetensors_file import TensorInfo, read_header
 from camera.checkpoints.tokenizer import load_tokenizer
-from camera.checkpoints.trust import refuse_strangers
+from camera.checkpoints.trust import refuse_outside_links
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.models import Block, Family, family_of
@@ -57,7 +57,7 @@ class Checkpoint:
         folder = Path(folder)
         if not folder.is_dir():
             raise CameraError(f"{folder} is not a folder: give the folder of a Hugging Face checkpoint")
-        refuse_strangers(folder)
+        refuse_outside_links(folder)
         config = read_json(folder / "config.json")
         if not isinstance(config, dict):
             raise CameraError(f"{folder / 'config.json'} does not hold a JSON object")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from camera.checkpoints.trust import refuse_paths, refuse_strangers
+from camera.checkpoints.trust import refuse_outside_files, refuse_outside_links
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.models import family_of
@@ -20,8 +20,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer  # heavy; only text needs it
 
-    refuse_strangers(folder)
-    refuse_paths(folder)
+    refuse_outside_links(folder)
+    refuse_outside_files(folder)
     config = read_json(folder / "config.json")
     family_of(config, str(folder / "config.json")).register()
     try:

@@ -9,7 +9,7 @@ from camera.errors import CameraError
 from camera.files import read_json
 
 
-def refuse_strangers(folder: Path) -> None:
+def refuse_outside_links(folder: Path) -> None:
     """Look at every entry of a model folder before anything of it is opened.
 
     A link may point inside the folder, or to the blobs of the same repository in the Hugging Face cache. Others would
@@ -37,7 +37,7 @@ def refuse_strangers(folder: Path) -> None:
             raise CameraError(f"{path} is neither a file nor a folder: a model holds nothing else, remove it")
 
 
-def refuse_paths(folder: Path) -> None:
+def refuse_outside_files(folder: Path) -> None:
     """Refuse a tokenizer_config.json that names files elsewhere: transformers would read them.
 
     Raises:

@@ -23,8 +23,8 @@ from camera.engines import ENGINES, Engine, Footprint, Timing
 from camera.engines.parts import xllama
 from camera.errors import CameraError
 from camera.formats.convert import write_twin
+from camera.formats.gguf_parser import TWIN_KEY
 from camera.formats.gguf_reader import GgufFile, hf_config, hf_names, is_q4_0_64, open_gguf
-from camera.formats.layout import TWIN_KEY
 from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.models import family_of
 from camera.options import BenchmarkOptions, Options, PositiveInt, Setting
@@ -218,9 +218,7 @@ class LlamaCppEngine(Engine):
         if family.name("head") in names:
             del sizes[names[family.name("embedding")]]
         heads = int(self.config["num_key_value_heads"])
-        width = int(
-            self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"]
-        )
+        width = family.size(self.config, "head_dim")
         return Footprint(
             model_bytes=self.path.stat().st_size,
             held_bytes=None,

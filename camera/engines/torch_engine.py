@@ -22,7 +22,6 @@ from camera.engines import ENGINES, Engine, Footprint, Timing
 from camera.engines.parts.int4_linear import INT4_TYPES, KERNELS, Blocks, Int4Linear, int4_linear
 from camera.errors import CameraError
 from camera.loading import Source, assemble, open_source
-from camera.models import family_of
 from camera.options import BenchmarkOptions
 
 
@@ -75,7 +74,7 @@ class TorchEngine(Engine):
     def _int4(self, source: Source, name: str, linear: nn.Linear) -> nn.Module | None:
         """The 4-bit twin of a linear layer, if its weights are 4-bit and the device has a kernel for them."""
         if name not in source.names and source.config.tie_word_embeddings:
-            name = family_of(source.config.to_dict(), str(source.path)).name("embedding")
+            name = source.family.name("embedding")
         if source.packed is None or name not in source.names:
             return None
         block_type, data = source.packed(name)

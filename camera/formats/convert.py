@@ -1,7 +1,6 @@
 """From a folder of packed tensors to one GGUF file, and from a Q4_0_64 file to its Q4_0 twin."""
 
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -13,15 +12,14 @@ import numpy as np
 from camera.digests import canonical_json
 from camera.errors import CameraError
 from camera.files import refuse_occupied
+from camera.formats.gguf_parser import BLOCK_TYPE_KEY, LINEAGE_KEY, TWIN_KEY
 from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
 from camera.formats.gguf_tokenizer import write_tokenizer
-from camera.formats.gguf_writer import OutputTensor, gguf_file, write_tensors
-from camera.formats.layout import BLOCK_TYPE_KEY, LINEAGE_KEY, TWIN_KEY
+from camera.formats.gguf_writer import OutputTensor, gguf_file, stream_tensors
 from camera.formats.quantized_model import QuantizedModel
 from camera.formats.rope import ROPE_FACTORS, interleave, write_rope
 from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.models import named_weights
-from camera.options import BlockType
 from camera.progress import Progress, silent
 from camera.registry import BLOCK_FORMATS
 
@@ -34,7 +32,6 @@ def convert_to_gguf(
     *,
     name: str,
     lineage: dict[str, Any] | None = None,
-    twin: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write a GGUF file with everything that llama.cpp needs: weights, tokenizer, chat template, keys.
@@ -46,8 +43,7 @@ def convert_to_gguf(
         out_file: the file to write.
         name: `general.name`.
         lineage: what made the model; any JSON, kept in the file.
-        twin: write each Q4_0_64 tensor as the Q4_0 that holds exactly the same numbers.
-        progress: told the tensors done and in all.
+        progress: called with the tensors done, and all.
 
     Returns:
         `bytes`, `type`, `file_type`, `tensors` (how many of each type), `parameters`, `bits_per_weight`,
@@ -60,8 +56,6 @@ def convert_to_gguf(
     refuse_occupied(out_file)
     model = QuantizedModel.open(quantized_folder)
     tensors = _tensors(model)
-    if twin:
-        tensors = _as_twins(tensors, quantized_folder)
     with gguf_file(out_file, model.family.gguf_architecture) as writer:
         parameters = sum(record.parameters for record in model.report.tensors)
         writer.add_type(gguf.GGUFType.MODEL)
@@ -71,12 +65,10 @@ def convert_to_gguf(
         warnings += write_tokenizer(
             writer, model.folder, model.tensors[model.family.name("embedding")].shape[0]
         )
-        block_type = _block_type(tensors, "q4_0" if twin else model.report.type)
+        block_type = _block_type(tensors, model.report.type)
         if lineage is not None:
             writer.add_string(LINEAGE_KEY, canonical_json(lineage))
-        _write_type_keys(writer, tensors, block_type, twin=twin)
-        for done, _ in enumerate(write_tensors(writer, tensors), start=1):
-            progress(done, len(tensors))
+        _write_tensors(writer, tensors, block_type, progress)
     return _summary(out_file, tensors, block_type, warnings)
 
 
@@ -93,7 +85,7 @@ def write_twin(gguf_path: Path, out_path: Path, progress: Progress = silent) -> 
     file = open_gguf(gguf_path)
     if not is_q4_0_64(file):
         raise CameraError(f"{gguf_path} holds no Q4_0_64: it needs no twin")
-    tensors = _as_twins(_stored_tensors(file), gguf_path)
+    tensors = _twins(file)
     with gguf_file(out_path, file.architecture) as writer:
         for key, value in file.metadata.items():
             if key == gguf.Keys.General.ALIGNMENT:
@@ -107,9 +99,7 @@ def write_twin(gguf_path: Path, out_path: Path, progress: Progress = silent) -> 
                     None if item_kind is None else gguf.GGUFValueType(item_kind),
                 )
         block_type = _block_type(tensors, "q4_0")
-        _write_type_keys(writer, tensors, block_type, twin=True)
-        for done, _ in enumerate(write_tensors(writer, tensors), start=1):
-            progress(done, len(tensors))
+        _write_tensors(writer, tensors, block_type, progress, twin_of="q4_0_64")
     return _summary(out_path, tensors, block_type, [])
 
 
@@ -139,23 +129,16 @@ def _rows(model: QuantizedModel, hf_name: str, permuted_heads: int | None) -> np
     return interleave(data.reshape(model.tensors[hf_name].shape[0], -1), permuted_heads).reshape(data.shape)
 
 
-def _stored_tensors(file: GgufFile) -> list[OutputTensor]:
+def _twins(file: GgufFile) -> list[OutputTensor]:
+    """A file's tensors, those of Q4_0_64 as Q4_0."""
     tensors = []
     for tensor in file.tensors.values():
         if tensor.type not in BLOCK_FORMATS:
             raise CameraError(f"{file.path}: {tensor.name} is {tensor.type}, which is not written here")
-        tensors.append(OutputTensor(tensor.name, tensor.type, tensor.shape, partial(np.asarray, tensor.data)))
+        is_q4_0_64 = tensor.type == Q4_0_64.name
+        read = partial(Q4_0_64().twin if is_q4_0_64 else np.asarray, tensor.data)
+        tensors.append(OutputTensor(tensor.name, "q4_0" if is_q4_0_64 else tensor.type, tensor.shape, read))
     return tensors
-
-
-def _as_twins(tensors: list[OutputTensor], source: Path) -> list[OutputTensor]:
-    if not any(tensor.type == "q4_0_64" for tensor in tensors):
-        raise CameraError(f"{source} holds no Q4_0_64 tensor: only such have a Q4_0 twin")
-
-    def twin(tensor: OutputTensor) -> OutputTensor:
-        return replace(tensor, type="q4_0", read=lambda: Q4_0_64().twin(tensor.read()), stored=None)
-
-    return [twin(tensor) if tensor.type == "q4_0_64" else tensor for tensor in tensors]
 
 
 def _write_model_keys(
@@ -170,7 +153,7 @@ def _write_model_keys(
         writer.add_block_count(int(config["num_hidden_layers"]))
         writer.add_context_length(int(config["max_position_embeddings"]))
         writer.add_embedding_length(int(config["hidden_size"]))
-        writer.add_feed_forward_length(int(config[model.family.blocks(config, 0)[0].width_key]))
+        writer.add_feed_forward_length(model.family.ffn_width(config))
         writer.add_head_count(heads)
         writer.add_head_count_kv(kv_heads)
         writer.add_key_length(head_dim)
@@ -199,22 +182,29 @@ _TYPE_KEYS = (
 )
 
 
-def _write_type_keys(
-    writer: gguf.GGUFWriter, tensors: list[OutputTensor], block_type: BlockType, *, twin: bool
+def _write_tensors(
+    writer: gguf.GGUFWriter,
+    tensors: list[OutputTensor],
+    block_type: str,
+    progress: Progress,
+    twin_of: str | None = None,
 ) -> None:
+    """The keys that tell the types, and then all tensors."""
     writer.add_file_type(BLOCK_FORMATS[block_type].file_number)
     writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_string(BLOCK_TYPE_KEY, block_type)
     for type in sorted({tensor.type for tensor in tensors}):
         if (marker := BLOCK_FORMATS[type].marker) is not None:
             writer.add_string(marker.key, marker.value)
-    if twin:
-        writer.add_string(TWIN_KEY, "q4_0_64")
+    if twin_of is not None:
+        writer.add_string(TWIN_KEY, twin_of)
+    for done, _ in enumerate(stream_tensors(writer, tensors), start=1):
+        progress(done, len(tensors))
 
 
-def _block_type(tensors: list[OutputTensor], wanted: BlockType) -> BlockType:
+def _block_type(tensors: list[OutputTensor], wanted: str) -> str:
     """What the file calls itself: the type asked for, or what most bytes are where all tensors fell back."""
-    sizes: Counter[BlockType] = Counter()
+    sizes: Counter[str] = Counter()
     for tensor in tensors:
         if len(tensor.shape) == 2:
             sizes[tensor.type] += tensor.size
@@ -226,9 +216,7 @@ def _heads(config: dict[str, Any]) -> tuple[int, int]:
     return heads, int(config.get("num_key_value_heads") or heads)
 
 
-def _summary(
-    path: Path, tensors: list[OutputTensor], block_type: BlockType, warnings: list[str]
-) -> dict[str, Any]:
+def _summary(path: Path, tensors: list[OutputTensor], block_type: str, warnings: list[str]) -> dict[str, Any]:
     parameters = sum(prod(tensor.shape) for tensor in tensors)
     return {
         "bytes": path.stat().st_size,

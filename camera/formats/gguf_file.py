@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gguf
 import numpy as np
@@ -13,6 +13,9 @@ import torch
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.registry import BLOCK_FORMATS
+
+V = TypeVar("V", int, float, str)
+_KINDS: dict[type, str] = {int: "a whole number", float: "a finite number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -43,51 +46,26 @@ class GgufFile:
     @cached_property
     def architecture(self) -> str:
         """`general.architecture`."""
-        return self.text("general.architecture")
+        return self.value("general.architecture", str)
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A key that holds a whole number, not below zero.
-
-        Raises:
-            CameraError: if it is something else, or is missing and there is no default.
-        """
-        value = self._value(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self._wrong(key, value, "a whole number")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A key that holds a finite number: the shortest decimal (1e-05) that its float32 stands for.
+    def value(self, key: str, kind: type[V], default: V | None = None) -> V:
+        """A key of one of three kinds: `int`, a whole number not below zero; `float`, a finite number, the shortest
+        decimal (1e-05) that its float32 stands for; or `str`.
 
         Raises:
             CameraError: if it is something else, or is missing and there is no default.
         """
-        value = self._value(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
-            raise self._wrong(key, value, "a finite number")
-        return float(str(np.float32(value)))
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A key that holds text.
-
-        Raises:
-            CameraError: if it is something else, or is missing and there is no default.
-        """
-        value = self._value(key, default)
-        if not isinstance(value, str):
-            raise self._wrong(key, value, "text")
-        return value
-
-    def _value(self, key: str, default: Any) -> Any:
         value = self.metadata.get(key, default)
         if value is None:
             raise CameraError(f"{self.path} has no key {key}: it is no language model, or a damaged one")
+        if kind is float and type(value) in (int, float) and isfinite(value):
+            return kind(str(np.float32(value)))
+        if type(value) is not kind or isinstance(value, float) or (isinstance(value, int) and value < 0):
+            raise CameraError(
+                f"{self.path}: {key} is {str(value)[:40]!r}, not {_KINDS[kind]}: the file is damaged, fetch or write "
+                "it again"
+            )
         return value
-
-    def _wrong(self, key: str, value: Any, expected: str) -> CameraError:
-        return CameraError(
-            f"{self.path}: {key} is {str(value)[:40]!r}, not {expected}: the file is damaged, fetch or write it again"
-        )
 
     def tensor(self, name: str) -> GgufTensor:
         """A tensor by its GGUF name.

@@ -1,4 +1,4 @@
-"""The head of a GGUF file: keys and tensor list, with every length checked before it is believed."""
+"""The head of a GGUF file: keys and tensor list, every length validated; and the keys that are ours."""
 
 import mmap
 import struct
@@ -10,6 +10,12 @@ import numpy as np
 
 from camera.errors import CameraError
 
+BLOCK_TYPE_KEY = "camera.block_type"
+"""The type that the matrices were asked to be of."""
+TWIN_KEY = "camera.twin_of"
+"""In a Q4_0 file that holds exactly the numbers of another type: that type."""
+LINEAGE_KEY = "camera.lineage"
+"""JSON text: what made the model."""
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -73,7 +79,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 class Parser:
-    """Walks once over the head of a file."""
+    """Reads the head of a file once, from start to end."""
 
     def __init__(self, path: Path, raw: mmap.mmap | bytes) -> None:
         self.path = path

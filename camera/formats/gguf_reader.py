@@ -68,7 +68,7 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     """
     family = family_of_architecture(file.architecture, str(file.path))
     prefix = f"{file.architecture}."
-    hidden = file.integer(f"{prefix}embedding_length")
+    hidden = file.value(f"{prefix}embedding_length", int)
     heads, kv_heads = _heads(file)
     weights = named_weights(family, 1)
     embedding = file.tensor(weights[family.name("embedding")][1])
@@ -80,9 +80,9 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "num_hidden_layers": _layer_count(file),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "head_dim": file.integer(f"{prefix}attention.key_length", hidden // heads),
-        "max_position_embeddings": file.integer(f"{prefix}context_length"),
-        "rms_norm_eps": file.number(f"{prefix}attention.layer_norm_rms_epsilon"),
+        "head_dim": file.value(f"{prefix}attention.key_length", int, hidden // heads),
+        "max_position_embeddings": file.value(f"{prefix}context_length", int),
+        "rms_norm_eps": file.value(f"{prefix}attention.layer_norm_rms_epsilon", float),
         "vocab_size": embedding.shape[0] if embedding.shape else 1,
         "hidden_act": "silu",
         "dtype": "float32",
@@ -93,7 +93,7 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
             config[weight.when.key] = (name in file.tensors) == weight.when.expected
     for key, stored in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if f"tokenizer.ggml.{stored}_token_id" in file.metadata:
-            config[f"{key}_token_id"] = file.integer(f"tokenizer.ggml.{stored}_token_id")
+            config[f"{key}_token_id"] = file.value(f"tokenizer.ggml.{stored}_token_id", int)
     return config
 
 
@@ -155,7 +155,7 @@ def _tensor_of(file: GgufFile, hf_name: str) -> tuple[Family, Weight, GgufTensor
 
 
 def _layer_count(file: GgufFile) -> int:
-    layers = file.integer(f"{file.architecture}.block_count")
+    layers = file.value(f"{file.architecture}.block_count", int)
     if not 0 < layers <= len(file.tensors):
         raise CameraError(
             f"{file.path}: {file.architecture}.block_count is {layers}, and there are {len(file.tensors)} tensors: "
@@ -165,8 +165,8 @@ def _layer_count(file: GgufFile) -> int:
 
 
 def _heads(file: GgufFile) -> tuple[int, int]:
-    heads = file.integer(f"{file.architecture}.attention.head_count")
-    kv_heads = file.integer(f"{file.architecture}.attention.head_count_kv", heads)
+    heads = file.value(f"{file.architecture}.attention.head_count", int)
+    kv_heads = file.value(f"{file.architecture}.attention.head_count_kv", int, heads)
     if not heads or not kv_heads:
         raise CameraError(f"{file.path}: no attention heads: the file is damaged, fetch or write it again")
     return heads, kv_heads
@@ -175,7 +175,7 @@ def _heads(file: GgufFile) -> tuple[int, int]:
 def _one_width(file: GgufFile, key: str) -> int:
     widths = file.metadata.get(key)
     if not isinstance(widths, list) or not widths:
-        return file.integer(key)
+        return file.value(key, int)
     if any(width != widths[0] for width in widths) or not isinstance(widths[0], int):
         raise CameraError(
             f"{file.path}: {key} differs from layer to layer ({str(widths)[:60]}): only one width is read"
@@ -185,19 +185,19 @@ def _one_width(file: GgufFile, key: str) -> int:
 
 def _rope(file: GgufFile, prefix: str) -> dict[str, Any]:
     """The rotary keys as config.json writes them."""
-    theta = file.number(f"{prefix}rope.freq_base", DEFAULT_THETA)
+    theta = file.value(f"{prefix}rope.freq_base", float, DEFAULT_THETA)
     if ROPE_FACTORS in file.tensors:
-        return stated_parameters(file.text(PARAMETERS_KEY), str(file.path))
-    kind = file.text(f"{prefix}rope.scaling.type", "none")
+        return stated_parameters(file.value(PARAMETERS_KEY, str), str(file.path))
+    kind = file.value(f"{prefix}rope.scaling.type", str, "none")
     if kind == "none":
         return {"rope_theta": theta}
     if kind not in SCALED:
         raise CameraError(
             f"{file.path}: rope scaling {kind!r} is not supported; supported are {', '.join(SCALED)}"
         )
-    scaling = {"rope_type": kind, "factor": file.number(f"{prefix}rope.scaling.factor")}
+    scaling = {"rope_type": kind, "factor": file.value(f"{prefix}rope.scaling.factor", float)}
     if (key := f"{prefix}rope.scaling.original_context_length") in file.metadata:
-        scaling["original_max_position_embeddings"] = file.integer(key)
+        scaling["original_max_position_embeddings"] = file.value(key, int)
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 

@@ -54,32 +54,22 @@ class _Writer(gguf.GGUFWriter):
         add_vtype: bool,
         sub_type: gguf.GGUFValueType | None = None,
     ) -> bytes:
-        if vtype is gguf.GGUFValueType.ARRAY and isinstance(val, list) and val:
-            kind = gguf.GGUFValueType.get_type(val[0]) if sub_type is None else sub_type
-            items = _pack_items(val, kind)
-            if items is not None:
-                return (
-                    (struct.pack("<I", vtype) if add_vtype else b"")
-                    + struct.pack("<IQ", kind, len(val))
-                    + items
-                )
-        return bytes(super()._pack_val(val, vtype, add_vtype, sub_type))
-
-
-def _pack_items(values: list[Any], kind: gguf.GGUFValueType) -> bytes | None:
-    """The items' bytes; None if they are not what this knows, which the library then packs or refuses."""
-    types = set(map(type, values))
-    if kind is gguf.GGUFValueType.STRING and types == {str}:
-        texts = [value.encode() for value in values]
-        return b"".join(part for text in texts for part in (struct.pack("<Q", len(text)), text))
-    if kind in _NUMBERS and types == {_NUMBERS[kind][0]}:
-        return np.array(values, _NUMBERS[kind][1]).tobytes()
-    return None
+        kinds = set(map(type, val)) if vtype is gguf.GGUFValueType.ARRAY and isinstance(val, list) else set()
+        kind = gguf.GGUFValueType.get_type(val[0]) if kinds and sub_type is None else sub_type
+        if kind is gguf.GGUFValueType.STRING and kinds == {str}:
+            texts = map(str.encode, val)
+            items = b"".join(part for text in texts for part in (struct.pack("<Q", len(text)), text))
+        elif kind in _NUMBERS and kinds == {_NUMBERS[kind][0]}:
+            items = np.array(val, _NUMBERS[kind][1]).tobytes()
+        else:  # a single value, or items that the library then packs or refuses
+            return bytes(super()._pack_val(val, vtype, add_vtype, sub_type))
+        head = struct.pack("<I", vtype) if add_vtype else b""
+        return head + struct.pack("<IQ", kind, len(val)) + items
 
 
 @contextmanager
 def gguf_file(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
-    """Give the library's writer, to add keys and then call `write_tensors`; the file appears whole or not at all."""
+    """Give the library's writer, to add keys and then call `stream_tensors`; the file appears whole or not at all."""
     with atomic_file(path) as temporary:
         writer = _Writer(temporary, architecture)
         try:
@@ -88,11 +78,11 @@ def gguf_file(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
             writer.close()
 
 
-def write_tensors(writer: gguf.GGUFWriter, tensors: list[OutputTensor]) -> Iterable[OutputTensor]:
+def stream_tensors(writer: gguf.GGUFWriter, tensors: list[OutputTensor]) -> Iterable[OutputTensor]:
     """Write everything that was added to `writer`, then the tensors; yields each when it is written."""
     for tensor in tensors:
         # The library would derive the shape from packed bytes, and takes type 40's blocks for NVFP4's. It uses
-        # shape and type number as they are for any dtype but uint8, so it is told the shape in weights.
+        # shape and type number as they are for any dtype but uint8, so it gets the shape in weights.
         writer.add_tensor_info(
             tensor.name,
             tensor.shape,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from camera.checkpoints.safetensors_file import read_header
@@ -18,14 +18,13 @@ from camera.formats import blocks
 from camera.models import Family, family_of
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
+from camera.results import Result
 
 SUMMARY_NAME = "quantized.json"
 
 
-class TensorRecord(BaseModel):
+class TensorRecord(Result):
     """What became of one tensor."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     """Its Hugging Face name."""
@@ -49,20 +48,16 @@ class TensorRecord(BaseModel):
         return prod(self.shape)
 
 
-class ShardRecord(BaseModel):
+class ShardRecord(Result):
     """A finished shard."""
-
-    model_config = ConfigDict(frozen=True)
 
     file: str
     size: int
     sha256: str
 
 
-class QuantizeReport(BaseModel):
+class QuantizeReport(Result):
     """What `quantized.json` holds."""
-
-    model_config = ConfigDict(frozen=True)
 
     type: BlockType
     """Of the matrices, where nothing else was asked for."""
@@ -118,7 +113,7 @@ class QuantizedModel:
             raise CameraError(
                 f"{folder} holds no finished quantised model ({SUMMARY_NAME}): quantize into it (again)"
             )
-        report = parse_report(folder / SUMMARY_NAME)
+        report = QuantizeReport.read(folder / SUMMARY_NAME, "quantize again")
         for shard in report.shards:
             headers = read_header(folder / shard.file)
             for record in report.tensors:
@@ -188,15 +183,6 @@ def packed_shape(type: BlockType, shape: tuple[int, ...]) -> tuple[int, int]:
     return rows, BLOCK_FORMATS[type].row_bytes(shape[-1])
 
 
-def parse_report(path: Path) -> QuantizeReport:
-    """Read a summary.
-
-    Raises:
-        CameraError: if it is missing, or not one.
-    """
-    try:
-        return TypeAdapter(QuantizeReport).validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CameraError(f"{path}: {where}: {first['msg']}; quantize again") from None
+def layer_file(layer: int) -> str:
+    """Name of the shard that holds a decoder layer's tensors."""
+    return f"layer-{layer:05d}.safetensors"

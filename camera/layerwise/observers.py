@@ -1,19 +1,11 @@
 """Second moments of the inputs of linear layers, gathered while hidden states go through one decoder layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
-
-SHARED_INPUTS: tuple[tuple[str, ...], ...] = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
-"""The linear layers of a decoder layer, those that read the same input together, in the order in which they compute."""
 
 Layer = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Runs a module on hidden states [batch, tokens, hidden]; see `LayerRunner.caller`."""
@@ -61,7 +53,11 @@ def input_products(
 
 
 def input_squares(
-    module: nn.Module, call: Layer, batches_BTH: Sequence[torch.Tensor], device: torch.device
+    module: nn.Module,
+    call: Layer,
+    batches_BTH: Sequence[torch.Tensor],
+    shared_inputs: Iterable[tuple[str, ...]],
+    device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """Σ x² over all tokens for the inputs of all linear layers of a decoder layer; `batches_BTH` becomes its outputs.
 
@@ -69,6 +65,7 @@ def input_squares(
         module: a decoder layer.
         call: runs it.
         batches_BTH: its inputs; a list is changed in place.
+        shared_inputs: its linear layers, those that read the same input together (`Family.shared_inputs`).
         device: where the module computes.
 
     Returns:
@@ -76,7 +73,7 @@ def input_squares(
     """
     totals: dict[str, torch.Tensor] = {}
     hooks = []
-    for group in SHARED_INPUTS:
+    for group in shared_inputs:
 
         def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], group: tuple[str, ...] = group) -> None:
             squares_I = squares(inputs[0])

@@ -131,9 +131,9 @@ class Family:
         gate, up, down = (self.name(role, layer) for role in FEED_FORWARD)
         return (Block(self.layer_prefix(layer), width, gate, up, down),)
 
-    def ffn_names(self, layer: int) -> tuple[str, str, str]:
-        """Names of the gate, up and down weights of the first feed-forward network of a decoder layer."""
-        return self.blocks({}, layer)[0].names
+    def ffn_width(self, config: Config) -> int:
+        """Channels of the first feed-forward network."""
+        return int(config[self.blocks(config, 0)[0].width_key])
 
     def branches(self, config: Config, layer: int) -> tuple[tuple[str, ...], ...]:
         """Names of the matrices of each branch that adds to the residual stream; the last makes what is added."""

@@ -40,7 +40,7 @@ class Imatrix:
     chunk_size: int
     """Tokens in a calibration window."""
     datasets: tuple[str, ...] = ()
-    """What was read, for people."""
+    """Names of the texts that were read."""
 
     def importance(self, name: str) -> torch.Tensor | None:
         """Mean of x² for each column of a matrix, float32 [row_length]; None where nothing was gathered."""
@@ -65,7 +65,7 @@ def collect_imatrix(
     *,
     datasets: tuple[str, ...] = (),
 ) -> Imatrix:
-    """Gather the importance matrix of a checkpoint in one streamed walk; the model's own outputs propagate.
+    """Gather the importance matrix of a checkpoint in one layer-by-layer pass; the model's own outputs propagate.
 
     A tied output head is the embedding's matrix, and its inputs count there, as in llama.cpp.
 
@@ -73,24 +73,27 @@ def collect_imatrix(
         checkpoint: the model.
         tokens_ST: int64 [samples, tokens].
         options: batch size, dtype and device.
-        progress: told (decoder layers done, all).
-        datasets: what the tokens are of, for people.
+        progress: called with (decoder layers done, all).
+        datasets: names of the texts that the tokens are of.
 
     Raises:
         CameraError: if a weight is missing or not finite, or the model computes NaN or infinity.
     """
     device = resolve_device(options.device)
-    walk = LayerRunner(checkpoint, device, resolve_dtype(options.dtype, checkpoint.dtype))
-    call = walk.caller(tokens_ST.shape[1])
+    runner = LayerRunner(checkpoint, device, resolve_dtype(options.dtype, checkpoint.dtype))
+    call = runner.caller(tokens_ST.shape[1])
     sums: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
-        batches_BTH = [walk.embed(batch_BT) for batch_BT in tokens_ST.split(options.batch_size)]
+        batches_BTH = [runner.embed(batch_BT) for batch_BT in tokens_ST.split(options.batch_size)]
         for layer in range(checkpoint.layer_count):
-            with walk.layer(layer) as module:
-                for linear, sums_I in input_squares(module, call, batches_BTH, device).items():
+            with runner.layer(layer) as module:
+                squares_by_linear = input_squares(
+                    module, call, batches_BTH, checkpoint.family.shared_inputs, device
+                )
+                for linear, sums_I in squares_by_linear.items():
                     sums[f"{checkpoint.family.layer_prefix(layer)}{linear}.weight"] = sums_I
             progress(layer + 1, checkpoint.layer_count)
-        norm = final_norm(checkpoint, device, walk.dtype)
+        norm = final_norm(checkpoint, device, runner.dtype)
         sums[checkpoint.head] = torch.stack(
             [squares(norm(batch_BTH.to(device))) for batch_BTH in batches_BTH]
         ).sum(0)
@@ -166,4 +169,4 @@ def read_imatrix(path: Path | str, checkpoint: Checkpoint) -> Imatrix:
     if not sums:
         raise CameraError(f"{path} has no tensor of {checkpoint.folder}: it was made from another model")
     datasets = file.metadata.get("imatrix.datasets", [])
-    return Imatrix(sums, counts, file.integer("imatrix.chunk_size"), tuple(map(str, datasets)))
+    return Imatrix(sums, counts, file.value("imatrix.chunk_size", int), tuple(map(str, datasets)))

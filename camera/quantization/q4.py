@@ -1,20 +1,26 @@
-"""Codes and scales of Q4_0 and Q4_0_64, and the bytes that hold them.
+"""Codes and scales of Q4_0 and Q4_0_64, the bytes that hold them, and what rounding loses of a layer's output.
 
 A block is weights w_j ≈ d·q_j: one fp16 scale d of either sign, and codes q_j from −8 to 7 (docs/formats.md).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
+from camera.formats import blocks
+from camera.formats.parallel import map_chunks
 from camera.formats.types.q4_0 import Q4_0
-from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
 
 LOWEST, HIGHEST = -8, 7
 _FP16_MAX = 65504.0
 
+Rounding = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From float32 rows [N, row_length] to codes [N, row_length] and scales [N, blocks in a row]."""
 
-def is_q4(type: BlockType) -> bool:
+
+def is_q4(type: str) -> bool:
     """Whether a type is made of such blocks."""
     return isinstance(BLOCK_FORMATS[type], Q4_0)
 
@@ -35,7 +41,7 @@ def nearest_codes(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (weight * inverse[..., None]).round_().clamp_(LOWEST, HIGHEST)
 
 
-def pack(codes: torch.Tensor, scales: torch.Tensor, type: BlockType) -> np.ndarray:
+def pack(codes: torch.Tensor, scales: torch.Tensor, type: str) -> np.ndarray:
     """The bytes of a matrix.
 
     Args:
@@ -49,3 +55,49 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, type: BlockType) -> np.ndarr
     form = BLOCK_FORMATS[type]
     assert isinstance(form, Q4_0)
     return form.join((codes - LOWEST).to(torch.uint8).numpy(), scales.half().numpy())
+
+
+def pack_rows(
+    weight: torch.Tensor, type: str, rounding: Rounding, rows_at_once: int, *, name: str
+) -> np.ndarray:
+    """The bytes of a matrix whose rows are rounded independently of each other, chunks of them side by side.
+
+    Raises:
+        CameraError: as `blocks.quantize`.
+    """
+    packed = blocks.quantize(weight, type, name=name)  # refuses what no block can hold
+
+    def work(start: int) -> None:
+        rows = slice(start, start + rows_at_once)
+        packed[rows] = pack(*rounding(weight[rows].detach().cpu().float()), type)
+
+    map_chunks(work, range(0, len(weight), rows_at_once))
+    return packed
+
+
+def error_by_squares(weight: torch.Tensor, stored: torch.Tensor, importance: torch.Tensor) -> float:
+    """√(Σ m_j·(stored − w)² / Σ m_j·w²): of the output's RMS, if the inputs were not correlated.
+
+    Args:
+        weight, stored: float32 [rows, I].
+        importance: [I], second moments m of the inputs.
+    """
+    importance = importance.double()
+    noise = (stored - weight).double().square().sum(0) @ importance
+    return _ratio(noise, weight.double().square().sum(0) @ importance)
+
+
+def error_by_products(weight: torch.Tensor, stored: torch.Tensor, moments: torch.Tensor) -> float:
+    """√(tr Δ·H·Δᵀ / tr W·H·Wᵀ) with Δ = stored − W: of the output's RMS, exactly.
+
+    Args:
+        weight, stored: float32 [rows, I].
+        moments: [I, I], H = Σ x·xᵀ of the inputs.
+    """
+    moments = moments.float()
+    delta = stored - weight
+    return _ratio(((delta @ moments) * delta).sum().double(), ((weight @ moments) * weight).sum().double())
+
+
+def _ratio(noise: torch.Tensor, power: torch.Tensor) -> float:
+    return float((noise.clamp_min(0) / power).sqrt()) if power > 0 else 0.0

@@ -20,8 +20,8 @@ from camera.progress import Progress, silent
 from camera.quantization.imatrix import Imatrix
 
 _HEAD = 3.0
-"""What noise in the logits costs, of what as much in the stream costs, whose power the sum underrates where branches add
-up in step. Measured: docs/quantization.md."""
+"""Relative weight of errors of the output head against errors in the residual stream, whose power the sum of branches
+underestimates. Measured: docs/quantization.md."""
 _ROWS_WEIGHTS = 1 << 22
 """Weights of whole rows that are stored in every type at once."""
 
@@ -40,7 +40,7 @@ def sensitivities(
         checkpoint: the model.
         imatrix: second moments of the inputs; a matrix it does not know counts its inputs alike.
         types: by name of the matrix, the types to judge.
-        progress: told (matrices done, all).
+        progress: called with (matrices done, all).
 
     Raises:
         CameraError: if a weight is missing or does not fit a type.

@@ -15,7 +15,8 @@ from camera.benchmark.report import BenchmarkReport, BenchmarkRow
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import dtype_name
 from camera.files import read_json
-from camera.formats.quantized_model import SUMMARY_NAME, TensorRecord, parse_report
+from camera.formats.quantized_model import SUMMARY_NAME, QuantizeReport, TensorRecord
+from camera.models import family_of
 from camera.pruning.decision import SUMMARY
 from camera.report.layers import layer_damage, layer_importance
 from camera.report.schema import (
@@ -132,7 +133,7 @@ def _model_rows(run: RunFolders) -> list[ModelRow]:
 
 def _checkpoint_facts(checkpoint: Checkpoint, ffn_width: int) -> dict[str, Any]:
     """Sizes of a checkpoint if its FFN had so many channels: those of the original follow from the pruned one."""
-    ffn = {name for layer in range(checkpoint.layer_count) for name in checkpoint.family.ffn_names(layer)}
+    ffn = {name for layer in range(checkpoint.layer_count) for name in checkpoint.ffn_names(layer)}
     parameters = size = 0
     for name, info in checkpoint.needed.items():
         count = prod(info.shape)
@@ -151,10 +152,10 @@ def _checkpoint_facts(checkpoint: Checkpoint, ffn_width: int) -> dict[str, Any]:
 
 
 def _quantized_facts(folder: Path) -> dict[str, Any]:
-    report = parse_report(folder / SUMMARY_NAME)
-    width = int(read_json(folder / "config.json")["intermediate_size"])
+    report = QuantizeReport.read(folder / SUMMARY_NAME, "quantize again")
+    config = read_json(folder / "config.json")
     return {
-        "ffn_width": width,
+        "ffn_width": family_of(config).ffn_width(config),
         **report.model_dump(include={"type", "parameters", "bytes", "bits_per_weight"}),
     }
 
@@ -185,7 +186,7 @@ def _quantized(run: RunFolders) -> dict[str, Any]:
 
 
 def _quantization(model: ModelId, folder: Path) -> Quantization:
-    report = parse_report(folder / SUMMARY_NAME)
+    report = QuantizeReport.read(folder / SUMMARY_NAME, "quantize again")
     by_type: dict[str, list[TensorRecord]] = defaultdict(list)
     for record in report.tensors:
         by_type[record.type].append(record)

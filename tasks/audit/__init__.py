@@ -10,8 +10,7 @@ from typing import Any
 from camera.digests import files_below
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.formats.gguf_parser import read_metadata
-from camera.formats.layout import LINEAGE_KEY
+from camera.formats.gguf_parser import LINEAGE_KEY, read_metadata
 from tasks.audit import records
 from tasks.audit.ancestors import ancestors, artifact
 from tasks.audit.finding import Finding, ok, unverified, wrong

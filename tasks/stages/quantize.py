@@ -4,8 +4,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.devices import resolve_dtype
 from camera.options import QuantizeOptions
-from camera.quantization.quantize_calibrated import quantize_calibrated
-from camera.registry import BLOCK_FORMATS
+from camera.quantization.execute import quantize_checkpoint
+from camera.registry import BLOCK_FORMATS, QUANTIZATION_METHODS
 from tasks.estimate import Known, Needs
 from tasks.stage import Context, Stage, register
 from tasks.stages.fetch import TOKENS
@@ -20,7 +20,7 @@ def run(context: Context) -> dict[str, float]:
     if "calibration" in context.inputs:  # of a method that calibrates
         tokens_ST = read_tensors(context.inputs["calibration"] / TOKENS)["input_ids"]
     options = context.options.of(QuantizeOptions)
-    report = quantize_calibrated(checkpoint, context.out, options, tokens_ST, progress=context.progress)
+    report = quantize_checkpoint(checkpoint, context.out, options, tokens_ST, progress=context.progress)
     return {
         "bits_per_weight": report.bits_per_weight,
         "bytes": report.bytes,
@@ -38,7 +38,7 @@ def needs(known: Known) -> Needs:
         compute = resolve_dtype(asked.dtype, source.dtype)
         layer = known.layer // source.dtype.itemsize
         memory += (known.tokens * source.hidden_size + layer) * compute.itemsize
-    if asked.method == "gptq":
+    if QUANTIZATION_METHODS[asked.method].inverts_moments:
         memory += _MOMENT_SQUARES * 8 * max(known.pruning.kept, source.hidden_size) ** 2
     bits = asked.target_bpw or BLOCK_FORMATS[asked.type].bits_per_weight
     return Needs(disk=round(elements * bits / 8), memory=memory)

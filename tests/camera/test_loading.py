@@ -8,9 +8,9 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
 from camera.formats.convert import convert_to_gguf
-from camera.formats.quantize import quantize_checkpoint
 from camera.loading import assemble, load_model, open_source
 from camera.options import BlockType, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import MODEL_TYPES, tiny_checkpoint
 
 IDS = torch.tensor([[1, 9, 30, 77, 200, 3]])

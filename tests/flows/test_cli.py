@@ -182,7 +182,7 @@ def test_a_folder_without_lineage_cannot_be_audited(workplace: Workplace):
 def test_nan_in_a_weight_is_named_and_nothing_is_left_under_the_final_name(workplace: Workplace):
     edit(workplace)
     model = Checkpoint.open(workplace.folder / "model")
-    name = model.family.ffn_names(1)[2]
+    name = model.ffn_names(1)[2]
     path = Path(model.folder) / model.tensors[name].file
     tensors = {each: tensor.clone() for each, tensor in read_tensors(path).items()}  # the map is written over
     tensors[name][0, 0] = float("nan")

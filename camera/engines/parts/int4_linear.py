@@ -23,7 +23,7 @@ from camera.registry import BLOCK_FORMATS
 
 log = logging.getLogger(__name__)
 
-INT4_TYPES: tuple[BlockType, ...] = ("q4_0", "q4_0_64")
+INT4_TYPES = tuple(name for name, form in BLOCK_FORMATS.items() if isinstance(form, Q4_0))
 """The block types that these layers take."""
 _ROWS_AT_ONCE = 4096
 """Rows of a matrix unpacked at once; a whole output head would take gigabytes as int32."""

@@ -88,7 +88,7 @@ def signed_extreme(blocks: torch.Tensor) -> torch.Tensor:
     larger = highest + lowest  # its sign says which has the larger magnitude; zero if neither
     extreme = torch.maximum(highest, lowest.neg_()).copysign_(larger)
     if not larger.all():  # the sign of the first decides; often so with the few values of 16 bits
-        ties = larger == 0
+        ties = torch.nonzero(larger == 0, as_tuple=True)
         tied, length = blocks[ties], blocks.shape[-1]
         places = torch.arange(length, 0, -1, dtype=torch.uint8)
         # argmax is far slower

@@ -7,8 +7,8 @@ import pytest
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.formats.convert import convert_to_gguf
-from camera.formats.quantize import quantize_checkpoint
 from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import tiny_checkpoint
 
 

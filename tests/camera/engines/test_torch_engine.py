@@ -9,9 +9,9 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.engines.parts.int4_linear import CpuInt4Linear, NpuInt4Linear, TiledNpuInt4Linear
 from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
-from camera.formats.quantize import quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel
 from camera.options import BlockType, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import MODEL_TYPES, tiny_checkpoint
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.evaluation import windows
 from camera.evaluation.divergence import divergence
-from camera.formats.quantize import quantize_checkpoint
 from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
 

@@ -11,8 +11,8 @@ from camera.errors import CameraError
 from camera.evaluation import text_model
 from camera.evaluation.divergence import divergence
 from camera.evaluation.perplexity import perplexity
-from camera.formats.quantize import quantize_checkpoint
 from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
 

@@ -12,9 +12,9 @@ from camera.errors import CameraError
 from camera.evaluation import windows
 from camera.evaluation.perplexity import perplexity
 from camera.formats.convert import convert_to_gguf
-from camera.formats.quantize import quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel
 from camera.options import BlockType, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
 

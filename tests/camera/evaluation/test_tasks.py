@@ -21,10 +21,10 @@ from camera.evaluation.language_model import CameraLM
 from camera.evaluation.lm_eval_tasks import open_task
 from camera.evaluation.tasks import TaskResult, evaluate_tasks, read_task_result
 from camera.formats.convert import convert_to_gguf
-from camera.formats.quantize import quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel
 from camera.loading import load_model
 from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
 TASKS = ("arc_easy", "boolq")

@@ -20,10 +20,10 @@ from camera.formats.gguf_reader import (
     packed_hf_tensor,
     read_hf_tensor,
 )
-from camera.formats.quantize import quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel
 from camera.models import FAMILIES
 from camera.options import BlockType, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from camera.registry import BLOCK_FORMATS
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
@@ -31,19 +31,15 @@ SENTENCEPIECE = ("llama", "PanguEmbedded")
 ROWS = TOKENS + 32  # so that the vocabulary has to be padded
 
 
-def converted(
-    folder: Path, model_type: str = "llama", type: BlockType = "q4_0_64", *, twin: bool = False, **sizes: Any
-) -> Path:
+def converted(folder: Path, model_type: str = "llama", type: BlockType = "q4_0_64", **sizes: Any) -> Path:
     """A GGUF file of a tiny model; the checkpoint and the packed folder stay beside it."""
     source = tiny_checkpoint(folder / "source", model_type, vocab=ROWS, **sizes)
-    return converted_from(source, folder, type, twin=twin)
+    return converted_from(source, folder, type)
 
 
-def converted_from(source: Path, folder: Path, type: BlockType, *, twin: bool = False) -> Path:
+def converted_from(source: Path, folder: Path, type: BlockType) -> Path:
     quantize_checkpoint(Checkpoint.open(source), folder / "packed", QuantizeOptions(type=type))
-    convert_to_gguf(
-        folder / "packed", folder / "model.gguf", name="tiny", lineage={"b": 1, "a": "ü"}, twin=twin
-    )
+    convert_to_gguf(folder / "packed", folder / "model.gguf", name="tiny", lineage={"b": 1, "a": "ü"})
     return folder / "model.gguf"
 
 
@@ -182,15 +178,6 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "again.gguf").read_bytes() == first
 
 
-def test_the_twin_of_a_file_is_the_file_that_twin_conversion_writes(tmp_path: Path) -> None:
-    path = converted(tmp_path)
-    write_twin(path, tmp_path / "from_file.gguf")
-    convert_to_gguf(
-        tmp_path / "packed", tmp_path / "direct.gguf", name="tiny", lineage={"b": 1, "a": "ü"}, twin=True
-    )
-    assert (tmp_path / "from_file.gguf").read_bytes() == (tmp_path / "direct.gguf").read_bytes()
-
-
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_twin_is_a_stock_file_with_the_same_numbers(tmp_path: Path, model_type: str) -> None:
     path = converted(tmp_path, model_type)
@@ -217,8 +204,6 @@ def test_a_file_without_q4_0_64_has_no_twin(tmp_path: Path) -> None:
     path = converted(tmp_path, type="q4_0")
     with pytest.raises(CameraError, match="needs no twin"):
         write_twin(path, tmp_path / "twin.gguf")
-    with pytest.raises(CameraError, match="only such have a Q4_0 twin"):
-        convert_to_gguf(tmp_path / "packed", tmp_path / "twin.gguf", name="tiny", twin=True)
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.formats.convert import convert_to_gguf
 from camera.formats.gguf_reader import GgufFile, hf_config, hf_names, open_gguf, read_hf_tensor
-from camera.formats.quantize import quantize_checkpoint
 from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import tiny_checkpoint
 
 Q = gguf.GGMLQuantizationType

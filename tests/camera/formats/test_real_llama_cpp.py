@@ -15,9 +15,9 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.formats.convert import convert_to_gguf, write_twin
-from camera.formats.quantize import quantize_checkpoint
 from camera.loading import load_model
 from camera.options import BlockType, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.camera.formats.test_convert import ROPES, with_rope
 from tests.tiny import MODEL_TYPES, tiny_checkpoint
 

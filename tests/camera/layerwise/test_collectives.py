@@ -68,7 +68,7 @@ def kept_by(folder: Path, layers: list[LayerStatistics]) -> list[list[int]]:
     count = kept_width(checkpoint.ffn_width, PRUNE.ratio, PRUNE.multiple_of)
     kept = []
     for index, layer in enumerate(layers):
-        down_HF = checkpoint.read(checkpoint.family.ffn_names(index)[2])
+        down_HF = checkpoint.read(checkpoint.ffn_names(index)[2])
         kept.append(kept_channels(importance(layer, down_HF, PRUNE.reduce_ratio), count).tolist())
     return kept
 

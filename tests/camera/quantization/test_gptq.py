@@ -5,9 +5,9 @@ import torch
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.options import BlockType
-from camera.quantization.errors import error_by_products, error_by_squares
-from camera.quantization.gptq import compensated_codes, inverse_factor, quantize_by_gptq
-from camera.quantization.search import quantize_by_search
+from camera.quantization.methods.gptq import compensated_codes, inverse_factor, quantize_by_gptq
+from camera.quantization.methods.search import quantize_by_search
+from camera.quantization.q4 import error_by_products, error_by_squares
 
 KINDS: list[BlockType] = ["q4_0", "q4_0_64"]
 

@@ -9,8 +9,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.formats.gguf_reader import open_gguf
 from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.imatrix import Imatrix, collect_imatrix, read_imatrix, write_imatrix
-from camera.quantization.quantize_calibrated import quantize_calibrated
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
 TOKENS_ST = torch.randint(3, TOKENS, (6, 32), generator=torch.Generator().manual_seed(0))
@@ -93,8 +93,8 @@ def test_a_file_quantises_as_the_tokens_that_it_was_made_of(tmp_path: Path, sour
         source.layer_count,
     )
     imatrix = read_imatrix(tmp_path / "imatrix.gguf", source)
-    quantize_calibrated(source, tmp_path / "a", OPTIONS, imatrix=imatrix)
-    quantize_calibrated(source, tmp_path / "b", OPTIONS, TOKENS_ST)
+    quantize_checkpoint(source, tmp_path / "a", OPTIONS, imatrix=imatrix)
+    quantize_checkpoint(source, tmp_path / "b", OPTIONS, TOKENS_ST)
     for shard in sorted(path.name for path in (tmp_path / "a").glob("*.safetensors")):
         assert (tmp_path / "a" / shard).read_bytes() == (tmp_path / "b" / shard).read_bytes()
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.options import BlockType
+from camera.quantization.methods.search import quantize_by_search
 from camera.quantization.q4 import nearest_codes
-from camera.quantization.search import (
+from camera.quantization.scales import (
     best_scales,
-    quantize_by_search,
     scales_around,
     scales_by_weightings,
     weighted_error,

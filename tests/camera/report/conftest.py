@@ -13,10 +13,10 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.evaluation.perplexity import perplexity
 from camera.files import write_json
 from camera.formats.convert import convert_to_gguf, write_twin
-from camera.formats.quantize import quantize_checkpoint
 from camera.options import BenchmarkOptions, CaptureOptions, PruneOptions, QuantizeOptions
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import capture, prune, save, score
+from camera.quantization.execute import quantize_checkpoint
 from camera.report.collect import collect_results
 from camera.report.schema import Results
 from tests.tiny import TOKENS, tiny_checkpoint

@@ -11,14 +11,12 @@ from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.digests import digest_files, files_below
 from camera.errors import CameraError
 from camera.formats import blocks
-from camera.formats.quantize import quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel
-from camera.layerwise.observers import SHARED_INPUTS
 from camera.options import QuantizeOptions
-from camera.quantization.gptq import inverse_factor, quantize_by_gptq
+from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.imatrix import collect_imatrix
-from camera.quantization.quantize_calibrated import quantize_calibrated
-from camera.quantization.search import quantize_by_search
+from camera.quantization.methods.gptq import inverse_factor, quantize_by_gptq
+from camera.quantization.methods.search import quantize_by_search
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
 TOKENS_ST = torch.randint(3, TOKENS, (12, 48), generator=torch.Generator().manual_seed(0))
@@ -70,7 +68,7 @@ def gptq_in_memory(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     else:
         store(embedding, quantize_by_search(checkpoint.read(embedding), "q4_0"))
     for layer in range(checkpoint.layer_count):
-        for group in SHARED_INPUTS:
+        for group in checkpoint.family.shared_inputs:
             moments = second_moments(model, f"model.layers.{layer}.{group[0]}")
             for linear in group:
                 compensate(f"model.layers.{layer}.{linear}.weight", moments)
@@ -82,7 +80,7 @@ def gptq_in_memory(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_streamed_gptq_makes_what_a_whole_model_in_memory_makes(tmp_path: Path, model_type: str) -> None:
     source = open_tiny(tmp_path / "source", model_type, tied=model_type == "qwen2", shards=2)
-    quantize_calibrated(source, tmp_path / "out", GPTQ, TOKENS_ST)
+    quantize_checkpoint(source, tmp_path / "out", GPTQ, TOKENS_ST)
     model = QuantizedModel.open(tmp_path / "out")
     assert model.tensors.keys() == {*source.needed}
     for name, expected in gptq_in_memory(source).items():
@@ -98,7 +96,7 @@ def test_streamed_gptq_makes_what_a_whole_model_in_memory_makes(tmp_path: Path, 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_search_is_the_importance_matrix_applied_to_every_matrix(tmp_path: Path, model_type: str) -> None:
     source = open_tiny(tmp_path / "source", model_type, tied=model_type == "qwen2")
-    quantize_calibrated(source, tmp_path / "out", SEARCH, TOKENS_ST)
+    quantize_checkpoint(source, tmp_path / "out", SEARCH, TOKENS_ST)
     model, imatrix = QuantizedModel.open(tmp_path / "out"), collect_imatrix(source, TOKENS_ST, SEARCH)
     for name, record in model.tensors.items():
         if len(record.shape) == 2:
@@ -123,14 +121,14 @@ def test_gptq_changes_the_models_output_less_than_rounding_to_nearest(tmp_path: 
     errors = []
     for method in ("gptq", "rtn"):
         options = QuantizeOptions(type=kind, method=method, device="cpu")  # type: ignore[arg-type]
-        quantize_calibrated(source, tmp_path / method, options, tokens)
+        quantize_checkpoint(source, tmp_path / method, options, tokens)
         errors.append(outputs_error(source, tmp_path / method))
     assert errors[0] < 0.8 * errors[1]
 
 
 def test_rtn_is_what_it_always_was_and_needs_no_tokens(tmp_path: Path) -> None:
     source = open_tiny(tmp_path / "source")
-    quantize_calibrated(source, tmp_path / "a", QuantizeOptions(type="q4_0"))
+    quantize_checkpoint(source, tmp_path / "a", QuantizeOptions(type="q4_0"))
     quantize_checkpoint(source, tmp_path / "b", QuantizeOptions(type="q4_0", damping=0.5, dtype="auto"))
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     assert "weighted_error" not in (tmp_path / "a" / "quantized.json").read_text()
@@ -140,7 +138,7 @@ def test_rtn_is_what_it_always_was_and_needs_no_tokens(tmp_path: Path) -> None:
 def test_two_runs_write_the_same_bytes(tmp_path: Path, options: QuantizeOptions) -> None:
     source = open_tiny(tmp_path / "source")
     for name in "ab":
-        quantize_calibrated(source, tmp_path / name, options, TOKENS_ST)
+        quantize_checkpoint(source, tmp_path / name, options, TOKENS_ST)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
@@ -149,7 +147,7 @@ def test_the_report_says_what_each_matrix_loses_on_the_calibration(
     tmp_path: Path, options: QuantizeOptions
 ) -> None:
     source = open_tiny(tmp_path / "source")
-    report = quantize_calibrated(source, tmp_path / "out", options, TOKENS_ST)
+    report = quantize_checkpoint(source, tmp_path / "out", options, TOKENS_ST)
     errors = {record.name: record.weighted_error for record in report.tensors if len(record.shape) == 2}
     assert errors.pop("model.embed_tokens.weight") is None
     assert all(error is not None and 0 < error < 0.2 for error in errors.values())
@@ -165,45 +163,45 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     tmp_path: Path, tensors_done: int, tied: bool
 ) -> None:
     source = open_tiny(tmp_path / "source", tied=tied)
-    quantize_calibrated(source, tmp_path / "whole", GPTQ, TOKENS_ST)
+    quantize_checkpoint(source, tmp_path / "whole", GPTQ, TOKENS_ST)
 
     def kill(done: int, total: int) -> None:
         if done == tensors_done:
             raise Killed
 
     with pytest.raises(Killed):
-        quantize_calibrated(source, tmp_path / "out", GPTQ, TOKENS_ST, progress=kill)
+        quantize_checkpoint(source, tmp_path / "out", GPTQ, TOKENS_ST, progress=kill)
     partial = json.loads((tmp_path / "out" / "quantized.partial.json").read_text())
     written = {
         shard["file"]: (tmp_path / "out" / shard["file"]).stat().st_mtime_ns for shard in partial["shards"]
     }
-    quantize_calibrated(source, tmp_path / "out", GPTQ, TOKENS_ST)
+    quantize_checkpoint(source, tmp_path / "out", GPTQ, TOKENS_ST)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     assert {file: (tmp_path / "out" / file).stat().st_mtime_ns for file in written} == written
 
 
 def test_a_lost_first_layer_is_made_again_alone(tmp_path: Path) -> None:
     source = open_tiny(tmp_path / "source")
-    quantize_calibrated(source, tmp_path / "out", GPTQ, TOKENS_ST)
+    quantize_checkpoint(source, tmp_path / "out", GPTQ, TOKENS_ST)
     before = digests(tmp_path / "out")
     (tmp_path / "out" / "layer-00000.safetensors").unlink()
-    quantize_calibrated(source, tmp_path / "out", GPTQ, TOKENS_ST)
+    quantize_checkpoint(source, tmp_path / "out", GPTQ, TOKENS_ST)
     assert digests(tmp_path / "out") == before
 
 
 def test_the_work_of_other_tokens_or_another_method_is_not_mixed_in(tmp_path: Path) -> None:
     source = open_tiny(tmp_path / "source")
-    quantize_calibrated(source, tmp_path / "out", GPTQ, TOKENS_ST)
+    quantize_checkpoint(source, tmp_path / "out", GPTQ, TOKENS_ST)
     with pytest.raises(CameraError, match="other options"):
-        quantize_calibrated(source, tmp_path / "out", GPTQ, TOKENS_ST.flip(0))
+        quantize_checkpoint(source, tmp_path / "out", GPTQ, TOKENS_ST.flip(0))
     with pytest.raises(CameraError, match="other options"):
-        quantize_calibrated(source, tmp_path / "out", SEARCH, TOKENS_ST)
+        quantize_checkpoint(source, tmp_path / "out", SEARCH, TOKENS_ST)
 
 
 def test_matrices_of_other_types_are_stored_plainly_and_seen_by_the_layers_after(tmp_path: Path) -> None:
     source = open_tiny(tmp_path / "source", ffn=80)
     options = GPTQ.model_copy(update={"overrides": {"*.0.self_attn.*": "q8_0", "lm_head.weight": "f16"}})
-    quantize_calibrated(source, tmp_path / "out", options, TOKENS_ST)
+    quantize_checkpoint(source, tmp_path / "out", options, TOKENS_ST)
     model = QuantizedModel.open(tmp_path / "out")
     plain = {name: record for name, record in model.tensors.items() if record.type in ("q8_0", "f16")}
     assert (
@@ -216,7 +214,7 @@ def test_matrices_of_other_types_are_stored_plainly_and_seen_by_the_layers_after
 def test_a_whole_model_of_another_type_needs_no_walk(tmp_path: Path) -> None:
     source = open_tiny(tmp_path / "source")
     options = GPTQ.model_copy(update={"type": "q8_0"})
-    quantize_calibrated(source, tmp_path / "out", options, torch.full((1, 4), TOKENS + 5))
+    quantize_checkpoint(source, tmp_path / "out", options, torch.full((1, 4), TOKENS + 5))
     assert {record.type for record in QuantizedModel.open(tmp_path / "out").tensors.values()} == {
         "q8_0",
         "f32",
@@ -228,12 +226,12 @@ def test_a_method_without_what_it_calibrates_on_is_refused(
     tmp_path: Path, options: QuantizeOptions, words: str
 ) -> None:
     with pytest.raises(CameraError, match=f"quantize.method: .* needs .*{words}"):
-        quantize_calibrated(open_tiny(tmp_path / "source"), tmp_path / "out", options)
+        quantize_checkpoint(open_tiny(tmp_path / "source"), tmp_path / "out", options)
 
 
 def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CameraError, match="made with another tokenizer"):
-        quantize_calibrated(open_tiny(tmp_path / "source"), tmp_path / "out", GPTQ, TOKENS_ST + TOKENS)
+        quantize_checkpoint(open_tiny(tmp_path / "source"), tmp_path / "out", GPTQ, TOKENS_ST + TOKENS)
 
 
 def test_nan_is_refused_by_folder_and_tensor(tmp_path: Path) -> None:
@@ -242,4 +240,4 @@ def test_nan_is_refused_by_folder_and_tensor(tmp_path: Path) -> None:
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
     write_tensors(folder / "model.safetensors", tensors)
     with pytest.raises(CameraError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
-        quantize_calibrated(Checkpoint.open(folder), tmp_path / "out", GPTQ, TOKENS_ST)
+        quantize_checkpoint(Checkpoint.open(folder), tmp_path / "out", GPTQ, TOKENS_ST)

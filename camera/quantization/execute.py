@@ -1,14 +1,10 @@
-"""Pack a checkpoint's tensors, one at a time, into shards that a killed run finds again."""
+"""Pack a checkpoint's tensors, one at a time, into a folder of shards; a run that was killed is resumed."""
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
-from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
@@ -22,12 +18,15 @@ from camera.formats.quantized_model import (
     QuantizeReport,
     ShardRecord,
     TensorRecord,
+    layer_file,
     packed_shape,
-    parse_report,
 )
-from camera.options import BlockType, QuantizeOptions
+from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
-from camera.registry import BLOCK_FORMATS
+from camera.quantization.imatrix import Imatrix
+from camera.quantization.method import Calibration, Method, Packed
+from camera.quantization.plan import PlannedTensor, choose_types, plan_types
+from camera.registry import BLOCK_FORMATS, QUANTIZATION_METHODS
 
 _PARTIAL_NAME = "quantized.partial.json"
 _REST = "rest.safetensors"
@@ -35,137 +34,45 @@ _SAMPLE = 2048  # weights of each tensor that go into the source's digest
 _Finished = dict[str, tuple[ShardRecord, list[TensorRecord]]]
 
 
-@dataclass(frozen=True)
-class PlannedTensor:
-    """What a tensor will be stored as."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: BlockType
-    fallback: str | None
-    """Why it is not of the type asked for; None if it is."""
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A tensor's bytes."""
-
-    data: np.ndarray
-    """uint8 [rows, bytes per row]."""
-    weighted_error: float | None = None
-    """See `TensorRecord.weighted_error`."""
-    squares: blocks.Squares | None = None
-    """What storing lost, where packing has measured it on its way."""
-
-
-class Packer(Protocol):
-    """Where the bytes of planned tensors come from."""
-
-    @property
-    def source(self) -> str | None:
-        """Digest of what decides the bytes beside the checkpoint and the options; None if nothing does."""
-
-    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
-        """The bytes of one tensor.
-
-        Tensors are asked for shard by shard: decoder layers in order, then the rest; those of shards that an
-        earlier run has finished are left out.
-
-        Args:
-            tensor: what it is to be stored as.
-            weight: its numbers.
-            name: what to call it in messages.
-        """
-
-
-class RoundToNearest:
-    """Each tensor alone, as llama.cpp's own quantisation without an importance matrix."""
-
-    source = None
-
-    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
-        data, squares = blocks.quantize_measured(weight, tensor.type, name=name)
-        return Packed(data, squares=squares)
-
-
-def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[PlannedTensor]:
-    """What every tensor will be stored as, in the checkpoint's order.
-
-    Vectors stay f32. A matrix is what the last matching override says, else what the options say for the
-    embedding and the output head, else `options.type`; where its rows are no multiple of the block, the next
-    finer type that holds them. A tied output head is not stored.
-
-    Raises:
-        CameraError: if an override matches no matrix, or a tensor is neither vector nor matrix.
-    """
-    plan = []
-    unused = set(options.overrides)
-    for name, info in checkpoint.needed.items():
-        if checkpoint.tied and name == checkpoint.family.name("head"):
-            continue
-        if len(info.shape) not in (1, 2):
-            raise CameraError(
-                f"{checkpoint.folder}: {name} has shape {list(info.shape)}: only vectors and matrices are stored"
-            )
-        if len(info.shape) == 1:
-            plan.append(PlannedTensor(name, info.shape, "f32", None))
-            continue
-        wanted = asked_for(checkpoint, options, name) or options.type
-        for pattern, type in options.overrides.items():
-            if fnmatch(name, pattern):
-                wanted = type
-                unused.discard(pattern)
-        plan.append(_fit(name, info.shape, wanted))
-    if unused:
-        raise CameraError(f"quantize.overrides: {min(unused)!r} matches no matrix of {checkpoint.folder}")
-    return plan
-
-
-def asked_for(checkpoint: Checkpoint, options: QuantizeOptions, name: str) -> BlockType | None:
-    """The type that the options give for the embedding or the output head by itself."""
-    if name == checkpoint.embedding:
-        return options.embedding_type
-    return options.output_type if name == checkpoint.head else None
-
-
 def quantize_checkpoint(
     checkpoint: Checkpoint,
     out: Path,
     options: QuantizeOptions,
+    tokens_ST: torch.Tensor | None = None,
+    imatrix: Imatrix | None = None,
     progress: Progress = silent,
-    packer: Packer | None = None,
 ) -> QuantizeReport:
     """Write a folder with every tensor packed, from which `convert_to_gguf` needs nothing else.
 
     One shard for each decoder layer and one for the rest; each appears whole or not at all. A run into a
     folder that an equal run left unfinished (or that has lost a shard since) makes only what is missing.
-    Peak memory is one tensor and its packed form.
+    Peak memory is one tensor and its packed form, and what the method needs to calibrate.
 
     Args:
         checkpoint: the source; its config, generation config and tokenizer are copied.
         out: the folder to write.
-        options: types; see `plan_types` for the rules.
-        progress: told the tensors done and in all.
-        packer: makes the bytes; the default rounds to the nearest. `camera.quantization` has the calibrated ones.
+        options: types (see `plan_types` for the rules), method, and how to calibrate.
+        tokens_ST: int64 [samples, tokens], to calibrate on; `rtn` without a target needs none.
+        imatrix: in place of tokens, for a target and for methods that read it.
+        progress: called with the tensors done, and all.
 
     Raises:
-        CameraError: if the options ask for a method that needs calibration and no packer is given; if a tensor
-            holds NaN, infinity or a value too large for its type; if `out` holds
+        CameraError: if the method or the target lacks what it calibrates on; if no types come to the target; if a
+            tensor holds NaN, infinity or a value too large for its type, or the model computes such; if `out` holds
             anything but an equal run's work.
     """
-    if packer is None:
-        if options.method != "rtn":
-            raise CameraError(
-                f"quantize.method: {options.method} needs calibration: give tokens or an imatrix"
-            )
-        packer = RoundToNearest()
+    calibration = Calibration(checkpoint, options, tokens_ST, imatrix)
+    calibration.check()
+    if options.target_bpw is not None:
+        options = choose_types(checkpoint, options, calibration.imatrix)
+    method = QUANTIZATION_METHODS[options.method](checkpoint, options, out, calibration)
     plan = plan_types(checkpoint, options)
-    source = _source_digest(checkpoint, options, packer)
+    source = _source_digest(checkpoint, options, method.source)
     finished = _resume(out, options, source)
     done = 0
     for file, planned in _shards(checkpoint, plan).items():
         if file not in finished:
-            records = _write_shard(checkpoint, out / file, planned, packer, progress, done, len(plan))
+            records = _write_shard(checkpoint, out / file, planned, method, progress, done, len(plan))
             shard = ShardRecord(file=file, size=(out / file).stat().st_size, sha256=digest_file(out / file))
             finished[file] = shard, records
             _write_report(out / _PARTIAL_NAME, options, source, finished)
@@ -177,23 +84,6 @@ def quantize_checkpoint(
     report = _write_report(out / SUMMARY_NAME, options, source, finished)
     (out / _PARTIAL_NAME).unlink()
     return report
-
-
-def layer_file(layer: int) -> str:
-    """Name of the shard that holds a decoder layer's tensors."""
-    return f"layer-{layer:05d}.safetensors"
-
-
-def _fit(name: str, shape: tuple[int, ...], wanted: BlockType) -> PlannedTensor:
-    form = BLOCK_FORMATS[wanted]
-    while shape[-1] % form.block_length:
-        form = BLOCK_FORMATS[form.fallback or "f32"]
-    if form.name == wanted:
-        return PlannedTensor(name, shape, wanted, None)
-    length = BLOCK_FORMATS[wanted].block_length
-    return PlannedTensor(
-        name, shape, form.name, f"rows of {shape[-1]} weights are no multiple of {wanted}'s block of {length}"
-    )
 
 
 def _shards(checkpoint: Checkpoint, plan: Iterable[PlannedTensor]) -> dict[str, list[PlannedTensor]]:
@@ -212,7 +102,7 @@ def _write_shard(
     checkpoint: Checkpoint,
     path: Path,
     planned: list[PlannedTensor],
-    packer: Packer,
+    method: Method,
     progress: Progress,
     done: int,
     total: int,
@@ -222,7 +112,7 @@ def _write_shard(
     with atomic_file(path) as temporary, SafetensorsWriter(temporary, layout) as writer:
         for tensor in planned:
             weight = checkpoint.read(tensor.name)
-            packed = packer.pack(tensor, weight, f"{checkpoint.folder}: {tensor.name}")
+            packed = method.pack(tensor, weight, f"{checkpoint.folder}: {tensor.name}")
             writer.write(tensor.name, torch.from_numpy(packed.data))
             rms, relative_error = _errors(weight, packed, tensor.type)
             records.append(
@@ -244,7 +134,7 @@ def _write_shard(
     return records
 
 
-def _errors(weight: torch.Tensor, packed: Packed, type: BlockType) -> tuple[float, float]:
+def _errors(weight: torch.Tensor, packed: Packed, type: str) -> tuple[float, float]:
     """RMS of a tensor, and RMS of (stored − original) over it; six digits, which any summation order gives."""
     squares = packed.squares or blocks.measure(weight, packed.data, type)
     rms = (squares.power / weight.numel()) ** 0.5
@@ -278,14 +168,14 @@ def _write_report(path: Path, options: QuantizeOptions, source: str, finished: _
     return report
 
 
-def _source_digest(checkpoint: Checkpoint, options: QuantizeOptions, packer: Packer) -> str:
+def _source_digest(checkpoint: Checkpoint, options: QuantizeOptions, calibrated_on: str | None) -> str:
     """What tells two sources apart without reading them whole: their plan, and the start of every tensor."""
     samples = {}
     for name, info in checkpoint.needed.items():
         start = checkpoint.read(name).reshape(-1)[:_SAMPLE].contiguous()
         samples[name] = [str(info.dtype), list(info.shape), start.view(torch.uint8).numpy().tobytes().hex()]
     described = {"config": checkpoint.config, "samples": samples, "options": options.identity()}
-    return digest_json(described if packer.source is None else {**described, "calibration": packer.source})
+    return digest_json(described if calibrated_on is None else {**described, "calibration": calibrated_on})
 
 
 def _side_files(checkpoint: Checkpoint) -> list[str]:
@@ -308,7 +198,7 @@ def _resume(out: Path, options: QuantizeOptions, source: str) -> _Finished:
         leftover.unlink()
     finished: _Finished = {}
     if partial.is_file():
-        report = parse_report(partial)
+        report = QuantizeReport.read(partial, "quantize again")
         if report.source != source:
             raise CameraError(
                 f"{out} holds the work of another checkpoint or of other options: choose another output "

@@ -7,9 +7,9 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.evaluation.divergence import divergence
 from camera.options import BlockType, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.imatrix import collect_imatrix, read_imatrix, write_imatrix
-from camera.quantization.mixed import choose_types, spend
-from camera.quantization.quantize_calibrated import quantize_calibrated
+from camera.quantization.plan import choose_types, spend
 from camera.quantization.sensitivity import sensitivities
 from camera.registry import BLOCK_FORMATS
 from tests.tiny import TOKENS, tiny_checkpoint
@@ -47,7 +47,7 @@ def test_bits_go_where_each_spares_the_most_noise() -> None:
 def test_the_model_is_just_within_the_target(
     source: Checkpoint, tmp_path: Path, target: float, method: str
 ) -> None:
-    report = quantize_calibrated(source, tmp_path / "out", options(target, method=method), TOKENS_ST)
+    report = quantize_checkpoint(source, tmp_path / "out", options(target, method=method), TOKENS_ST)
     left = (target - report.bits_per_weight) * report.parameters
     assert left >= 0
     for record in report.tensors:
@@ -61,9 +61,9 @@ def test_the_model_is_just_within_the_target(
 def test_a_target_that_no_types_come_to_is_refused_with_the_range(source: Checkpoint, tmp_path: Path) -> None:
     for target in (4.0, 17.0):
         with pytest.raises(CameraError, match=r"quantize\.target_bpw: .*: 4\.\d+ to 16\.\d+ can") as refused:
-            quantize_calibrated(source, tmp_path / "out", options(target), TOKENS_ST)
+            quantize_checkpoint(source, tmp_path / "out", options(target), TOKENS_ST)
     lowest = float(str(refused.value).split(": ")[-1].split(" ")[0])
-    report = quantize_calibrated(source, tmp_path / "out", options(lowest), TOKENS_ST)
+    report = quantize_checkpoint(source, tmp_path / "out", options(lowest), TOKENS_ST)
     assert lowest - 0.001 <= report.bits_per_weight <= lowest
 
 
@@ -81,7 +81,7 @@ def test_overrides_and_the_types_of_head_and_embedding_stay_and_count(source: Ch
 
 def test_a_target_without_calibration_is_refused(source: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(CameraError, match=r"quantize\.target_bpw needs calibration tokens, or an imatrix"):
-        quantize_calibrated(source, tmp_path / "out", options(5.0))
+        quantize_checkpoint(source, tmp_path / "out", options(5.0))
 
 
 def test_an_importance_matrix_from_a_file_chooses_the_same_types(source: Checkpoint, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_trained_model_loses_less_with_every_bit_and_less_than_one_type_for_al
 
     def measured(asked: QuantizeOptions) -> tuple[float, float]:
         out = tmp_path / f"{asked.type}-{asked.target_bpw}"
-        report = quantize_calibrated(source, out, asked, calibration)
+        report = quantize_checkpoint(source, out, asked, calibration)
         return report.bits_per_weight, divergence(
             reference, out, held_out, window=256, device="cpu"
         ).divergence

@@ -10,9 +10,10 @@ from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.digests import digest_files, files_below
 from camera.errors import CameraError
 from camera.formats.blocks import dequantize, quantize
-from camera.formats.quantize import plan_types, quantize_checkpoint
 from camera.formats.quantized_model import QuantizedModel
 from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
+from camera.quantization.plan import plan_types
 from tests.tiny import MODEL_TYPES, tiny_checkpoint
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -125,7 +126,9 @@ def test_the_report_counts_what_is_on_disk_and_measures_the_error(tmp_path: Path
 def test_progress_counts_every_tensor(tmp_path: Path) -> None:
     source = open_tiny(tmp_path / "source")
     seen: list[tuple[int, int]] = []
-    quantize_checkpoint(source, tmp_path / "out", Q4_0_64, lambda done, total: seen.append((done, total)))
+    quantize_checkpoint(
+        source, tmp_path / "out", Q4_0_64, progress=lambda done, total: seen.append((done, total))
+    )
     total = len(source.needed)
     assert sorted(set(seen)) == [(done, total) for done in range(1, total + 1)]
     assert seen == sorted(seen)
@@ -152,7 +155,7 @@ def test_a_killed_run_goes_on_at_the_first_unfinished_shard(tmp_path: Path, tens
             raise Killed
 
     with pytest.raises(Killed):
-        quantize_checkpoint(source, tmp_path / "out", Q4_0_64, kill)
+        quantize_checkpoint(source, tmp_path / "out", Q4_0_64, progress=kill)
     with pytest.raises(CameraError, match="no finished quantised model"):
         QuantizedModel.open(tmp_path / "out")
     partial = json.loads((tmp_path / "out" / "quantized.partial.json").read_text())
@@ -221,7 +224,7 @@ def test_nan_is_refused_by_folder_and_tensor(tmp_path: Path) -> None:
 
 def test_a_summary_that_is_not_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quantized.json").write_text('{"type": "q5_0"}')
-    with pytest.raises(CameraError, match=r"quantized\.json: type"):
+    with pytest.raises(CameraError, match=r"quantized\.json.*type"):
         QuantizedModel.open(tmp_path)
 
 

@@ -1,6 +1,7 @@
-"""Types by tensor for a given number of bits: finer ones where they spare the model the most noise."""
+"""What every tensor will be stored as: by the options, and for a number of bits by what rounding costs the model."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import prod
 
@@ -8,13 +9,63 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.formats.quantize import PlannedTensor, asked_for, plan_types
 from camera.formats.quantized_model import packed_shape
-from camera.options import BlockType, QuantizeOptions
+from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 from camera.quantization.imatrix import Imatrix
 from camera.quantization.sensitivity import sensitivities
 from camera.registry import BLOCK_FORMATS
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """What a tensor will be stored as."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    fallback: str | None
+    """Why it is not of the type asked for; None if it is."""
+
+
+def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[PlannedTensor]:
+    """What every tensor will be stored as, in the checkpoint's order.
+
+    Vectors stay f32. A matrix is what the last matching override says, else what the options say for the
+    embedding and the output head, else `options.type`; where its rows are no multiple of the block, the next
+    finer type that holds them. A tied output head is not stored.
+
+    Raises:
+        CameraError: if an override matches no matrix, or a tensor is neither vector nor matrix.
+    """
+    plan = []
+    unused = set(options.overrides)
+    for name, info in checkpoint.needed.items():
+        if checkpoint.tied and name == checkpoint.family.name("head"):
+            continue
+        if len(info.shape) not in (1, 2):
+            raise CameraError(
+                f"{checkpoint.folder}: {name} has shape {list(info.shape)}: only vectors and matrices are stored"
+            )
+        if len(info.shape) == 1:
+            plan.append(PlannedTensor(name, info.shape, "f32", None))
+            continue
+        wanted = asked_for(checkpoint, options, name) or options.type
+        for pattern, type in options.overrides.items():
+            if fnmatch(name, pattern):
+                wanted = type
+                unused.discard(pattern)
+        plan.append(_fit(name, info.shape, wanted))
+    if unused:
+        raise CameraError(f"quantize.overrides: {min(unused)!r} matches no matrix of {checkpoint.folder}")
+    return plan
+
+
+def asked_for(checkpoint: Checkpoint, options: QuantizeOptions, name: str) -> str | None:
+    """The type that the options give for the embedding or the output head by itself."""
+    if name == checkpoint.embedding:
+        return options.embedding_type
+    return options.output_type if name == checkpoint.head else None
 
 
 def choose_types(
@@ -28,7 +79,7 @@ def choose_types(
         checkpoint: the model.
         options: with a `target_bpw`.
         imatrix: second moments of the inputs on the calibration tokens.
-        progress: told (matrices measured, all).
+        progress: called with (matrices measured, all).
 
     Raises:
         CameraError: if no choice of types comes to that many bits, with the range that is possible.
@@ -57,9 +108,9 @@ def choose_types(
 
 
 def spend(
-    bits: Mapping[str, Mapping[BlockType, int]], noise: Mapping[str, Mapping[BlockType, float]], budget: float
-) -> dict[str, BlockType]:
-    """Choose a type for every tensor: again and again the step that spares the most noise for each bit, while one fits.
+    bits: Mapping[str, Mapping[str, int]], noise: Mapping[str, Mapping[str, float]], budget: float
+) -> dict[str, str]:
+    """Choose a type for every tensor: repeatedly the step that saves the most noise per bit, while one fits.
 
     Args:
         bits: of each tensor what each of its types takes, the smallest first; together those fit.
@@ -69,7 +120,7 @@ def spend(
     chosen = {name: next(iter(sizes)) for name, sizes in bits.items()}
     left = budget - sum(bits[name][type] for name, type in chosen.items())
     while True:
-        best: tuple[float, str, BlockType] | None = None
+        best: tuple[float, str, str] | None = None
         for name, costs in noise.items():
             size, cost = bits[name][chosen[name]], costs[chosen[name]]
             for type, next_cost in costs.items():
@@ -85,18 +136,14 @@ def spend(
         chosen[name] = type
 
 
-def _choices(
-    planned: PlannedTensor, checkpoint: Checkpoint, options: QuantizeOptions
-) -> tuple[BlockType, ...]:
+def _choices(planned: PlannedTensor, checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[str, ...]:
     """The types that a tensor may get, the smallest first; one where it was asked for or nothing finer holds the rows."""
     given = asked_for(checkpoint, options, planned.name) is not None or any(
         fnmatch(planned.name, pattern) for pattern in options.overrides
     )
     if given or len(planned.shape) == 1 or not BLOCK_FORMATS[planned.type].in_mixtures:
         return (planned.type,)
-    finest: BlockType = (
-        "bf16" if checkpoint.dtype == torch.bfloat16 else "f16"
-    )  # bf16 keeps those weights exactly
+    finest: str = "bf16" if checkpoint.dtype == torch.bfloat16 else "f16"  # bf16 keeps those weights exactly
     bits = BLOCK_FORMATS[planned.type].bits_per_weight
     mixed = [form for form in BLOCK_FORMATS.values() if form.in_mixtures and form.bits_per_weight >= bits]
     mixed.sort(key=lambda form: form.bits_per_weight)
@@ -105,9 +152,21 @@ def _choices(
 
 
 def _up(number: float) -> str:
-    """Rounded so that it is possible itself."""
+    """Rounded up to three decimals, so that a target of this text is possible."""
     return f"{-(-number * 1000 // 1) / 1000:.3f}"
 
 
 def _down(number: float) -> str:
     return f"{number * 1000 // 1 / 1000:.3f}"
+
+
+def _fit(name: str, shape: tuple[int, ...], wanted: str) -> PlannedTensor:
+    form = BLOCK_FORMATS[wanted]
+    while shape[-1] % form.block_length:
+        form = BLOCK_FORMATS[form.fallback or "f32"]
+    if form.name == wanted:
+        return PlannedTensor(name, shape, wanted, None)
+    length = BLOCK_FORMATS[wanted].block_length
+    return PlannedTensor(
+        name, shape, form.name, f"rows of {shape[-1]} weights are no multiple of {wanted}'s block of {length}"
+    )

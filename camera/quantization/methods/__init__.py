@@ -1,0 +1,1 @@
+"""The quantising methods, one module each."""
