@@ -29,13 +29,15 @@ PLUGINS = "camera"
 class Registry(Mapping[str, Entry]):
     """The entries of one kind by name, in the order of the names; its package is imported when first asked."""
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, plugins: str = PLUGINS) -> None:
         """Args:
         kind: what an entry is, for messages: `engine`.
         package: dotted name of the package whose modules register entries.
+        plugins: the entry-point group of other distributions' modules.
         """
         self.kind = kind
         self._package = package
+        self._plugins = plugins
         self._entries: dict[str, Entry] = {}
         self._loaded = False
 
@@ -75,7 +77,7 @@ class Registry(Mapping[str, Entry]):
             package = import_module(self._package)
             for module in iter_modules(package.__path__, f"{self._package}."):
                 import_module(module.name)
-            for plugin in entry_points(group=PLUGINS):
+            for plugin in entry_points(group=self._plugins):
                 import_module(plugin.module)
         return self._entries
 

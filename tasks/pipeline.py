@@ -17,7 +17,7 @@ from tasks.gate import check_requirements
 from tasks.options import Sections
 from tasks.recipe import Recipe
 from tasks.sources import Sources
-from tasks.stage import Input, Step
+from tasks.stage import STAGES, Input, Step
 from tasks.stages import (
     benchmark,
     capture,
@@ -91,6 +91,8 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
         *_evaluations(recipe, sources),
         _benchmark(recipe, model),
     ]
+    for stage in STAGES.values():
+        steps += stage.joins(steps)
     parts = {step.part: step.name for step in steps if step.part is not None}
     require = recipe.publish.require
     if require is not None:

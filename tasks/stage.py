@@ -82,9 +82,11 @@ class Stage:
     """Whether `run` goes on from what a killed one left in its folder."""
     still_holds: Callable[[Artifact], bool] = lambda artifact: True
     """For stages with an effect outside the store: whether that effect is still there."""
+    joins: Callable[[list["Step"]], list["Step"]] = lambda steps: []
+    """Given the steps of a recipe so far, those that this stage adds by itself; none where the pipeline names it."""
 
 
-STAGES: Registry[Stage] = Registry("stage", "tasks.stages")
+STAGES: Registry[Stage] = Registry("stage", "tasks.stages", plugins="camera.pipeline")
 """Every stage by its name; a module of tasks/stages registers one."""
 
 
