@@ -223,7 +223,9 @@ def _benchmark(recipe: Recipe, model: Input) -> Step:
     if (host := recipe.benchmark_host) is None:
         device = resolve_device(asked.device)
         facts: dict[str, Any] = {"device": device.type, "device_name": describe_device(device)["name"]}
-        facts["builds"] = {name: ENGINES[name].identity(asked) for name in asked.engines}
+        builds = {name: ENGINES[name].identity(asked) for name in asked.engines}
+        if any(builds.values()):  # nor one of another build
+            facts["builds"] = {name: build for name, build in builds.items() if build}
     else:  # the same key as there, so that what was measured there before is found
         facts = {"device": asked.device.partition(":")[0], "device_name": host.device_name}
     inputs: dict[str, str | Input] = {
