@@ -20,6 +20,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer  # heavy; only text needs it
 
+    if not folder.is_dir():
+        raise CameraError(f"{folder} is not a folder: give the folder of a model, or of its tokenizer")
     refuse_outside_links(folder)
     refuse_outside_files(folder)
     config = read_json(folder / "config.json")

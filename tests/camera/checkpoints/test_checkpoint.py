@@ -7,6 +7,7 @@ import torch
 
 from camera.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
+from camera.checkpoints.tokenizer import load_tokenizer
 from camera.errors import CameraError
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
@@ -380,3 +381,8 @@ def test_layers_beyond_those_of_the_config_are_refused(tmp_path: Path) -> None:
     edit(folder / "config.json", num_hidden_layers=2, layer_types=None)
     with pytest.raises(CameraError, match=r"has model\.layers\.2\..*asks for 2 layers only"):
         Checkpoint.open(folder).check_shapes()
+
+
+def test_the_tokenizer_of_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match="nothing is not a folder: give the folder of a model"):
+        load_tokenizer(tmp_path / "nothing")
