@@ -82,6 +82,10 @@ def capture(
     checkpoint = open_checkpoint(model)
     options = options or CaptureOptions(propagate="one-shot")
     sequential = options.propagate == "sequential"
+    if prune is not None and (prune.method != "camera" or prune.sparsity):
+        raise CameraError(
+            f"method {prune.method} with sparsity {prune.sparsity:g} goes from capture to save at once: use prune"
+        )
     plan = plan_prune(checkpoint, options, prune or PruneOptions()) if sequential else None
     tokens_ST = calibration_windows(calibration, checkpoint)
     with atomic_folder(Path(out)) as folder:

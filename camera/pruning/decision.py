@@ -1,8 +1,8 @@
 """The decision of a layer, and the folder that keeps those of a model.
 
 A folder of a stage holds what was found out so far: `statistics.safetensors` and `capture.json` (capture),
-`scores.safetensors` and `scores.json` (score), `kept.safetensors` with `decisions.json` (whoever decided), `prune.json`
-(prune), and a file of matrices for each layer that has other weights than a slice of the source's.
+`scores.safetensors` and `scores.json` (score), `kept.safetensors` (whoever decided; with `decisions.json` where that was
+capture), `prune.json` (prune), and a file of matrices for each layer that has other weights than a slice of the source's.
 """
 
 import json
@@ -132,13 +132,23 @@ def read_scores(folder: Path, count: int) -> list[torch.Tensor]:
     return _read_layers(folder / SCORES, "importance", count)
 
 
-def write_kept(
-    folder: Path, kept: Sequence[torch.Tensor], records: Sequence[LayerRecord | None], reduce_ratio: float
-) -> None:
-    """Write `kept.safetensors`, int64 [K] of every layer, and `decisions.json`."""
+def write_kept(folder: Path, kept: Sequence[torch.Tensor]) -> None:
+    """Write `kept.safetensors`, int64 [K] of every layer."""
     _write_layers(folder / KEPT, "kept", kept)
+
+
+def write_decisions(folder: Path, plan: PrunePlan, records: Sequence[LayerRecord | None]) -> None:
+    """Write `decisions.json`: what `kept.safetensors` was decided by, for the stages that hand it on."""
     written = [None if record is None else asdict(record) for record in records]
-    write_json(folder / DECISIONS, {"reduce_ratio": reduce_ratio, "layers": written})
+    write_json(
+        folder / DECISIONS,
+        {
+            "method": plan.method,
+            "reduce_ratio": plan.reduce_ratio,
+            "sparsity": plan.sparsity,
+            "layers": written,
+        },
+    )
 
 
 def read_kept(folder: Path, count: int) -> list[torch.Tensor]:

@@ -87,7 +87,7 @@ def prune_checkpoint(
         write_captured(work, checkpoint, tokens_ST, capture, [decision.statistics for decision in decisions])
         write_scores(work, [decision.scores_F for decision in decisions], plan.reduce_ratio)
         records = [decision.record for decision in decisions]
-        write_kept(work, [decision.kept_K for decision in decisions], records, plan.reduce_ratio)
+        write_kept(work, [decision.kept_K for decision in decisions])
         shares = [share_kept(decision.scores_F, decision.kept_K) for decision in decisions]
         write_summary(work, checkpoint, plan, options, shares, records)
         finish(partial, work)

@@ -26,6 +26,7 @@ from camera.pruning.decision import (
     read_scores,
     share_kept,
     write_captured,
+    write_decisions,
     write_kept,
     write_matrices,
     write_scores,
@@ -68,8 +69,8 @@ def capture(
         decisions.append(decision)
     write_captured(out, checkpoint, tokens_ST, options, [decision.statistics for decision in decisions])
     if decides:
-        kept = [decision.kept_K for decision in decisions]
-        write_kept(out, kept, [decision.record for decision in decisions], chosen.reduce_ratio)
+        write_kept(out, [decision.kept_K for decision in decisions])
+        write_decisions(out, chosen, [decision.record for decision in decisions])
     clear_states(out)
 
 
@@ -139,8 +140,13 @@ def prune(
         captured: the folder that capture wrote, for a method that changes matrices.
 
     Raises:
-        CameraError: if the scores are those of another model, or capture decided for another width.
+        CameraError: if the scores are those of another model, if capture decided something else than is asked for, or if
+            that changes matrices and no captured folder has them.
     """
+    if captured is None and (plan.needs_gram or plan.sparsity):
+        raise CameraError(
+            f"prune.method {plan.method} changes matrices: name the folder that capture wrote too"
+        )
     count = checkpoint.layer_count
     scores = read_scores(scored, count)
     for index, scores_F in enumerate(scores):
@@ -156,8 +162,13 @@ def prune(
                 f"{scored}: capture kept {len(kept[0])} channels of each layer, and {plan.kept} are asked for: capture "
                 "again with this ratio, or with propagate one-shot, which serves every ratio"
             )
-        written = read_json(scored / DECISIONS)["layers"]
-        records = [None if record is None else LayerRecord(**record) for record in written]
+        decided = read_json(scored / DECISIONS)
+        if (decided["method"], decided["sparsity"]) != (plan.method, plan.sparsity):
+            raise CameraError(
+                f"{scored}: capture decided with method {decided['method']} and sparsity {decided['sparsity']:g}, and "
+                f"{plan.method} and {plan.sparsity:g} are asked for: capture again with what is to be pruned"
+            )
+        records = [None if record is None else LayerRecord(**record) for record in decided["layers"]]
     else:
         kept = [kept_channels(scores_F, plan.kept) for scores_F in scores]
     if captured is not None:
@@ -165,7 +176,7 @@ def prune(
             if (captured / matrices_file(layer)).is_file():
                 with atomic_file(out / matrices_file(layer)) as temporary:
                     shutil.copyfile(captured / matrices_file(layer), temporary)
-    write_kept(out, kept, records, plan.reduce_ratio)
+    write_kept(out, kept)
     shares = [share_kept(*layer) for layer in zip(scores, kept, strict=True)]
     write_summary(out, checkpoint, plan, options, shares, records)
 

@@ -59,7 +59,7 @@ def trial(known: Known) -> Needs:
 STAGE = register(
     Stage(
         "capture",
-        3,
+        4,
         run,
         {"capture": CaptureOptions, "decide": DecideOptions},
         needs,

@@ -23,7 +23,7 @@ def run(context: Context) -> dict[str, float]:
 STAGE = register(
     Stage(
         "score",
-        3,
+        4,
         run,
         {"score": ScoreOptions},
         lambda known: Needs(memory=3 * known.largest),

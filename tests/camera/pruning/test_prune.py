@@ -39,7 +39,7 @@ def test_the_best_channels_stay_and_no_matrix_is_copied(build: Build, tmp_path: 
     assert (result.mode, result.width, result.layers) == ("physical", 124, 3)
     for scores_F, kept_K in zip(read_scores(scored, 3), result.kept(), strict=True):
         assert kept_K.tolist() == naive.best(scores_F.tolist(), 124)
-    assert set(contents(tmp_path / "out")) == {"kept.safetensors", "decisions.json", "prune.json"}
+    assert set(contents(tmp_path / "out")) == {"kept.safetensors", "prune.json"}
 
 
 def test_what_capture_decided_is_the_choice(build: Build, tokens: torch.Tensor, tmp_path: Path) -> None:
@@ -56,6 +56,24 @@ def test_another_ratio_than_capture_decided_for_is_refused(
     more = PRUNE.model_copy(update={"ratio": 0.5})
     with pytest.raises(CameraError, match="capture kept 136 channels of each layer, and 96 are asked for"):
         pruned(folder, steps.scored, tmp_path / "out", more)
+
+
+def test_a_decision_by_another_method_is_refused(build: Build, tokens: torch.Tensor, tmp_path: Path) -> None:
+    folder = build(model_type="llama")
+    obs = PRUNE.model_copy(update={"method": "obs"})
+    steps = run_steps(folder, tokens, tmp_path, obs, propagate="sequential")
+    with pytest.raises(
+        CameraError, match="capture decided with method obs and sparsity 0, and camera and 0 are"
+    ):
+        pruned(folder, steps.scored, tmp_path / "out", PRUNE)
+
+
+def test_new_matrices_are_not_left_out_silently(build: Build, tokens: torch.Tensor, tmp_path: Path) -> None:
+    folder = build(model_type="llama")
+    obs = PRUNE.model_copy(update={"method": "obs"})
+    steps = run_steps(folder, tokens, tmp_path, obs, propagate="sequential")
+    with pytest.raises(CameraError, match="obs changes matrices: name the folder that capture wrote"):
+        pruned(folder, steps.scored, tmp_path / "out", obs)
 
 
 def test_the_summary_holds_the_widths_and_the_share_of_importance_that_stays(
