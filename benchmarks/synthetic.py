@@ -52,10 +52,7 @@ def write_checkpoint(
         "vocab_size": vocab,
     }
     family = family_of(config)
-    shapes = {
-        name: tuple(family.size(config, size) for size in weight.shape)
-        for name, weight in family.names(config, layers).items()
-    }
+    shapes = {name: family.shape(config, placed.weight) for name, placed in family.names(config).items()}
     block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(hidden**-0.5).to(dtype)
     shards = _shards(shapes, dtype.itemsize, shard_bytes)
     index = {}

@@ -243,7 +243,7 @@ def imatrix(
     tokens_ST = calibration_windows(calibration, checkpoint)
     source = calibration.name if calibration.path is None else calibration.path.name
     found = collect_imatrix(checkpoint, tokens_ST, options, progress, datasets=(source,))
-    write_imatrix(out, found, checkpoint.family, checkpoint.layer_count)
+    write_imatrix(out, found, checkpoint)
     return tokens_ST.numel()
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from camera.checkpoints.safetensors_file import TensorInfo, read_header
+from camera.checkpoints.safetensors_file import TensorInfo, map_tensor, read_header
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.checkpoints.trust import refuse_outside_links
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.models import Block, Family, family_of
+from camera.models import Block, Experts, Family, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -74,13 +73,7 @@ class Checkpoint:
 
     @property
     def layer_count(self) -> int:
-        count = self._size("num_hidden_layers")
-        if count > len(self.tensors):  # a billion empty layers would be built before the first is missed
-            raise CameraError(
-                f"{self.folder / 'config.json'}: num_hidden_layers is {count}, and the files hold "
-                f"{len(self.tensors)} tensors: config and weights do not belong together"
-            )
-        return count
+        return self._count("num_hidden_layers")
 
     @property
     def hidden_size(self) -> int:
@@ -88,8 +81,38 @@ class Checkpoint:
 
     @property
     def ffn_width(self) -> int:
-        """FFN channels of every decoder layer."""
-        return self._size(self.blocks(0)[0].width_key)
+        """FFN channels of every decoder layer; of a mixture of experts those of one expert."""
+        return self._size(self.family.width_keys(self.config)[0])
+
+    @property
+    def experts(self) -> Experts | None:
+        """How the mixture-of-experts layers are made; None for a model without.
+
+        Raises:
+            CameraError: if their numbers make no sense.
+        """
+        experts = self.family.experts
+        if experts is not None:
+            count = self._count(experts.count_key(self.config))
+            if not 0 < (chosen := experts.chosen(self.config)) <= count:
+                raise CameraError(
+                    f"{self.folder / 'config.json'}: {chosen} experts for a token, and there are {count}"
+                )
+        return experts
+
+    @property
+    def expert_count(self) -> int:
+        """Experts of each layer that routes its tokens to experts; 0 for a model without."""
+        experts = self.experts
+        return 0 if experts is None else experts.count(self.config)
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a decoder layer routes its tokens to experts."""
+        return self.family.is_sparse(self.config, layer)
+
+    def shared_inputs(self, layer: int) -> tuple[tuple[str, ...], ...]:
+        """`Family.shared_inputs` of a decoder layer."""
+        return self.family.shared_inputs(self.config, layer)
 
     def blocks(self, layer: int) -> tuple[Block, ...]:
         """The feed-forward networks of a decoder layer."""
@@ -119,6 +142,16 @@ class Checkpoint:
         """Name of the weight of the norm before the output head."""
         return self.family.name("norm")
 
+    def _count(self, key: str) -> int:
+        """A number of parts that each have tensors of their own."""
+        count = self._size(key)
+        if count > len(self.tensors):  # a billion empty layers would be built before the first is missed
+            raise CameraError(
+                f"{self.folder / 'config.json'}: {key} is {count}, and the files hold "
+                f"{len(self.tensors)} tensors: config and weights do not belong together"
+            )
+        return count
+
     def _size(self, key: str) -> int:
         value = self.config.get(key)
         if type(value) is not int or value < 1:
@@ -147,14 +180,25 @@ class Checkpoint:
         """Those of the side files that decide how text becomes tokens."""
         return [name for name in self.side_files if name in _TOKENIZER_FILES]
 
-    @property
+    @cached_property
     def needed(self) -> dict[str, TensorInfo]:
-        """The tensors that a loader reads: all but those the family ignores."""
+        """The tensors that a loader reads: all but those the family ignores, and layers that predict further tokens."""
+        predicting = self.prediction_tensors
         return {
             name: info
             for name, info in self.tensors.items()
-            if not any(fnmatch(name, pattern) for pattern in self.family.ignored)
+            if name not in predicting and not any(fnmatch(name, pattern) for pattern in self.family.ignored)
         }
+
+    @property
+    def prediction_tensors(self) -> set[str]:
+        """Tensors of the layers behind the last that predict further tokens."""
+        key = self.family.prediction_layers_key
+        if key is None or not self.config.get(key):
+            return set()
+        first = self.layer_count
+        behind = range(first, first + int(self.config[key]))
+        return {name for name in self.tensors if self.family.layer_of(name) in behind}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -176,13 +220,11 @@ class Checkpoint:
         """
         if name not in self.tensors:
             raise CameraError(f"{self.folder} has no tensor {name}")
-        path = self.folder / self.tensors[name].file
+        info = self.tensors[name]
         try:
-            with safe_open(path, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(name)
-                return tensor
-        except (SafetensorError, OSError) as error:
-            raise CameraError(f"{path} cannot be read ({name}): {error}") from None
+            return map_tensor(self.folder / info.file, info)
+        except (OSError, ValueError) as error:
+            raise CameraError(f"{self.folder / info.file} cannot be read ({name}): {error}") from None
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix, read one by one and not through a map.
@@ -236,8 +278,14 @@ class Checkpoint:
 
     def layer_tensors(self, layer: int) -> list[str]:
         """Names of one decoder layer's tensors, in file order, without those the family ignores."""
-        prefix = self.family.layer_prefix(layer)
-        return [name for name in self.needed if name.startswith(prefix)]
+        return self._by_layer.get(layer, [])
+
+    @cached_property
+    def _by_layer(self) -> dict[int | None, list[str]]:
+        layers: dict[int | None, list[str]] = {}
+        for name in self.needed:
+            layers.setdefault(self.family.layer_of(name), []).append(name)
+        return layers
 
     @cached_property
     def hf_config(self) -> "PreTrainedConfig":
@@ -308,18 +356,17 @@ class Checkpoint:
         Raises:
             CameraError: naming the first tensor that is missing or has another shape.
         """
-        model = self.empty_model()
-        tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
-        for name, expected in model.state_dict().items():
+        self.empty_model()  # transformers refuses values that no layer can be built with
+        _ = self.experts  # and this, numbers that it would only stumble over
+        config = {**self.config, **self.hf_config.to_dict()}  # with its defaults
+        for name, placed in self.family.names(config).items():
             if name not in self.tensors:
-                if name in tied:
-                    continue
                 raise CameraError(f"{self.folder}: {name} is missing, and config.json asks for it")
-            found = self.tensors[name].shape
-            if found != tuple(expected.shape):
+            found, expected = self.tensors[name].shape, self.family.shape(config, placed.weight)
+            if found != expected:
                 raise CameraError(
                     f"{self.folder}: {name} has shape {list(found)} and config.json asks for "
-                    f"{list(expected.shape)}: config and weights do not belong together"
+                    f"{list(expected)}: config and weights do not belong together"
                 )
         beyond = self.layer_tensors(self.layer_count)
         if beyond:

@@ -6,6 +6,7 @@ need no more memory than its largest tensor, so the writer is ours. Reading is t
 """
 
 import json
+import mmap
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -106,6 +107,24 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise CameraError(f"{path} cannot be read: {error}") from None
+
+
+def map_tensor(path: Path, info: TensorInfo) -> torch.Tensor:
+    """One tensor on the CPU, backed by a private map of its bytes alone until it is changed.
+
+    The library opens and parses the whole file for every tensor, which counts where there are thousands.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it ends before the tensor does.
+    """
+    if not info.size_bytes:
+        return torch.empty(info.shape, dtype=info.dtype)
+    start = info.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    inside = info.offset - start
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), inside + info.size_bytes, access=mmap.ACCESS_COPY, offset=start)
+    return torch.frombuffer(mapped, dtype=info.dtype, count=prod(info.shape), offset=inside).view(info.shape)
 
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

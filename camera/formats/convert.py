@@ -105,19 +105,18 @@ def write_twin(gguf_path: Path, out_path: Path, progress: Progress = silent) -> 
 
 def _tensors(model: QuantizedModel) -> list[OutputTensor]:
     """The model's tensors under their GGUF names, rows in llama.cpp's order."""
-    layers = int(model.config["num_hidden_layers"])
     heads, kv_heads = _heads(model.config)
-    weights = named_weights(model.family, layers)
+    weights = named_weights(model.family, model.config)
     if strange := model.tensors.keys() - weights.keys():
         raise CameraError(f"{model.folder}: {min(strange)} has no place in a GGUF file")
     tensors = []
-    for hf_name, (weight, gguf_name) in weights.items():
+    for hf_name, placed in weights.items():
         if (record := model.tensors.get(hf_name)) is None:
             continue
-        permuted = model.family.rotary_heads(weight, heads, kv_heads)
+        permuted = model.family.rotary_heads(placed.weight, heads, kv_heads)
         read = partial(_rows, model, hf_name, permuted)
         stored = model.stored(hf_name) if permuted is None else None
-        tensors.append(OutputTensor(gguf_name, record.type, record.shape, read, stored))
+        tensors.append(OutputTensor(placed.gguf, record.type, record.shape, read, stored))
     return tensors
 
 

@@ -70,13 +70,13 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     prefix = f"{file.architecture}."
     hidden = file.value(f"{prefix}embedding_length", int)
     heads, kv_heads = _heads(file)
-    weights = named_weights(family, 1)
-    embedding = file.tensor(weights[family.name("embedding")][1])
+    weights = named_weights(family, {"num_hidden_layers": 1})
+    embedding = file.tensor(weights[family.name("embedding")].gguf)
     config: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_size": hidden,
-        family.blocks({}, 0)[0].width_key: _one_width(file, f"{prefix}feed_forward_length"),
+        family.width_keys({})[0]: _one_width(file, f"{prefix}feed_forward_length"),
         "num_hidden_layers": _layer_count(file),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -88,9 +88,9 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "dtype": "float32",
         **_rope(file, prefix),
     }
-    for weight, name in weights.values():
-        if weight.when is not None:  # whether it is there tells what the config says
-            config[weight.when.key] = (name in file.tensors) == weight.when.expected
+    for placed in weights.values():
+        if (when := placed.weight.when) is not None:  # whether it is there tells what the config says
+            config[when.key] = (placed.gguf in file.tensors) == when.expected
     for key, stored in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if f"tokenizer.ggml.{stored}_token_id" in file.metadata:
             config[f"{key}_token_id"] = file.value(f"tokenizer.ggml.{stored}_token_id", int)
@@ -104,8 +104,8 @@ def hf_names(file: GgufFile) -> dict[str, str]:
         CameraError: if the architecture is not supported, or a tensor has no place in it.
     """
     family = family_of_architecture(file.architecture, str(file.path))
-    possible = named_weights(family, _layer_count(file))
-    names = {hf_name: name for hf_name, (_, name) in possible.items() if name in file.tensors}
+    possible = named_weights(family, {"num_hidden_layers": _layer_count(file)})
+    names = {name: placed.gguf for name, placed in possible.items() if placed.gguf in file.tensors}
     strange = file.tensors.keys() - set(names.values()) - {ROPE_FACTORS}
     if strange:
         raise CameraError(f"{file.path}: {min(strange)} has no place in a {family.architecture}")
@@ -147,11 +147,11 @@ def read_hf_tensor(file: GgufFile, hf_name: str) -> torch.Tensor:
 def _tensor_of(file: GgufFile, hf_name: str) -> tuple[Family, Weight, GgufTensor]:
     """The tensor of a Hugging Face name."""
     family = family_of_architecture(file.architecture, str(file.path))
-    weights = named_weights(family, _layer_count(file))
+    weights = named_weights(family, {"num_hidden_layers": _layer_count(file)})
     if hf_name not in weights:
         raise CameraError(f"{hf_name} has no place in a GGUF file of architecture {family.gguf_architecture}")
-    weight, gguf_name = weights[hf_name]
-    return family, weight, file.tensor(gguf_name)
+    placed = weights[hf_name]
+    return family, placed.weight, file.tensor(placed.gguf)
 
 
 def _layer_count(file: GgufFile) -> int:

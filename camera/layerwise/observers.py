@@ -65,7 +65,7 @@ def input_squares(
         module: a decoder layer.
         call: runs it.
         batches_BTH: its inputs; a list is changed in place.
-        shared_inputs: its linear layers, those that read the same input together (`Family.shared_inputs`).
+        shared_inputs: its linear layers, those that read the same input together (`Checkpoint.shared_inputs`).
         device: where the module computes.
 
     Returns:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from camera.errors import CameraError
-from camera.models.family import FAMILIES, Block, Family, Weight, named_weights
+from camera.models.family import FAMILIES, Block, Experts, Family, Placed, Weight, named_weights
 
 
 def family_of(config: dict[str, Any], where: str = "config.json") -> Family:
@@ -36,7 +36,9 @@ def family_of_architecture(architecture: str, where: str) -> Family:
 __all__ = [
     "FAMILIES",
     "Block",
+    "Experts",
     "Family",
+    "Placed",
     "Weight",
     "family_of",
     "family_of_architecture",

@@ -1,30 +1,24 @@
 """What the tools must know of a model family, as data: its weights by role, and how they belong together.
 
 A family is one module of `camera.models`, which registers it. Names are those of the Hugging Face checkpoint; `{layer}`
-stands for the decoder layer's number.
+stands for the decoder layer's number and `{expert}` for the expert's.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from camera.registry import Registry
 
 Config = Mapping[str, Any]
 """The keys of config.json."""
+Size = Callable[[Config], int]
 ATTENTION = ("query", "key", "value", "output")
 FEED_FORWARD = ("gate", "up", "down")
-_LINEARS = (  # role, module in the layer, GGUF name, shape, what it reads
-    ("query", "self_attn.q_proj", "attn_q", ("query_size", "hidden_size"), "normed stream"),
-    ("key", "self_attn.k_proj", "attn_k", ("key_size", "hidden_size"), "normed stream"),
-    ("value", "self_attn.v_proj", "attn_v", ("key_size", "hidden_size"), "normed stream"),
-    ("output", "self_attn.o_proj", "attn_output", ("hidden_size", "query_size"), "heads"),
-    ("gate", "mlp.gate_proj", "ffn_gate", ("intermediate_size", "hidden_size"), "normed branch"),
-    ("up", "mlp.up_proj", "ffn_up", ("intermediate_size", "hidden_size"), "normed branch"),
-    ("down", "mlp.down_proj", "ffn_down", ("hidden_size", "intermediate_size"), "channels"),
-)
 _LAYER = "model.layers.{layer}."
+_LAYER_NUMBER = re.compile(re.escape(_LAYER).replace(r"\{layer\}", r"(\d+)"))
+_GGUF = "blk.{layer}."
 
 
 class When(NamedTuple):
@@ -41,20 +35,44 @@ class When(NamedTuple):
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight, or one of every decoder layer."""
+    """One weight, or one of every decoder layer, or one of every expert."""
 
     name: str
     role: str
     """`embedding`, `attention_norm`, `query`, `key`, `value`, `output`, `query_norm`, `key_norm`, `ffn_norm`, `gate`, `up`,
-    `down`, `norm` or `head`; a bias has the role of its matrix."""
+    `down`, `router`, `norm`, `head` or one of the family's own; a bias has the role of its matrix."""
     shape: tuple[str, ...]
-    """Names of sizes, as `Family.size` knows them."""
+    """Names of sizes, as `Family.size` knows them; `experts` is the dimension that loses what dropped experts had."""
     gguf: str
-    """Its name in a GGUF file."""
+    """Its name in a GGUF file; those of all experts together have one."""
     when: When | None = None
     """None if every model of the family has it."""
     reads: str | None = None
     """What enters the linear layer; those of a layer with the same value share one input."""
+    layers: Literal["all", "dense", "sparse"] = "all"
+    """Which decoder layers have it: in a `sparse` one tokens are routed to experts."""
+    block: Literal["dense", "expert", "shared"] | None = None
+    """Of a feed-forward matrix: which kind of network it belongs to."""
+    exact: bool = False
+    """Whether it is kept in float32 in a GGUF file though it is a matrix, as routers are."""
+
+
+class Placed(NamedTuple):
+    """A weight in its place in a model."""
+
+    weight: Weight
+    layer: int
+    expert: int | None
+
+    @property
+    def name(self) -> str:
+        """In a Hugging Face checkpoint."""
+        return self.weight.name.format(layer=self.layer, expert=self.expert)
+
+    @property
+    def gguf(self) -> str:
+        """In a GGUF file."""
+        return self.weight.gguf.format(layer=self.layer)
 
 
 @dataclass(frozen=True)
@@ -64,10 +82,16 @@ class Block:
     prefix: str
     """Of all names of the decoder layer."""
     width_key: str
-    """The key of config.json that holds F."""
+    """The key of config.json that F is made of."""
     gate: str
     up: str
     down: str
+    times: int = 1
+    """F is so many times what the key says."""
+    expert: int | None = None
+    """Its number, if tokens are routed to it."""
+    shared: bool = False
+    """Whether it stands beside experts and sees every token."""
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -79,9 +103,72 @@ class Block:
         """The names by `gate`, `up` and `down`."""
         return dict(zip(FEED_FORWARD, self.names, strict=True))
 
+    @property
+    def label(self) -> str:
+        """What tells it from the layer's others: `experts.7`, `shared`; empty for the one of a dense layer."""
+        return "shared" if self.shared else "" if self.expert is None else f"experts.{self.expert}"
+
     def linear(self, role: str) -> str:
-        """The linear layer of a role: its path in the decoder layer's module."""
+        """The linear layer of a role: its path in the decoder layer's module. An expert's matrices are no such layers."""
         return self.by_role[role].removeprefix(self.prefix).removesuffix(".weight")
+
+    def width(self, config: Config) -> int:
+        """F."""
+        return self.times * int(config[self.width_key])
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The network beside the experts that every token visits."""
+
+    module: str
+    """Its path in the mixture-of-experts module."""
+    width_key: str
+    times_keys: tuple[str, ...] = ()
+    """Keys of config.json, the first that is there counts: its width is so many times that of the width key, 0 is none."""
+    gate: str | None = None
+    """Path of the linear layer in the mixture-of-experts module whose sigmoid scales its output; None for a scale of 1."""
+
+    def times(self, config: Config) -> int:
+        """How many times the width key its width is; 0 for a model without it."""
+        if self.times_keys:
+            return int(next((config[key] for key in self.times_keys if config.get(key) is not None), 0))
+        return int(bool(config.get(self.width_key)))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How the mixture-of-experts layers of a family are made."""
+
+    count_keys: tuple[str, ...]
+    """Keys of config.json for the number of experts; the first that is there counts."""
+    chosen_keys: tuple[str, ...]
+    """The same for how many a token is routed to."""
+    width_key: str
+    """The key of every expert's width."""
+    is_sparse: Callable[[Config, int], bool] = lambda config, layer: True
+    """Whether a decoder layer routes its tokens to experts."""
+    shared: Shared | None = None
+    groups: Callable[[Config], int] = lambda config: 1
+    """How many groups of equally many, consecutive experts the router knows; all keep equally many."""
+    module: str = "mlp"
+    """Path of the mixture-of-experts module in transformers' decoder layer; its experts are its `experts`."""
+
+    def count(self, config: Config) -> int:
+        """Experts of a layer."""
+        return int(config[self.count_key(config)])
+
+    def chosen(self, config: Config) -> int:
+        """Experts that a token is routed to."""
+        return int(config[_first(self.chosen_keys, config)])
+
+    def count_key(self, config: Config) -> str:
+        """The key that a config gives the number of experts by."""
+        return _first(self.count_keys, config)
+
+
+def _first(keys: tuple[str, ...], config: Config) -> str:
+    return next((key for key in keys if config.get(key) is not None), keys[0])
 
 
 def _already_known() -> None:
@@ -100,10 +187,16 @@ class Family:
     """`general.architecture` of a GGUF file, as llama.cpp knows it."""
     weights: tuple[Weight, ...]
     """In the order in which a GGUF file holds them."""
+    experts: Experts | None = None
+    """None for a family without."""
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    """Sizes of its own that shapes are made of."""
     permutes_rotary: bool = False
     """Whether llama.cpp stores query and key with each head's rotary halves interleaved."""
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
     """Shell patterns of tensors that checkpoints hold and no loader needs."""
+    prediction_layers_key: str | None = None
+    """The key of config.json for layers behind the last that predict further tokens; a pruned model has none."""
     rotary_module: str = "model.rotary_emb"
     """Path of the rotary embedding in transformers' model."""
     register: Callable[[], None] = field(default=_already_known)
@@ -113,54 +206,135 @@ class Family:
         """Start of the names of one decoder layer's tensors; without the last dot, the path of its module."""
         return _LAYER.format(layer=layer)
 
+    def layer_of(self, name: str) -> int | None:
+        """The decoder layer that a tensor belongs to; None for those outside the layers."""
+        found = _LAYER_NUMBER.match(name)
+        return int(found[1]) if found else None
+
     def name(self, role: str, layer: int = 0) -> str:
         """The name of the first weight with a role."""
-        return next(weight.name.format(layer=layer) for weight in self.weights if weight.role == role)
+        weight = next(weight for weight in self.weights if weight.role == role)
+        return Placed(weight, layer, 0).name
 
-    def names(self, config: Config, layers: int) -> dict[str, Weight]:
+    def names(self, config: Config) -> dict[str, Placed]:
         """The weights that a model has by its config, by name."""
         return {
-            name: weight
-            for name, (weight, _) in named_weights(self, layers).items()
-            if weight.when is None or weight.when.holds(config)
+            name: placed
+            for name, placed in named_weights(self, config).items()
+            if placed.weight.when is None or placed.weight.when.holds(config)
         }
 
+    def is_sparse(self, config: Config, layer: int) -> bool:
+        """Whether a decoder layer routes its tokens to experts."""
+        return self.experts is not None and self.experts.is_sparse(config, layer)
+
     def blocks(self, config: Config, layer: int) -> tuple[Block, ...]:
-        """The feed-forward networks of a decoder layer; a dense layer has one."""
-        width = next(weight.shape[0] for weight in self.weights if weight.role == "gate")
-        gate, up, down = (self.name(role, layer) for role in FEED_FORWARD)
-        return (Block(self.layer_prefix(layer), width, gate, up, down),)
+        """The feed-forward networks of a decoder layer: one, or experts in order and then what they share."""
+        if self.experts is None or not self.experts.is_sparse(config, layer):
+            width = next(weight.shape[0] for weight in self.weights if weight.block == "dense")
+            return (self._block("dense", width, layer),)
+        experts = self.experts
+        found = [
+            self._block("expert", experts.width_key, layer, expert=expert)
+            for expert in range(experts.count(config))
+        ]
+        if experts.shared is not None and (times := experts.shared.times(config)):
+            found.append(self._block("shared", experts.shared.width_key, layer, times=times))
+        return tuple(found)
+
+    def _block(
+        self, kind: str, width_key: str, layer: int, *, expert: int | None = None, times: int = 1
+    ) -> Block:
+        names = {
+            weight.role: weight.name.format(layer=layer, expert=expert)
+            for weight in self.weights
+            if weight.block == kind and len(weight.shape) == 2
+        }
+        gate, up, down = (names[role] for role in FEED_FORWARD)
+        return Block(
+            self.layer_prefix(layer), width_key, gate, up, down, times, expert, shared=kind == "shared"
+        )
+
+    def width_keys(self, config: Config) -> tuple[str, ...]:
+        """The keys of config.json whose widths pruning changes: the dense one's, or those of experts and what they share."""
+        if self.experts is None:
+            return (self.blocks(config, 0)[0].width_key,)
+        keys = [self.experts.width_key]
+        if self.experts.shared is not None and self.experts.shared.times(config):
+            keys.append(self.experts.shared.width_key)
+        return tuple(dict.fromkeys(keys))
 
     def ffn_width(self, config: Config) -> int:
-        """Channels of the first feed-forward network."""
-        return int(config[self.blocks(config, 0)[0].width_key])
+        """Channels of every feed-forward network that is pruned; of a mixture of experts those of one expert."""
+        return int(config[self.width_keys(config)[0]])
 
     def branches(self, config: Config, layer: int) -> tuple[tuple[str, ...], ...]:
         """Names of the matrices of each branch that adds to the residual stream; the last makes what is added."""
-        attention = tuple(self.name(role, layer) for role in ATTENTION)
+        attention = tuple(
+            weight.name.format(layer=layer)
+            for weight in self._linears(config, layer)
+            if weight.block is None and not weight.exact
+        )
         return (attention, *(block.names for block in self.blocks(config, layer)))
 
-    @property
-    def shared_inputs(self) -> tuple[tuple[str, ...], ...]:
-        """Paths of the linear layers of a decoder layer, in the order of computing, those that share one input together."""
+    def shared_inputs(self, config: Config, layer: int) -> tuple[tuple[str, ...], ...]:
+        """Paths of the linear layers of a decoder layer, in the order of computing, those that share one input together.
+
+        Experts and routers are not among them.
+        """
         groups: dict[str, list[str]] = {}
-        for weight in self.weights:
-            if weight.reads is not None:
+        for weight in self._linears(config, layer):
+            if not weight.exact and weight.reads is not None:
                 path = weight.name.removeprefix(_LAYER).removesuffix(".weight")
                 groups.setdefault(weight.reads, []).append(path)
         return tuple(map(tuple, groups.values()))
 
+    def _linears(self, config: Config, layer: int) -> list[Weight]:
+        """The matrices of a decoder layer's linear layers that a model has by its config."""
+        return [
+            weight
+            for weight in self.weights
+            if weight.reads is not None and weight.block != "expert" and self._has(weight, config, layer)
+        ]
+
+    def _has(self, weight: Weight, config: Config, layer: int) -> bool:
+        if weight.when is not None and not weight.when.holds(config):
+            return False
+        return self._in_layer(weight, config, layer)
+
+    def _in_layer(self, weight: Weight, config: Config, layer: int) -> bool:
+        sparse = self.is_sparse(config, layer)
+        if weight.block == "shared":
+            assert self.experts is not None
+            assert self.experts.shared is not None
+            return sparse and self.experts.shared.times(config) > 0
+        return weight.layers == "all" or (weight.layers == "sparse") == sparse
+
     def size(self, config: Config, name: str) -> int:
-        """A size that shapes are made of: `query_size` and `key_size`, all heads together, or a key of config.json."""
+        """A size that shapes are made of: `query_size` and `key_size`, all heads together; `experts` and `shared_width`; one of
+        the family's own; or a key of config.json."""
+        if name in self.sizes:
+            return self.sizes[name](config)
+        if name == "experts":
+            assert self.experts is not None
+            return self.experts.count(config)
+        if name == "shared_width":
+            assert self.experts is not None
+            assert self.experts.shared is not None
+            return self.experts.shared.times(config) * int(config[self.experts.shared.width_key])
+        if name not in ("head_dim", "query_size", "key_size"):
+            return int(name) if name.isdigit() else int(config[name])
         heads = int(config["num_attention_heads"])
         head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
         if name == "head_dim":
             return head_dim
         if name == "query_size":
             return heads * head_dim
-        if name == "key_size":
-            return int(config.get("num_key_value_heads") or heads) * head_dim
-        return int(config[name])
+        return int(config.get("num_key_value_heads") or heads) * head_dim
+
+    def shape(self, config: Config, weight: Weight) -> tuple[int, ...]:
+        """The shape of a weight, of each expert if it is theirs."""
+        return tuple(self.size(config, name) for name in weight.shape)
 
     def rotary_heads(self, weight: Weight, heads: int, kv_heads: int) -> int | None:
         """In how many heads llama.cpp permutes the rows of a weight; None if it does not."""
@@ -170,42 +344,50 @@ class Family:
 FAMILIES: Registry[Family] = Registry("model family", "camera.models")
 
 
-@lru_cache(maxsize=64)
-def named_weights(family: Family, layers: int) -> dict[str, tuple[Weight, str]]:
-    """Every weight that a model of a family may hold, with its GGUF name, by its Hugging Face name, in order."""
-    found: dict[str, tuple[Weight, str]] = {}
-    first = next(at for at, weight in enumerate(family.weights) if "{layer}" in weight.name)
-    of_layers = [weight for weight in family.weights if "{layer}" in weight.name]
-    for weight in family.weights[:first]:
-        found[weight.name] = weight, weight.gguf
-    for layer in range(layers):
-        for weight in of_layers:
-            found[weight.name.format(layer=layer)] = weight, weight.gguf.format(layer=layer)
-    for weight in family.weights[first + len(of_layers) :]:
-        found[weight.name] = weight, weight.gguf
-    return found
-
-
-def decoder_weights(biases: Mapping[str, When | None], *, head_norms: bool = False) -> tuple[Weight, ...]:
-    """The weights of a Llama-like decoder.
+def named_weights(family: Family, config: Config) -> dict[str, Placed]:
+    """Every weight that a model of a family may hold, conditions left aside, by its Hugging Face name, in order.
 
     Args:
-        biases: roles of the linear layers that have a bias, with the condition, None for always.
+        family: of the model.
+        config: its `num_hidden_layers`, and what tells how many experts there are and where.
+    """
+    first = next(at for at, weight in enumerate(family.weights) if "{layer}" in weight.name)
+    of_layers = [weight for weight in family.weights if "{layer}" in weight.name]
+    experts = family.experts.count(config) if family.experts is not None else 0
+    placed = [Placed(weight, 0, None) for weight in family.weights[:first]]
+    for layer in range(int(config["num_hidden_layers"])):
+        for weight in of_layers:
+            if not family._in_layer(weight, config, layer):
+                continue
+            if weight.block == "expert":
+                placed += [Placed(weight, layer, expert) for expert in range(experts)]
+            else:
+                placed.append(Placed(weight, layer, None))
+    placed += [Placed(weight, 0, None) for weight in family.weights[first + len(of_layers) :]]
+    return {each.name: each for each in placed}
+
+
+Biases = Mapping[str, When | None]
+"""Roles of linear layers that have a bias, with the condition, None for always."""
+
+
+def decoder_weights(biases: Biases, *, head_norms: bool = False) -> tuple[Weight, ...]:
+    """The weights of a Llama-like decoder whose layers are all dense.
+
+    Args:
+        biases: roles of the linear layers that have a bias, with the condition.
         head_norms: whether query and key are normed in each head.
     """
-    layer: list[Weight] = []
-    for role, module, gguf, shape, reads in _LINEARS:
-        if role == "query":
-            layer.append(_norm("attention_norm", "input_layernorm", "attn_norm"))
-        if role == "gate":
-            if head_norms:
-                layer.append(_norm("query_norm", "self_attn.q_norm", "attn_q_norm", "head_dim"))
-                layer.append(_norm("key_norm", "self_attn.k_norm", "attn_k_norm", "head_dim"))
-            layer.append(_norm("ffn_norm", "post_attention_layernorm", "ffn_norm"))
-        name, stored = f"{_LAYER}{module}", f"blk.{{layer}}.{gguf}"
-        layer.append(Weight(f"{name}.weight", role, shape, f"{stored}.weight", reads=reads))
-        if role in biases:
-            layer.append(Weight(f"{name}.bias", role, shape[:1], f"{stored}.bias", biases[role]))
+    return decoder(*attention_weights(biases, head_norms=head_norms), *dense_weights(biases))
+
+
+def decoder(*layer: Weight, head: tuple[Weight, ...] = ()) -> tuple[Weight, ...]:
+    """The weights of a decoder: embedding, those of every layer, final norm, and a head if it is not the embedding.
+
+    Args:
+        layer: weights of a decoder layer, norms apart from those before attention and feed-forward part included.
+        head: further weights behind the last layer.
+    """
     vocabulary = ("vocab_size", "hidden_size")
     untied = When("tie_word_embeddings", default=False, expected=False)
     return (
@@ -213,8 +395,146 @@ def decoder_weights(biases: Mapping[str, When | None], *, head_norms: bool = Fal
         *layer,
         Weight("model.norm.weight", "norm", ("hidden_size",), "output_norm.weight"),
         Weight("lm_head.weight", "head", vocabulary, "output.weight", untied),
+        *head,
     )
 
 
-def _norm(role: str, module: str, gguf: str, size: str = "hidden_size") -> Weight:
-    return Weight(f"{_LAYER}{module}.weight", role, (size,), f"blk.{{layer}}.{gguf}.weight")
+def attention_weights(biases: Biases, *, head_norms: bool = False) -> tuple[Weight, ...]:
+    """Norm, query, key, value and output of grouped-query attention, and norms of query and key in each head if asked for."""
+    stream = "normed stream"
+    norms = (
+        norm("query_norm", "self_attn.q_norm", "attn_q_norm", "head_dim"),
+        norm("key_norm", "self_attn.k_norm", "attn_k_norm", "head_dim"),
+    )
+    return (
+        norm("attention_norm", "input_layernorm", "attn_norm"),
+        *linear("query", "self_attn.q_proj", "attn_q", ("query_size", "hidden_size"), stream, biases),
+        *linear("key", "self_attn.k_proj", "attn_k", ("key_size", "hidden_size"), stream, biases),
+        *linear("value", "self_attn.v_proj", "attn_v", ("key_size", "hidden_size"), stream, biases),
+        *linear("output", "self_attn.o_proj", "attn_output", ("hidden_size", "query_size"), "heads", biases),
+        *(norms if head_norms else ()),
+    )
+
+
+def dense_weights(
+    biases: Biases | None = None,
+    *,
+    width: str = "intermediate_size",
+    layers: Literal["all", "dense"] = "all",
+) -> tuple[Weight, ...]:
+    """The norm before the feed-forward part, and gate, up and down of a dense layer.
+
+    Args:
+        biases: as of `decoder_weights`.
+        width: the key of config.json for the channels.
+        layers: `dense` in a family whose other layers have experts.
+    """
+    found = [norm("ffn_norm", "post_attention_layernorm", "ffn_norm")]
+    for role, shape, reads in _gated(width):
+        found += linear(
+            role, f"mlp.{role}_proj", f"ffn_{role}", shape, reads, biases or {}, layers=layers, block="dense"
+        )
+    return tuple(found)
+
+
+def expert_weights(
+    width: str,
+    *,
+    module: str = "mlp",
+    router: str = "gate",
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    shared: str | None = None,
+) -> tuple[Weight, ...]:
+    """Router, experts, and what they share, of a layer that routes its tokens.
+
+    Args:
+        width: the key of config.json for the channels of an expert.
+        module: where all of them are in the decoder layer, as the checkpoint names it.
+        router: the router's linear layer in it.
+        names: of gate, up and down of an expert.
+        shared: the network in it that sees every token.
+    """
+    found = [
+        Weight(
+            f"{_LAYER}{module}.{router}.weight",
+            "router",
+            ("experts", "hidden_size"),
+            f"{_GGUF}ffn_gate_inp.weight",
+            layers="sparse",
+            exact=True,
+        )
+    ]
+    for (role, shape, _), name in zip(_gated(width), names, strict=True):
+        found.append(
+            Weight(
+                f"{_LAYER}{module}.experts.{{expert}}.{name}.weight",
+                role,
+                shape,
+                f"{_GGUF}ffn_{role}_exps.weight",
+                layers="sparse",
+                block="expert",
+            )
+        )
+    if shared is not None:
+        for role, shape, reads in _gated("shared_width"):
+            name = f"{module}.{shared}.{role}_proj"
+            reads = "channels of the shared" if role == "down" else reads
+            found += linear(
+                role, name, f"ffn_{role}_shexp", shape, reads, {}, layers="sparse", block="shared"
+            )
+    return tuple(found)
+
+
+def linear(
+    role: str,
+    module: str,
+    gguf: str,
+    shape: tuple[str, str],
+    reads: str,
+    biases: Biases,
+    *,
+    layers: Literal["all", "dense", "sparse"] = "all",
+    block: Literal["dense", "expert", "shared"] | None = None,
+    when: When | None = None,
+) -> list[Weight]:
+    """The matrix of a linear layer of every decoder layer, and its bias if the role has one.
+
+    Args:
+        role: of the matrix.
+        module: path of the linear layer in the decoder layer.
+        gguf: its name in a layer of a GGUF file.
+        shape: names of the sizes of its outputs and inputs.
+        reads: what enters it.
+        biases: as of `decoder_weights`.
+        layers, block, when: as of `Weight`.
+    """
+    name, stored = f"{_LAYER}{module}", f"{_GGUF}{gguf}"
+    found = [Weight(f"{name}.weight", role, shape, f"{stored}.weight", when, reads, layers, block)]
+    if role in biases:
+        found.append(
+            Weight(
+                f"{name}.bias",
+                role,
+                shape[:1],
+                f"{stored}.bias",
+                biases[role],
+                layers=layers,
+                block=block,
+            )
+        )
+    return found
+
+
+def norm(role: str, module: str, gguf: str, size: str = "hidden_size", bias: bool = False) -> Weight:
+    """The weight, or bias, of a norm of every decoder layer."""
+    kind = "bias" if bias else "weight"
+    return Weight(f"{_LAYER}{module}.{kind}", role, (size,), f"{_GGUF}{gguf}.{kind}")
+
+
+def _gated(width: str) -> tuple[tuple[str, tuple[str, str], str], ...]:
+    """Role, shape and input of gate, up and down."""
+    return (
+        ("gate", (width, "hidden_size"), "normed branch"),
+        ("up", (width, "hidden_size"), "normed branch"),
+        ("down", ("hidden_size", width), "channels"),
+    )

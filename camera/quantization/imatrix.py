@@ -21,7 +21,7 @@ from camera.files import atomic_file
 from camera.formats.gguf_reader import open_gguf
 from camera.layerwise.observers import final_norm, input_squares, squares
 from camera.layerwise.runner import LayerRunner
-from camera.models import Family, named_weights
+from camera.models import named_weights
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 
@@ -88,7 +88,7 @@ def collect_imatrix(
         for layer in range(checkpoint.layer_count):
             with runner.layer(layer) as module:
                 squares_by_linear = input_squares(
-                    module, call, batches_BTH, checkpoint.family.shared_inputs, device
+                    module, call, batches_BTH, checkpoint.shared_inputs(layer), device
                 )
                 for linear, sums_I in squares_by_linear.items():
                     sums[f"{checkpoint.family.layer_prefix(layer)}{linear}.weight"] = sums_I
@@ -110,13 +110,14 @@ def collect_imatrix(
     )
 
 
-def write_imatrix(path: Path, imatrix: Imatrix, family: Family, layers: int) -> None:
+def write_imatrix(path: Path, imatrix: Imatrix, checkpoint: Checkpoint) -> None:
     """Write llama.cpp's file; the same numbers always give the same bytes.
 
     Raises:
         CameraError: if a tensor has no place in llama.cpp's model of this family.
     """
-    weights = named_weights(family, layers)
+    family = checkpoint.family
+    weights = named_weights(family, checkpoint.config)
     for name in imatrix.sums:
         if name not in weights:
             raise CameraError(
@@ -130,8 +131,8 @@ def write_imatrix(path: Path, imatrix: Imatrix, family: Family, layers: int) -> 
         writer.add_uint32("imatrix.chunk_count", max(1, tokens // imatrix.chunk_size))
         writer.add_uint32("imatrix.chunk_size", imatrix.chunk_size)
         for name, sums_I in imatrix.sums.items():
-            writer.add_tensor(weights[name][1] + _SUMS, sums_I.float().numpy()[None])
-            writer.add_tensor(weights[name][1] + _COUNTS, np.array([[imatrix.counts[name]]], np.float32))
+            writer.add_tensor(weights[name].gguf + _SUMS, sums_I.float().numpy()[None])
+            writer.add_tensor(weights[name].gguf + _COUNTS, np.array([[imatrix.counts[name]]], np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -149,11 +150,11 @@ def read_imatrix(path: Path | str, checkpoint: Checkpoint) -> Imatrix:
     file = open_gguf(path)
     if file.metadata.get("general.type") != _KIND:
         raise CameraError(f"{path} holds no importance matrix (general.type is not `{_KIND}`)")
-    weights = named_weights(checkpoint.family, checkpoint.layer_count)
+    weights = named_weights(checkpoint.family, checkpoint.config)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
     for name, info in checkpoint.needed.items():
-        _, gguf_name = weights.get(name, (None, ""))
+        gguf_name = weights[name].gguf if name in weights else ""
         if gguf_name + _SUMS not in file.tensors or len(info.shape) != 2:
             continue
         sums_I = file.dequantize(gguf_name + _SUMS).reshape(-1)

@@ -148,9 +148,7 @@ def imatrix(folder: Path) -> Callable[[st.DrawFn], None]:
     names = [name for name, info in model.needed.items() if len(info.shape) == 2 and "embed" not in name]
     sums = {name: torch.rand(model.needed[name].shape[1]) for name in names}
     path = folder / "imatrix.gguf"
-    write_imatrix(
-        path, Imatrix(sums, dict.fromkeys(names, 64), 32, ("text",)), model.family, model.layer_count
-    )
+    write_imatrix(path, Imatrix(sums, dict.fromkeys(names, 64), 32, ("text",)), model)
     content = path.read_bytes()
 
     def one(draw: st.DrawFn) -> None:

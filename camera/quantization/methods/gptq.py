@@ -119,7 +119,7 @@ class Gptq(Method):
             with self._runner.layer(self._next) as module:
                 shard = read_tensors(self.out / layer_file(self._next))
                 prefix = self.checkpoint.family.layer_prefix(self._next)
-                for linear in chain.from_iterable(self.checkpoint.family.shared_inputs):
+                for linear in chain.from_iterable(self.checkpoint.shared_inputs(self._next)):
                     planned = self._planned[f"{prefix}{linear}.weight"]
                     self._set(module, linear, shard[planned.name].numpy(), planned)
                 advance(module, self._call, batches_BTH, self._device)
@@ -130,7 +130,7 @@ class Gptq(Method):
         batches_BTH = self._batches_BTH  # before the layer is taken: it may run all layers itself
         prefix = self.checkpoint.family.layer_prefix(self._next)
         with self._runner.layer(self._next) as module:
-            for group in self.checkpoint.family.shared_inputs:
+            for group in self.checkpoint.shared_inputs(self._next):
                 tensors = {linear: self._planned[f"{prefix}{linear}.weight"] for linear in group}
                 moments_II = factor_II = None
                 if any(is_q4(tensor.type) for tensor in tensors.values()):

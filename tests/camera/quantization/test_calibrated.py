@@ -68,7 +68,7 @@ def gptq_in_memory(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     else:
         store(embedding, quantize_by_search(checkpoint.read(embedding), "q4_0"))
     for layer in range(checkpoint.layer_count):
-        for group in checkpoint.family.shared_inputs:
+        for group in checkpoint.shared_inputs(0):
             moments = second_moments(model, f"model.layers.{layer}.{group[0]}")
             for linear in group:
                 compensate(f"model.layers.{layer}.{linear}.weight", moments)

@@ -57,17 +57,17 @@ def test_batches_do_not_change_it(source: Checkpoint) -> None:
 
 def test_a_file_reads_back_as_it_was_written(tmp_path: Path, source: Checkpoint) -> None:
     made = collect_imatrix(source, TOKENS_ST, OPTIONS, datasets=("story.txt",))
-    write_imatrix(tmp_path / "imatrix.gguf", made, source.family, source.layer_count)
+    write_imatrix(tmp_path / "imatrix.gguf", made, source)
     read = read_imatrix(tmp_path / "imatrix.gguf", source)
     assert read.digest == made.digest
     assert (read.chunk_size, read.datasets) == (32, ("story.txt",))
-    write_imatrix(tmp_path / "again.gguf", read, source.family, source.layer_count)
+    write_imatrix(tmp_path / "again.gguf", read, source)
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "imatrix.gguf").read_bytes()
 
 
 def test_the_file_is_laid_out_as_llama_cpp_reads_it(tmp_path: Path, source: Checkpoint) -> None:
     made = collect_imatrix(source, TOKENS_ST, OPTIONS)
-    write_imatrix(tmp_path / "imatrix.gguf", made, source.family, source.layer_count)
+    write_imatrix(tmp_path / "imatrix.gguf", made, source)
     reader = gguf.GGUFReader(tmp_path / "imatrix.gguf")
     assert reader.fields["general.type"].contents() == "imatrix"
     assert reader.fields["imatrix.chunk_count"].contents() == 6
@@ -89,8 +89,7 @@ def test_a_file_quantises_as_the_tokens_that_it_was_made_of(tmp_path: Path, sour
     write_imatrix(
         tmp_path / "imatrix.gguf",
         collect_imatrix(source, TOKENS_ST, OPTIONS),
-        source.family,
-        source.layer_count,
+        source,
     )
     imatrix = read_imatrix(tmp_path / "imatrix.gguf", source)
     quantize_checkpoint(source, tmp_path / "a", OPTIONS, imatrix=imatrix)
@@ -102,7 +101,7 @@ def test_a_file_quantises_as_the_tokens_that_it_was_made_of(tmp_path: Path, sour
 def write(path: Path, source: Checkpoint, **sums: torch.Tensor) -> Path:
     names = {name.replace("__", "."): each for name, each in sums.items()}
     imatrix = Imatrix(names, dict.fromkeys(names, 10), 5)
-    write_imatrix(path, imatrix, source.family, source.layer_count)
+    write_imatrix(path, imatrix, source)
     return path
 
 

@@ -86,7 +86,7 @@ def test_a_target_without_calibration_is_refused(source: Checkpoint, tmp_path: P
 
 def test_an_importance_matrix_from_a_file_chooses_the_same_types(source: Checkpoint, tmp_path: Path) -> None:
     imatrix = collect_imatrix(source, TOKENS_ST, options(5.0))
-    write_imatrix(tmp_path / "imatrix.gguf", imatrix, source.family, source.layer_count)
+    write_imatrix(tmp_path / "imatrix.gguf", imatrix, source)
     read = read_imatrix(tmp_path / "imatrix.gguf", source)
     assert choose_types(source, options(5.0), read) == choose_types(source, options(5.0), imatrix)
 
