@@ -19,7 +19,8 @@ from tests.tiny import tiny_checkpoint
 
 TOYS = {
     "toy_family": """
-from camera.models.family import FAMILIES, Family, decoder_weights
+from camera.models.family import FAMILIES, Family
+from camera.models.weights import decoder_weights
 
 def register():
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -33,7 +34,7 @@ def register():
     AutoConfig.register("toy", ToyConfig, exist_ok=True)
     AutoModelForCausalLM.register(ToyConfig, ToyForCausalLM, exist_ok=True)
 
-FAMILIES.register("toy", Family("toy", "ToyForCausalLM", "llama", decoder_weights({}), True, register=register))
+FAMILIES.register("toy", Family("toy", "ToyForCausalLM", "llama", decoder_weights({}), permutes_rotary=True, register=register))
 """,
     "toy_format": """
 import torch

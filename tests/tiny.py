@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from camera.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME
 from camera.checkpoints.safetensors_file import write_tensors
@@ -14,6 +15,86 @@ from camera.checkpoints.safetensors_file import write_tensors
 TOKENS = 352
 """Tokens of the tiny tokenizers; an embedding may have more rows."""
 MODEL_TYPES = ("llama", "qwen2", "qwen3", "PanguEmbedded")
+_OWN_WIDTH = {"intermediate_size": 192, "moe_intermediate_size": 96}
+_LATENT = {
+    "kv_lora_rank": 32,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "num_key_value_heads": 4,
+}
+_MOE: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {
+        **_OWN_WIDTH,
+        **_LATENT,
+        "n_routed_experts": 8,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 3,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "topk_method": "greedy",
+        "routed_scaling_factor": 1.5,
+    },
+    "deepseek_v3": {
+        **_OWN_WIDTH,
+        **_LATENT,
+        "q_lora_rank": 32,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 3,
+        "first_k_dense_replace": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True,
+    },
+    "ernie4_5_moe": {
+        **_OWN_WIDTH,
+        "moe_num_experts": 8,
+        "moe_num_shared_experts": 2,
+        "moe_k": 3,
+        "moe_layer_start_index": 1,
+    },
+    "glm4_moe": {
+        **_OWN_WIDTH,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 3,
+        "first_k_dense_replace": 1,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "routed_scaling_factor": 1.5,
+    },
+    "hunyuan_v1_moe": {"intermediate_size": 96, "num_experts": 8, "moe_topk": 3, "head_dim": 16},
+    "mixtral": {"intermediate_size": 96, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "olmoe": {"intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False},
+    "phimoe": {
+        "intermediate_size": 96,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "attention_bias": True,
+        "lm_head_bias": True,
+    },
+    "qwen2_moe": {
+        **_OWN_WIDTH,
+        "shared_expert_intermediate_size": 160,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+    },
+    "qwen3_moe": {
+        **_OWN_WIDTH,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "head_dim": 16,
+    },
+}
+"""What tells a tiny model of a family from a tiny Llama."""
+MOE_TYPES = tuple(_MOE)
+_SENTENCEPIECE = ("llama", "PanguEmbedded", "mixtral", "phimoe", "ernie4_5_moe")
 
 QWEN2_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How the tokenizers of Qwen2 and Qwen3 split text into words."""
@@ -66,35 +147,19 @@ def tiny_checkpoint(
     Returns:
         `folder`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     assert vocab >= TOKENS, f"the tokenizer has {TOKENS} tokens"
     pangu = model_type == "PanguEmbedded"
     sizes = {
-        "hidden_size": hidden,
+        **_common(hidden, layers, heads, kv_heads, vocab, tied),
         "intermediate_size": ffn,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "max_position_embeddings": 512,
-        "vocab_size": vocab,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": tied,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "initializer_range": 0.1,
     }
     if model_type == "qwen3":
         sizes["head_dim"] = hidden // heads
     options: dict[str, Any] = {"attention_bias": True} if pangu else {}
     config = AutoConfig.for_model("llama" if pangu else model_type, **sizes, **options)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model = _random_model(config, seed)
     tensors = {name: value.to(dtype).contiguous() for name, value in model.state_dict().items()}
     if tied:
         del tensors["lm_head.weight"]
@@ -110,16 +175,105 @@ def tiny_checkpoint(
         config.architectures = [type(model).__name__]
         config.dtype = dtype_name
         config.save_pretrained(folder)
+    _write_the_rest(folder, model_type, tensors, shards)
+    return folder
+
+
+def tiny_moe_checkpoint(
+    folder: Path,
+    model_type: str = "qwen3_moe",
+    *,
+    layers: int = 3,
+    tied: bool = False,
+    shards: int = 1,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    vocab: int = TOKENS,
+    **options: Any,
+) -> Path:
+    """Write a folder of a mixture of experts, as it is published: one tensor for each matrix of each expert.
+
+    Hidden size 64, 8 experts of 96 channels; the first of the layers is dense where published ones are, there is a shared
+    expert where the family knows one, and what the family keeps in float32 is in float32. Norms, biases and corrections
+    are random too.
+
+    Args:
+        folder: made if it is missing.
+        model_type: one of MOE_TYPES.
+        layers, tied, shards, dtype, seed, vocab: as of `tiny_checkpoint`.
+        options: further keys of config.json, in place of the usual ones.
+
+    Returns:
+        `folder`.
+    """
+    from transformers import AutoConfig
+
+    from camera.models import FAMILIES
+
+    FAMILIES[model_type].register()
+    keys = {**_common(64, layers, 4, 2, vocab, tied), **_MOE[model_type], **options}
+    config = AutoConfig.for_model(model_type, **keys)
+    model = _random_model(config, seed)
+    model.save_pretrained(folder)  # splits what transformers holds of all experts together
+    exact = [*(model._keep_in_fp32_modules_strict or ()), *(model._keep_in_fp32_modules or ())]
+    tensors = {
+        name: tensor if any(part in name for part in exact) else tensor.to(dtype)
+        for name, tensor in load_file(folder / SINGLE_NAME).items()
+    }
+    (folder / SINGLE_NAME).unlink()
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8")) | keys
+    if "num_local_experts" not in keys:
+        saved.pop(
+            "num_local_experts", None
+        )  # transformers' name for what the published config calls otherwise
+    _write_json(folder / "config.json", {**saved, "dtype": str(dtype).removeprefix("torch.")})
+    _write_the_rest(folder, model_type, tensors, shards)
+    return folder
+
+
+def _common(hidden: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 512,
+        "vocab_size": vocab,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.1,
+    }
+
+
+def _random_model(config: Any, seed: int) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for name, tensor in model.state_dict().items():
+            if "correction" in name or "router_scale" in name:
+                torch.nn.init.uniform_(tensor, 0.0, 0.3)
+            elif tensor.dim() == 1:
+                torch.nn.init.uniform_(tensor, 0.5, 1.5)
+            elif not tensor.any():  # a router; in some families it starts with zeros
+                torch.nn.init.normal_(tensor, std=0.2)
+    return model.eval()
+
+
+def _write_the_rest(folder: Path, model_type: str, tensors: dict[str, torch.Tensor], shards: int) -> None:
     _write_json(
         folder / "generation_config.json",
         {"do_sample": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
     )
     _write_weights(folder, tensors, shards)
-    if model_type in ("llama", "PanguEmbedded"):
-        _write_sentencepiece(folder, "PanguTokenizer" if pangu else "LlamaTokenizer")
+    if model_type in _SENTENCEPIECE:
+        _write_sentencepiece(folder, "PanguTokenizer" if model_type.startswith("Pangu") else "LlamaTokenizer")
     else:
         _write_byte_bpe(folder)
-    return folder
 
 
 def _pangu_config(sizes: dict[str, Any], dtype_name: str) -> dict[str, Any]:

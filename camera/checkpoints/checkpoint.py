@@ -66,6 +66,7 @@ class Checkpoint:
             tensors.update(read_header(folder / file))
         _check_index(folder, tensors)
         checkpoint = cls(folder, config, family, tensors)
+        _ = checkpoint.experts  # what it refuses must not be counted through
         for name in checkpoint.ffn_names(0):
             if (bias := name.replace(".weight", ".bias")) in tensors:
                 raise CameraError(f"{folder} has {bias}: feed-forward layers with biases are not supported")
@@ -93,11 +94,9 @@ class Checkpoint:
         """
         experts = self.family.experts
         if experts is not None:
-            count = self._count(experts.count_key(self.config))
-            if not 0 < (chosen := experts.chosen(self.config)) <= count:
-                raise CameraError(
-                    f"{self.folder / 'config.json'}: {chosen} experts for a token, and there are {count}"
-                )
+            self._count(experts.count_key(self.config))
+            if (problem := experts.problem(self.config)) is not None:
+                raise CameraError(f"{self.folder / 'config.json'}: {problem}")
         return experts
 
     @property

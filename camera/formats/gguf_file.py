@@ -12,6 +12,7 @@ import torch
 
 from camera.errors import CameraError
 from camera.formats import blocks
+from camera.models import Family, family_of_architecture
 from camera.registry import BLOCK_FORMATS
 
 V = TypeVar("V", int, float, str)
@@ -47,6 +48,15 @@ class GgufFile:
     def architecture(self) -> str:
         """`general.architecture`."""
         return self.value("general.architecture", str)
+
+    @cached_property
+    def family(self) -> Family:
+        """The family of its architecture and tensors.
+
+        Raises:
+            CameraError: if it is not supported.
+        """
+        return family_of_architecture(self.architecture, str(self.path), self.tensors)
 
     def value(self, key: str, kind: type[V], default: V | None = None) -> V:
         """A key of one of three kinds: `int`, a whole number not below zero; `float`, a finite number, the shortest

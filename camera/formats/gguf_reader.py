@@ -24,7 +24,7 @@ from camera.formats.rope import (
     split_halves,
     stated_parameters,
 )
-from camera.models import Family, Weight, family_of_architecture, named_weights
+from camera.models import Family, Weight, named_weights
 from camera.registry import BLOCK_FORMATS
 
 __all__ = [
@@ -66,7 +66,7 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     Raises:
         CameraError: if the architecture is not supported, or a key that it needs is missing.
     """
-    family = family_of_architecture(file.architecture, str(file.path))
+    family = file.family
     prefix = f"{file.architecture}."
     hidden = file.value(f"{prefix}embedding_length", int)
     heads, kv_heads = _heads(file)
@@ -103,7 +103,7 @@ def hf_names(file: GgufFile) -> dict[str, str]:
     Raises:
         CameraError: if the architecture is not supported, or a tensor has no place in it.
     """
-    family = family_of_architecture(file.architecture, str(file.path))
+    family = file.family
     possible = named_weights(family, {"num_hidden_layers": _layer_count(file)})
     names = {name: placed.gguf for name, placed in possible.items() if placed.gguf in file.tensors}
     strange = file.tensors.keys() - set(names.values()) - {ROPE_FACTORS}
@@ -146,7 +146,7 @@ def read_hf_tensor(file: GgufFile, hf_name: str) -> torch.Tensor:
 
 def _tensor_of(file: GgufFile, hf_name: str) -> tuple[Family, Weight, GgufTensor]:
     """The tensor of a Hugging Face name."""
-    family = family_of_architecture(file.architecture, str(file.path))
+    family = file.family
     weights = named_weights(family, {"num_hidden_layers": _layer_count(file)})
     if hf_name not in weights:
         raise CameraError(f"{hf_name} has no place in a GGUF file of architecture {family.gguf_architecture}")

@@ -9,16 +9,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from camera.errors import CameraError
 from camera.registry import Registry
 
 Config = Mapping[str, Any]
 """The keys of config.json."""
 Size = Callable[[Config], int]
+MOST_EXPERTS = 1 << 14
 ATTENTION = ("query", "key", "value", "output")
 FEED_FORWARD = ("gate", "up", "down")
-_LAYER = "model.layers.{layer}."
-_LAYER_NUMBER = re.compile(re.escape(_LAYER).replace(r"\{layer\}", r"(\d+)"))
-_GGUF = "blk.{layer}."
+LAYER = "model.layers.{layer}."
+_LAYER_NUMBER = re.compile(re.escape(LAYER).replace(r"\{layer\}", r"(\d+)"))
 
 
 class When(NamedTuple):
@@ -114,7 +115,7 @@ class Block:
 
     def width(self, config: Config) -> int:
         """F."""
-        return self.times * int(config[self.width_key])
+        return self.times * whole(config, self.width_key)
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ class Shared:
     def times(self, config: Config) -> int:
         """How many times the width key its width is; 0 for a model without it."""
         if self.times_keys:
-            return int(next((config[key] for key in self.times_keys if config.get(key) is not None), 0))
-        return int(bool(config.get(self.width_key)))
+            return whole(config, _first(self.times_keys, config), 0)
+        return min(1, whole(config, self.width_key, 0))
 
 
 @dataclass(frozen=True)
@@ -156,15 +157,43 @@ class Experts:
 
     def count(self, config: Config) -> int:
         """Experts of a layer."""
-        return int(config[self.count_key(config)])
+        return whole(config, self.count_key(config))
 
     def chosen(self, config: Config) -> int:
         """Experts that a token is routed to."""
-        return int(config[_first(self.chosen_keys, config)])
+        return whole(config, _first(self.chosen_keys, config))
 
     def count_key(self, config: Config) -> str:
         """The key that a config gives the number of experts by."""
         return _first(self.count_keys, config)
+
+    def problem(self, config: Config) -> str | None:
+        """Why no model can be of these numbers; None if one can."""
+        count, chosen, groups = self.count(config), self.chosen(config), self.groups(config)
+        if self.shared is not None:
+            self.shared.times(config)
+        if not 0 < count <= MOST_EXPERTS:
+            return f"{self.count_key(config)} is {count}: there must be 1 to {MOST_EXPERTS} experts"
+        if not 0 < chosen <= count:
+            return f"{chosen} experts for a token, and there are {count}"
+        if groups < 1 or count % groups:
+            return f"{count} experts cannot be in {groups} groups of equally many"
+        return None
+
+
+def whole(config: Config, key: str, default: int | None = None) -> int:
+    """A number of config.json that is not below zero; of a list with one for every layer, the one that all are.
+
+    Raises:
+        CameraError: if it is something else, or missing without a default.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, list) and value and all(each == value[0] for each in value):
+        value = value[0]
+    if type(value) is not int or value < 0:
+        raise CameraError(f"config.json: {key} is {str(value)[:60]!r}, not one whole number")
+    return value
 
 
 def _first(keys: tuple[str, ...], config: Config) -> str:
@@ -199,12 +228,14 @@ class Family:
     """The key of config.json for layers behind the last that predict further tokens; a pruned model has none."""
     rotary_module: str = "model.rotary_emb"
     """Path of the rotary embedding in transformers' model."""
+    refuses: Callable[[Config], str | None] = lambda config: None
+    """Why a model with such a config.json cannot be worked with; None if it can."""
     register: Callable[[], None] = field(default=_already_known)
     """Makes transformers know the family; called before any Auto class is used."""
 
     def layer_prefix(self, layer: int) -> str:
         """Start of the names of one decoder layer's tensors; without the last dot, the path of its module."""
-        return _LAYER.format(layer=layer)
+        return LAYER.format(layer=layer)
 
     def layer_of(self, name: str) -> int | None:
         """The decoder layer that a tensor belongs to; None for those outside the layers."""
@@ -266,7 +297,7 @@ class Family:
 
     def ffn_width(self, config: Config) -> int:
         """Channels of every feed-forward network that is pruned; of a mixture of experts those of one expert."""
-        return int(config[self.width_keys(config)[0]])
+        return whole(config, self.width_keys(config)[0])
 
     def branches(self, config: Config, layer: int) -> tuple[tuple[str, ...], ...]:
         """Names of the matrices of each branch that adds to the residual stream; the last makes what is added."""
@@ -285,7 +316,7 @@ class Family:
         groups: dict[str, list[str]] = {}
         for weight in self._linears(config, layer):
             if not weight.exact and weight.reads is not None:
-                path = weight.name.removeprefix(_LAYER).removesuffix(".weight")
+                path = weight.name.removeprefix(LAYER).removesuffix(".weight")
                 groups.setdefault(weight.reads, []).append(path)
         return tuple(map(tuple, groups.values()))
 
@@ -321,9 +352,9 @@ class Family:
         if name == "shared_width":
             assert self.experts is not None
             assert self.experts.shared is not None
-            return self.experts.shared.times(config) * int(config[self.experts.shared.width_key])
+            return self.experts.shared.times(config) * whole(config, self.experts.shared.width_key)
         if name not in ("head_dim", "query_size", "key_size"):
-            return int(name) if name.isdigit() else int(config[name])
+            return int(name) if name.isdigit() else whole(config, name)
         heads = int(config["num_attention_heads"])
         head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
         if name == "head_dim":
@@ -365,176 +396,3 @@ def named_weights(family: Family, config: Config) -> dict[str, Placed]:
                 placed.append(Placed(weight, layer, None))
     placed += [Placed(weight, 0, None) for weight in family.weights[first + len(of_layers) :]]
     return {each.name: each for each in placed}
-
-
-Biases = Mapping[str, When | None]
-"""Roles of linear layers that have a bias, with the condition, None for always."""
-
-
-def decoder_weights(biases: Biases, *, head_norms: bool = False) -> tuple[Weight, ...]:
-    """The weights of a Llama-like decoder whose layers are all dense.
-
-    Args:
-        biases: roles of the linear layers that have a bias, with the condition.
-        head_norms: whether query and key are normed in each head.
-    """
-    return decoder(*attention_weights(biases, head_norms=head_norms), *dense_weights(biases))
-
-
-def decoder(*layer: Weight, head: tuple[Weight, ...] = ()) -> tuple[Weight, ...]:
-    """The weights of a decoder: embedding, those of every layer, final norm, and a head if it is not the embedding.
-
-    Args:
-        layer: weights of a decoder layer, norms apart from those before attention and feed-forward part included.
-        head: further weights behind the last layer.
-    """
-    vocabulary = ("vocab_size", "hidden_size")
-    untied = When("tie_word_embeddings", default=False, expected=False)
-    return (
-        Weight("model.embed_tokens.weight", "embedding", vocabulary, "token_embd.weight"),
-        *layer,
-        Weight("model.norm.weight", "norm", ("hidden_size",), "output_norm.weight"),
-        Weight("lm_head.weight", "head", vocabulary, "output.weight", untied),
-        *head,
-    )
-
-
-def attention_weights(biases: Biases, *, head_norms: bool = False) -> tuple[Weight, ...]:
-    """Norm, query, key, value and output of grouped-query attention, and norms of query and key in each head if asked for."""
-    stream = "normed stream"
-    norms = (
-        norm("query_norm", "self_attn.q_norm", "attn_q_norm", "head_dim"),
-        norm("key_norm", "self_attn.k_norm", "attn_k_norm", "head_dim"),
-    )
-    return (
-        norm("attention_norm", "input_layernorm", "attn_norm"),
-        *linear("query", "self_attn.q_proj", "attn_q", ("query_size", "hidden_size"), stream, biases),
-        *linear("key", "self_attn.k_proj", "attn_k", ("key_size", "hidden_size"), stream, biases),
-        *linear("value", "self_attn.v_proj", "attn_v", ("key_size", "hidden_size"), stream, biases),
-        *linear("output", "self_attn.o_proj", "attn_output", ("hidden_size", "query_size"), "heads", biases),
-        *(norms if head_norms else ()),
-    )
-
-
-def dense_weights(
-    biases: Biases | None = None,
-    *,
-    width: str = "intermediate_size",
-    layers: Literal["all", "dense"] = "all",
-) -> tuple[Weight, ...]:
-    """The norm before the feed-forward part, and gate, up and down of a dense layer.
-
-    Args:
-        biases: as of `decoder_weights`.
-        width: the key of config.json for the channels.
-        layers: `dense` in a family whose other layers have experts.
-    """
-    found = [norm("ffn_norm", "post_attention_layernorm", "ffn_norm")]
-    for role, shape, reads in _gated(width):
-        found += linear(
-            role, f"mlp.{role}_proj", f"ffn_{role}", shape, reads, biases or {}, layers=layers, block="dense"
-        )
-    return tuple(found)
-
-
-def expert_weights(
-    width: str,
-    *,
-    module: str = "mlp",
-    router: str = "gate",
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
-    shared: str | None = None,
-) -> tuple[Weight, ...]:
-    """Router, experts, and what they share, of a layer that routes its tokens.
-
-    Args:
-        width: the key of config.json for the channels of an expert.
-        module: where all of them are in the decoder layer, as the checkpoint names it.
-        router: the router's linear layer in it.
-        names: of gate, up and down of an expert.
-        shared: the network in it that sees every token.
-    """
-    found = [
-        Weight(
-            f"{_LAYER}{module}.{router}.weight",
-            "router",
-            ("experts", "hidden_size"),
-            f"{_GGUF}ffn_gate_inp.weight",
-            layers="sparse",
-            exact=True,
-        )
-    ]
-    for (role, shape, _), name in zip(_gated(width), names, strict=True):
-        found.append(
-            Weight(
-                f"{_LAYER}{module}.experts.{{expert}}.{name}.weight",
-                role,
-                shape,
-                f"{_GGUF}ffn_{role}_exps.weight",
-                layers="sparse",
-                block="expert",
-            )
-        )
-    if shared is not None:
-        for role, shape, reads in _gated("shared_width"):
-            name = f"{module}.{shared}.{role}_proj"
-            reads = "channels of the shared" if role == "down" else reads
-            found += linear(
-                role, name, f"ffn_{role}_shexp", shape, reads, {}, layers="sparse", block="shared"
-            )
-    return tuple(found)
-
-
-def linear(
-    role: str,
-    module: str,
-    gguf: str,
-    shape: tuple[str, str],
-    reads: str,
-    biases: Biases,
-    *,
-    layers: Literal["all", "dense", "sparse"] = "all",
-    block: Literal["dense", "expert", "shared"] | None = None,
-    when: When | None = None,
-) -> list[Weight]:
-    """The matrix of a linear layer of every decoder layer, and its bias if the role has one.
-
-    Args:
-        role: of the matrix.
-        module: path of the linear layer in the decoder layer.
-        gguf: its name in a layer of a GGUF file.
-        shape: names of the sizes of its outputs and inputs.
-        reads: what enters it.
-        biases: as of `decoder_weights`.
-        layers, block, when: as of `Weight`.
-    """
-    name, stored = f"{_LAYER}{module}", f"{_GGUF}{gguf}"
-    found = [Weight(f"{name}.weight", role, shape, f"{stored}.weight", when, reads, layers, block)]
-    if role in biases:
-        found.append(
-            Weight(
-                f"{name}.bias",
-                role,
-                shape[:1],
-                f"{stored}.bias",
-                biases[role],
-                layers=layers,
-                block=block,
-            )
-        )
-    return found
-
-
-def norm(role: str, module: str, gguf: str, size: str = "hidden_size", bias: bool = False) -> Weight:
-    """The weight, or bias, of a norm of every decoder layer."""
-    kind = "bias" if bias else "weight"
-    return Weight(f"{_LAYER}{module}.{kind}", role, (size,), f"{_GGUF}{gguf}.{kind}")
-
-
-def _gated(width: str) -> tuple[tuple[str, tuple[str, str], str], ...]:
-    """Role, shape and input of gate, up and down."""
-    return (
-        ("gate", (width, "hidden_size"), "normed branch"),
-        ("up", (width, "hidden_size"), "normed branch"),
-        ("down", ("hidden_size", width), "channels"),
-    )

@@ -1,6 +1,7 @@
 """Llama, and what is built exactly like it."""
 
-from camera.models.family import ATTENTION, FAMILIES, FEED_FORWARD, Family, When, decoder_weights
+from camera.models.family import ATTENTION, FAMILIES, FEED_FORWARD, Family, When
+from camera.models.weights import decoder_weights
 
 _BIASES = {
     **dict.fromkeys(ATTENTION, When("attention_bias", default=False)),

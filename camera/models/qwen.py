@@ -1,6 +1,7 @@
 """Qwen2 (biases on query, key, value) and Qwen3 dense (norms on query and key)."""
 
-from camera.models.family import ATTENTION, FAMILIES, Family, When, decoder_weights
+from camera.models.family import ATTENTION, FAMILIES, Family, When
+from camera.models.weights import HEAD_NORMS, decoder_weights
 
 FAMILIES.register(
     "qwen2",
@@ -19,7 +20,7 @@ FAMILIES.register(
         architecture="Qwen3ForCausalLM",
         gguf_architecture="qwen3",
         weights=decoder_weights(
-            dict.fromkeys(ATTENTION, When("attention_bias", default=False)), head_norms=True
+            dict.fromkeys(ATTENTION, When("attention_bias", default=False)), norms=HEAD_NORMS
         ),
     ),
 )

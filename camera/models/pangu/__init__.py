@@ -1,6 +1,7 @@
 """openPangu-Embedded (1B, 7B, 7B-V1.1): a Llama with biases on query, key, value and output."""
 
-from camera.models.family import ATTENTION, FAMILIES, Family, When, decoder_weights
+from camera.models.family import ATTENTION, FAMILIES, Family, When
+from camera.models.weights import decoder_weights
 
 
 def _register() -> None:

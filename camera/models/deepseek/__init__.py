@@ -1,0 +1,129 @@
+"""DeepSeek-V2 and V3: latent attention, a shared expert as wide as some routed ones, the first layers dense."""
+
+from collections.abc import Callable
+
+from camera.models.family import FAMILIES, Config, Experts, Family, Shared, Size, Weight, When, whole
+from camera.models.weights import (
+    ATTENTION_NORM,
+    FFN_NORM,
+    decoder,
+    dense_weights,
+    expert_weights,
+    linear,
+    norm,
+    only,
+)
+
+_WIDTH = "moe_intermediate_size"
+_HEADS = "num_attention_heads"
+_LATENT, _DIRECT = When("q_lora_rank", default=True), When("q_lora_rank", default=True, expected=False)
+
+
+def latent_attention_weights() -> tuple[Weight, ...]:
+    """Multi-head latent attention: keys and values from one latent vector of a token, queries from another if
+    `q_lora_rank` is there (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+    A GGUF file holds the two halves of `attn_kv_b` as tensors of their own, `attn_k_b` and `attn_v_b`; here it has the
+    name of both together.
+    """
+    stream, latent, queries = "normed stream", "normed latent", "normed latent of the query"
+    query = ("mla_query_size", "hidden_size")
+    key_value_a, key_value_b = ("mla_latent_size", "hidden_size"), ("mla_key_value_size", "kv_lora_rank")
+    query_b = (
+        norm("query_a_norm", "self_attn.q_a_layernorm", "attn_q_a_norm", "q_lora_rank"),
+        *linear("query_b", "self_attn.q_b_proj", "attn_q_b", ("mla_query_size", "q_lora_rank"), queries),
+    )
+    query_a = linear("query_a", "self_attn.q_a_proj", "attn_q_a", ("q_lora_rank", "hidden_size"), stream)
+    return (
+        ATTENTION_NORM,
+        *only(linear("query", "self_attn.q_proj", "attn_q", query, stream), when=_DIRECT),
+        *only(query_a, when=_LATENT),
+        *linear("key_value_a", "self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa", key_value_a, stream),
+        *only(query_b, when=_LATENT),
+        norm("key_value_a_norm", "self_attn.kv_a_layernorm", "attn_kv_a_norm", "kv_lora_rank"),
+        *linear("key_value_b", "self_attn.kv_b_proj", "attn_kv_b", key_value_b, latent),
+        *linear("output", "self_attn.o_proj", "attn_output", ("hidden_size", "mla_value_size"), "heads"),
+    )
+
+
+def _of_heads(*keys: str) -> Size:
+    """All heads together, each the sum of some keys."""
+    return lambda config: whole(config, _HEADS) * sum(whole(config, key) for key in keys)
+
+
+_SIZES: dict[str, Size] = {
+    "mla_query_size": _of_heads("qk_nope_head_dim", "qk_rope_head_dim"),
+    "mla_latent_size": lambda config: whole(config, "kv_lora_rank") + whole(config, "qk_rope_head_dim"),
+    "mla_key_value_size": _of_heads("qk_nope_head_dim", "v_head_dim"),
+    "mla_value_size": _of_heads("v_head_dim"),
+}
+
+
+def _sparse_after(first: int) -> Callable[[Config, int], bool]:
+    """Layers from `first_k_dense_replace` on; `first` is what configs without it mean."""
+    return lambda config, layer: layer >= whole(config, "first_k_dense_replace", first)
+
+
+def _groups(config: Config) -> int:
+    """V2 knows groups only where it is told to choose by them."""
+    return whole(config, "n_group", 1) if config.get("topk_method") == "group_limited_greedy" else 1
+
+
+def _refuses(config: Config) -> str | None:
+    if config.get("moe_layer_freq", 1) != 1:
+        return "moe_layer_freq is not 1: transformers builds no such model"
+    if config.get("mlp_bias") or config.get("attention_bias"):
+        return "mlp_bias and attention_bias: no published model has them, and they are not supported"
+    return None
+
+
+FAMILIES.register(
+    "deepseek_v2",
+    Family(
+        model_type="deepseek_v2",
+        architecture="DeepseekV2ForCausalLM",
+        gguf_architecture="deepseek2",
+        weights=decoder(
+            *latent_attention_weights(),
+            FFN_NORM,
+            *dense_weights(layers="dense"),
+            *expert_weights(_WIDTH, shared="shared_experts"),
+        ),
+        sizes=_SIZES,
+        experts=Experts(
+            count_keys=("n_routed_experts",),
+            chosen_keys=("num_experts_per_tok",),
+            width_key=_WIDTH,
+            is_sparse=_sparse_after(0),
+            shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
+            groups=_groups,
+        ),
+        refuses=_refuses,
+    ),
+)
+
+FAMILIES.register(
+    "deepseek_v3",
+    Family(
+        model_type="deepseek_v3",
+        architecture="DeepseekV3ForCausalLM",
+        gguf_architecture="deepseek2",
+        weights=decoder(
+            *latent_attention_weights(),
+            FFN_NORM,
+            *dense_weights(layers="dense"),
+            *expert_weights(_WIDTH, shared="shared_experts", correction="gate.e_score_correction_bias"),
+        ),
+        sizes=_SIZES,
+        experts=Experts(
+            count_keys=("n_routed_experts", "num_local_experts"),
+            chosen_keys=("num_experts_per_tok",),
+            width_key=_WIDTH,
+            is_sparse=_sparse_after(3),
+            shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
+            groups=lambda config: whole(config, "n_group", 8),
+        ),
+        prediction_layers_key="num_nextn_predict_layers",
+        refuses=_refuses,
+    ),
+)

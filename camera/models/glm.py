@@ -1,0 +1,41 @@
+"""GLM-4.5, 4.6 and 4.7 (`glm4_moe`): the first layers dense, a shared expert, norms on query and key in the large ones."""
+
+from camera.models.family import FAMILIES, Experts, Family, Shared, When, whole
+from camera.models.weights import (
+    HEAD_NORMS,
+    attention_weights,
+    decoder,
+    dense_weights,
+    expert_weights,
+    norm,
+    only,
+)
+
+_WIDTH = "moe_intermediate_size"
+
+FAMILIES.register(
+    "glm4_moe",
+    Family(
+        model_type="glm4_moe",
+        architecture="Glm4MoeForCausalLM",
+        gguf_architecture="glm4moe",
+        weights=decoder(
+            *attention_weights(
+                dict.fromkeys(("query", "key", "value"), When("attention_bias", default=False)),
+                norms=only(HEAD_NORMS, when=When("use_qk_norm", default=False)),
+            ),
+            norm("ffn_norm", "post_attention_layernorm", "post_attention_norm"),
+            *dense_weights(layers="dense"),
+            *expert_weights(_WIDTH, shared="shared_experts", correction="gate.e_score_correction_bias"),
+        ),
+        experts=Experts(
+            count_keys=("n_routed_experts", "num_local_experts"),
+            chosen_keys=("num_experts_per_tok",),
+            width_key=_WIDTH,
+            is_sparse=lambda config, layer: layer >= whole(config, "first_k_dense_replace", 1),
+            shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
+            groups=lambda config: whole(config, "n_group", 1),
+        ),
+        prediction_layers_key="num_nextn_predict_layers",
+    ),
+)

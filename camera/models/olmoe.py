@@ -1,0 +1,29 @@
+"""OLMoE (1B-7B): every layer has experts; query and key are normed over all heads together."""
+
+from camera.models.family import ATTENTION, FAMILIES, Experts, Family, When
+from camera.models.weights import FFN_NORM, attention_weights, decoder, expert_weights, norm
+
+FAMILIES.register(
+    "olmoe",
+    Family(
+        model_type="olmoe",
+        architecture="OlmoeForCausalLM",
+        gguf_architecture="olmoe",
+        weights=decoder(
+            *attention_weights(
+                dict.fromkeys(ATTENTION, When("attention_bias", default=False)),
+                norms=(
+                    norm("query_norm", "self_attn.q_norm", "attn_q_norm", "query_size"),
+                    norm("key_norm", "self_attn.k_norm", "attn_k_norm", "key_size"),
+                ),
+            ),
+            FFN_NORM,
+            *expert_weights("intermediate_size"),
+        ),
+        experts=Experts(
+            count_keys=("num_experts", "num_local_experts"),
+            chosen_keys=("num_experts_per_tok",),
+            width_key="intermediate_size",
+        ),
+    ),
+)
