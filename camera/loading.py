@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.names_in_model import dtype_in_model, names_in_model
 from camera.devices import resolve_device, resolve_dtype
 from camera.errors import CameraError
 from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, packed_hf_tensor, read_hf_tensor
 from camera.formats.quantized_model import SUMMARY_NAME, QuantizedModel
 from camera.formats.types.floats import Float
-from camera.models import Family, family_of
+from camera.models import Family, Fused, family_of
 from camera.registry import BLOCK_FORMATS
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _gguf_source(path: Path) -> Source:
     file = open_gguf(path)
     values, names = hf_config(file), hf_names(file)
     family = family_of(values, str(path))
-    matrix = names.get(family.name("gate"))
+    matrix = names.get(family.blocks(values, 0)[0].gate)
     stored = file.tensors[matrix].type if matrix else ""
     dtypes = {form.name: form.dtype for form in BLOCK_FORMATS.values() if isinstance(form, Float)}
     dtype = dtypes.get(stored, torch.float32)
@@ -136,7 +137,8 @@ def assemble(
 ) -> "PreTrainedModel":
     """Build the model's structure without memory, then fill it tensor by tensor on the device.
 
-    `replace` may give another module for a linear layer; its weight is then not read here, and its bias neither.
+    `replace` may give another module for a linear layer; its weight is then not read here, and its bias neither. Experts
+    are no such layers: transformers holds those of a layer as one parameter, which is filled in the dtype.
 
     Raises:
         CameraError: if a tensor is missing, is misshapen, or holds NaN or infinity.
@@ -149,46 +151,84 @@ def assemble(
             config, dtype=dtype, attn_implementation="sdpa"
         )
     model.eval().requires_grad_(False)
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    names = _names_on_disk(source, model)
+    experts = _experts(source)
     tied = dict(model.all_tied_weights_keys)
-    replaced = _replace_linears(model, replace) if replace else set()
-    for name in names:
-        if name not in tied and name.rpartition(".")[0] not in replaced:
-            _set_parameter(model, name, _read(source, name, model).to(device, dtype))
+    replaced = _replace_linears(model, replace, names) if replace else set()
+    for name, empty in model.state_dict().items():
+        if name in tied or name.rpartition(".")[0] in replaced:
+            continue
+        kept = dtype_in_model(model, name, empty.dtype)
+        if name in experts:
+            _set_tensor(model, name, _fuse(source, experts[name], empty, kept, device))
+        else:
+            _set_tensor(model, name, _read(source, names.get(name, name), empty.shape).to(device, kept))
     for name, owner in tied.items():
         if name.rpartition(".")[0] not in replaced:
-            _set_parameter(model, name, model.get_parameter(owner))
+            _set_tensor(model, name, model.get_parameter(owner))
     _compute_buffers(model, device)
     return model
 
 
-def _replace_linears(model: "PreTrainedModel", replace: Replace) -> set[str]:
+def _names_on_disk(source: Source, model: "PreTrainedModel") -> dict[str, str]:
+    """The source's names by those in transformers' model."""
+    rename = names_in_model(model)
+    return {rename(name): name for name in source.names}
+
+
+def _experts(source: Source) -> dict[str, dict[str, Fused]]:
+    """By the parameters that hold all experts of a layer: the matrices that they are made of, and where each goes."""
+    config = source.config.to_dict()
+    found: dict[str, dict[str, Fused]] = {}
+    if source.family.experts is not None:
+        for layer in range(source.config.num_hidden_layers):
+            for name, place in source.family.fused(config, layer).items():
+                found.setdefault(place.parameter, {})[name] = place
+    return found
+
+
+def _fuse(
+    source: Source, places: dict[str, Fused], empty: torch.Tensor, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """A parameter of all experts, filled matrix by matrix; the host holds one of them at a time."""
+    filled = torch.empty(empty.shape, dtype=dtype, device=device)
+    for name, place in places.items():
+        part = filled[place.expert, place.rows]
+        part.copy_(_read(source, name, part.shape))
+    return filled
+
+
+def _replace_linears(model: "PreTrainedModel", replace: Replace, names: dict[str, str]) -> set[str]:
     done = set()
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and (made := replace(f"{name}.weight", module)) is not None:
+        weight = f"{name}.weight"
+        if isinstance(module, nn.Linear) and (made := replace(names.get(weight, weight), module)) is not None:
             model.set_submodule(name, made)
             done.add(name)
     return done
 
 
-def _read(source: Source, name: str, model: "PreTrainedModel") -> torch.Tensor:
+def _read(source: Source, name: str, shape: torch.Size) -> torch.Tensor:
     if name not in source.names:
         raise CameraError(f"{source.path} has no tensor {name}, and its config asks for it")
     tensor = source.read(name)
-    expected = tuple(model.get_parameter(name).shape)
-    if tuple(tensor.shape) != expected:
+    if tensor.shape != shape:
         raise CameraError(
-            f"{source.path}: {name} has shape {list(tensor.shape)} and its config asks for {list(expected)}"
+            f"{source.path}: {name} has shape {list(tensor.shape)} and its config asks for {list(shape)}"
         )
     if not torch.isfinite(tensor).all():
         raise CameraError(f"{source.path}: {name} holds NaN or infinity; the weights are damaged")
     return tensor
 
 
-def _set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
+def _set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Set a parameter or a buffer."""
     parent, _, leaf = name.rpartition(".")
-    parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
-    setattr(model.get_submodule(parent), leaf, parameter)
+    module = model.get_submodule(parent)
+    if leaf in module._buffers or isinstance(value, nn.Parameter):
+        setattr(module, leaf, value)
+    else:
+        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
 
 
 def _compute_buffers(model: "PreTrainedModel", device: torch.device) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from camera.errors import CameraError
-from camera.models.family import FAMILIES, Block, Experts, Family, Placed, Weight, named_weights
+from camera.models.family import FAMILIES, Block, Experts, Family, Fused, Placed, Weight, named_weights
 
 _FUSED = "its checkpoints hold all experts of a layer in one tensor, and experts are pruned one by one"
 _REFUSED = {
@@ -72,6 +72,7 @@ __all__ = [
     "Block",
     "Experts",
     "Family",
+    "Fused",
     "Placed",
     "Weight",
     "family_of",

@@ -118,6 +118,16 @@ class Block:
         return self.times * whole(config, self.width_key)
 
 
+class Fused(NamedTuple):
+    """Where a matrix of an expert lies in transformers' model, which holds those of a layer together."""
+
+    parameter: str
+    """Name of the parameter [E, 2F, H] of all gates and ups, or [E, H, F] of all downs."""
+    expert: int
+    rows: slice
+    """Of the expert's part."""
+
+
 @dataclass(frozen=True)
 class Shared:
     """The network beside the experts that every token visits."""
@@ -272,6 +282,19 @@ class Family:
         if experts.shared is not None and (times := experts.shared.times(config)):
             found.append(self._block("shared", experts.shared.width_key, layer, times=times))
         return tuple(found)
+
+    def fused(self, config: Config, layer: int) -> dict[str, Fused]:
+        """Where transformers holds the experts' matrices of a decoder layer, by the matrices' names."""
+        found: dict[str, Fused] = {}
+        for block in self.blocks(config, layer):
+            if self.experts is not None and block.expert is not None:
+                module = f"{block.prefix}{self.experts.module}.experts"
+                width = block.width(config)
+                inner, outer = f"{module}.gate_up_proj", f"{module}.down_proj"
+                found[block.gate] = Fused(inner, block.expert, slice(0, width))
+                found[block.up] = Fused(inner, block.expert, slice(width, 2 * width))
+                found[block.down] = Fused(outer, block.expert, slice(None))
+        return found
 
     def _block(
         self, kind: str, width_key: str, layer: int, *, expert: int | None = None, times: int = 1

@@ -11,7 +11,7 @@ from camera.formats.convert import convert_to_gguf
 from camera.loading import assemble, load_model, open_source
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
-from tests.tiny import MODEL_TYPES, tiny_checkpoint
+from tests.tiny import MODEL_TYPES, MOE_TYPES, tiny_checkpoint, tiny_moe_checkpoint
 
 IDS = torch.tensor([[1, 9, 30, 77, 200, 3]])
 
@@ -37,6 +37,22 @@ def test_a_checkpoint_becomes_the_model_that_transformers_loads(
     assert not any(tensor.is_meta for tensor in [*mine.parameters(), *mine.buffers()])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("model_type", MOE_TYPES)
+def test_a_mixture_of_experts_becomes_the_model_that_transformers_loads(
+    tmp_path: Path, model_type: str, dtype: str
+) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", model_type, dtype=torch.bfloat16, shards=2)
+    mine = load_model(folder, dtype, device="cpu")
+    theirs = Checkpoint.open(folder).load_model(getattr(torch, dtype))
+    assert {name: value.dtype for name, value in mine.state_dict().items()} == {
+        name: value.dtype for name, value in theirs.state_dict().items()
+    }
+    with torch.no_grad():
+        assert torch.equal(mine(IDS).logits, theirs(IDS).logits)
+    assert not any(tensor.is_meta for tensor in [*mine.parameters(), *mine.buffers()])
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [("f16", torch.float16), ("bf16", torch.bfloat16), ("f32", torch.float32), ("q4_0_64", torch.float32)],
@@ -58,6 +74,20 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         load_model(folder, device="cpu")
 
 
+def test_a_missing_matrix_of_an_expert_is_named(tmp_path: Path) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", "mixtral")
+    rewrite(folder, {"model.layers.1.block_sparse_moe.experts.7.w2.weight": None})
+    with pytest.raises(CameraError, match=r"no tensor .*\.experts\.7\.w2\.weight"):
+        load_model(folder, device="cpu")
+
+
+def test_a_matrix_of_an_expert_with_another_width_is_named(tmp_path: Path) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", "olmoe")
+    rewrite(folder, {"model.layers.1.mlp.experts.7.up_proj.weight": torch.ones(64, 64)})
+    with pytest.raises(CameraError, match=r"experts\.7\.up_proj\.weight has shape \[64, 64\].*\[96, 64\]"):
+        load_model(folder, device="cpu")
+
+
 def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "model")
     rewrite(folder, {"model.norm.weight": torch.ones(63)})
@@ -69,6 +99,18 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"pickle")
     with pytest.raises(CameraError, match=r"is a file but no \.gguf"):
         load_model(tmp_path / "model.bin")
+
+
+def test_linear_layers_are_replaced_by_the_names_of_the_checkpoint_and_experts_are_not(
+    tmp_path: Path,
+) -> None:
+    source = open_source(tiny_moe_checkpoint(tmp_path / "model", "hunyuan_v1_moe", layers=1))
+    asked: list[str] = []
+    assemble(source, torch.float32, torch.device("cpu"), lambda name, linear: asked.append(name))
+    expected = source.family.shared_inputs(source.config.to_dict(), 0)
+    paths = {f"model.layers.0.{path}.weight" for group in expected for path in group}
+    assert set(asked) == paths | {"lm_head.weight", "model.layers.0.mlp.gate.wg.weight"}
+    assert set(asked) <= source.names
 
 
 def test_a_linear_layer_can_be_replaced_even_if_it_is_tied(tmp_path: Path) -> None:
