@@ -14,12 +14,12 @@ from camera.errors import CameraError
 from camera.files import refuse_occupied
 from camera.formats.gguf_parser import BLOCK_TYPE_KEY, LINEAGE_KEY, TWIN_KEY
 from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
+from camera.formats.gguf_tensors import output_tensors
 from camera.formats.gguf_tokenizer import write_tokenizer
-from camera.formats.gguf_writer import OutputTensor, gguf_file, stream_tensors
+from camera.formats.gguf_writer import OutputTensor, Segment, gguf_file, stream_tensors
+from camera.formats.model_keys import size_label, write_model_keys
 from camera.formats.quantized_model import QuantizedModel
-from camera.formats.rope import ROPE_FACTORS, interleave, write_rope
 from camera.formats.types.q4_0_64 import Q4_0_64
-from camera.models import named_weights
 from camera.progress import Progress, silent
 from camera.registry import BLOCK_FORMATS
 
@@ -50,18 +50,23 @@ def convert_to_gguf(
         `warnings` (sentences).
 
     Raises:
-        CameraError: if the folder is unfinished or damaged, if its tokenizer or a config value has no
-            counterpart in GGUF, or if `out_file` exists.
+        CameraError: if the folder is unfinished or damaged, if its family, its tokenizer, a type or a config value has
+            no counterpart in GGUF, or if `out_file` exists.
     """
     refuse_occupied(out_file)
     model = QuantizedModel.open(quantized_folder)
-    tensors = _tensors(model)
+    if model.family.gguf_architecture is None:
+        raise CameraError(
+            f"{model.folder} is a {model.family.model_type}, and llama.cpp has no architecture that computes it: "
+            "there is no GGUF file of such a model"
+        )
+    tensors = output_tensors(model)
     with gguf_file(out_file, model.family.gguf_architecture) as writer:
-        parameters = sum(record.parameters for record in model.report.tensors)
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(name)
-        writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
-        warnings = _write_model_keys(writer, model, tensors)
+        writer.add_size_label(size_label(model))
+        warnings, computed = write_model_keys(writer, model)
+        tensors[:0] = computed
         warnings += write_tokenizer(
             writer, model.folder, model.tensors[model.family.name("embedding")].shape[0]
         )
@@ -103,31 +108,6 @@ def write_twin(gguf_path: Path, out_path: Path, progress: Progress = silent) -> 
     return _summary(out_path, tensors, block_type, [])
 
 
-def _tensors(model: QuantizedModel) -> list[OutputTensor]:
-    """The model's tensors under their GGUF names, rows in llama.cpp's order."""
-    heads, kv_heads = _heads(model.config)
-    weights = named_weights(model.family, model.config)
-    if strange := model.tensors.keys() - weights.keys():
-        raise CameraError(f"{model.folder}: {min(strange)} has no place in a GGUF file")
-    tensors = []
-    for hf_name, placed in weights.items():
-        if (record := model.tensors.get(hf_name)) is None:
-            continue
-        permuted = model.family.rotary_heads(placed.weight, heads, kv_heads)
-        read = partial(_rows, model, hf_name, permuted)
-        stored = model.stored(hf_name) if permuted is None else None
-        tensors.append(OutputTensor(placed.gguf, record.type, record.shape, read, stored))
-    return tensors
-
-
-def _rows(model: QuantizedModel, hf_name: str, permuted_heads: int | None) -> np.ndarray:
-    data = model.packed(hf_name)
-    if permuted_heads is None:
-        return data
-    # Of a vector, which is one row, the elements are what is permuted.
-    return interleave(data.reshape(model.tensors[hf_name].shape[0], -1), permuted_heads).reshape(data.shape)
-
-
 def _twins(file: GgufFile) -> list[OutputTensor]:
     """A file's tensors, those of Q4_0_64 as Q4_0."""
     tensors = []
@@ -136,40 +116,9 @@ def _twins(file: GgufFile) -> list[OutputTensor]:
             raise CameraError(f"{file.path}: {tensor.name} is {tensor.type}, which is not written here")
         is_q4_0_64 = tensor.type == Q4_0_64.name
         read = partial(Q4_0_64().twin if is_q4_0_64 else np.asarray, tensor.data)
-        tensors.append(OutputTensor(tensor.name, "q4_0" if is_q4_0_64 else tensor.type, tensor.shape, read))
+        type = "q4_0" if is_q4_0_64 else tensor.type
+        tensors.append(OutputTensor(tensor.name, type, tensor.shape, (Segment(read),)))
     return tensors
-
-
-def _write_model_keys(
-    writer: gguf.GGUFWriter, model: QuantizedModel, tensors: list[OutputTensor]
-) -> list[str]:
-    """Add the architecture's keys, and to `tensors` the rotary factors where there are any; warnings."""
-    config = model.config
-    heads, kv_heads = _heads(config)
-    # From the weights, because some families have a default that config.json may leave unsaid.
-    head_dim = model.tensors[model.family.name("query")].shape[0] // heads
-    try:
-        writer.add_block_count(int(config["num_hidden_layers"]))
-        writer.add_context_length(int(config["max_position_embeddings"]))
-        writer.add_embedding_length(int(config["hidden_size"]))
-        writer.add_feed_forward_length(model.family.ffn_width(config))
-        writer.add_head_count(heads)
-        writer.add_head_count_kv(kv_heads)
-        writer.add_key_length(head_dim)
-        writer.add_value_length(head_dim)
-        writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-        writer.add_vocab_size(model.tensors[model.family.name("embedding")].shape[0])
-    except KeyError as error:
-        raise CameraError(f"{model.folder / 'config.json'} has no {error.args[0]}") from None
-    factors = write_rope(writer, config, head_dim)
-    if factors is not None:
-        bytes_ = factors.view(np.uint8).reshape(1, -1)
-        tensors.insert(0, OutputTensor(ROPE_FACTORS, "f32", factors.shape, lambda: bytes_))
-    if config.get("use_sliding_window"):
-        return [
-            "config.json uses a sliding window, and llama.cpp attends to the whole context in this family"
-        ]
-    return []
 
 
 _TYPE_KEYS = (
@@ -205,14 +154,9 @@ def _block_type(tensors: list[OutputTensor], wanted: str) -> str:
     """What the file calls itself: the type asked for, or what most bytes are where all tensors fell back."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
-        if len(tensor.shape) == 2:
+        if len(tensor.shape) > 1:
             sizes[tensor.type] += tensor.size
     return wanted if wanted in sizes else sizes.most_common(1)[0][0]
-
-
-def _heads(config: dict[str, Any]) -> tuple[int, int]:
-    heads = int(config["num_attention_heads"])
-    return heads, int(config.get("num_key_value_heads") or heads)
 
 
 def _summary(path: Path, tensors: list[OutputTensor], block_type: str, warnings: list[str]) -> dict[str, Any]:

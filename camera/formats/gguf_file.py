@@ -15,8 +15,13 @@ from camera.formats import blocks
 from camera.models import Family, family_of_architecture
 from camera.registry import BLOCK_FORMATS
 
-V = TypeVar("V", int, float, str)
-_KINDS: dict[type, str] = {int: "a whole number", float: "a finite number", str: "text"}
+V = TypeVar("V", int, float, str, bool)
+_KINDS: dict[type, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    bool: "true or false",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class GgufFile:
     """The GGUF type number of each key's value, and of its items where it is an array."""
     tensors: dict[str, GgufTensor]
     """Every tensor by its GGUF name, in file order."""
+    memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was worked out once from the rest: a file may hold thousands of experts."""
 
     @cached_property
     def architecture(self) -> str:
@@ -59,8 +66,8 @@ class GgufFile:
         return family_of_architecture(self.architecture, str(self.path), self.tensors)
 
     def value(self, key: str, kind: type[V], default: V | None = None) -> V:
-        """A key of one of three kinds: `int`, a whole number not below zero; `float`, a finite number, the shortest
-        decimal (1e-05) that its float32 stands for; or `str`.
+        """A key of one of four kinds: `int`, a whole number not below zero; `float`, a finite number, the shortest
+        decimal (1e-05) that its float32 stands for; `bool`; or `str`.
 
         Raises:
             CameraError: if it is something else, or is missing and there is no default.

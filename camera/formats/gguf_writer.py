@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,29 @@ from camera.registry import BLOCK_FORMATS
 
 
 @dataclass(frozen=True)
-class OutputTensor:
-    """A tensor to write; its bytes are made when its turn comes."""
+class Segment:
+    """Rows of a tensor; their bytes are made when their turn comes."""
 
-    name: str
-    type: BlockType
-    shape: tuple[int, ...]
-    """In torch's order."""
     read: Callable[[], np.ndarray]
     """Gives uint8 [rows, bytes per row]."""
     stored: tuple[Path, int] | None = None
     """A file, and the offset in it at which these very bytes lie: they are then copied without being read."""
 
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor to write, in segments of equal size: one, or those of all experts end to end."""
+
+    name: str
+    type: BlockType
+    shape: tuple[int, ...]
+    """In torch's order."""
+    segments: tuple[Segment, ...]
+
     @property
     def size(self) -> int:
         """Bytes."""
-        rows = self.shape[0] if len(self.shape) == 2 else 1
-        return rows * BLOCK_FORMATS[self.type].row_bytes(self.shape[-1])
+        return prod(self.shape[:-1]) * BLOCK_FORMATS[self.type].row_bytes(self.shape[-1])
 
 
 _NUMBERS = {
@@ -97,11 +104,13 @@ def stream_tensors(writer: gguf.GGUFWriter, tensors: list[OutputTensor]) -> Iter
     (file,) = writer.fout
     for tensor in tensors:
         writer.write_padding(file, file.tell())
-        if tensor.stored is None:
-            tensor.read().tofile(file)
-        else:
-            file.flush()
-            copy_bytes(*tensor.stored, file.fileno(), file.tell(), tensor.size)
-            file.seek(tensor.size, os.SEEK_CUR)
+        size = tensor.size // len(tensor.segments)
+        for segment in tensor.segments:
+            if segment.stored is None:
+                segment.read().tofile(file)
+            else:
+                file.flush()
+                copy_bytes(*segment.stored, file.fileno(), file.tell(), size)
+                file.seek(size, os.SEEK_CUR)
         writer.write_padding(file, tensor.size)
         yield tensor

@@ -1,6 +1,6 @@
 """A folder of packed tensors, as `quantize` writes it and `convert`, evaluation and reports read it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
-from camera.checkpoints.safetensors_file import read_header
+from camera.checkpoints.safetensors_file import TensorInfo, read_header
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.formats import blocks
@@ -99,6 +99,8 @@ class QuantizedModel:
     """The source's config.json, every key kept."""
     family: Family
     report: QuantizeReport
+    _headers: dict[str, dict[str, TensorInfo]] = field(default_factory=dict, init=False, repr=False)
+    """Of the shards that were asked for an offset: thousands of experts lie in one."""
 
     @classmethod
     def open(cls, folder: Path | str) -> "QuantizedModel":
@@ -153,8 +155,10 @@ class QuantizedModel:
         Raises:
             CameraError: if there is no such tensor or its shard is damaged.
         """
-        path = self.folder / self._record(name).file
-        return path, read_header(path)[name].offset
+        file = self._record(name).file
+        if file not in self._headers:
+            self._headers[file] = read_header(self.folder / file)
+        return self.folder / file, self._headers[file][name].offset
 
     def dequantize(self, name: str) -> torch.Tensor:
         """A tensor's numbers as stored: float32, of its shape.

@@ -15,8 +15,25 @@ PARAMETERS_KEY = "camera.rope_parameters"
 """JSON text of the parameters from which those factors were computed; the factors alone do not give them back."""
 DEFAULT_THETA = 10000.0
 SCALED = ("linear", "yarn")
+LONG = "longrope"
+LONG_FACTORS = {"long_factor": "rope_factors_long.weight", "short_factor": "rope_factors_short.weight"}
+"""The tensors that hold the divisors of LongRoPE for contexts above and below the original length."""
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_KNOWN = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", *_LLAMA3}
+YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
+"""Numbers of YaRN that both know, with the names below `rope.scaling` of a file."""
+_MSCALE = ("mscale", "mscale_all_dim")
+_KNOWN = {
+    *(
+        "rope_type",
+        "type",
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+    ),
+    *("alpha", "short_mscale", "long_mscale"),
+    *(*_LLAMA3, *YARN, *_MSCALE, *LONG_FACTORS),
+}
 
 
 def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
@@ -30,39 +47,72 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     theta = parameters.pop("rope_theta", config.get("rope_theta", DEFAULT_THETA))
     kind = parameters.pop("rope_type", parameters.pop("type", "default"))
     parameters.pop("type", None)
-    if kind not in ("default", "llama3", *SCALED) or parameters.keys() - _KNOWN:
+    if kind == "dynamic" and parameters.get("alpha"):  # another name of a larger base, whatever the length
+        kind = "ntk"
+    if kind not in ("default", "llama3", "ntk", LONG, *SCALED) or parameters.keys() - _KNOWN:
         raise CameraError(
             f"config.json: rope parameters {given} are not supported in GGUF; supported are the types "
-            f"default, {', '.join(SCALED)} and llama3 with {', '.join(_LLAMA3)}"
+            f"default, {', '.join(SCALED)}, {LONG}, dynamic with alpha, and llama3 with {', '.join(_LLAMA3)}"
+        )
+    if kind == "yarn" and parameters.get("mscale", 0) != parameters.get("mscale_all_dim", 0):
+        raise CameraError(
+            f"config.json: rope parameters {given} have an mscale that is not mscale_all_dim, which GGUF cannot say"
+        )
+    if kind == LONG and parameters.get("short_mscale") != parameters.get("long_mscale"):
+        raise CameraError(
+            f"config.json: rope parameters {given} have a long_mscale that is not short_mscale, which GGUF cannot say"
         )
     return {"rope_type": kind, "rope_theta": float(theta), **parameters}
 
 
-def write_rope(writer: gguf.GGUFWriter, config: dict[str, Any], head_dim: int) -> np.ndarray | None:
+def write_rope(writer: gguf.GGUFWriter, config: dict[str, Any], turned: int) -> dict[str, np.ndarray]:
     """Add the rotary keys to a file.
 
+    Args:
+        writer: of the file.
+        config: of the model.
+        turned: dimensions of a head that its position turns.
+
     Returns:
-        for Llama 3's scaling the factors, float32 [head_dim / 2], to be written as `rope_freqs.weight`.
+        tensors to be written, by name: for Llama 3's scaling and LongRoPE factors, float32 [turned / 2].
 
     Raises:
         CameraError: if the config's parameters cannot be carried over.
     """
     parameters = rope_parameters(config)
     kind = parameters["rope_type"]
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(parameters["rope_theta"])
+    theta = parameters["rope_theta"]
+    if kind == "ntk":
+        theta *= float(parameters["alpha"]) ** (turned / (turned - 2))
+    writer.add_rope_dimension_count(turned)
+    writer.add_rope_freq_base(theta)
     try:
         if kind in SCALED:
             writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
             writer.add_rope_scaling_factor(float(parameters["factor"]))
             if "original_max_position_embeddings" in parameters:
                 writer.add_rope_scaling_orig_ctx_len(int(parameters["original_max_position_embeddings"]))
+            for key, name in YARN.items():
+                if key in parameters:
+                    writer.add_float32(f"{writer.arch}.rope.scaling.{name}", float(parameters[key]))
+            if parameters.get("mscale_all_dim"):
+                writer.add_rope_scaling_yarn_log_mul(0.1 * float(parameters["mscale_all_dim"]))
         elif kind == "llama3":
             writer.add_string(PARAMETERS_KEY, json.dumps(parameters, sort_keys=True))
-            return _llama3_factors(parameters, head_dim)
+            return {ROPE_FACTORS: _llama3_factors(parameters, turned)}
+        elif kind == LONG:
+            return _write_long(writer, parameters)
     except KeyError as error:
         raise CameraError(f"config.json: rope type {kind} needs {error.args[0]}") from None
-    return None
+    return {}
+
+
+def _write_long(writer: gguf.GGUFWriter, parameters: dict[str, Any]) -> dict[str, np.ndarray]:
+    writer.add_string(PARAMETERS_KEY, json.dumps(parameters, sort_keys=True))
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+    writer.add_rope_scaling_orig_ctx_len(int(parameters["original_max_position_embeddings"]))
+    writer.add_rope_scaling_attn_factors(float(parameters["short_mscale"]))
+    return {name: np.array(parameters[key], np.float32) for key, name in LONG_FACTORS.items()}
 
 
 def stated_parameters(text: str, where: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def family_of_architecture(architecture: str, where: str, tensors: Iterable[str]
     names = {re.sub(r"^blk\.\d+\.", "blk.{layer}.", name) for name in tensors}
 
     def misfit(family: Family) -> tuple[int, bool, int]:
-        known = {weight.gguf for weight in family.weights}
+        known = {name for weight in family.weights for name in weight.stored}
         return len(names - known), family.experts is not None, len(known - names)
 
     return min(families, key=misfit)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from camera.errors import CameraError
+from camera.models.gguf import GgufRules, Part
 from camera.registry import Registry
 
 Config = Mapping[str, Any]
@@ -56,6 +57,13 @@ class Weight:
     """Of a feed-forward matrix: which kind of network it belongs to."""
     exact: bool = False
     """Whether it is kept in float32 in a GGUF file though it is a matrix, as routers are."""
+    parts: tuple[Part, ...] = ()
+    """What a GGUF file holds in place of it, in the order of each head's rows; `gguf` then names nothing."""
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Names of all that a GGUF file holds of it."""
+        return tuple(part.gguf for part in self.parts) or (self.gguf,)
 
 
 class Placed(NamedTuple):
@@ -222,14 +230,16 @@ class Family:
     """`model_type` of config.json."""
     architecture: str
     """The class in `architectures` of config.json."""
-    gguf_architecture: str
-    """`general.architecture` of a GGUF file, as llama.cpp knows it."""
+    gguf_architecture: str | None
+    """`general.architecture` of a GGUF file, as llama.cpp knows it; None if it does not know the family."""
     weights: tuple[Weight, ...]
     """In the order in which a GGUF file holds them."""
     experts: Experts | None = None
     """None for a family without."""
     sizes: Mapping[str, Size] = field(default_factory=dict)
     """Sizes of its own that shapes are made of."""
+    gguf_rules: GgufRules = field(default_factory=GgufRules)
+    """What a GGUF file states beside the keys of every decoder, and what llama.cpp computes otherwise."""
     permutes_rotary: bool = False
     """Whether llama.cpp stores query and key with each head's rotary halves interleaved."""
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
@@ -272,8 +282,7 @@ class Family:
     def blocks(self, config: Config, layer: int) -> tuple[Block, ...]:
         """The feed-forward networks of a decoder layer: one, or experts in order and then what they share."""
         if self.experts is None or not self.experts.is_sparse(config, layer):
-            width = next(weight.shape[0] for weight in self.weights if weight.block == "dense")
-            return (self._block("dense", width, layer),)
+            return (self._block("dense", self.feed_forward_key, layer),)
         experts = self.experts
         found = [
             self._block("expert", experts.width_key, layer, expert=expert)
@@ -321,6 +330,15 @@ class Family:
     def ffn_width(self, config: Config) -> int:
         """Channels of every feed-forward network that is pruned; of a mixture of experts those of one expert."""
         return whole(config, self.width_keys(config)[0])
+
+    @property
+    def feed_forward_key(self) -> str:
+        """The key of config.json for the channels of a dense layer, or of an expert in a family without dense layers."""
+        dense = next((weight.shape[0] for weight in self.weights if weight.block == "dense"), None)
+        if dense is not None:
+            return dense
+        assert self.experts is not None
+        return self.experts.width_key
 
     def branches(self, config: Config, layer: int) -> tuple[tuple[str, ...], ...]:
         """Names of the matrices of each branch that adds to the residual stream; the last makes what is added."""

@@ -22,6 +22,7 @@ from camera.models.weights import (
     dense_weights,
     expert_weights,
 )
+from camera.models.gguf import GgufRules, normalised
 
 _WIDTH = "moe_intermediate_size"
 _COUNT_KEYS = ("num_experts", "num_local_experts")
@@ -86,5 +87,6 @@ FAMILIES.register(
             width_key=_WIDTH,
             is_sparse=is_sparse,
         ),
+        gguf_rules=GgufRules(fixed=(normalised(graph=True, default=False),)),
     ),
 )

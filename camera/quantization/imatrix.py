@@ -124,7 +124,7 @@ def write_imatrix(path: Path, imatrix: Imatrix, checkpoint: Checkpoint) -> None:
                 f"{name} has no place in a GGUF file of architecture {family.gguf_architecture}"
             )
     with atomic_file(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, family.gguf_architecture)
+        writer = gguf.GGUFWriter(temporary, family.gguf_architecture or family.model_type)
         writer.add_type(_KIND)
         writer.add_array("imatrix.datasets", list(imatrix.datasets) or ["unknown"])
         tokens = max(imatrix.counts.values(), default=0)

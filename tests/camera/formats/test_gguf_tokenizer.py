@@ -72,10 +72,49 @@ def test_byte_level_bpe_keeps_its_tokens_and_merges(tmp_path: Path) -> None:
     assert tokenizer["merges"] == [" ".join(pair) for pair in source["model"]["merges"]]
 
 
-def test_llama_3_s_splitting_rule_has_its_own_name(tmp_path: Path) -> None:
+LETTERS = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ]+"
+PUNCTUATION = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"
+RULES = {
+    "gpt-2": [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}],
+    "deepseek-llm": [
+        *("[\r\n]", LETTERS, PUNCTUATION, r"\s+$", "[一-龥ࠀ-一가-퟿]+"),
+        {"type": "Digits", "individual_digits": True},
+    ],
+    "deepseek-v3": [
+        r"\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_splitting_rule_has_llama_cpp_s_name(tmp_path: Path, name: str) -> None:
+    path = tiny_checkpoint(tmp_path, "qwen2") / "tokenizer.json"
+    tokenizer = read_json(path)
+    steps = [
+        {"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False}
+        if isinstance(step, str)
+        else step
+        for step in RULES[name]
+    ]
+    last = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, last]}
+    path.write_text(json.dumps(tokenizer))
+    assert keys(tmp_path)[0]["pre"] == name
+
+
+@pytest.mark.parametrize(("ignores_merges", "name"), [(True, "llama-bpe"), (False, "glm4")])
+def test_the_rule_that_llama_3_and_glm_4_share_has_two_names(
+    tmp_path: Path, ignores_merges: bool, name: str
+) -> None:
     path = tiny_checkpoint(tmp_path, "qwen2") / "tokenizer.json"
     path.write_text(path.read_text().replace(r"|\\p{N}|", r"|\\p{N}{1,3}|"))
-    assert keys(tmp_path)[0]["pre"] == "llama-bpe"
+    tokenizer = read_json(path)
+    tokenizer["model"]["ignore_merges"] = ignores_merges
+    path.write_text(json.dumps(tokenizer))
+    assert keys(tmp_path)[0]["pre"] == name
 
 
 def test_an_unknown_splitting_rule_is_refused(tmp_path: Path) -> None:

@@ -240,3 +240,45 @@ def test_a_trained_model_in_4_bits_stays_near_its_numbers(
     likely = wanted > math.log(0.01)
     assert (found - wanted)[likely].abs().max() < 0.15
     assert torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="batchmean") < 1e-3
+
+
+def test_a_trained_mixture_of_experts_is_transformers(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "models" / "tiny-qwen3-moe"
+    gguf = converted(source, tmp_path, "f32")
+    tokenizer = load_tokenizer(source)
+    text = "The following table describes the options of the command"
+    prompt = (tokenizer(text)["input_ids"] * 5)[:41]
+    compare_tokens(source, gguf, TEXTS)
+    torch.testing.assert_close(probabilities(gguf, prompt), routed(source, prompt), rtol=0, atol=1e-4)
+    small = converted(source, tmp_path, "q4_0")
+    wanted = routed_from(small, prompt)
+    found = probabilities(small, prompt)
+    assert torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="batchmean") < 1e-2
+
+
+def routed(source: Path, prompt: Sequence[int]) -> torch.Tensor:
+    """As `expected`, of a checkpoint that transformers reads by itself."""
+    from transformers import AutoModelForCausalLM
+
+    return _log_probabilities(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), prompt)
+
+
+def routed_from(gguf: Path, prompt: Sequence[int]) -> torch.Tensor:
+    """As `expected`, of the numbers in a file."""
+    from camera.checkpoints.safetensors_file import write_tensors
+    from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, read_hf_tensor
+
+    folder = gguf.with_suffix(".read")
+    folder.mkdir()
+    file = open_gguf(gguf)
+    (folder / "config.json").write_text(json.dumps(hf_config(file)))
+    tensors = {name: read_hf_tensor(file, name).contiguous() for name in hf_names(file)}
+    write_tensors(folder / "model.safetensors", tensors)
+    return routed(folder, prompt)
+
+
+def _log_probabilities(model: Any, prompt: Sequence[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits = model.eval()(torch.tensor([prompt])).logits[0]
+    result: torch.Tensor = logits[[length - 1 for length in LENGTHS]].log_softmax(-1)
+    return result

@@ -1,0 +1,270 @@
+"""The model of a GGUF file, as a Hugging Face checkpoint would have it: config, names, tensors."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from camera.errors import CameraError
+from camera.formats import blocks
+from camera.formats.gguf_file import GgufFile, GgufTensor, numbers
+from camera.formats.gguf_tensors import transposed_items
+from camera.formats.rope import (
+    DEFAULT_THETA,
+    LONG_FACTORS,
+    PARAMETERS_KEY,
+    ROPE_FACTORS,
+    SCALED,
+    YARN,
+    split_halves,
+    stated_parameters,
+)
+from camera.models import Family, Placed, named_weights
+from camera.models.gguf import N, config_of
+
+
+def hf_config(file: GgufFile) -> dict[str, Any]:
+    """The config.json that makes transformers build the model of a file.
+
+    Raises:
+        CameraError: if the architecture is not supported, or a key that it needs is missing.
+    """
+    return dict(_model(file).config)
+
+
+def hf_names(file: GgufFile) -> dict[str, str]:
+    """The Hugging Face name of every tensor of a model, with its GGUF name: that of the first part where it has several.
+
+    Raises:
+        CameraError: if the architecture is not supported, or a tensor has no place in it.
+    """
+    model = _model(file)
+    names = {
+        name: _gguf_names(placed)[0]
+        for name, placed in model.weights.items()
+        if all(part in file.tensors for part in _gguf_names(placed))
+    }
+    used = {part for name in names for part in _gguf_names(model.weights[name])}
+    if strange := file.tensors.keys() - used - {ROPE_FACTORS, *LONG_FACTORS.values()}:
+        raise CameraError(f"{file.path}: {min(strange)} has no place in a {model.family.architecture}")
+    return names
+
+
+def packed_hf_tensor(file: GgufFile, hf_name: str) -> tuple[str, np.ndarray]:
+    """A tensor's type and bytes, with the rows in the order of the Hugging Face checkpoint.
+
+    Returns:
+        its type, and uint8 [rows, bytes per row]; a vector is one row. What parts in blocks make is float32.
+
+    Raises:
+        CameraError: if there is no such tensor.
+    """
+    placed = _placed(file, hf_name)
+    if placed.weight.parts:
+        return _joined(file, placed)
+    tensor = _own(file, placed)
+    permuted = _model(file).family.rotary_heads(placed.weight, *_heads(file))
+    if permuted is None or not tensor.shape:
+        return tensor.type, tensor.data
+    rows = tensor.data.reshape(tensor.shape[0], -1)  # of a vector the elements are what is permuted
+    if len(rows) % (2 * permuted):
+        raise CameraError(
+            f"{file.path}: {tensor.name} has {len(rows)} rows, which {permuted} heads cannot share"
+        )
+    return tensor.type, split_halves(rows, permuted).reshape(tensor.data.shape)
+
+
+def read_hf_tensor(file: GgufFile, hf_name: str) -> torch.Tensor:
+    """A tensor's numbers as the Hugging Face checkpoint has them: float32, in its shape.
+
+    Raises:
+        CameraError: if there is no such tensor, or its type cannot be read here.
+    """
+    placed = _placed(file, hf_name)
+    type, data = packed_hf_tensor(file, hf_name)
+    if placed.weight.parts:
+        return torch.from_numpy(blocks.dequantize(data, type, _part_shapes(file, placed)[0][2]))
+    tensor = _own(file, placed)
+    shape = (1, *tensor.shape) if placed.weight.shape[0] == "1" else tensor.shape
+    return torch.from_numpy(numbers(file.path, tensor, data)).reshape(shape)
+
+
+class _Model(NamedTuple):
+    """What a file's keys and tensor list say of the model."""
+
+    family: Family
+    config: dict[str, Any]
+    weights: dict[str, Placed]
+    """All that it may hold, by Hugging Face name."""
+
+
+def _model(file: GgufFile) -> _Model:
+    if "model" not in file.memo:
+        config = _config(file, file.family)
+        file.memo["model"] = _Model(file.family, config, named_weights(file.family, config))
+    model: _Model = file.memo["model"]
+    return model
+
+
+def _config(file: GgufFile, family: Family) -> dict[str, Any]:
+    prefix = f"{file.architecture}."
+    hidden = file.value(f"{prefix}embedding_length", int)
+    heads, kv_heads = _heads(file)
+    embedding = file.tensor(next(weight.gguf for weight in family.weights if weight.role == "embedding"))
+    head_dim = file.value(f"{prefix}attention.key_length", int, hidden // heads)
+    layers = _layer_count(file)
+    config: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "hidden_size": hidden,
+        family.feed_forward_key: _one_width(file, f"{prefix}feed_forward_length"),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": file.value(f"{prefix}context_length", int),
+        "rms_norm_eps": file.value(f"{prefix}attention.layer_norm_rms_epsilon", float),
+        "vocab_size": embedding.shape[0] if embedding.shape else 1,
+        "hidden_act": "silu",
+        "dtype": "float32",
+        **_rope(file, prefix),
+    }
+    turned = file.value(f"{prefix}rope.dimension_count", int, head_dim)
+    if family.gguf_rules.rotary_share != 1:
+        config["partial_rotary_factor"] = turned / max(1, head_dim)
+    for weight in family.weights:
+        if weight.when is not None:  # whether it is there tells what the config says
+            names = (weight.gguf.format(layer=layer) for layer in range(layers))
+            config[weight.when.key] = any(name in file.tensors for name in names) == weight.when.expected
+    for key, stored in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        if f"tokenizer.ggml.{stored}_token_id" in file.metadata:
+            config[f"{key}_token_id"] = file.value(f"tokenizer.ggml.{stored}_token_id", int)
+    if family.experts is not None:
+        _check_experts(file, family)
+
+    def stated(name: str, kind: type[N], default: N | None = None) -> N:
+        return file.value(f"{prefix}{name}", kind, default)
+
+    return {**config, **config_of(family.gguf_rules, family.experts, stated)}
+
+
+def _check_experts(file: GgufFile, family: Family) -> None:
+    """Refuse a number of experts that the merged tensors do not have, before anything is counted up to it."""
+    count = file.value(f"{file.architecture}.expert_count", int)
+    layers = range(_layer_count(file))
+    names = {
+        weight.gguf.format(layer=layer)
+        for weight in family.weights
+        if weight.block == "expert"
+        for layer in layers
+    }
+    found = [tensor for name, tensor in file.tensors.items() if name in names]
+    wrong = next((tensor for tensor in found if len(tensor.shape) != 3 or tensor.shape[0] != count), None)
+    if wrong is not None or not found:
+        what = f"{wrong.name} has shape {list(wrong.shape)}" if wrong is not None else "no tensor holds any"
+        raise CameraError(f"{file.path}: {file.architecture}.expert_count is {count}, and {what}")
+
+
+def _placed(file: GgufFile, hf_name: str) -> Placed:
+    model = _model(file)
+    if hf_name not in model.weights:
+        raise CameraError(f"{hf_name} has no place in a GGUF file of architecture {file.architecture}")
+    return model.weights[hf_name]
+
+
+def _gguf_names(placed: Placed) -> tuple[str, ...]:
+    """The tensors that hold a weight."""
+    return tuple(name.format(layer=placed.layer) for name in placed.weight.stored)
+
+
+def _own(file: GgufFile, placed: Placed) -> GgufTensor:
+    """The tensor of a weight; of an expert its rows of the tensor that holds all."""
+    tensor = file.tensor(placed.gguf)
+    if placed.expert is None:
+        return tensor
+    _, rows, _ = tensor.shape
+    data = tensor.data[placed.expert * rows : (placed.expert + 1) * rows]
+    return GgufTensor(tensor.name, tensor.type, tensor.shape[1:], data)
+
+
+def _part_shapes(file: GgufFile, placed: Placed) -> list[tuple[int, int, int]]:
+    """[heads, rows, row length] of each part, as the Hugging Face checkpoint has them."""
+    shapes = []
+    for part, name in zip(placed.weight.parts, _gguf_names(placed), strict=True):
+        tensor = file.tensor(name)
+        if len(tensor.shape) != 3 or tensor.shape[0] != _heads(file)[0]:
+            raise CameraError(
+                f"{file.path}: {name} has shape {list(tensor.shape)}, not one matrix for each head"
+            )
+        heads, rows, length = tensor.shape
+        shapes.append((heads, length, rows) if part.transposed else (heads, rows, length))
+    if len({(heads, length) for heads, _, length in shapes}) != 1:
+        raise CameraError(f"{file.path}: the parts of {placed.name} do not fit together: {shapes}")
+    return shapes
+
+
+def _joined(file: GgufFile, placed: Placed) -> tuple[str, np.ndarray]:
+    """A matrix from its parts: in their type if that is a float, else as float32."""
+    tensors = [file.tensor(name) for name in _gguf_names(placed)]
+    types = {tensor.type for tensor in tensors}
+    type = tensors[0].type if len(types) == 1 and tensors[0].type in ("f32", "f16", "bf16") else "f32"
+    parts = []
+    for part, tensor, shape in zip(placed.weight.parts, tensors, _part_shapes(file, placed), strict=True):
+        data = tensor.data if tensor.type == type else numbers(file.path, tensor, tensor.data).view(np.uint8)
+        data = data.reshape(*tensor.shape[:2], -1)
+        rows = transposed_items(data, type) if part.transposed else data
+        parts.append(rows.reshape(shape[0], shape[1], -1))
+    joined = np.concatenate(parts, axis=1)
+    return type, joined.reshape(-1, joined.shape[-1])
+
+
+def _layer_count(file: GgufFile) -> int:
+    layers = file.value(f"{file.architecture}.block_count", int)
+    if not 0 < layers <= len(file.tensors):
+        raise CameraError(
+            f"{file.path}: {file.architecture}.block_count is {layers}, and there are {len(file.tensors)} tensors: "
+            "the file is damaged, fetch or write it again"
+        )
+    return layers
+
+
+def _heads(file: GgufFile) -> tuple[int, int]:
+    heads = file.value(f"{file.architecture}.attention.head_count", int)
+    kv_heads = file.value(f"{file.architecture}.attention.head_count_kv", int, heads)
+    if not heads or not kv_heads:
+        raise CameraError(f"{file.path}: no attention heads: the file is damaged, fetch or write it again")
+    return heads, kv_heads
+
+
+def _one_width(file: GgufFile, key: str) -> int:
+    widths = file.metadata.get(key)
+    if not isinstance(widths, list) or not widths:
+        return file.value(key, int)
+    if any(width != widths[0] for width in widths) or not isinstance(widths[0], int):
+        raise CameraError(
+            f"{file.path}: {key} differs from layer to layer ({str(widths)[:60]}): only one width is read"
+        )
+    return widths[0]
+
+
+def _rope(file: GgufFile, prefix: str) -> dict[str, Any]:
+    """The rotary keys as config.json writes them."""
+    theta = file.value(f"{prefix}rope.freq_base", float, DEFAULT_THETA)
+    if ROPE_FACTORS in file.tensors or LONG_FACTORS["long_factor"] in file.tensors:
+        return stated_parameters(file.value(PARAMETERS_KEY, str), str(file.path))
+    kind = file.value(f"{prefix}rope.scaling.type", str, "none")
+    if kind == "none":
+        return {"rope_theta": theta}
+    if kind not in SCALED:
+        raise CameraError(
+            f"{file.path}: rope scaling {kind!r} is not supported; supported are {', '.join(SCALED)}"
+        )
+    scaling = {"rope_type": kind, "factor": file.value(f"{prefix}rope.scaling.factor", float)}
+    if (key := f"{prefix}rope.scaling.original_context_length") in file.metadata:
+        scaling["original_max_position_embeddings"] = file.value(key, int)
+    for name, stored in YARN.items():
+        if (key := f"{prefix}rope.scaling.{stored}") in file.metadata:
+            scaling[name] = file.value(key, float)
+    if (key := f"{prefix}rope.scaling.yarn_log_multiplier") in file.metadata:
+        scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * file.value(key, float), 6)
+    return {"rope_theta": theta, "rope_scaling": scaling}

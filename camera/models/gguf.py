@@ -1,0 +1,182 @@
+"""What a GGUF file states of a mixture of experts and of latent attention beside its tensors, as data, in both directions.
+
+The names are those that llama.cpp reads below the architecture's: `expert_count` of `qwen3moe.expert_count`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from camera.models.family import Experts
+
+Config = Mapping[str, Any]
+Number = int | float | bool
+N = TypeVar("N", int, float, bool)
+
+
+class Read(Protocol):
+    """Gives a number that a file states, or the default; raises CameraError if there is neither."""
+
+    def __call__(self, name: str, kind: type[N], default: N | None = None) -> N: ...
+
+
+class Part(NamedTuple):
+    """Rows of each head of a matrix that a GGUF file holds as a tensor of its own: [heads, rows, row length]."""
+
+    gguf: str
+    """The tensor's name."""
+    rows: str
+    """Name of the size: rows of each head."""
+    transposed: bool = False
+    """Whether it is stored as [heads, row length, rows]."""
+
+
+class Stated(NamedTuple):
+    """A number of config.json that llama.cpp reads under a name of its own."""
+
+    name: str
+    key: str
+    """Of config.json."""
+    default: Number
+    """What both mean by leaving it out; its type is the number's."""
+    optional: bool = False
+    """Whether it is left out of both where config.json has none."""
+
+
+class Fixed(NamedTuple):
+    """A key of config.json that llama.cpp's graph leaves no choice about."""
+
+    key: str
+    value: Any
+    """What the graph computes."""
+    default: Any
+    """What the family's models mean by a config without the key."""
+    otherwise: str
+    """What to tell people of a model whose value is another."""
+
+
+@dataclass(frozen=True)
+class GgufRules:
+    """How a family's config.json and the keys of its GGUF files belong together."""
+
+    stated: tuple[Stated, ...] = ()
+    constants: Mapping[str, Number] = field(default_factory=dict)
+    """What every file of the family says; two families of one architecture are told apart by it."""
+    fixed: tuple[Fixed, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of config.json that every model of the family has."""
+    latent: bool = False
+    """Whether keys and values are made from a shared low-rank vector (multi-head latent attention)."""
+    rotary_share: float = 1.0
+    """How much of a head is turned by its position, where config.json leaves it unsaid."""
+    lead: tuple[str, int] | None = None
+    """The key of config.json for the number of dense layers before the first with experts, and its default."""
+    differences: Callable[[Config], list[str]] = lambda config: []
+    """What else llama.cpp computes in another way than transformers, a sentence each."""
+
+    def warnings(self, config: Config) -> list[str]:
+        """What of a model llama.cpp computes in another way than transformers, a sentence each."""
+        found = [
+            rule.otherwise
+            for rule in self.fixed
+            if config.get(rule.key, rule.default) not in (None, rule.value)
+        ]
+        return [*found, *self.differences(config)]
+
+
+def normalised(graph: bool, default: bool) -> Fixed:
+    """Whether the weights of the chosen experts add up to 1, where the graph decides it and not a key."""
+    does = "makes add up to 1" if graph else "leaves as they are"
+    return Fixed(
+        "norm_topk_prob",
+        graph,
+        default,
+        f"llama.cpp {does} the weights of the chosen experts in this family, and config.json says otherwise: its "
+        "logits will differ",
+    )
+
+
+LEAD = "leading_dense_block_count"
+STEP = "interleave_moe_layer_step"
+
+
+def numbers(rules: GgufRules, experts: "Experts | None", config: Config) -> dict[str, Number]:
+    """What a file states of a model: whole numbers, floats and booleans by name.
+
+    Raises:
+        KeyError: if config.json lacks a key.
+    """
+    values: dict[str, Number] = {}
+    if experts is not None:
+        values["expert_count"] = experts.count(config)
+        values["expert_used_count"] = experts.chosen(config)
+        values["expert_feed_forward_length"] = int(config[experts.width_key])
+        if (shared := experts.shared) is not None:
+            times = shared.times(config)
+            if shared.times_keys:
+                values["expert_shared_count"] = times
+            if times:
+                values["expert_shared_feed_forward_length"] = times * int(config[shared.width_key])
+    for stated in rules.stated:
+        given = config.get(stated.key)
+        if given is not None or not stated.optional:
+            values[stated.name] = type(stated.default)(stated.default if given is None else given)
+    if rules.lead is not None:
+        key, default = rules.lead
+        values[LEAD] = int(config.get(key, default))
+    if rules.latent:
+        values |= _latent_numbers(config)
+    return {**values, **rules.constants}
+
+
+def config_of(rules: GgufRules, experts: "Experts | None", read: Read) -> dict[str, Any]:
+    """The keys of config.json that follow from what a file states."""
+    config: dict[str, Any] = {**rules.config, **{rule.key: rule.value for rule in rules.fixed}}
+    if experts is not None:
+        config[experts.count_keys[0]] = read("expert_count", int)
+        config[experts.chosen_keys[0]] = read("expert_used_count", int)
+        width = read("expert_feed_forward_length", int, read("feed_forward_length", int))
+        config[experts.width_key] = width
+        if (shared := experts.shared) is not None:
+            total = read("expert_shared_feed_forward_length", int, 0)
+            if shared.times_keys:
+                config[shared.times_keys[0]] = read("expert_shared_count", int, total // width)
+            else:
+                config[shared.width_key] = total
+    for stated in rules.stated:
+        value = read(stated.name, type(stated.default), stated.default)
+        config[stated.key] = value or (None if stated.optional else stated.default)
+    if rules.lead is not None:
+        key, lead = rules.lead
+        config[key] = read(LEAD, int, lead)
+    if rules.latent:
+        config |= _latent_config(read)
+    return config
+
+
+def _latent_numbers(config: Config) -> dict[str, Number]:
+    rank, rotary = int(config["kv_lora_rank"]), int(config["qk_rope_head_dim"])
+    values = {
+        "attention.kv_lora_rank": rank,
+        "attention.key_length": rank + rotary,
+        "attention.value_length": rank,
+        "attention.key_length_mla": int(config["qk_nope_head_dim"]) + rotary,
+        "attention.value_length_mla": int(config["v_head_dim"]),
+    }
+    if config.get("q_lora_rank") is not None:
+        values["attention.q_lora_rank"] = int(config["q_lora_rank"])
+    return dict(values)
+
+
+def _latent_config(read: Read) -> dict[str, Any]:
+    rotary = read("rope.dimension_count", int)
+    return {
+        "kv_lora_rank": read("attention.kv_lora_rank", int),
+        "q_lora_rank": read("attention.q_lora_rank", int, 0) or None,
+        "qk_rope_head_dim": rotary,
+        "qk_nope_head_dim": read("attention.key_length_mla", int) - rotary,
+        "v_head_dim": read("attention.value_length_mla", int),
+        "num_key_value_heads": read("attention.head_count", int),
+        "head_dim": rotary,  # what transformers turns
+    }
