@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from camera.models.family import FAMILIES, Config, Experts, Family, Shared, Weight, whole
+from camera.models.gguf import STEP, GgufRules, Stated
 from camera.models.weights import FFN_NORM, attention_weights, decoder, dense_weights, expert_weights
 
 _WIDTH = "moe_intermediate_size"
@@ -51,6 +52,11 @@ FAMILIES.register(
             width_key=_WIDTH,
             is_sparse=is_sparse,
             shared=Shared("shared_experts", _WIDTH, ("moe_num_shared_experts",)),
+        ),
+        gguf_rules=GgufRules(
+            stated=(Stated(STEP, "moe_layer_interval", 1),),
+            config={"moe_layer_end_index": -1},
+            lead=("moe_layer_start_index", 1),
         ),
         ignored=("*.rotary_emb.inv_freq", "model.mtp_*"),
         refuses=_refuses,

@@ -62,7 +62,7 @@ class GgufRules:
 
     stated: tuple[Stated, ...] = ()
     constants: Mapping[str, Number] = field(default_factory=dict)
-    """What every file of the family says; two families of one architecture are told apart by it."""
+    """What every file of the family says."""
     fixed: tuple[Fixed, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of config.json that every model of the family has."""
@@ -72,6 +72,8 @@ class GgufRules:
     """How much of a head is turned by its position, where config.json leaves it unsaid."""
     lead: tuple[str, int] | None = None
     """The key of config.json for the number of dense layers before the first with experts, and its default."""
+    groups: tuple[str, str, int] | None = None
+    """The keys of config.json for the number of groups of experts and of those chosen, with the latter's default."""
     differences: Callable[[Config], list[str]] = lambda config: []
     """What else llama.cpp computes in another way than transformers, a sentence each."""
 
@@ -97,6 +99,8 @@ def normalised(graph: bool, default: bool) -> Fixed:
     )
 
 
+SOFTMAX, SIGMOID = 1, 2
+"""Values of `expert_gating_func`."""
 LEAD = "leading_dense_block_count"
 STEP = "interleave_moe_layer_step"
 
@@ -118,6 +122,11 @@ def numbers(rules: GgufRules, experts: "Experts | None", config: Config) -> dict
                 values["expert_shared_count"] = times
             if times:
                 values["expert_shared_feed_forward_length"] = times * int(config[shared.width_key])
+        if rules.groups is not None:
+            _, key, default = rules.groups
+            count, used = experts.groups(config), int(config.get(key) or default)
+            if used < count:  # else they do not restrict the choice
+                values |= {"expert_group_count": count, "expert_group_used_count": used}
     for stated in rules.stated:
         given = config.get(stated.key)
         if given is not None or not stated.optional:
@@ -144,6 +153,9 @@ def config_of(rules: GgufRules, experts: "Experts | None", read: Read) -> dict[s
                 config[shared.times_keys[0]] = read("expert_shared_count", int, total // width)
             else:
                 config[shared.width_key] = total
+        if rules.groups is not None:
+            config[rules.groups[0]] = read("expert_group_count", int, 1) or 1
+            config[rules.groups[1]] = read("expert_group_used_count", int, 1) or 1
     for stated in rules.stated:
         value = read(stated.name, type(stated.default), stated.default)
         config[stated.key] = value or (None if stated.optional else stated.default)
@@ -163,9 +175,9 @@ def _latent_numbers(config: Config) -> dict[str, Number]:
         "attention.value_length": rank,
         "attention.key_length_mla": int(config["qk_nope_head_dim"]) + rotary,
         "attention.value_length_mla": int(config["v_head_dim"]),
+        # llama.cpp knows by the number of layers which published models have none, and asks others for it
+        "attention.q_lora_rank": int(config.get("q_lora_rank") or 0),
     }
-    if config.get("q_lora_rank") is not None:
-        values["attention.q_lora_rank"] = int(config["q_lora_rank"])
     return dict(values)
 
 

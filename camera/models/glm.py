@@ -1,6 +1,7 @@
 """GLM-4.5, 4.6 and 4.7 (`glm4_moe`): the first layers dense, a shared expert, norms on query and key in the large ones."""
 
 from camera.models.family import FAMILIES, Experts, Family, Shared, When, whole
+from camera.models.gguf import SIGMOID, GgufRules, Stated
 from camera.models.weights import (
     HEAD_NORMS,
     attention_weights,
@@ -35,6 +36,17 @@ FAMILIES.register(
             is_sparse=lambda config, layer: layer >= whole(config, "first_k_dense_replace", 1),
             shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
             groups=lambda config: whole(config, "n_group", 1),
+        ),
+        gguf_rules=GgufRules(
+            stated=(
+                Stated("expert_weights_scale", "routed_scaling_factor", 1.0),
+                Stated("expert_weights_norm", "norm_topk_prob", default=True),
+            ),
+            constants={"expert_gating_func": SIGMOID},
+            config={"num_nextn_predict_layers": 0},
+            rotary_share=0.5,
+            lead=("first_k_dense_replace", 1),
+            groups=("n_group", "topk_group", 1),
         ),
         prediction_layers_key="num_nextn_predict_layers",
     ),

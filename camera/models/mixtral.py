@@ -1,6 +1,7 @@
 """Mixtral (8x7B, 8x22B), and Phi-3.5-MoE, whose checkpoints name experts alike."""
 
 from camera.models.family import ATTENTION, FAMILIES, Experts, Family, Weight, When
+from camera.models.gguf import GgufRules
 from camera.models.weights import (
     FFN_NORM,
     attention_weights,
@@ -34,6 +35,12 @@ FAMILIES.register(
         model_type="phimoe",
         architecture="PhimoeForCausalLM",  # as transformers names it; published ones say PhiMoEForCausalLM
         gguf_architecture="phimoe",
+        gguf_rules=GgufRules(
+            differences=lambda config: [
+                "llama.cpp weighs the two chosen experts by their softmax and norms without subtracting the mean, where "
+                "Phi-3.5-MoE mixes sparsely and does subtract it: the logits differ"
+            ]
+        ),
         weights=decoder(
             *attention_weights(dict.fromkeys(ATTENTION, When("attention_bias", default=False))),
             norm("attention_norm", "input_layernorm", "attn_norm", kind="bias"),

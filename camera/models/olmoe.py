@@ -1,6 +1,7 @@
 """OLMoE (1B-7B): every layer has experts; query and key are normed over all heads together."""
 
 from camera.models.family import ATTENTION, FAMILIES, Experts, Family, When
+from camera.models.gguf import Fixed, GgufRules, normalised
 from camera.models.weights import FFN_NORM, attention_weights, decoder, expert_weights, norm
 
 FAMILIES.register(
@@ -24,6 +25,17 @@ FAMILIES.register(
             count_keys=("num_experts", "num_local_experts"),
             chosen_keys=("num_experts_per_tok",),
             width_key="intermediate_size",
+        ),
+        gguf_rules=GgufRules(
+            fixed=(
+                normalised(graph=False, default=False),
+                Fixed(
+                    "clip_qkv",
+                    value=None,
+                    default=None,
+                    otherwise="llama.cpp does not clip query, key and value (clip_qkv): its logits will differ",
+                ),
+            )
         ),
     ),
 )

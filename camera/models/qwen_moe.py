@@ -13,6 +13,7 @@ from camera.models.family import (
     When,
     whole,
 )
+from camera.models.gguf import GgufRules, normalised
 from camera.models.weights import (
     FFN_NORM,
     GGUF,
@@ -22,7 +23,6 @@ from camera.models.weights import (
     dense_weights,
     expert_weights,
 )
-from camera.models.gguf import GgufRules, normalised
 
 _WIDTH = "moe_intermediate_size"
 _COUNT_KEYS = ("num_experts", "num_local_experts")
@@ -64,6 +64,7 @@ FAMILIES.register(
             is_sparse=is_sparse,
             shared=Shared("shared_expert", "shared_expert_intermediate_size", gate="shared_expert_gate"),
         ),
+        gguf_rules=GgufRules(fixed=(normalised(graph=False, default=False),)),
     ),
 )
 

@@ -1,7 +1,7 @@
 """What every tensor will be stored as: by the options, and for a number of bits by what rounding costs the model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import prod
 
@@ -10,6 +10,7 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.formats.quantized_model import packed_shape
+from camera.models import named_weights
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 from camera.quantization.imatrix import Imatrix
@@ -31,14 +32,16 @@ class PlannedTensor:
 def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[PlannedTensor]:
     """What every tensor will be stored as, in the checkpoint's order.
 
-    Vectors stay f32. A matrix is what the last matching override says, else what the options say for the
+    Vectors, routers and gates stay f32. A matrix is what the last matching override says, else what the options say for the
     embedding and the output head, else `options.type`; where its rows are no multiple of the block, the next
-    finer type that holds them. A tied output head is not stored.
+    finer type that holds them. Experts are q4_0_64 only if an override says so, and what llama.cpp reads transposed
+    is a float. A tied output head is not stored.
 
     Raises:
         CameraError: if an override matches no matrix, or a tensor is neither vector nor matrix.
     """
     plan = []
+    weights = named_weights(checkpoint.family, checkpoint.config)
     unused = set(options.overrides)
     for name, info in checkpoint.needed.items():
         if checkpoint.tied and name == checkpoint.family.name("head"):
@@ -47,15 +50,22 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
             raise CameraError(
                 f"{checkpoint.folder}: {name} has shape {list(info.shape)}: only vectors and matrices are stored"
             )
-        if len(info.shape) == 1:
+        weight = weights[name].weight
+        if len(info.shape) == 1 or weight.exact:
             plan.append(PlannedTensor(name, info.shape, "f32", None))
             continue
-        wanted = asked_for(checkpoint, options, name) or options.type
-        for pattern, type in options.overrides.items():
-            if fnmatch(name, pattern):
-                wanted = type
-                unused.discard(pattern)
-        plan.append(_fit(name, info.shape, wanted))
+        overriding = [pattern for pattern in options.overrides if fnmatch(name, pattern)]
+        unused -= set(overriding)
+        if overriding:
+            wanted = options.overrides[overriding[-1]]
+        else:
+            wanted = asked_for(checkpoint, options, name) or options.type
+        planned = _fit(name, info.shape, wanted)
+        if weight.block == "expert" and not overriding:
+            planned = _readable_experts(planned)
+        if any(part.transposed for part in weight.parts):
+            planned = _transposable(planned)
+        plan.append(planned)
     if unused:
         raise CameraError(f"quantize.overrides: {min(unused)!r} matches no matrix of {checkpoint.folder}")
     return plan
@@ -158,6 +168,27 @@ def _up(number: float) -> str:
 
 def _down(number: float) -> str:
     return f"{number * 1000 // 1 / 1000:.3f}"
+
+
+_MERGED_AS = {"q4_0_64": "q4_0"}
+"""What experts are in place of a type that the llama.cpp made for it reads wrongly in tensors of several matrices."""
+
+
+def _readable_experts(planned: PlannedTensor) -> PlannedTensor:
+    if (type := _MERGED_AS.get(planned.type)) is None:
+        return planned
+    reason = (
+        f"the NPU code of llama.cpp for {planned.type} converts the first expert of a tensor only, and the others become "
+        "zeros; an override asks for it all the same"
+    )
+    return replace(planned, type=type, fallback=reason)
+
+
+def _transposable(planned: PlannedTensor) -> PlannedTensor:
+    if BLOCK_FORMATS[planned.type].block_length == 1:
+        return planned
+    reason = "llama.cpp reads a part of it transposed, which blocks of a row cannot be"
+    return replace(planned, type="f16", fallback=reason)
 
 
 def _fit(name: str, shape: tuple[int, ...], wanted: str) -> PlannedTensor:

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 from camera.models.family import FAMILIES, Config, Experts, Family, Shared, Size, Weight, When, whole
+from camera.models.gguf import SIGMOID, SOFTMAX, Fixed, GgufRules, Part, Stated
 from camera.models.weights import (
     ATTENTION_NORM,
     FFN_NORM,
+    GGUF,
     decoder,
     dense_weights,
     expert_weights,
@@ -19,12 +21,17 @@ _HEADS = "num_attention_heads"
 _LATENT, _DIRECT = When("q_lora_rank", default=True), When("q_lora_rank", default=True, expected=False)
 
 
+_KEY_VALUE_B = (
+    Part(f"{GGUF}attn_k_b.weight", "qk_nope_head_dim", transposed=True),
+    Part(f"{GGUF}attn_v_b.weight", "v_head_dim"),
+)
+
+
 def latent_attention_weights() -> tuple[Weight, ...]:
     """Multi-head latent attention: keys and values from one latent vector of a token, queries from another if
     `q_lora_rank` is there (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    A GGUF file holds the two halves of `attn_kv_b` as tensors of their own, `attn_k_b` and `attn_v_b`; here it has the
-    name of both together.
+    Of each head's rows of the last matrix, a GGUF file holds those of the key transposed.
     """
     stream, latent, queries = "normed stream", "normed latent", "normed latent of the query"
     query = ("mla_query_size", "hidden_size")
@@ -41,7 +48,9 @@ def latent_attention_weights() -> tuple[Weight, ...]:
         *linear("key_value_a", "self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa", key_value_a, stream),
         *only(query_b, when=_LATENT),
         norm("key_value_a_norm", "self_attn.kv_a_layernorm", "attn_kv_a_norm", "kv_lora_rank"),
-        *linear("key_value_b", "self_attn.kv_b_proj", "attn_kv_b", key_value_b, latent),
+        *only(
+            linear("key_value_b", "self_attn.kv_b_proj", "attn_kv_b", key_value_b, latent), parts=_KEY_VALUE_B
+        ),
         *linear("output", "self_attn.o_proj", "attn_output", ("hidden_size", "mla_value_size"), "heads"),
     )
 
@@ -77,6 +86,15 @@ def _refuses(config: Config) -> str | None:
     return None
 
 
+def _v2_differences(config: Config) -> list[str]:
+    if _groups(config) == 1:
+        return []
+    return [
+        "llama.cpp ranks a group of experts by its two best, and DeepSeek-V2 by its best: some tokens get other experts, "
+        "and the logits differ"
+    ]
+
+
 FAMILIES.register(
     "deepseek_v2",
     Family(
@@ -97,6 +115,15 @@ FAMILIES.register(
             is_sparse=_sparse_after(0),
             shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
             groups=_groups,
+        ),
+        gguf_rules=GgufRules(
+            stated=(Stated("expert_weights_scale", "routed_scaling_factor", 1.0),),
+            constants={"expert_gating_func": SOFTMAX, "expert_weights_norm": False},
+            config={"topk_method": "group_limited_greedy"},
+            latent=True,
+            lead=("first_k_dense_replace", 0),
+            groups=("n_group", "topk_group", 1),
+            differences=_v2_differences,
         ),
         refuses=_refuses,
     ),
@@ -122,6 +149,26 @@ FAMILIES.register(
             is_sparse=_sparse_after(3),
             shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
             groups=lambda config: whole(config, "n_group", 8),
+        ),
+        gguf_rules=GgufRules(
+            stated=(
+                Stated("expert_weights_scale", "routed_scaling_factor", 2.5),
+                Stated("expert_weights_norm", "norm_topk_prob", default=True),
+            ),
+            constants={"expert_gating_func": SIGMOID},
+            fixed=(
+                Fixed(
+                    "rope_interleave",
+                    value=True,
+                    default=True,
+                    otherwise="llama.cpp turns pairs of neighbours by their position, and config.json says halves "
+                    "(rope_interleave): its logits will differ",
+                ),
+            ),
+            config={"num_nextn_predict_layers": 0},
+            latent=True,
+            lead=("first_k_dense_replace", 3),
+            groups=("n_group", "topk_group", 4),
         ),
         prediction_layers_key="num_nextn_predict_layers",
         refuses=_refuses,

@@ -19,7 +19,7 @@ from camera.loading import load_model
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from tests.camera.formats.test_convert import ROPES, with_rope
-from tests.tiny import MODEL_TYPES, tiny_checkpoint
+from tests.tiny import MODEL_TYPES, MOE_TYPES, tiny_checkpoint, tiny_moe_checkpoint
 
 pytest.importorskip("xllamacpp", reason="the extra `llama` is not installed")
 
@@ -256,14 +256,79 @@ def test_a_trained_mixture_of_experts_is_transformers(shared_data: Path, tmp_pat
     assert torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="batchmean") < 1e-2
 
 
-def routed(source: Path, prompt: Sequence[int]) -> torch.Tensor:
+ASKED = {"olmoe": {"num_key_value_heads": 4}}
+"""What llama.cpp asks of a family: here norms of keys as wide as the model, so as many key heads as heads."""
+
+
+@pytest.mark.parametrize("model_type", MOE_TYPES)
+def test_float32_files_of_experts_give_transformers_probabilities(
+    tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_phimoe_as_llama_cpp(monkeypatch)
+    source = tiny_moe_checkpoint(tmp_path / "source", model_type, vocab=384, **ASKED.get(model_type, {}))
+    gguf = converted(source, tmp_path, "f32")
+    torch.testing.assert_close(probabilities(gguf), routed(source), rtol=0, atol=1e-4)
+
+
+def compute_phimoe_as_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two known differences, which conversion warns of; all else is as in transformers."""
+    monkeypatch.setattr("transformers.models.phimoe.modeling_phimoe.sparsemixer", softmax_of_two)
+    monkeypatch.setattr("torch.nn.LayerNorm", NormWithoutMean)
+
+
+def softmax_of_two(logits: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    best, chosen = logits.topk(2)
+    return best.softmax(-1), chosen
+
+
+class NormWithoutMean(torch.nn.LayerNorm):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(input, self.normalized_shape, self.weight, self.eps) + self.bias
+
+
+ROPES_OF_EXPERTS = {
+    "deepseek_v2": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "beta_fast": 24,
+        "beta_slow": 2,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.707,
+    },
+    "hunyuan_v1_moe": {"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0},
+    "glm4_moe": {"rope_type": "default", "partial_rotary_factor": 0.75},
+    "phimoe": {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+        "long_factor": [1.5] * 8,
+        "short_mscale": 1.25,
+        "long_mscale": 1.25,
+        "original_max_position_embeddings": 256,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", ROPES_OF_EXPERTS)
+def test_rotary_positions_of_families_with_experts_are_transformers(
+    tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_phimoe_as_llama_cpp(monkeypatch)
+    source = tiny_moe_checkpoint(tmp_path / "source", model_type, vocab=384)
+    gguf = converted(with_rope(source, ROPES_OF_EXPERTS[model_type]), tmp_path, "f32")
+    found = probabilities(gguf)
+    torch.testing.assert_close(found, routed(source), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, routed_from(gguf), rtol=0, atol=1e-4)
+
+
+def routed(source: Path, prompt: Sequence[int] = PROMPT) -> torch.Tensor:
     """As `expected`, of a checkpoint that transformers reads by itself."""
     from transformers import AutoModelForCausalLM
 
     return _log_probabilities(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), prompt)
 
 
-def routed_from(gguf: Path, prompt: Sequence[int]) -> torch.Tensor:
+def routed_from(gguf: Path, prompt: Sequence[int] = PROMPT) -> torch.Tensor:
     """As `expected`, of the numbers in a file."""
     from camera.checkpoints.safetensors_file import write_tensors
     from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, read_hf_tensor
