@@ -39,7 +39,8 @@ class Footprint:
     peak_bytes: int | None
     """`held_bytes` and the temporary growth in the last run; None where it cannot be measured."""
     weight_bytes_per_token: int
-    """Weights read to decode one token: all but the embedding, of which one row is read."""
+    """Weights read to decode one token: all but the embedding, of which one row is read, and of the experts of a layer as
+    many as a token is routed to."""
     kv_bytes_per_position: int
     """Keys and values of one position in all layers: read for every earlier position, at each token."""
 

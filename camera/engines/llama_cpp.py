@@ -24,7 +24,14 @@ from camera.engines.parts import xllama
 from camera.errors import CameraError
 from camera.formats.convert import write_twin
 from camera.formats.gguf_parser import TWIN_KEY
-from camera.formats.gguf_reader import GgufFile, hf_config, hf_names, is_q4_0_64, open_gguf
+from camera.formats.gguf_reader import (
+    GgufFile,
+    cached_numbers,
+    hf_config,
+    hf_names,
+    is_q4_0_64,
+    open_gguf,
+)
 from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.models import family_of
 from camera.options import BenchmarkOptions, Options, PositiveInt, Setting
@@ -212,22 +219,22 @@ class LlamaCppEngine(Engine):
 
     def footprint(self) -> Footprint:
         """The process's resident memory stands for its peak; what lies on an accelerator is not seen."""
+        family, names = family_of(self.config, str(self.path)), hf_names(self.gguf)
+        merged = {
+            names[name] for name, placed in family.names(self.config).items() if placed.expert is not None
+        }
         sizes = {name: tensor.data.nbytes for name, tensor in self.gguf.tensors.items()}
-        names = hf_names(self.gguf)
-        family = family_of(self.config, str(self.path))
+        for name in merged:
+            assert family.experts is not None
+            sizes[name] = family.experts.used(self.config, sizes[name])
         if family.name("head") in names:
             del sizes[names[family.name("embedding")]]
-        heads = int(self.config["num_key_value_heads"])
-        width = family.size(self.config, "head_dim")
         return Footprint(
             model_bytes=self.path.stat().st_size,
             held_bytes=None,
             peak_bytes=self._peak_bytes or None,
             weight_bytes_per_token=sum(sizes.values()),
-            kv_bytes_per_position=4
-            * heads
-            * width
-            * int(self.config["num_hidden_layers"]),  # keys, values; f16
+            kv_bytes_per_position=2 * cached_numbers(self.gguf),  # in f16
         )
 
     def describe(self) -> dict[str, Any]:

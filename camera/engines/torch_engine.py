@@ -29,7 +29,7 @@ class TorchEngine(Engine):
     """Batch 1, greedy, one token at a time, no compilation.
 
     From a GGUF or a quantised folder, every linear layer whose weights are Q4_0 or Q4_0_64 stays 4-bit where the device
-    has a kernel for its shape (see `int4_linear`); everything else, the embedding too, is held in 16 bits.
+    has a kernel for its shape (see `int4_linear`); everything else, the embedding and experts too, is held in 16 bits.
     """
 
     in_torch = True
@@ -49,7 +49,7 @@ class TorchEngine(Engine):
         from camera.engines.parts.attention import GrowingCache, use_packed_attention
 
         source = open_source(path)
-        self.path, self.device = path, device
+        self.path, self.device, self.family = path, device, source.family
         self.positions = int(source.config.max_position_embeddings)
         self._linears: Counter[str] = Counter()
         self._fallbacks: Counter[str] = Counter()
@@ -57,6 +57,9 @@ class TorchEngine(Engine):
         self.model = assemble(
             source, self.dtype, device, lambda name, linear: self._int4(source, name, linear)
         )
+        if source.packed is not None:
+            types = (source.packed(name)[0] for name in self._fused())
+            self._fallbacks.update(f"{type}: experts" for type in types if type in INT4_TYPES)
         if device.type == "cpu":
             use_packed_attention(self.model)
         self.cache = GrowingCache(self.model.config, min(capacity, self.positions))
@@ -148,13 +151,27 @@ class TorchEngine(Engine):
         tensors = (*self.model.parameters(), *self.model.buffers())
         weights = sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
         held = weights + self.cache.nbytes
+        read = weights - self._unused_bytes()
         return Footprint(
             model_bytes=_bytes_on_disk(self.path),
             held_bytes=held,
             peak_bytes=None if self._growth is None else held + self._growth,
-            weight_bytes_per_token=weights if is_head else weights - embedding_VH.nbytes,
+            weight_bytes_per_token=read if is_head else read - embedding_VH.nbytes,
             kv_bytes_per_position=self.cache.nbytes // self.cache.growing[0].capacity,
         )
+
+    def _fused(self) -> dict[str, str]:
+        """The parameter that holds a matrix of an expert, by the matrix's name."""
+        config = self.model.config.to_dict()
+        layers = (self.family.fused(config, layer) for layer in range(int(config["num_hidden_layers"])))
+        return {name: place.parameter for layer in layers for name, place in layer.items()}
+
+    def _unused_bytes(self) -> int:
+        """Of the experts that a token is not routed to."""
+        config = self.model.config.to_dict()
+        sizes = (self.model.get_parameter(name).nbytes for name in set(self._fused().values()))
+        experts = self.family.experts
+        return 0 if experts is None else sum(size - experts.used(config, size) for size in sizes)
 
     def describe(self) -> dict[str, Any]:
         linears = sum(isinstance(module, (nn.Linear, Int4Linear)) for module in self.model.modules())

@@ -50,6 +50,17 @@ def hf_names(file: GgufFile) -> dict[str, str]:
     return names
 
 
+def cached_numbers(file: GgufFile) -> int:
+    """How many numbers llama.cpp keeps of one position in all layers: keys and values, or one latent vector for both."""
+    model = _model(file)
+    heads, kv_heads = _heads(file)
+    prefix = f"{file.architecture}.attention."
+    width = file.value(f"{prefix}key_length", int, int(model.config["hidden_size"]) // heads)
+    if not model.family.gguf_rules.latent:
+        width += file.value(f"{prefix}value_length", int, width)
+    return width * kv_heads * int(model.config["num_hidden_layers"])
+
+
 def packed_hf_tensor(file: GgufFile, hf_name: str) -> tuple[str, np.ndarray]:
     """A tensor's type and bytes, with the rows in the order of the Hugging Face checkpoint.
 

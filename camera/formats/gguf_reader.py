@@ -14,13 +14,14 @@ import numpy as np
 
 from camera.errors import CameraError
 from camera.formats.gguf_file import GgufFile, GgufTensor
-from camera.formats.gguf_model import hf_config, hf_names, packed_hf_tensor, read_hf_tensor
+from camera.formats.gguf_model import cached_numbers, hf_config, hf_names, packed_hf_tensor, read_hf_tensor
 from camera.formats.gguf_parser import Parser, TensorEntry, map_file
 from camera.registry import BLOCK_FORMATS
 
 __all__ = [
     "GgufFile",
     "GgufTensor",
+    "cached_numbers",
     "hf_config",
     "hf_names",
     "is_q4_0_64",

@@ -181,6 +181,10 @@ class Experts:
         """Experts that a token is routed to."""
         return whole(config, _first(self.chosen_keys, config))
 
+    def used(self, config: Config, size: int) -> int:
+        """What a token uses of something that all experts of a layer have equal parts in."""
+        return size * self.chosen(config) // self.count(config)
+
     def count_key(self, config: Config) -> str:
         """The key that a config gives the number of experts by."""
         return _first(self.count_keys, config)

@@ -8,11 +8,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.engines.llama_cpp import LlamaCppEngine, build_digest, find_llama_bench
 from camera.errors import CameraError
-from camera.formats.convert import write_twin
+from camera.formats.convert import convert_to_gguf, write_twin
 from camera.formats.gguf_reader import is_q4_0_64, open_gguf
-from camera.options import BenchmarkOptions
+from camera.options import BenchmarkOptions, QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
+from tests.tiny import tiny_moe_checkpoint
 
 
 def options(llama_cpp: Path, **more: object) -> BenchmarkOptions:
@@ -210,6 +213,22 @@ def test_a_token_reads_all_weights_but_the_embedding(llama_cpp: Path, ggufs: dic
     assert found.weight_bytes_per_token == everything - tensors["token_embd.weight"].data.nbytes
     assert found.kv_bytes_per_position == 2 * 2 * 2 * 32 * 2  # keys and values, layers, kv heads, width, f16
     assert found.model_bytes == os.path.getsize(ggufs["q4_0"])
+
+
+@pytest.mark.parametrize(("model_type", "cached"), [("qwen3_moe", 2 * 2 * 16), ("deepseek_v2", 32 + 16)])
+def test_a_token_reads_the_experts_it_is_routed_to(
+    llama_cpp: Path, tmp_path: Path, model_type: str, cached: int
+) -> None:
+    source = tiny_moe_checkpoint(tmp_path / "source", model_type)
+    quantize_checkpoint(Checkpoint.open(source), tmp_path / "packed", QuantizeOptions(type="q4_0"))
+    convert_to_gguf(tmp_path / "packed", tmp_path / "model.gguf", name="tiny")
+    found = LlamaCppEngine(tmp_path / "model.gguf", options(llama_cpp)).footprint()
+    sizes = {name: tensor.data.nbytes for name, tensor in open_gguf(tmp_path / "model.gguf").tensors.items()}
+    routed = sum(size for name, size in sizes.items() if "_exps." in name)
+    everything = sum(sizes.values()) - sizes["token_embd.weight"]
+    assert found.weight_bytes_per_token == everything - routed * 5 // 8
+    assert found.kv_bytes_per_position == cached * 3 * 2  # layers, f16
+    assert found.model_bytes == os.path.getsize(tmp_path / "model.gguf")
 
 
 def test_another_build_has_another_digest_whether_it_is_the_program_or_a_library(llama_cpp: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.engines.parts.int4_linear import CpuInt4Linear, NpuInt4Linear, TiledNpuInt4Linear
@@ -12,7 +12,7 @@ from camera.errors import CameraError
 from camera.formats.quantized_model import QuantizedModel
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
-from tests.tiny import MODEL_TYPES, tiny_checkpoint
+from tests.tiny import MODEL_TYPES, tiny_checkpoint, tiny_moe_checkpoint
 
 CPU = torch.device("cpu")
 PROMPT = [1, 5, 9, 33, 120, 7]
@@ -139,6 +139,33 @@ def test_a_tied_embedding_is_read_whole_for_every_token(tmp_path: Path) -> None:
     engine.time_once(4, (8,))
     found = engine.footprint()
     assert found.weight_bytes_per_token + 20 * found.kv_bytes_per_position == found.held_bytes
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v2"])
+def test_experts_decode_as_transformers_does_and_a_token_reads_those_it_is_routed_to(
+    tmp_path: Path, model_type: str
+) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", model_type)
+    engine = TorchEngine(folder, CPU, capacity=64)
+    engine.prefill(PROMPT)
+    reference = AutoModelForCausalLM.from_pretrained(folder)
+    theirs = reference.generate(
+        torch.tensor([PROMPT]), max_new_tokens=20, min_new_tokens=20, do_sample=False, eos_token_id=None
+    )
+    assert engine.decode(20).tolist() == theirs[0, len(PROMPT) :].tolist()
+    tensors = Checkpoint.open(folder).tensors
+    size = {name: 4 * torch.Size(info.shape).numel() for name, info in tensors.items()}
+    routed = sum(bytes_ for name, bytes_ in size.items() if ".experts." in name)
+    rotary = 2 * 8 * 4
+    expected = sum(size.values()) - size["model.embed_tokens.weight"] - routed * 5 // 8 + rotary
+    assert engine.footprint().weight_bytes_per_token == expected
+
+
+def test_experts_in_4_bits_are_computed_in_16_and_reported(tmp_path: Path) -> None:
+    source = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "model"))
+    quantize_checkpoint(source, tmp_path / "packed", QuantizeOptions(type="q4_0"))
+    engine = TorchEngine(tmp_path / "packed", CPU, capacity=16)
+    assert engine.describe()["dequantised"] == {"q4_0: experts": 3 * 8 * 3}
 
 
 def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:

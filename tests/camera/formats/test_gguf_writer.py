@@ -3,9 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
-from camera.formats.gguf_writer import gguf_file
+from camera.formats.gguf_writer import OutputTensor, Segment, gguf_file, stream_tensors
 
 ARRAYS = {
     "texts": ["", "plain", "▁übergroß", "🙂"],
@@ -48,3 +49,26 @@ def test_an_array_that_is_of_no_type_is_refused(
     with pytest.raises(error):
         write_ours(tmp_path / "ours.gguf", {"mixed": values})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_segments_lie_end_to_end_whether_copied_or_made(tmp_path: Path) -> None:
+    experts = np.arange(3 * 2 * 5, dtype=np.float32).reshape(3, 2, 5)
+    (tmp_path / "shard").write_bytes(b"head" + experts[1].tobytes())
+
+    def made(number: int) -> np.ndarray:
+        return experts[number].view(np.uint8)
+
+    segments = (
+        Segment(lambda: made(0)),
+        Segment(lambda: pytest.fail("it is copied"), (tmp_path / "shard", 4)),
+        Segment(lambda: made(2)),
+    )
+    tensors = [
+        OutputTensor("merged", "f32", (3, 2, 5), segments),
+        OutputTensor("next", "f32", (5,), (Segment(lambda: experts[0, :1].view(np.uint8)),)),
+    ]
+    with gguf_file(tmp_path / "out.gguf", "llama") as writer:
+        assert [tensor.name for tensor in stream_tensors(writer, tensors)] == ["merged", "next"]
+    merged, after = gguf.GGUFReader(tmp_path / "out.gguf").tensors
+    np.testing.assert_array_equal(merged.data, experts)
+    np.testing.assert_array_equal(after.data, experts[0, 0])

@@ -9,10 +9,10 @@ from camera.evaluation.divergence import divergence
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.imatrix import collect_imatrix, read_imatrix, write_imatrix
-from camera.quantization.plan import choose_types, spend
+from camera.quantization.plan import choose_types, plan_types, spend
 from camera.quantization.sensitivity import sensitivities
 from camera.registry import BLOCK_FORMATS
-from tests.tiny import TOKENS, tiny_checkpoint
+from tests.tiny import TOKENS, tiny_checkpoint, tiny_moe_checkpoint
 
 TOKENS_ST = torch.randint(3, TOKENS, (6, 48), generator=torch.Generator().manual_seed(0))
 
@@ -139,3 +139,37 @@ def test_a_trained_model_loses_less_with_every_bit_and_less_than_one_type_for_al
     )
     for bits, lost in found:  # against as many matrices in 8 bits, whichever they are
         assert lost < 0.9 * (most + (least - most) * (bits - few) / (many - few))
+
+
+def test_experts_are_q4_0_where_q4_0_64_is_asked_unless_an_override_names_them(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_moe_checkpoint(tmp_path, "qwen3_moe", moe_intermediate_size=128))
+    experts = {
+        planned.name: planned
+        for planned in plan_types(checkpoint, options(None))
+        if planned.name.startswith("model.layers.0.mlp.experts.")
+    }
+    assert {planned.type for planned in experts.values()} == {"q4_0"}
+    assert all("become zeros" in str(planned.fallback) for planned in experts.values())
+    named = plan_types(checkpoint, options(None, overrides={"*.layers.0.mlp.experts.*": "q4_0_64"}))
+    types = {(planned.type, planned.fallback) for planned in named if planned.name in experts}
+    assert types == {("q4_0_64", None)}
+
+
+def test_routers_gates_and_corrections_stay_float32(tmp_path: Path) -> None:
+    for model_type in ("qwen2_moe", "deepseek_v3"):
+        checkpoint = Checkpoint.open(tiny_moe_checkpoint(tmp_path / model_type, model_type))
+        plan = plan_types(checkpoint, options(None, "q4_0", overrides={"*": "q8_0"}))
+        exact = ("mlp.gate.weight", "shared_expert_gate.weight", "e_score_correction_bias")
+        kept = [planned for planned in plan if planned.name.endswith(exact)]
+        assert kept
+        assert {(planned.type, planned.fallback) for planned in kept} == {("f32", None)}
+
+
+@pytest.mark.parametrize(("asked", "type"), [("q4_0", "f16"), ("q8_0", "f16"), ("bf16", "bf16")])
+def test_what_llama_cpp_reads_transposed_is_a_float(tmp_path: Path, asked: BlockType, type: str) -> None:
+    checkpoint = Checkpoint.open(tiny_moe_checkpoint(tmp_path, "deepseek_v2"))
+    latent = [
+        planned for planned in plan_types(checkpoint, options(None, asked)) if "kv_b_proj" in planned.name
+    ]
+    assert [planned.type for planned in latent] == [type] * 3
+    assert all(("transposed" in str(planned.fallback)) == (type != asked) for planned in latent)
