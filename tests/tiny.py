@@ -25,6 +25,21 @@ _LATENT = {
     "num_key_value_heads": 4,
 }
 _MOE: dict[str, dict[str, Any]] = {
+    "PanguProMoE": {
+        **_OWN_WIDTH,
+        "shared_expert_intermediate_size": 160,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "deepseek": {
+        **_OWN_WIDTH,
+        "n_routed_experts": 8,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 3,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "norm_topk_prob": False,
+    },
     "deepseek_v2": {
         **_OWN_WIDTH,
         **_LATENT,
@@ -94,7 +109,9 @@ _MOE: dict[str, dict[str, Any]] = {
 }
 """What tells a tiny model of a family from a tiny Llama."""
 MOE_TYPES = tuple(_MOE)
-_SENTENCEPIECE = ("llama", "PanguEmbedded", "mixtral", "phimoe", "ernie4_5_moe")
+MOE_TYPES_IN_GGUF = tuple(name for name in _MOE if name != "PanguProMoE")
+"""Those that llama.cpp has an architecture for."""
+_SENTENCEPIECE = ("llama", "PanguEmbedded", "PanguProMoE", "mixtral", "phimoe", "ernie4_5_moe")
 
 QWEN2_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How the tokenizers of Qwen2 and Qwen3 split text into words."""

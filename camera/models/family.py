@@ -218,6 +218,18 @@ def whole(config: Config, key: str, default: int | None = None) -> int:
     return value
 
 
+def layers_of(config: Config, key: str) -> list[int]:
+    """Layers that config.json lists; none without the key.
+
+    Raises:
+        CameraError: if it is something else.
+    """
+    found = config.get(key) or []
+    if not isinstance(found, list):
+        raise CameraError(f"config.json: {key} is {str(found)[:60]!r}, not a list of layers")
+    return found
+
+
 def _first(keys: tuple[str, ...], config: Config) -> str:
     return next((key for key in keys if config.get(key) is not None), keys[0])
 

@@ -1,6 +1,5 @@
 """Qwen2 and Qwen3 with mixture-of-experts layers (Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B; Qwen3-30B-A3B, 235B-A22B)."""
 
-from camera.errors import CameraError
 from camera.models.family import (
     ATTENTION,
     FAMILIES,
@@ -11,6 +10,7 @@ from camera.models.family import (
     Shared,
     Weight,
     When,
+    layers_of,
     whole,
 )
 from camera.models.gguf import GgufRules, normalised
@@ -31,10 +31,7 @@ _COUNT_KEYS = ("num_experts", "num_local_experts")
 def is_sparse(config: Config, layer: int) -> bool:
     """Every `decoder_sparse_step`-th layer that `mlp_only_layers` does not name."""
     step = max(1, whole(config, "decoder_sparse_step", 1))
-    dense = config.get("mlp_only_layers") or []
-    if not isinstance(dense, list):
-        raise CameraError(f"config.json: mlp_only_layers is {dense!r}, not a list of layers")
-    return layer not in dense and (layer + 1) % step == 0
+    return layer not in layers_of(config, "mlp_only_layers") and (layer + 1) % step == 0
 
 
 FAMILIES.register(

@@ -1,13 +1,28 @@
-"""DeepSeek-V2 and V3: latent attention, a shared expert as wide as some routed ones, the first layers dense."""
+"""DeepSeek: a shared expert as wide as some routed ones, the first layers dense; from V2 on latent attention.
+
+V1 (DeepSeek-MoE-16B) has no class in transformers and gets one here.
+"""
 
 from collections.abc import Callable
 
-from camera.models.family import FAMILIES, Config, Experts, Family, Shared, Size, Weight, When, whole
-from camera.models.gguf import SIGMOID, SOFTMAX, Fixed, GgufRules, Part, Stated
+from camera.models.family import (
+    ATTENTION,
+    FAMILIES,
+    Config,
+    Experts,
+    Family,
+    Shared,
+    Size,
+    Weight,
+    When,
+    whole,
+)
+from camera.models.gguf import SIGMOID, SOFTMAX, Fixed, GgufRules, Part, Stated, normalised
 from camera.models.weights import (
     ATTENTION_NORM,
     FFN_NORM,
     GGUF,
+    attention_weights,
     decoder,
     dense_weights,
     expert_weights,
@@ -94,6 +109,66 @@ def _v2_differences(config: Config) -> list[str]:
         "and the logits differ"
     ]
 
+
+def _register() -> None:
+    # Here and not at the top: it imports transformers, which listing the families does not need.
+    from camera.models.deepseek.modeling import register
+
+    register()
+
+
+def _is_sparse(config: Config, layer: int) -> bool:
+    """Of V1, every `moe_layer_freq`-th of the layers that are not dense."""
+    return _sparse_after(0)(config, layer) and layer % max(1, whole(config, "moe_layer_freq", 1)) == 0
+
+
+def _refuses_v1(config: Config) -> str | None:
+    scores = config.get("scoring_func", "softmax")
+    if scores != "softmax":
+        return f"scoring_func is {scores!r}, and models of this family score experts by softmax"
+    if config.get("mlp_bias"):
+        return "mlp_bias: feed-forward layers with biases are not supported"
+    return None
+
+
+FAMILIES.register(
+    "deepseek",
+    Family(
+        model_type="deepseek",
+        architecture="DeepseekForCausalLM",
+        gguf_architecture="deepseek",
+        weights=decoder(
+            *attention_weights(dict.fromkeys(ATTENTION, When("attention_bias", default=False))),
+            FFN_NORM,
+            *dense_weights(layers="dense"),
+            *expert_weights(_WIDTH, shared="shared_experts"),
+        ),
+        experts=Experts(
+            count_keys=("n_routed_experts",),
+            chosen_keys=("num_experts_per_tok",),
+            width_key=_WIDTH,
+            is_sparse=_is_sparse,
+            shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
+        ),
+        gguf_rules=GgufRules(
+            constants={"expert_weights_scale": 1.0},
+            fixed=(
+                normalised(graph=False, default=False),
+                Fixed(
+                    "moe_layer_freq",
+                    value=1,
+                    default=1,
+                    otherwise="llama.cpp knows experts in every layer after the first dense ones alone (moe_layer_freq): it "
+                    "will not load this model",
+                ),
+            ),
+            lead=("first_k_dense_replace", 0),
+        ),
+        permutes_rotary=True,
+        refuses=_refuses_v1,
+        register=_register,
+    ),
+)
 
 FAMILIES.register(
     "deepseek_v2",

@@ -1,7 +1,30 @@
-"""openPangu-Embedded (1B, 7B, 7B-V1.1): a Llama with biases on query, key, value and output."""
+"""openPangu: Embedded (1B, 7B, 7B-V1.1), a Llama with biases on query, key, value and output, and Pro-MoE (72B), which has
+such attention and experts in groups."""
 
-from camera.models.family import ATTENTION, FAMILIES, Family, When
-from camera.models.weights import decoder_weights
+from camera.models.family import (
+    ATTENTION,
+    FAMILIES,
+    LAYER,
+    Config,
+    Experts,
+    Family,
+    Shared,
+    Weight,
+    When,
+    layers_of,
+    whole,
+)
+from camera.models.weights import (
+    FFN_NORM,
+    attention_weights,
+    decoder,
+    decoder_weights,
+    dense_weights,
+    expert_weights,
+)
+
+_BIASES = dict.fromkeys(ATTENTION, When("bias", default=True))
+_WIDTH = "moe_intermediate_size"
 
 
 def _register() -> None:
@@ -11,13 +34,50 @@ def _register() -> None:
     register()
 
 
+def _register_moe() -> None:
+    from camera.models.pangu.moe_modeling import register  # as above
+
+    register()
+
+
+def _is_sparse(config: Config, layer: int) -> bool:
+    return layer not in layers_of(config, "mlp_only_layers")
+
+
 FAMILIES.register(
     "PanguEmbedded",
     Family(
         model_type="PanguEmbedded",
         architecture="PanguEmbeddedForCausalLM",
         gguf_architecture="pangu-embedded",
-        weights=decoder_weights(dict.fromkeys(ATTENTION, When("bias", default=True))),
+        weights=decoder_weights(_BIASES),
         register=_register,
+    ),
+)
+
+FAMILIES.register(
+    "PanguProMoE",
+    Family(
+        model_type="PanguProMoE",
+        architecture="PanguProMoEForCausalLM",
+        gguf_architecture=None,
+        weights=decoder(
+            *attention_weights(_BIASES),
+            FFN_NORM,
+            *dense_weights(layers="dense"),
+            *expert_weights(_WIDTH, shared="shared_expert"),
+            Weight(
+                f"{LAYER}mlp.router_scale", "router_scale", ("1", "experts"), "", layers="sparse", exact=True
+            ),
+        ),
+        experts=Experts(
+            count_keys=("num_experts",),
+            chosen_keys=("num_experts_per_tok",),
+            width_key=_WIDTH,
+            is_sparse=_is_sparse,
+            shared=Shared("shared_expert", "shared_expert_intermediate_size"),
+            groups=lambda config: whole(config, "num_experts_per_tok"),
+        ),
+        register=_register_moe,
     ),
 )

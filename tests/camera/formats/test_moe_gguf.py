@@ -17,7 +17,7 @@ from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, packed_hf
 from camera.formats.quantized_model import QuantizedModel
 from camera.options import QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
-from tests.tiny import MOE_TYPES, tiny_moe_checkpoint
+from tests.tiny import MOE_TYPES_IN_GGUF, tiny_moe_checkpoint
 
 LATENT = ("deepseek_v2", "deepseek_v3")
 
@@ -35,7 +35,7 @@ def converted(folder: Path, model_type: str, type: str = "f32", **options: Any) 
 
 
 @pytest.mark.parametrize("type", ["f16", "q4_0"])
-@pytest.mark.parametrize("model_type", MOE_TYPES)
+@pytest.mark.parametrize("model_type", MOE_TYPES_IN_GGUF)
 def test_every_expert_is_given_back_to_the_bit(tmp_path: Path, model_type: str, type: str) -> None:
     if model_type in LATENT and type == "q4_0":
         pytest.skip("parts of a latent matrix are of a float type, see below")
@@ -50,7 +50,7 @@ def test_every_expert_is_given_back_to_the_bit(tmp_path: Path, model_type: str, 
         assert torch.equal(read_hf_tensor(file, name), model.dequantize(name))
 
 
-@pytest.mark.parametrize("model_type", MOE_TYPES)
+@pytest.mark.parametrize("model_type", MOE_TYPES_IN_GGUF)
 def test_the_config_says_what_the_model_was_made_of(tmp_path: Path, model_type: str) -> None:
     file = open_gguf(converted(tmp_path, model_type))
     source, config = read_json(tmp_path / "source" / "config.json"), hf_config(file)

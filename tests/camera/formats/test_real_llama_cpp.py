@@ -19,7 +19,7 @@ from camera.loading import load_model
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from tests.camera.formats.test_convert import ROPES, with_rope
-from tests.tiny import MODEL_TYPES, MOE_TYPES, tiny_checkpoint, tiny_moe_checkpoint
+from tests.tiny import MODEL_TYPES, MOE_TYPES_IN_GGUF, tiny_checkpoint, tiny_moe_checkpoint
 
 pytest.importorskip("xllamacpp", reason="the extra `llama` is not installed")
 
@@ -260,7 +260,7 @@ ASKED = {"olmoe": {"num_key_value_heads": 4}}
 """What llama.cpp asks of a family: here norms of keys as wide as the model, so as many key heads as heads."""
 
 
-@pytest.mark.parametrize("model_type", MOE_TYPES)
+@pytest.mark.parametrize("model_type", MOE_TYPES_IN_GGUF)
 def test_float32_files_of_experts_give_transformers_probabilities(
     tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +270,7 @@ def test_float32_files_of_experts_give_transformers_probabilities(
     torch.testing.assert_close(probabilities(gguf), routed(source), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", MOE_TYPES)
+@pytest.mark.parametrize("model_type", MOE_TYPES_IN_GGUF)
 def test_experts_in_4_bits_give_nearly_the_probabilities_of_their_numbers(
     tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,10 @@ from camera.models import FAMILIES, family_of, family_of_architecture, named_wei
 from camera.models.family import FEED_FORWARD
 from tests.tiny import MOE_TYPES, tiny_moe_checkpoint
 
-DENSE_FIRST = {"deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe"}
+DENSE_FIRST = {"deepseek", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe"}
 SHARED = {
+    "PanguProMoE": 160,
+    "deepseek": 192,
     "deepseek_v2": 192,
     "deepseek_v3": 96,
     "ernie4_5_moe": 192,
@@ -234,7 +236,7 @@ def test_numbers_for_every_layer_are_one_number_if_they_are_all_alike(tmp_path: 
         ("qwen3_moe", {"num_experts": -8}, "num_experts is '?-8"),
         ("qwen3_moe", {"num_experts": "8"}, "num_experts is '8'"),
         ("qwen3_moe", {"num_experts": [8, 8, 4]}, "num_experts is"),
-        ("qwen3_moe", {"mlp_only_layers": 0.5}, "mlp_only_layers is 0.5, not a list of layers"),
+        ("qwen3_moe", {"mlp_only_layers": 0.5}, "mlp_only_layers is '0.5', not a list of layers"),
         ("qwen3_moe", {"decoder_sparse_step": "two"}, "decoder_sparse_step is 'two'"),
         ("deepseek_v2", {"first_k_dense_replace": "one"}, "first_k_dense_replace is 'one'"),
         ("deepseek_v2", {"n_shared_experts": -1}, "n_shared_experts is '-1'"),

@@ -1,0 +1,1 @@
+"""What the families have in common that transformers does not know."""
