@@ -164,6 +164,12 @@ class PruneOptions(Options):
     """`refit`, `obs`: share of the mean second moment added to each channel's own; more trusts the calibration less."""
     round: Annotated[PositiveInt | None, UsedWhen(lambda options: options.method == "obs")] = None
     """`obs`: channels removed before weights and costs are updated; the default is a 64th of the width."""
+    experts: float | Literal["auto"] = Field(default=0.0, exclude_if=lambda value: value == 0)
+    """Mixture of experts: share of each layer's experts to drop whole, by the energy of what they put out, before channels
+    go. `auto` takes `ratio` as the share of all their weights, and splits it between whole experts and channels."""
+    scope: Literal["expert", "layer"] = Field(default="expert", exclude_if=lambda value: value == "expert")
+    """Mixture of experts: `expert` keeps equally many channels of each, its own choice, which every loader reads; `layer`
+    ranks all channels of a layer together as CAMERA does, which only mode `mask` can write."""
     sparsity: float = Field(default=0.0, ge=0, lt=1)
     """Share of the feed-forward weights that stay to set to zero, in every row those that Wanda's metric calls least."""
 
@@ -175,6 +181,25 @@ class PruneOptions(Options):
         if value < 0:
             raise ValueError(f"{value} is below 0: it is the share of channels to remove")
         return value
+
+    @field_validator("experts")
+    @classmethod
+    def _some_experts_must_stay(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 <= value < 1:
+            raise ValueError(f"{value} is not at least 0 and below 1: 0.25 drops a quarter of the experts")
+        return value
+
+    @model_validator(mode="after")
+    def _only_a_mask_has_other_widths(self) -> "PruneOptions":
+        if self.scope == "layer" and (self.mode != "mask" or self.method != "camera"):
+            raise ValueError(
+                "scope `layer` goes with mode `mask` and method `camera`: nothing loads experts of several widths"
+            )
+        if self.mode == "mask" and self.experts:
+            raise ValueError(
+                "mode `mask` cannot drop experts, a router has no zeros for them: leave experts out"
+            )
+        return self
 
 
 class QuantizeOptions(Options):

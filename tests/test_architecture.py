@@ -65,8 +65,8 @@ class First:
     needs_gram = False
     title = "their place"
 
-    def decide(self, layer, plan):
-        return Choice(torch.arange(plan.kept))
+    def decide(self, block, plan):
+        return Choice(torch.arange(block.kept))
 
     def multiplications(self, width, hidden, kept):
         return 0

@@ -1,5 +1,6 @@
 """A Hugging Face checkpoint folder, opened lazily and checked before anything is computed from it."""
 
+import copy
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -305,19 +306,26 @@ class Checkpoint:
         except Exception as error:  # its checked dataclasses raise types of their own
             raise CameraError(f"{self.folder / 'config.json'} is refused by transformers: {error}") from error
 
-    def empty_model(self) -> "PreTrainedModel":
+    def empty_model(self, experts_implementation: str | None = None, **changes: Any) -> "PreTrainedModel":
         """The transformers model of this config on the meta device: its structure without its weights.
+
+        Args:
+            experts_implementation: of transformers' table, for a mixture of experts; None for its default.
+            changes: values of config.json to replace.
 
         Raises:
             CameraError: if transformers refuses the values.
         """
         from transformers import AutoModelForCausalLM  # heavy; only computing needs it
 
-        config, dtype = self.hf_config, self.dtype
+        config, dtype = copy.deepcopy(self.hf_config), self.dtype
+        for key, value in changes.items():
+            setattr(config, key, value)
+        extra = {} if self.family.experts is None else {"experts_implementation": experts_implementation}
         try:
             with torch.device("meta"):
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype, attn_implementation="sdpa"
+                    config, dtype=dtype, attn_implementation="sdpa", **extra
                 )
         except Exception as error:  # nearly any type: a value that no layer can be built with
             raise CameraError(

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from camera.errors import CameraError
-from camera.layerwise.statistics import LayerStatistics
+from camera.layerwise.statistics import BlockStatistics
 
 _START_TIMEOUT = timedelta(minutes=5)
 _COLLECTIVE_TIMEOUT = timedelta(
@@ -49,11 +49,14 @@ class Collectives:
         """This rank's samples: consecutive, as even as can be; the first ranks have one more."""
         return samples_ST.tensor_split(self.count)[self.rank]
 
-    def merge(self, statistics: LayerStatistics) -> None:
+    def merge(self, statistics: BlockStatistics) -> None:
         """Make `statistics` those of all ranks together: sums add, maxima are maxima."""
         if self._group is not None:
             self._group.allreduce(statistics.sum_squares_F, dist.ReduceOp.SUM).wait()
             self._group.allreduce(statistics.max_abs_F, dist.ReduceOp.MAX).wait()
+            tokens = torch.tensor([statistics.tokens])
+            self._group.allreduce(tokens, dist.ReduceOp.SUM).wait()
+            statistics.tokens = int(tokens)
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """Make a tensor, on any device, the sum of all ranks' tensors."""

@@ -1,11 +1,12 @@
-"""One decoder layer run over all samples: statistics of its feed-forward activations, then its output when narrowed.
+"""One dense decoder layer run over all samples: statistics of its feed-forward activations, then its output when narrowed.
 
 Attention, gate and up run once. In sequential propagation the activations are kept within a budget of memory, and only
 the down projection is computed again; a batch beyond the budget runs through the narrowed layer a second time.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -13,117 +14,149 @@ from torch import nn
 from camera.devices import free_memory_bytes
 from camera.layerwise.gram import LayerGram
 from camera.layerwise.observers import squares
-from camera.layerwise.runner import LayerRunner
-from camera.layerwise.statistics import LayerStatistics, gather_channels
+from camera.layerwise.statistics import BlockStatistics, gather_channels
 from camera.models.family import FEED_FORWARD, Block
 
 ACTIVATION_BUDGET_BYTES = 1 << 30
 """Most memory that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
 _SHARE_OF_FREE = 0.5
+Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+"""Runs a layer on hidden states; see `LayerRunner.caller`."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What goes through a layer."""
+
+    hidden_STH: torch.Tensor
+    """Hidden states, replaced in place by what the layer puts out."""
+    batch_size: int
+    """Samples at once."""
+    held_S: Sequence[bool]
+    """Which are held back to judge a fit."""
+    tell: Callable[[int], None] = lambda seen: None
+    """Told the samples seen."""
+
+    @property
+    def batches(self) -> list[slice]:
+        size = self.batch_size
+        return [slice(start, start + size) for start in range(0, len(self.hidden_STH), size)]
+
+
+class LayerPass(Protocol):
+    """One decoder layer and the hidden states of all samples: each of its blocks is observed, decided, and put out."""
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """What is to be observed, in order."""
+
+    def observe(self, block: Block, gram: LayerGram | None = None) -> BlockStatistics:
+        """Statistics of what enters the block's `down_proj`, and its Gram matrix added to `gram`."""
+
+    def put_out(
+        self, block: Block, kept_K: torch.Tensor | None, matrices: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Let the block's output count.
+
+        Args:
+            block: one that was observed.
+            kept_K: int64 [K], the channels that take part; None for all.
+            matrices: `gate`, `up` or `down` of these channels, where they are not slices of the block's own.
+        """
+
+    def finish(self) -> None:
+        """Make the hidden states what the layer puts out."""
+
+    @property
+    def input_squares_H(self) -> torch.Tensor:
+        """Σ x² of what enters gate and up of the block observed last, float64 on the CPU; where it was asked for."""
+
+
+def activation_room(device: torch.device) -> int:
+    """Bytes that activations of one layer may take on a device."""
+    return min(ACTIVATION_BUDGET_BYTES, int(_SHARE_OF_FREE * free_memory_bytes(device)))
 
 
 class FeedForwardPass:
-    """One layer and the hidden states of all samples, which it replaces in place by what the layer puts out."""
+    """A dense layer's pass; see `LayerPass`."""
 
     def __init__(
         self,
         layer: nn.Module,
         block: Block,
-        call: Callable[[nn.Module, torch.Tensor], torch.Tensor],
-        hidden_STH: torch.Tensor,
-        batch_size: int,
+        call: Call,
+        samples: Samples,
         *,
+        sequential: bool,
+        hold: bool = True,
         last: bool,
     ) -> None:
         """Args:
         layer: the decoder layer, with its weights.
         block: its feed-forward network.
         call: runs a layer.
-        hidden_STH: what enters.
-        batch_size: samples at once.
+        samples: what enters.
+        sequential: whether the layer puts out what it is narrowed to.
+        hold: keep activations for that; not where gate and up will change, whose inputs are then measured.
         last: whether no layer follows, so that nothing is to be put out.
         """
+        self.blocks = (block,)
         self._layer = layer
         self._block = block
         self._call = call
-        self._hidden_STH = hidden_STH
-        self._batches = [slice(start, start + batch_size) for start in range(0, len(hidden_STH), batch_size)]
+        self._samples = samples
+        self._hidden_STH = samples.hidden_STH
+        self._batches = samples.batches
+        self._sequential = sequential
+        self._hold = hold
         self._last = last
         self._down = self._linear("down")
         self._device = self._down.weight.device
         self._held: dict[int, torch.Tensor] = {}  # activations by batch, as many as the budget allows
         self.input_squares_H = torch.zeros(self._down.out_features, dtype=torch.float64)
-        """Σ x² of what enters gate and up, on the CPU; gathered where nothing is to be held."""
 
     @property
     def down_HF(self) -> torch.Tensor:
         """The down projection as the layer computes with it."""
         return self._down.weight
 
-    def observe(
-        self,
-        *,
-        sequential: bool,
-        hold: bool = True,
-        tell: Callable[[int], None],
-        gram: LayerGram | None = None,
-        held_S: Sequence[bool] = (),
-    ) -> LayerStatistics:
-        """Run the layer over all samples and gather statistics of what enters `down_proj`, and its Gram matrix.
-
-        Args:
-            sequential: whether `narrow` follows.
-            hold: keep activations for it; not where gate and up will change, whose inputs are then measured.
-            tell: told the samples seen.
-            gram: to add to.
-            held_S: which of the samples are held back.
-        """
-        statistics = LayerStatistics.zeros(self._down.in_features)
-        room = min(ACTIVATION_BUDGET_BYTES, int(_SHARE_OF_FREE * free_memory_bytes(self._device)))
-        room = room if hold else 0
+    def observe(self, block: Block, gram: LayerGram | None = None) -> BlockStatistics:
+        """Run the layer over all samples; see `LayerPass`."""
+        statistics = BlockStatistics.zeros(self._down.in_features)
+        room = activation_room(self._device) if self._hold else 0
         hook = None
-        if not hold:
+        if not self._hold:
             hook = self._linear("gate").register_forward_pre_hook(self._see_input)
 
         def see(act_BTF: torch.Tensor) -> bool:
             nonlocal room
             statistics.update(act_BTF)
             if gram is not None:
-                gram.update(act_BTF, held_S[batch])
+                gram.update(act_BTF, self._samples.held_S[batch])
             if self._last:
                 return False
-            if sequential and act_BTF.nbytes <= room:
+            if self._sequential and act_BTF.nbytes <= room:
                 room -= act_BTF.nbytes
                 self._held[number] = act_BTF
-            return not sequential
+            return not self._sequential
 
-        self._layer.set_submodule(self._block.linear("down"), _Recorder(self._down, see))
+        self._layer.set_submodule(block.linear("down"), _Recorder(self._down, see))
         for number, batch in enumerate(self._batches):
             out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
-            if not self._last and (not sequential or number in self._held):  # output, or residual stream
+            # Output, or residual stream.
+            if not self._last and (not self._sequential or number in self._held):
                 self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
-            tell(min(batch.stop, len(self._hidden_STH)))
-        self._layer.set_submodule(self._block.linear("down"), self._down)
+            self._samples.tell(min(batch.stop, len(self._hidden_STH)))
+        self._layer.set_submodule(block.linear("down"), self._down)
         if hook is not None:
             hook.remove()
         return statistics
 
-    def _linear(self, role: str) -> nn.Linear:
-        linear = self._layer.get_submodule(self._block.linear(role))
-        assert isinstance(linear, nn.Linear)
-        return linear
-
-    def _see_input(self, gate: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.input_squares_H += squares(inputs[0])
-
-    def narrow(self, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
-        """Make the hidden states what the layer puts out with the kept channels alone.
-
-        Args:
-            kept_K: int64 [K].
-            matrices: `gate`, `up` or `down` of these channels, where they are not slices of the layer's own.
-        """
-        if self._last:
+    def put_out(
+        self, block: Block, kept_K: torch.Tensor | None, matrices: Mapping[str, torch.Tensor]
+    ) -> None:
+        """See `LayerPass`; in one-shot propagation it is done already."""
+        if self._last or kept_K is None:
             return
         kept_K = kept_K.to(self._device)
         bias = self._down.bias
@@ -142,6 +175,17 @@ class FeedForwardPass:
                     narrowed = True
                 out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
             self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
+
+    def finish(self) -> None:
+        """See `LayerPass`: nothing is left to do."""
+
+    def _linear(self, role: str) -> nn.Linear:
+        linear = self._layer.get_submodule(self._block.linear(role))
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def _see_input(self, gate: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.input_squares_H += squares(inputs[0])
 
     def _narrow_matrices(self, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
         for role in FEED_FORWARD:
@@ -164,31 +208,3 @@ class _Recorder(nn.Module):
             return out_BTH
         # Zeros in place of the FFN's output: the layer then returns its residual stream alone.
         return act_BTF.new_zeros(*act_BTF.shape[:-1], self.down.out_features)
-
-
-def trial(
-    runner: LayerRunner,
-    hidden_BTH: torch.Tensor,
-    batch_size: int,
-    kept: int | None,
-    gram: LayerGram | None = None,
-) -> float:
-    """Run the first layer on one batch as a capture does; the seconds without loading it. For estimates.
-
-    Args:
-        runner: of the model.
-        hidden_BTH: what enters.
-        batch_size: samples at once.
-        kept: channels that stay, in sequential propagation.
-        gram: to add to.
-    """
-    call = runner.caller(hidden_BTH.shape[1])
-    block = runner.checkpoint.blocks(0)[0]
-    with runner.layer(0) as module:
-        started = time.perf_counter()
-        run = FeedForwardPass(module, block, call, hidden_BTH.clone(), batch_size, last=False)
-        held_S = [False] * len(hidden_BTH)
-        run.observe(sequential=kept is not None, tell=lambda seen: None, gram=gram, held_S=held_S)
-        if kept is not None:
-            run.narrow(torch.arange(kept), {})
-        return time.perf_counter() - started

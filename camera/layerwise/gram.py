@@ -4,7 +4,7 @@ It is kept apart for the samples that weights are fitted to and for those held b
 the layer's device, 655 MB each for 12,800 channels, live as long as their layer is visited.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -25,17 +25,18 @@ class LayerGram:
         self.fit_tokens = 0
         self.held_tokens = 0
 
-    def update(self, act_BTF: torch.Tensor, held_B: Sequence[bool]) -> None:
-        """Add the activations of a batch of samples, of any floating dtype.
+    def update(self, samples: Iterable[torch.Tensor], held: Iterable[bool]) -> None:
+        """Add activations.
 
         Args:
-            act_BTF: [batch, tokens, F] on the layer's device.
-            held_B: which samples are held back.
+            samples: [tokens, F] of each sample on the layer's device, of any floating dtype: a tensor [batch, tokens, F]
+                will do.
+            held: which samples are held back.
         """
-        for act_TF, held in zip(
-            act_BTF, held_B, strict=True
-        ):  # one by one: the same sum whatever the batch size
-            if held:
+        for act_TF, kept_back in zip(
+            samples, held, strict=True
+        ):  # one by one: the same whatever the batch size
+            if kept_back:
                 self.held_tokens += len(act_TF)
                 _add_products(self._held_FF, act_TF)
             else:

@@ -7,6 +7,7 @@ again per family; a layer's weights are read from the memory-mapped files just b
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +15,11 @@ from torch import nn
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.heap import SteadyHeap
+from camera.layerwise.experts import IMPLEMENTATION, Experts, Matrices, attach, install
+from camera.models import Block
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LayerRunner:
@@ -29,7 +35,11 @@ class LayerRunner:
         self.device = device
         self.dtype = dtype
         _refuse_windows(checkpoint)
-        self._model = checkpoint.empty_model()
+        install()
+        self._model = checkpoint.empty_model(IMPLEMENTATION)
+        self._rename = _renamings(self._model)
+        # What transformers never computes in half precision: correction biases, some routers.
+        self._exact = tuple(getattr(self._model, "_keep_in_fp32_modules_strict", None) or ())
         rotary = type(self._model.get_submodule(checkpoint.family.rotary_module))
         self._rotary = rotary(checkpoint.hf_config).to(device)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
@@ -73,17 +83,24 @@ class LayerRunner:
         if index + 1 < self.checkpoint.layer_count:
             self._read_ahead(index + 1)
         try:
-            module.load_state_dict(weights, strict=True, assign=True)
+            found = module.load_state_dict(weights, strict=False, assign=True)
+            missing = [name for name in found.missing_keys if not self._is_expert(name, index)]
+            if missing or found.unexpected_keys:
+                raise RuntimeError(f"missing {missing}, unexpected {found.unexpected_keys}")
         except RuntimeError as error:
             raise CameraError(
                 f"{self.checkpoint.folder}: decoder layer {index} does not load: {error}"
             ) from None
         weights.clear()
         module.requires_grad_(False)
+        if self.checkpoint.is_sparse(index):
+            attach(self.experts_module(module), self._experts(module, index))
         try:
             yield module
         finally:
             module.to("meta")
+            if self.checkpoint.is_sparse(index):
+                del self.experts_module(module).__dict__["camera"]
             if self._heap is not None:
                 self._heap.end_round()
 
@@ -96,16 +113,61 @@ class LayerRunner:
         """Read the next layer in a thread: to the accelerator, or on the CPU into the page cache, which is no
         memory of this process."""
         if self.device.type == "cpu":
-            self._reader.submit(self.checkpoint.read_ahead, self.checkpoint.layer_tensors(index))
+            self._reader.submit(self.checkpoint.read_ahead, self._plain_tensors(index))
         else:
             self._ahead = (index, self._reader.submit(self._load, index))
 
     def _load(self, index: int) -> dict[str, torch.Tensor]:
+        """The weights of a layer but its experts', by their names in the module."""
         prefix = self.checkpoint.family.layer_prefix(index)
-        return {
-            name.removeprefix(prefix): self.checkpoint.read_finite(name).to(self.device, self.dtype)
-            for name in self.checkpoint.layer_tensors(index)
+        loaded = {}
+        for name in self._plain_tensors(index):
+            inside = self._rename(name).removeprefix(prefix)
+            exact = any(part in inside for part in self._exact)
+            dtype = torch.float32 if exact else self.dtype
+            loaded[inside] = self.checkpoint.read_finite(name).to(self.device, dtype)
+        return loaded
+
+    def _plain_tensors(self, index: int) -> list[str]:
+        experts = {
+            name
+            for block in self.checkpoint.blocks(index)
+            if block.expert is not None
+            for name in block.names
         }
+        return [name for name in self.checkpoint.layer_tensors(index) if name not in experts]
+
+    def matrices(self, block: Block) -> Matrices:
+        """The matrices of a feed-forward network on the device.
+
+        Raises:
+            CameraError: if one is missing, or holds NaN or infinity.
+        """
+        return Matrices(
+            *(self.checkpoint.read_finite(name).to(self.device, self.dtype) for name in block.names)
+        )
+
+    def sparse_module(self, layer: nn.Module) -> nn.Module:
+        """Router, experts and what they share, of a decoder layer that routes its tokens."""
+        experts = self.checkpoint.family.experts
+        assert experts is not None
+        return layer.get_submodule(experts.module)
+
+    def experts_module(self, layer: nn.Module) -> nn.Module:
+        """transformers' module of all experts; see `attached`."""
+        return self.sparse_module(layer).get_submodule("experts")
+
+    def _experts(self, layer: nn.Module, index: int) -> Experts:
+        blocks = [block for block in self.checkpoint.blocks(index) if block.expert is not None]
+        act = self.experts_module(layer).act_fn
+        return Experts(lambda expert: self.matrices(blocks[expert]), act, len(blocks))  # type: ignore[arg-type]
+
+    def _is_expert(self, name: str, index: int) -> bool:
+        """Whether a weight of the module is one of transformers' for all experts."""
+        if not self.checkpoint.is_sparse(index):
+            return False
+        experts = self.checkpoint.family.experts
+        return experts is not None and name.startswith(f"{experts.module}.experts.")
 
     def caller(self, length: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
         """A function that runs a layer on hidden states [batch, length, hidden] with causal attention."""
@@ -120,6 +182,25 @@ class LayerRunner:
             return hidden
 
         return call
+
+
+def _renamings(model: "PreTrainedModel") -> Callable[[str], str]:
+    """A function from names in a checkpoint to names in transformers' model, which calls some parts otherwise."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    renamings = [
+        each
+        for each in get_model_conversion_mapping(model, add_legacy=False)
+        if isinstance(each, WeightRenaming)
+    ]
+
+    def rename(name: str) -> str:
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        return name
+
+    return rename
 
 
 def _refuse_windows(checkpoint: Checkpoint) -> None:

@@ -1,96 +1,150 @@
 """What capture keeps of each layer: two numbers per micro-expert, not the activations."""
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
 
+Entry = TypeVar("Entry")
+Labelled = Mapping[str, Entry]
+"""Something for every block of a decoder layer, by its label."""
+
 
 @dataclass
-class LayerStatistics:
-    """Statistics of what enters `down_proj`, per FFN channel of one decoder layer, over all tokens seen.
+class BlockStatistics:
+    """Statistics of what enters `down_proj`, per FFN channel of one feed-forward network, over all tokens that visit it.
 
-    Sums are float64: each sample is summed in float32 (torch sums pairwise), samples are added in float64, so
-    that a quarter of a million tokens do not swamp small channels and the batch size does not matter.
+    Activations of an expert are multiplied by the weight that the router gives the token. Sums are float64: each sample is
+    summed in float32 (torch sums pairwise), samples are added in float64, so that a quarter of a million tokens do not
+    swamp small channels and neither the batch size nor the number of ranks matters.
     """
 
     sum_squares_F: torch.Tensor
     """float64 [F], CPU."""
     max_abs_F: torch.Tensor
     """float32 [F], CPU."""
+    tokens: int = 0
+    """Tokens seen."""
 
     @classmethod
-    def zeros(cls, width: int) -> "LayerStatistics":
+    def zeros(cls, width: int) -> "BlockStatistics":
         return cls(torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float32))
 
-    def update(self, act_BTF: torch.Tensor) -> None:
-        """Add the activations of a batch of samples [batch, tokens, F], of any floating dtype and device."""
-        # In one buffer, in place: fresh memory for every sample costs more in page faults than the arithmetic.
-        work_TF = torch.empty(act_BTF.shape[1:], dtype=torch.float32, device=act_BTF.device)
-        for act_TF in act_BTF:  # one by one, in order: the same sum whatever the batch size
-            work_TF.copy_(act_TF).abs_()
-            self.max_abs_F = torch.maximum(self.max_abs_F, work_TF.amax(dim=0).cpu())
-            self.sum_squares_F += work_TF.square_().sum(dim=0).cpu().double()
+    def update(
+        self, samples: Iterable[torch.Tensor], weights: Iterable[torch.Tensor | None] = repeat(None)
+    ) -> None:
+        """Add activations.
 
-    def merge(self, other: "LayerStatistics") -> None:
-        """Add what another rank saw."""
-        self.sum_squares_F += other.sum_squares_F
-        self.max_abs_F = torch.maximum(self.max_abs_F, other.max_abs_F)
+        Args:
+            samples: [tokens, F] of each sample, of any floating dtype and device: a tensor [batch, tokens, F] will do.
+            weights: [tokens] of each sample, what its activations are multiplied by; None is 1.
+        """
+        room: torch.Tensor | None = None
+        # One by one, in order: the same sum whatever the batch size.
+        for act_NF, weight_N in zip(samples, weights, strict=False):
+            if not len(act_NF):
+                continue
+            # In one buffer, in place: fresh memory for every sample costs more in page faults than the arithmetic.
+            if room is None or len(room) < len(act_NF):
+                room = torch.empty(act_NF.shape, dtype=torch.float32, device=act_NF.device)
+            work_NF = room[: len(act_NF)].copy_(act_NF).abs_()
+            if weight_N is not None:
+                work_NF.mul_(weight_N.float().abs()[:, None])
+            self.max_abs_F = torch.maximum(self.max_abs_F, work_NF.amax(dim=0).cpu())
+            self.sum_squares_F += work_NF.square_().sum(dim=0).cpu().double()
+            self.tokens += len(act_NF)
 
-    def check_finite(self, layer: int) -> None:
-        """Raise CameraError if any activation was NaN or infinite."""
+    def check_finite(self, where: str) -> None:
+        """Raise CameraError if any activation was NaN or infinite.
+
+        Args:
+            where: what they are of, for the message.
+        """
         if not torch.isfinite(self.max_abs_F).all():
             raise CameraError(
-                f"activations of decoder layer {layer} hold NaN or infinity: capture in float32 or bfloat16 "
+                f"activations of {where} hold NaN or infinity: capture in float32 or bfloat16 "
                 "(capture.dtype) if this was float16; otherwise the checkpoint is damaged"
             )
         if not torch.isfinite(self.sum_squares_F).all():
             raise CameraError(
-                f"activations of decoder layer {layer} are as large as {float(self.max_abs_F.max()):.1e}, and their "
+                f"activations of {where} are as large as {float(self.max_abs_F.max()):.1e}, and their "
                 "squares exceed float32: the checkpoint is damaged, or its layers are not normalised"
             )
 
 
-def write_statistics(path: Path, layers: list[LayerStatistics]) -> None:
-    """Write all layers to one safetensors file: `layers.N.sum_squares`, `layers.N.max_abs`."""
+def tensor_name(layer: int, label: str, what: str) -> str:
+    """`layers.3.kept`, or of one of several blocks `layers.3.experts.7.kept`."""
+    return ".".join(part for part in ("layers", str(layer), label, what) if part)
+
+
+def labelled(
+    tensors: Mapping[str, torch.Tensor], what: str, count: int, where: Path
+) -> list[dict[str, torch.Tensor]]:
+    """What `tensor_name` named, by layer and block.
+
+    Raises:
+        CameraError: if these are not so many layers.
+    """
+    layers: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if found := re.fullmatch(rf"layers\.(\d+)\.(?:(.+)\.)?{what}", name):
+            layers.setdefault(int(found[1]), {})[found[2] or ""] = tensor
+    if layers.keys() != set(range(count)):
+        raise CameraError(
+            f"{where} has {what} of {len(layers)} layers, the model {count}: make it from this model"
+        )
+    return [layers[layer] for layer in range(count)]
+
+
+def write_statistics(path: Path, layers: Sequence[Labelled[BlockStatistics]]) -> None:
+    """Write all layers to one safetensors file: `layers.N.sum_squares`, `layers.N.max_abs`, `layers.N.tokens`."""
     write_tensors(path, statistics_tensors(layers))
 
 
-def statistics_tensors(layers: list[LayerStatistics]) -> dict[str, torch.Tensor]:
+def statistics_tensors(layers: Sequence[Labelled[BlockStatistics]]) -> dict[str, torch.Tensor]:
     """Layers as named tensors, in order."""
     tensors: dict[str, torch.Tensor] = {}
-    for index, layer in enumerate(layers):
-        tensors[f"layers.{index}.sum_squares"] = layer.sum_squares_F
-        tensors[f"layers.{index}.max_abs"] = layer.max_abs_F
+    for layer, blocks in enumerate(layers):
+        for label, found in blocks.items():
+            tensors[tensor_name(layer, label, "sum_squares")] = found.sum_squares_F
+            tensors[tensor_name(layer, label, "max_abs")] = found.max_abs_F
+            tensors[tensor_name(layer, label, "tokens")] = torch.tensor(found.tokens)
     return tensors
 
 
-def statistics_from(tensors: dict[str, torch.Tensor], count: int, where: Path) -> list[LayerStatistics]:
+def statistics_from(
+    tensors: Mapping[str, torch.Tensor], count: int, where: Path
+) -> list[dict[str, BlockStatistics]]:
     """The inverse of `statistics_tensors`.
 
     Raises:
         CameraError: if a layer is not there.
     """
+    sums, largest, tokens = (
+        labelled(tensors, what, count, where) for what in ("sum_squares", "max_abs", "tokens")
+    )
     try:
         return [
-            LayerStatistics(tensors[f"layers.{index}.sum_squares"], tensors[f"layers.{index}.max_abs"])
-            for index in range(count)
+            {
+                label: BlockStatistics(sums[layer][label], largest[layer][label], int(tokens[layer][label]))
+                for label in sums[layer]
+            }
+            for layer in range(count)
         ]
     except KeyError as error:
-        raise CameraError(
-            f"{where} has no {error}: it was captured from another model; capture again"
-        ) from None
+        raise CameraError(f"{where} lacks statistics of {error}: capture again") from None
 
 
-def read_statistics(path: Path, count: int) -> list[LayerStatistics]:
+def read_statistics(path: Path, count: int) -> list[dict[str, BlockStatistics]]:
     """Read what `write_statistics` wrote, for a model of `count` layers."""
-    tensors = read_tensors(path)
-    if len(tensors) != 2 * count:
-        raise CameraError(f"{path} has {len(tensors) // 2} layers, the model {count}: capture this model")
-    return statistics_from(tensors, count, path)
+    return statistics_from(read_tensors(path), count, path)
 
 
 def gather_channels(values: torch.Tensor, kept_K: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import memory_bytes, resolve_device, resolve_dtype, synchronize
 from camera.heap import SLACK_BYTES
-from camera.layerwise.feed_forward import ACTIVATION_BUDGET_BYTES, trial
+from camera.layerwise.experts_pass import CHUNK_BYTES, Buffers, ExpertsPass
+from camera.layerwise.feed_forward import ACTIVATION_BUDGET_BYTES, FeedForwardPass, LayerPass, Samples
 from camera.layerwise.gram import LayerGram
 from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions
@@ -63,21 +64,49 @@ def estimate_capture(
     with torch.inference_mode():
         hidden_BTH = runner.embed(tokens_BT)
         starting = time.perf_counter() - begun
-        kept = plan.kept if plan.sequential else None
         # The first use of kernels and pages is slower than the rest.
-        trial(runner, hidden_BTH, batch, kept, gram)
+        _trial(runner, plan, hidden_BTH, gram)
         synchronize(device)
         started = time.perf_counter()
-        computing = trial(runner, hidden_BTH, batch, kept, gram)
+        computing = _trial(runner, plan, hidden_BTH, gram)
         synchronize(device)
         whole = time.perf_counter() - started
     mine = -(-samples // options.devices)
     batches = mine / batch
-    deciding = _deciding_seconds(plan, checkpoint.hidden_size, exact_device(device))
+    deciding = _deciding_seconds(plan, checkpoint.hidden_size, exact_device(device)) * max(
+        1, plan.experts_kept
+    )
     seconds = starting + checkpoint.layer_count * (whole - computing + computing * batches + deciding)
     before = memory_bytes(device) if device.type != "cpu" else process
     needed = _needed(checkpoint, plan, (dtype, device), (mine, length, batch))
     return CaptureEstimate(seconds, before + needed, process)
+
+
+def tried_layer(checkpoint: Checkpoint) -> int:
+    """The layer that stands for all: the first that routes its tokens to experts, or the first."""
+    layers = range(checkpoint.layer_count)
+    return next((layer for layer in layers if checkpoint.is_sparse(layer)), 0)
+
+
+def _trial(runner: LayerRunner, plan: PrunePlan, hidden_BTH: torch.Tensor, gram: LayerGram | None) -> float:
+    """Run a layer on one batch as a capture does; the seconds without loading it."""
+    index, call = tried_layer(runner.checkpoint), runner.caller(hidden_BTH.shape[1])
+    samples = Samples(hidden_BTH.clone(), len(hidden_BTH), [False] * len(hidden_BTH))
+    with runner.layer(index) as module:
+        started = time.perf_counter()
+        run: LayerPass
+        if runner.checkpoint.is_sparse(index):
+            buffers = Buffers(hidden_BTH, lambda: torch.empty_like(hidden_BTH))
+            run = ExpertsPass(runner, index, module, call, samples, buffers)
+        else:
+            (block,) = runner.checkpoint.blocks(index)
+            run = FeedForwardPass(module, block, call, samples, sequential=plan.sequential, last=False)
+        for block in run.blocks:
+            width = block.width(runner.checkpoint.config)
+            run.observe(block, gram if width == plan.width else None)
+            run.put_out(block, torch.arange(plan.kept_of(block, width)) if plan.sequential else None, {})
+        run.finish()
+        return time.perf_counter() - started
 
 
 def _deciding_seconds(plan: PrunePlan, hidden: int, device: torch.device) -> float:
@@ -103,20 +132,33 @@ def _needed(
     """Weights of a layer, hidden states, activations that are kept, and what one batch needs while it is computed."""
     (dtype, device), (samples, length, batch) = place, tokens
     width, hidden = checkpoint.ffn_width, checkpoint.hidden_size
-    stored = sum(checkpoint.tensors[name].size_bytes for name in checkpoint.layer_tensors(0))
+    layer = tried_layer(checkpoint)
+    sparse = checkpoint.is_sparse(layer)
+    experts = [block for block in checkpoint.blocks(layer) if block.expert is not None]
+    apart = {name for block in experts[1:] for name in block.names}  # one expert at a time
+    stored = sum(
+        checkpoint.tensors[name].size_bytes for name in checkpoint.layer_tensors(layer) if name not in apart
+    )
     weights = stored
     if device.type != "cpu":
         weights = round(2 * stored * dtype.itemsize / checkpoint.dtype.itemsize)  # and the next, read ahead
     elif dtype != checkpoint.dtype:
         largest = hidden * width * checkpoint.dtype.itemsize
         weights = round(stored * dtype.itemsize / checkpoint.dtype.itemsize) + largest
-    states = samples * length * hidden * dtype.itemsize
-    act = batch * length * width * dtype.itemsize
+    states = (3 if sparse else 1) * samples * length * hidden * dtype.itemsize
+    act = (
+        min(CHUNK_BYTES, samples * length * width * dtype.itemsize)
+        if sparse
+        else batch * length * width * dtype.itemsize
+    )
     # gate, its activation, up and their product; queries, keys, values and norms; float32 statistics of a sample
     computing = 4 * act + 8 * batch * length * hidden * dtype.itemsize + 3 * length * width * 4
     held = kept_down = 0
     if plan.sequential:
-        held = min(ACTIVATION_BUDGET_BYTES, samples * length * width * dtype.itemsize)
+        visits = samples * length
+        if checkpoint.experts is not None and sparse:  # on average; twice that for an uneven router
+            visits = min(visits, 2 * visits * checkpoint.experts.chosen(checkpoint.config) // len(experts))
+        held = min(ACTIVATION_BUDGET_BYTES, visits * width * dtype.itemsize)
         kept_down = 2 * hidden * plan.kept * dtype.itemsize
     grams = deciding = 0
     if plan.needs_gram:

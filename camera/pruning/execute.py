@@ -4,13 +4,15 @@ In one-shot propagation a layer's output is the original model's. In sequential 
 it is decided, and the next one sees what the narrowed layer puts out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import dtype_name, free_memory_bytes, resolve_device, resolve_dtype
@@ -18,19 +20,25 @@ from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import reserve, temporary_sibling
 from camera.layerwise.collectives import Collectives, ranks
-from camera.layerwise.feed_forward import FeedForwardPass
+from camera.layerwise.experts import IMPLEMENTATION
+from camera.layerwise.experts_pass import Buffers, ExpertsPass
+from camera.layerwise.feed_forward import FeedForwardPass, LayerPass, Samples
 from camera.layerwise.gram import LayerGram, held_back
 from camera.layerwise.resume import StateFiles, StateSaver
 from camera.layerwise.runner import LayerRunner
-from camera.layerwise.statistics import LayerStatistics
+from camera.layerwise.statistics import BlockStatistics
+from camera.models import Block
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning.decision import Decision, decision_tensors, decisions_from
-from camera.pruning.importance import importance
-from camera.pruning.methods import Choice, LayerRecord, ObservedLayer
+from camera.pruning.decision import BlockDecision, Decision, Routed, decision_tensors, decisions_from
+from camera.pruning.importance import block_importance, joint_channels, kept_experts
+from camera.pruning.methods import BlockRecord, Choice, ObservedBlock
 from camera.pruning.plan import PrunePlan
 from camera.pruning.sparsity import sparsified, zero_share
 from camera.registry import PRUNING_METHODS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SHARE_OF_FREE = 0.5
 
@@ -98,11 +106,11 @@ class _Execution:
         states = StateFiles(self.work, inputs, group.rank, group.count)
         held_S = group.share(torch.tensor(held_back(len(self.tokens_ST)))).tolist()
         runner = LayerRunner(checkpoint, device, dtype)
-        call = runner.caller(self.tokens_ST.shape[1])
         count, samples = checkpoint.layer_count, len(mine_ST)
         with torch.inference_mode(), StateSaver(states, group, before_saving) as saver:
             decisions, hidden_STH = self._start(runner, states, mine_ST)
             yield from decisions
+            passes = _Passes(self, runner, hidden_STH, held_S)
             for index in range(len(decisions), count):
                 done = index * samples
 
@@ -110,25 +118,11 @@ class _Execution:
                     progress(done + seen, samples * count)
 
                 with runner.layer(index) as module:
-                    last, batch_size = index + 1 == count, self.options.batch_size
-                    (block,) = checkpoint.blocks(index)
-                    run = FeedForwardPass(module, block, call, hidden_STH, batch_size, last=last)
-                    gram = LayerGram(plan.width, device) if plan.needs_gram else None
-                    statistics = run.observe(
-                        sequential=plan.sequential,
-                        hold=not plan.sparsity,
-                        tell=tell,
-                        gram=gram,
-                        held_S=held_S,
-                    )
-                    group.merge(statistics)
-                    statistics.check_finite(index)
-                    decision, matrices = self._decide(index, statistics, gram, run)
-                    gram = None  # as large as a layer or more: not kept while the caller writes
-                    if plan.sequential:
-                        run.narrow(decision.kept_K, matrices)
-                del matrices
-                decisions.append(replace(decision, matrices={}))
+                    run = passes.begin(index, module, tell)
+                    decision = self._decide_layer(index, run, passes)
+                    run.finish()
+                del run
+                decisions.append(decision.without_matrices())
                 yield decision
                 del decision
                 if index + 1 < count:
@@ -136,63 +130,143 @@ class _Execution:
         group.barrier()
         progress(samples * count, samples * count)
 
-    def _decide(
-        self, index: int, statistics: LayerStatistics, gram: LayerGram | None, run: FeedForwardPass
-    ) -> tuple[Decision, dict[str, torch.Tensor]]:
-        """The decision of a layer on every rank (its record is complete on the first), and its matrices by role.
+    def _decide_layer(self, index: int, run: LayerPass, passes: "_Passes") -> Decision:
+        """Decide every block of a layer, and let it put out what stays."""
+        plan = self.plan
+        kept_E = (
+            self._drop_experts(index, run, passes) if isinstance(run, ExpertsPass) and plan.drops else None
+        )
+        decided = self._jointly(index, run) if plan.scope == "layer" else self._one_by_one(index, run)
+        if not isinstance(run, ExpertsPass):
+            return Decision(index, decided)
+        tokens_E = run.tokens_E
+        self.group.all_reduce(tokens_E)
+        if kept_E is None:
+            self.group.all_reduce(run.energy_E)
+            kept_E = torch.arange(len(tokens_E))
+        return Decision(index, decided, Routed(tokens_E, run.energy_E, kept_E))
 
-        Scored with the checkpoint's own matrix, though the layer computes in another dtype, or on a device without
-        float64. Where the layer's matrix is that very one it is used; reading it again would map it twice.
+    def _drop_experts(self, index: int, run: ExpertsPass, passes: "_Passes") -> torch.Tensor:
+        """Choose the experts that stay by what all of them put out, and route the tokens to those."""
+        for block in run.blocks:
+            if block.expert is not None:
+                run.put_out(block, None, {})
+        self.group.all_reduce(run.energy_E)
+        experts = self.checkpoint.experts
+        assert experts is not None
+        groups = experts.groups(self.checkpoint.config)
+        kept_E = kept_experts(run.energy_E, self.plan.experts_kept, groups)
+        run.drop(kept_E, passes.narrower(index), keeps_output=not self.plan.sequential)
+        return kept_E
+
+    def _one_by_one(self, index: int, run: LayerPass) -> tuple[BlockDecision, ...]:
+        """Every block by its own channels, and put out at once."""
+        decided = []
+        for block in run.blocks:
+            gram = self._gram(block, run)
+            statistics = self._observe(index, block, run, gram)
+            decision, matrices = self._decide(index, block, run, statistics, gram)
+            gram = None  # as large as a layer or more: not kept while the caller writes
+            run.put_out(block, decision.kept_K if self.plan.sequential else None, matrices)
+            decided.append(decision)
+        return tuple(decided)
+
+    def _jointly(self, index: int, run: LayerPass) -> tuple[BlockDecision, ...]:
+        """All channels of the layer together; what stays is put out in a second visit."""
+        found = {block.label: self._observe(index, block, run, None) for block in run.blocks}
+        scores = {
+            block.label: block_importance(self.checkpoint, block, found[block.label], self.plan.reduce_ratio)
+            for block in run.blocks
+        }
+        kept = joint_channels(
+            scores, sum(self.plan.kept_of(block, len(scores[block.label])) for block in run.blocks)
+        )
+        for block in run.blocks:
+            run.put_out(block, kept[block.label] if self.plan.sequential else None, {})
+        return tuple(
+            BlockDecision(label, found[label], scores[label], kept_K, {}, None)
+            for label, kept_K in kept.items()
+        )
+
+    def _gram(self, block: Block, run: LayerPass) -> LayerGram | None:
+        width = block.width(self.checkpoint.config)
+        wanted = self.plan.needs_gram and self.plan.kept_of(block, width) < width
+        return LayerGram(width, self._device()) if wanted else None
+
+    def _observe(self, index: int, block: Block, run: LayerPass, gram: LayerGram | None) -> BlockStatistics:
+        statistics = run.observe(block, gram)
+        self.group.merge(statistics)
+        statistics.check_finite(_where(index, block))
+        return statistics
+
+    def _decide(
+        self,
+        index: int,
+        block: Block,
+        run: LayerPass,
+        statistics: BlockStatistics,
+        gram: LayerGram | None,
+    ) -> tuple[BlockDecision, dict[str, torch.Tensor]]:
+        """The decision of a block on every rank (its record is complete on the first), and its matrices by role.
+
+        Scored with the checkpoint's own matrix, though the layer computes in another dtype, or on a device without float64.
         """
-        plan, (block,) = self.plan, self.checkpoint.blocks(index)
-        down_HF = run.down_HF
-        if down_HF.device.type != "cpu" or down_HF.dtype != self.checkpoint.tensors[block.down].dtype:
-            down_HF = self.checkpoint.read(block.down)
-        scores_F = importance(statistics, down_HF, plan.reduce_ratio)
-        layer = ObservedLayer(index, statistics, scores_F, down_HF, gram)
+        plan = self.plan
+        down_HF = self._down(block, run)
+        scores_F = block_importance(self.checkpoint, block, statistics, plan.reduce_ratio, down_HF)
+        kept = plan.kept_of(block, len(scores_F))
+        observed = ObservedBlock(_where(index, block), kept, statistics, scores_F, down_HF, gram)
         if gram is not None:
             gram.merge(self.group)
-            choice = self._broadcast(layer)
+            choice = self._broadcast(observed)
         else:  # every rank comes to the same choice from the same statistics; without removals it is CAMERA's
-            choice = PRUNING_METHODS["camera"].decide(layer, plan)
+            choice = PRUNING_METHODS["camera"].decide(observed, plan)
         matrices = {} if choice.down_HK is None else {"down": choice.down_HK}
         record = choice.record
         if plan.sparsity:
-            matrices, record = self._sparse(layer, choice, run.input_squares_H)
+            matrices, record = self._sparse(block, observed, choice, run.input_squares_H)
         named = {block.by_role[role]: matrix for role, matrix in matrices.items()}
-        return Decision(index, statistics, scores_F, choice.kept_K, named, record), matrices
+        return BlockDecision(block.label, statistics, scores_F, choice.kept_K, named, record), matrices
 
-    def _broadcast(self, layer: ObservedLayer) -> Choice:
+    def _down(self, block: Block, run: LayerPass) -> torch.Tensor:
+        """The checkpoint's down projection: the layer's where it is that very one, as a second map would count twice."""
+        if isinstance(run, FeedForwardPass):
+            down_HF = run.down_HF
+            if down_HF.device.type == "cpu" and down_HF.dtype == self.checkpoint.tensors[block.down].dtype:
+                return down_HF
+        return self.checkpoint.read(block.down)
+
+    def _broadcast(self, block: ObservedBlock) -> Choice:
         """The choice of the first rank, on every rank."""
         if self.group.first:
-            choice: Choice = PRUNING_METHODS[self.plan.method].decide(layer, self.plan)
+            choice: Choice = PRUNING_METHODS[self.plan.method].decide(block, self.plan)
         else:
-            choice = Choice(torch.empty(self.plan.kept, dtype=torch.int64))
+            choice = Choice(torch.empty(block.kept, dtype=torch.int64))
         self.group.broadcast(choice.kept_K)
         if self.group.broadcast_int(choice.down_HK is not None):
             down_HK = choice.down_HK
             if down_HK is None:
-                down_HK = torch.empty(len(layer.down_HF), self.plan.kept, dtype=layer.down_HF.dtype)
+                down_HK = torch.empty(len(block.down_HF), block.kept, dtype=block.down_HF.dtype)
             self.group.broadcast(down_HK)
             choice = replace(choice, down_HK=down_HK)
         return choice
 
     def _sparse(
-        self, layer: ObservedLayer, choice: Choice, input_squares_H: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], LayerRecord]:
-        """The layer's matrices by role with their least weights set to zero, and the record with their share."""
+        self, block: Block, observed: ObservedBlock, choice: Choice, input_squares_H: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], BlockRecord]:
+        """The block's matrices by role with their least weights set to zero, and the record with their share."""
         self.group.all_reduce(input_squares_H)
-        squares_K = layer.statistics.sum_squares_F[choice.kept_K]
+        squares_K = observed.statistics.sum_squares_F[choice.kept_K]
         sparse = {}
-        for role, name in self.checkpoint.blocks(layer.index)[0].by_role.items():
+        for role, name in block.by_role.items():
             if role == "down":
                 weight, squares = choice.down_HK, squares_K
                 if weight is None:
-                    weight = layer.down_HF.index_select(1, choice.kept_K)
+                    weight = observed.down_HF.index_select(1, choice.kept_K)
             else:
                 weight, squares = self.checkpoint.read(name).index_select(0, choice.kept_K), input_squares_H
             sparse[role] = sparsified(weight, squares, self.plan.sparsity)
-        record = choice.record or LayerRecord("camera", False, None, 0, 0)
+        record = choice.record or BlockRecord("camera", False, None, 0, 0)
         return sparse, replace(
             record, zero_shares={role: zero_share(matrix) for role, matrix in sparse.items()}
         )
@@ -249,6 +323,55 @@ def _room(
     mapped = torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype)
     path.unlink()  # the map keeps the file; its name is not needed again, and a kill leaves nothing behind
     return mapped.view(shape)
+
+
+class _Passes:
+    """What runs the layers one after the other: a pass of the kind that each is."""
+
+    def __init__(
+        self, execution: _Execution, runner: LayerRunner, hidden_STH: torch.Tensor, held_S: Sequence[bool]
+    ) -> None:
+        self._execution = execution
+        self._runner = runner
+        self._hidden_STH = hidden_STH
+        self._held_S = held_S
+        self._call = runner.caller(execution.tokens_ST.shape[1])
+
+    @cached_property
+    def _buffers(self) -> Buffers:
+        execution, hidden_STH = self._execution, self._hidden_STH
+        place = hidden_STH.dtype, self._runner.device, execution.work, execution.group.count
+        return Buffers(hidden_STH, lambda: _room(tuple(hidden_STH.shape), *place))
+
+    @cached_property
+    def _narrower(self) -> "PreTrainedModel":
+        """The pruned model's structure, on the meta device."""
+        checkpoint, plan = self._execution.checkpoint, self._execution.plan
+        counts = {
+            key: value for key, value in plan.config_changes(checkpoint).items() if value == plan.experts_kept
+        }
+        return checkpoint.empty_model(IMPLEMENTATION, **counts)
+
+    def narrower(self, index: int) -> nn.Module:
+        """The sparse module of a layer of the pruned model."""
+        prefix = self._execution.checkpoint.family.layer_prefix(index).removesuffix(".")
+        return self._runner.sparse_module(self._narrower.get_submodule(prefix))
+
+    def begin(self, index: int, module: nn.Module, tell: Callable[[int], None]) -> LayerPass:
+        """The pass of one layer."""
+        execution, plan = self._execution, self._execution.plan
+        samples = Samples(self._hidden_STH, execution.options.batch_size, self._held_S, tell)
+        last = index + 1 == execution.checkpoint.layer_count
+        if execution.checkpoint.is_sparse(index):
+            return ExpertsPass(self._runner, index, module, self._call, samples, self._buffers)
+        (block,) = execution.checkpoint.blocks(index)
+        ways = {"sequential": plan.sequential, "hold": not plan.sparsity, "last": last}
+        return FeedForwardPass(module, block, self._call, samples, **ways)
+
+
+def _where(index: int, block: Block) -> str:
+    """What to call a block in messages."""
+    return f"decoder layer {index}" + (f", {block.label}" if block.label else "")
 
 
 def fingerprint(checkpoint: Checkpoint, tokens_ST: torch.Tensor, dtype: torch.dtype, plan: PrunePlan) -> str:

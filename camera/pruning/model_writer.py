@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,46 +18,69 @@ from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.layerwise.statistics import gather_channels
+from camera.models import Placed
+from camera.pruning.decision import Stays
 
 
 class ModelWriter:
     """A checkpoint folder being written from a source checkpoint and the decisions of its layers."""
 
     def __init__(
-        self, source: Checkpoint, out: Path, width: int, mode: str, *, changed: bool, resume: bool = False
+        self,
+        source: Checkpoint,
+        out: Path,
+        mode: str,
+        changes: Mapping[str, Any],
+        *,
+        changed: bool,
+        resume: bool = False,
     ) -> None:
         """Lay out the shards.
 
         Args:
             source: the unpruned model.
             out: an existing folder.
-            width: kept FFN channels.
             mode: `physical` or `mask`.
+            changes: keys of config.json that have other values.
             changed: whether feed-forward matrices change.
             resume: go on with the shards that an earlier writer of the same kind left in `out`.
         """
         self._source = source
         self._out = out
-        self._width = width
         self._mode = mode
-        self._narrower = mode == "physical" and width < source.ffn_width
-        self._changes = feed_forward_matrices(source) if changed else {}
-        self._missing = set(source.tensors)
+        self._changes = changes
+        self._places = changing_tensors(source, changes) if changed else {}
+        self.tensors = {name: info for name, info in source.tensors.items() if not self._goes(name)}
+        self._missing = set(self.tensors)
         self._writers: dict[str, SafetensorsWriter] = {}
         for file in source.weight_files:
-            names = [name for name, info in source.tensors.items() if info.file == file]
-            if self._changes.keys().isdisjoint(names):
+            names = self._of_file(file)
+            every = [name for name, info in source.tensors.items() if info.file == file]
+            if len(names) == len(every) and self._places.keys().isdisjoint(names):
                 continue
             layout = {name: (source.tensors[name].dtype, self.shape(name)) for name in names}
-            self._writers[file] = SafetensorsWriter(out / file, layout, resume=resume)
+            if layout:
+                self._writers[file] = SafetensorsWriter(out / file, layout, resume=resume)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor in the pruned model."""
-        shape = self._source.tensors[name].shape
-        if not self._narrower or name not in self._changes:
-            return shape
-        dimension = self._changes[name][1]
-        return tuple(self._width if at == dimension else size for at, size in enumerate(shape))
+        if not self._changes or name not in self._places:
+            return self._source.tensors[name].shape
+        family, config = self._source.family, {**self._source.config, **self._changes}
+        return family.shape(config, self._places[name].weight)
+
+    def _goes(self, name: str) -> bool:
+        """Whether the pruned model lacks a tensor: experts beyond its last, and layers that predict further tokens."""
+        if not self._changes:
+            return False
+        place = self._places.get(name)
+        experts = self._source.family.experts
+        if place is not None and place.expert is not None and experts is not None:
+            return place.expert >= experts.count({**self._source.config, **self._changes})
+        return name in self._source.prediction_tensors
+
+    def _of_file(self, file: str) -> list[str]:
+        return [name for name, info in self.tensors.items() if info.file == file]
 
     def already_written(self, layer: int) -> None:
         """Count a layer as written by the writer that this one resumes."""
@@ -65,20 +89,10 @@ class ModelWriter:
         for writer in self._writers.values():
             writer.already_written(names)
 
-    def write(self, layer: int, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
-        """Write one decoder layer, a matrix at a time.
-
-        Args:
-            layer: its number.
-            kept_K: int64 [K], the channels that stay.
-            matrices: by Hugging Face name, those of the kept channels that are no slices of the source's.
-        """
+    def write(self, layer: int, stays: Stays) -> None:
+        """Write one decoder layer, a matrix at a time."""
         for name in self._layer(layer):
-            matrix = None
-            if name in self._changes:
-                dimension = self._changes[name][1]
-                matrix = pruned_matrix(self._source, name, dimension, kept_K, self._mode, matrices.get(name))
-            self._write(name, matrix)
+            self._write(name, pruned_tensor(self._source, self._places.get(name), stays, self._mode))
 
     def write_rest(self, tell: Callable[[int], None] = lambda count: None) -> None:
         """Write all that is not written yet, from the source: embedding, norms, head, whole unchanged shards.
@@ -90,8 +104,8 @@ class ModelWriter:
             ValueError: if a matrix that changes was never given.
         """
         for file in self._source.weight_files:
-            names = [name for name, info in self._source.tensors.items() if info.file == file]
-            if file not in self._writers:
+            names = self._of_file(file)
+            if names and file not in self._writers:
                 shutil.copyfile(self._source.folder / file, self._out / file)
                 self._missing.difference_update(names)
             for name in names:
@@ -126,30 +140,26 @@ class ModelWriter:
             writer.__exit__(InterruptedError, None, None)
 
     def _layer(self, layer: int) -> list[str]:
-        prefix = self._source.family.layer_prefix(layer)
-        return [name for name in self._source.tensors if name.startswith(prefix)]
+        return [name for name in self.tensors if self._source.family.layer_of(name) == layer]
 
-    def _write(self, name: str, matrix: torch.Tensor | None) -> None:
+    def _write(self, name: str, tensor: torch.Tensor | None) -> None:
         info = self._source.tensors[name]
         writer = self._writers.get(info.file)
         if writer is None:
             return  # its shard is copied whole, with the rest
-        if matrix is not None:
-            writer.write(name, matrix)
-        elif name in self._changes:
+        if tensor is not None:
+            writer.write(name, tensor)
+        elif name in self._places:
             raise ValueError(f"{name} changes, and was not given")
         else:
             writer.copy(name, self._source.folder / info.file, info)
         self._missing.discard(name)
 
     def _write_config(self) -> None:
-        """config.json with the new width; byte for byte the source's where the width is the same."""
+        """config.json with what changes; byte for byte the source's where nothing does."""
         source = self._source.folder / "config.json"
-        if self._narrower:
-            write_json(
-                self._out / "config.json",
-                {**read_json(source), self._source.blocks(0)[0].width_key: self._width},
-            )
+        if self._changes:
+            write_json(self._out / "config.json", {**read_json(source), **self._changes})
         else:
             shutil.copyfile(source, self._out / "config.json")
 
@@ -157,26 +167,58 @@ class ModelWriter:
         source = self._source.folder / INDEX_NAME
         if not source.is_file():
             return
-        if not self._narrower:
+        if not self._changes:
             shutil.copyfile(source, self._out / INDEX_NAME)
             return
         index = read_json(source)
         metadata = {**index.get("metadata", {})}
         metadata.pop("total_parameters", None)
         metadata["total_size"] = sum(
-            prod(self.shape(name)) * info.dtype.itemsize for name, info in self._source.tensors.items()
+            prod(self.shape(name)) * info.dtype.itemsize for name, info in self.tensors.items()
         )
-        write_json(self._out / INDEX_NAME, {**index, "metadata": metadata})
+        files = {name: file for name, file in index["weight_map"].items() if name in self.tensors}
+        write_json(self._out / INDEX_NAME, {**index, "metadata": metadata, "weight_map": files})
 
 
-def feed_forward_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
-    """Of every feed-forward matrix its layer, and which of its dimensions the channels are."""
+def changing_tensors(checkpoint: Checkpoint, changes: Mapping[str, Any]) -> dict[str, Placed]:
+    """Every feed-forward matrix, and where the number of experts changes, all that has a row for each of them."""
+    family = checkpoint.family
+    drops = family.experts is not None and bool(changes.keys() & set(family.experts.count_keys))
     return {
-        name: (layer, dimension)
-        for layer in range(checkpoint.layer_count)
-        for block in checkpoint.blocks(layer)
-        for name, dimension in ((block.gate, 0), (block.up, 0), (block.down, 1))
+        name: placed
+        for name, placed in family.names(checkpoint.config).items()
+        if name in checkpoint.tensors
+        and (placed.weight.block is not None or (drops and "experts" in placed.weight.shape))
     }
+
+
+def pruned_tensor(
+    checkpoint: Checkpoint, place: Placed | None, stays: Stays, mode: str
+) -> torch.Tensor | None:
+    """What a tensor of the pruned model is; None where it is the source's.
+
+    Args:
+        checkpoint: the source.
+        place: of the tensor in the pruned model; None for one that never changes.
+        stays: what of its layer stays.
+        mode: `physical` slices, `mask` zeroes.
+
+    Raises:
+        CameraError: if the source's matrix holds NaN or infinity.
+    """
+    if place is None:
+        return None
+    if place.weight.block is None:
+        tensor = checkpoint.read_finite(place.name)
+        assert stays.kept_E is not None
+        return tensor.index_select(place.weight.shape.index("experts"), stays.kept_E)
+    expert = place.expert
+    if expert is not None and stays.kept_E is not None:
+        expert = int(stays.kept_E[expert])
+    name = place._replace(expert=expert).name
+    label = "shared" if place.weight.block == "shared" else "" if expert is None else f"experts.{expert}"
+    dimension = 1 if place.weight.role == "down" else 0
+    return pruned_matrix(checkpoint, name, dimension, stays.kept[label], mode, stays.matrices.get(name))
 
 
 def pruned_matrix(
@@ -187,7 +229,7 @@ def pruned_matrix(
     mode: str,
     own: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gate [F, H], up [F, H] or down [H, F] of a layer without the other channels.
+    """Gate [F, H], up [F, H] or down [H, F] of a block without the other channels.
 
     Args:
         checkpoint: the source.
@@ -216,30 +258,30 @@ def pruned_matrix(
 def compare(
     source: Checkpoint,
     written: Checkpoint,
-    matrices: Callable[[str], torch.Tensor | None],
+    tensors: Callable[[str], torch.Tensor | None],
     tell: Callable[[int], None],
 ) -> None:
-    """Read every tensor back and hold it against the one meant: the given matrix, or the source's.
+    """Read every tensor back and hold it against the one meant: the given one, or the source's.
 
     It streams; loading the whole model a second time would need all its memory.
 
     Args:
         source: the unpruned model.
         written: the pruned model.
-        matrices: the changed matrix of a name, or None.
+        tensors: gives the changed tensor of a name, or None.
         tell: told the bytes of each tensor.
 
     Raises:
         CameraError: naming the tensor that differs.
     """
-    for name, info in source.tensors.items():
-        matrix = matrices(name)
-        meant = source.read(name) if matrix is None else matrix
-        if name not in written.tensors or not torch.equal(_raw(written.read(name)), _raw(meant)):
+    for name in written.tensors:
+        tensor = tensors(name)
+        meant = source.read(name) if tensor is None else tensor
+        if not torch.equal(_raw(written.read(name)), _raw(meant)):
             raise CameraError(
                 f"{written.folder}: {name} does not read back as it was written; check the disk and run again"
             )
-        tell(info.size_bytes)
+        tell(source.tensors[name].size_bytes)
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
+from camera.models import Block
 from camera.options import CaptureOptions, PruneOptions
 from camera.registry import PRUNING_METHODS
 
@@ -13,14 +14,29 @@ _ROUNDS = 64
 """`obs` removes a 64th of the channels in a round, unless the options say otherwise."""
 
 
+class Cut(NamedTuple):
+    """A width that changes."""
+
+    key: str
+    """Of config.json."""
+    width: int
+    """In the source."""
+    kept: int
+    """In the pruned model."""
+
+
 @dataclass(frozen=True)
 class PrunePlan:
     """What is kept of every layer, and how it is chosen."""
 
-    width: int
-    """FFN channels of each layer of the source."""
-    kept: int
-    """FFN channels of each layer that stay."""
+    cuts: tuple[Cut, ...]
+    """The widths of the blocks that are pruned; the first is that of a dense layer, or of every expert."""
+    experts: int
+    """Experts of each sparse layer of the source; 0 for a dense model."""
+    experts_kept: int
+    """Experts of each sparse layer that stay."""
+    scope: Literal["expert", "layer"]
+    """Whether each block keeps equally many channels of its own choice, or a layer's channels are ranked together."""
     method: str
     """Name in `PRUNING_METHODS`."""
     reduce_ratio: float
@@ -36,9 +52,36 @@ class PrunePlan:
     """Whether a layer sees the pruned layers below it."""
 
     @property
-    def removes(self) -> bool:
+    def width(self) -> int:
+        """Channels of every block of the source that is pruned; of a mixture of experts those of one expert."""
+        return self.cuts[0].width
+
+    @property
+    def kept(self) -> int:
+        """Of `width`, the channels that stay."""
+        return self.cuts[0].kept
+
+    def kept_of(self, block: Block, width: int) -> int:
+        """How many of a block's channels stay: all where its width is not one that changes."""
+        for cut in self.cuts:
+            if cut.key == block.width_key:
+                return block.times * cut.kept
+        return width
+
+    @property
+    def narrows(self) -> bool:
         """Whether any channel goes."""
-        return self.kept < self.width
+        return any(cut.kept < cut.width for cut in self.cuts)
+
+    @property
+    def drops(self) -> bool:
+        """Whether whole experts go."""
+        return self.experts_kept < self.experts
+
+    @property
+    def removes(self) -> bool:
+        """Whether any channel or expert goes."""
+        return self.narrows or self.drops
 
     @property
     def changes(self) -> bool:
@@ -48,12 +91,29 @@ class PrunePlan:
     @property
     def needs_gram(self) -> bool:
         """Whether statistics of single channels are not enough to decide."""
-        return self.removes and bool(PRUNING_METHODS[self.method].needs_gram)
+        return self.narrows and bool(PRUNING_METHODS[self.method].needs_gram)
 
     @property
     def decides_in_capture(self) -> bool:
         """Whether a layer is decided while it runs: its activations, or what the next layer sees, depend on it."""
         return self.sequential or self.needs_gram or self.sparsity > 0
+
+    @property
+    def removed_share(self) -> float:
+        """Of the parameters of the blocks that are pruned, those that go; experts alone where there are any."""
+        experts = self.experts_kept / self.experts if self.experts else 1.0
+        return 1 - experts * self.kept / self.width
+
+    def config_changes(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The keys of config.json that a physically pruned model has other values of."""
+        changes: dict[str, Any] = {cut.key: cut.kept for cut in self.cuts if cut.kept < cut.width}
+        family = checkpoint.family
+        if self.drops and family.experts is not None:
+            keys = [key for key in family.experts.count_keys if key in checkpoint.config]
+            changes |= dict.fromkeys(keys or family.experts.count_keys[:1], self.experts_kept)
+        if changes and checkpoint.prediction_tensors:
+            changes[str(family.prediction_layers_key)] = 0
+        return changes
 
     def identity(self) -> dict[str, Any]:
         """What an unfinished capture depends on."""
@@ -64,16 +124,24 @@ def plan_prune(checkpoint: Checkpoint, capture: CaptureOptions, options: PruneOp
     """Resolve the options for a model.
 
     Raises:
-        CameraError: if nothing would be pruned.
+        CameraError: if nothing would be pruned, or the model has no experts to drop.
     """
-    width = checkpoint.ffn_width
+    widths = {key: int(checkpoint.config[key]) for key in checkpoint.family.width_keys(checkpoint.config)}
+    widths[next(iter(widths))] = checkpoint.ffn_width  # checked
+    dropped = options.experts if isinstance(options.experts, float) else 0.0
+    cuts = tuple(
+        Cut(key, width, kept_width(width, options.ratio, options.multiple_of))
+        for key, width in widths.items()
+    )
     return PrunePlan(
-        width=width,
-        kept=kept_width(width, options.ratio, options.multiple_of),
+        cuts=cuts,
+        experts=checkpoint.expert_count,
+        experts_kept=kept_experts(checkpoint, dropped),
+        scope=options.scope,
         method=options.method,
         reduce_ratio=options.reduce_ratio,
         damping=options.damping,
-        round=options.round or max(1, width // _ROUNDS),
+        round=options.round or max(1, cuts[0].width // _ROUNDS),
         sparsity=options.sparsity,
         mode=options.mode,
         sequential=capture.propagate == "sequential",
@@ -103,5 +171,30 @@ def kept_width(width: int, ratio: float, multiple_of: int) -> int:
             f"prune.ratio {ratio} of {width} FFN channels leaves {wanted}, and rounded up to a multiple of "
             f"{multiple_of} that is all of them: nothing would be pruned. "
             f"Raise prune.ratio or lower prune.multiple_of (4 suits llama.cpp's f16; int4 on the NPU wants 64)"
+        )
+    return kept
+
+
+def kept_experts(checkpoint: Checkpoint, share: float) -> int:
+    """How many experts of each layer stay: E − int(E·share), rounded up to fill the router's groups.
+
+    Raises:
+        CameraError: if there are none to drop, if too few would stay for what a token is routed to, or if a share above 0
+            ends up dropping none.
+    """
+    experts = checkpoint.experts
+    if share == 0:
+        return checkpoint.expert_count
+    if experts is None:
+        raise CameraError(f"prune.experts: {checkpoint.folder} has no experts to drop: leave it out")
+    count, groups = experts.count(checkpoint.config), experts.groups(checkpoint.config)
+    kept = ceil((count - int(count * share)) / groups) * groups
+    if kept == count:
+        raise CameraError(
+            f"prune.experts {share} of {count} experts in {groups} groups of the router drops none: raise it"
+        )
+    if kept < (chosen := experts.chosen(checkpoint.config)):
+        raise CameraError(
+            f"prune.experts {share} leaves {kept} of {count} experts, and {chosen} are used for a token: lower it"
         )
     return kept

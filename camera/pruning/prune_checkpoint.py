@@ -23,10 +23,10 @@ from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.decision import (
     Decision,
-    share_kept,
+    Scored,
+    records_of,
     write_captured,
     write_kept,
-    write_scores,
     write_summary,
 )
 from camera.pruning.execute import decide, fingerprint
@@ -77,19 +77,17 @@ def prune_checkpoint(
                 if decision.resumed:
                     writer.already_written(decision.layer)
                 else:
-                    writer.write(decision.layer, decision.kept_K, decision.matrices)
-                decision.matrices.clear()
-                decisions.append(decision)
+                    writer.write(decision.layer, decision.stays())
+                decisions.append(decision.without_matrices())
             writer.write_rest()
             writer.finish()
         finally:
             writer.abandon()
-        write_captured(work, checkpoint, tokens_ST, capture, [decision.statistics for decision in decisions])
-        write_scores(work, [decision.scores_F for decision in decisions], plan.reduce_ratio)
-        records = [decision.record for decision in decisions]
-        write_kept(work, [decision.kept_K for decision in decisions])
-        shares = [share_kept(decision.scores_F, decision.kept_K) for decision in decisions]
-        write_summary(work, checkpoint, plan, options, shares, records)
+        write_captured(work, checkpoint, tokens_ST, capture, decisions)
+        scored, layers = Scored.of(decisions), [decision.stays() for decision in decisions]
+        scored.write(work, plan.reduce_ratio)
+        write_kept(work, layers)
+        write_summary(work, checkpoint, plan, options, scored, (layers, records_of(decisions)))
         finish(partial, work)
         clear_states(work)
         shutil.rmtree(work)
@@ -112,7 +110,8 @@ def _open_writer(
         work.mkdir(parents=True)
     for folder in (partial, work):  # a kill may have come while config, index or state were written
         remove_stale_temporaries(folder, exclusive=True)
-    writer = ModelWriter(checkpoint, partial, plan.kept, plan.mode, changed=plan.changes, resume=resume)
+    changes = plan.config_changes(checkpoint) if plan.mode == "physical" else {}
+    writer = ModelWriter(checkpoint, partial, plan.mode, changes, changed=plan.changes, resume=resume)
     if not resume:  # only now, so that what can be resumed has all its shards
         writer.sync()
         write_json(work / _BEGUN, asked)

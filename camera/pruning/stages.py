@@ -5,15 +5,20 @@ activations) leaves its decision in its folder, and score and prune hand it on; 
 """
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.files import atomic_file, read_json
 from camera.layerwise.resume import clear_states
-from camera.layerwise.statistics import read_statistics
+from camera.layerwise.statistics import BlockStatistics, read_statistics
+from camera.models import Block
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.decision import (
@@ -21,21 +26,29 @@ from camera.pruning.decision import (
     KEPT,
     STATISTICS,
     Pruned,
+    Records,
+    Scored,
+    Stays,
     matrices_file,
     read_kept,
-    read_scores,
-    share_kept,
+    read_records,
+    records_of,
+    routed_from,
     write_captured,
     write_decisions,
     write_kept,
     write_matrices,
-    write_scores,
     write_summary,
 )
 from camera.pruning.execute import decide
-from camera.pruning.importance import importance, kept_channels
-from camera.pruning.methods import LayerRecord
-from camera.pruning.model_writer import ModelWriter, compare, feed_forward_matrices, pruned_matrix
+from camera.pruning.importance import (
+    block_importance,
+    joint_channels,
+    kept_channels,
+    kept_experts,
+    too_few,
+)
+from camera.pruning.model_writer import ModelWriter, changing_tensors, compare, pruned_tensor
 from camera.pruning.plan import PrunePlan, plan_statistics
 
 
@@ -65,19 +78,18 @@ def capture(
     decisions = []
     for decision in decide(checkpoint, tokens_ST, chosen, options, out, progress=progress):
         write_matrices(out, decision)
-        decision.matrices.clear()
-        decisions.append(decision)
-    write_captured(out, checkpoint, tokens_ST, options, [decision.statistics for decision in decisions])
+        decisions.append(decision.without_matrices())
+    write_captured(out, checkpoint, tokens_ST, options, decisions)
     if decides:
-        write_kept(out, [decision.kept_K for decision in decisions])
-        write_decisions(out, chosen, [decision.record for decision in decisions])
+        write_kept(out, [decision.stays() for decision in decisions])
+        write_decisions(out, chosen, records_of(decisions))
     clear_states(out)
 
 
 def score(
     checkpoint: Checkpoint, captured: Path, out: Path, reduce_ratio: float, progress: Progress = silent
 ) -> None:
-    """Write `scores.safetensors` (`layers.N.importance`, float64 [F]) and `scores.json` into the folder `out`.
+    """Write `scores.safetensors` (`layers.N.importance` of every block, float64 [F]) and `scores.json` into the folder `out`.
 
     What capture decided is handed on.
 
@@ -93,23 +105,20 @@ def score(
             another α.
     """
     count = checkpoint.layer_count
-    scores: list[torch.Tensor] = []
-    for index, statistics in enumerate(read_statistics(captured / STATISTICS, count)):
-        down_name = checkpoint.blocks(index)[0].down
-        down_HF = checkpoint.read_finite(down_name)
-        if down_HF.shape[1] != len(statistics.sum_squares_F):
+    statistics = read_statistics(captured / STATISTICS, count)
+    scores: list[dict[str, torch.Tensor]] = []
+    for layer, found in enumerate(statistics):
+        blocks = {block.label: block for block in checkpoint.blocks(layer)}
+        if not found.keys() <= blocks.keys():
             raise CameraError(
-                f"{captured}: layer {index} has statistics of {len(statistics.sum_squares_F)} channels and "
-                f"{down_name} has {down_HF.shape[1]}: capture again with this model"
+                f"{captured}: layer {layer} has other blocks than this model: capture again with it"
             )
-        scores_F = importance(statistics, down_HF, reduce_ratio)
-        if not torch.isfinite(scores_F).all():
-            raise CameraError(
-                f"layer {index}: an importance is not finite; look at {down_name} for huge values"
-            )
-        scores.append(scores_F)
-        progress(index + 1, count)
-    write_scores(out, scores, reduce_ratio)
+        scores.append({})
+        for label, of_block in found.items():
+            scores[-1][label] = _importance(checkpoint, captured, blocks[label], of_block, reduce_ratio)
+        progress(layer + 1, count)
+    routed = routed_from(read_tensors(captured / STATISTICS), count)
+    Scored(scores, routed, [too_few(found) for found in statistics]).write(out, reduce_ratio)
     if (captured / KEPT).is_file():
         decided = read_json(captured / DECISIONS)["reduce_ratio"]
         if decided != reduce_ratio:
@@ -119,6 +128,21 @@ def score(
             )
         for name in (KEPT, DECISIONS):
             shutil.copyfile(captured / name, out / name)
+
+
+def _importance(
+    checkpoint: Checkpoint, captured: Path, block: Block, found: BlockStatistics, reduce_ratio: float
+) -> torch.Tensor:
+    width = checkpoint.tensors[block.down].shape[1] if block.down in checkpoint.tensors else 0
+    if width != len(found.sum_squares_F):
+        raise CameraError(
+            f"{captured} has statistics of {len(found.sum_squares_F)} channels and {block.down} has {width}: "
+            "capture again with this model"
+        )
+    scores_F = block_importance(checkpoint, block, found, reduce_ratio)
+    if not torch.isfinite(scores_F).all():
+        raise CameraError(f"an importance is not finite; look at {block.down} for huge values")
+    return scores_F
 
 
 def prune(
@@ -148,37 +172,63 @@ def prune(
             f"prune.method {plan.method} changes matrices: name the folder that capture wrote too"
         )
     count = checkpoint.layer_count
-    scores = read_scores(scored, count)
-    for index, scores_F in enumerate(scores):
-        if len(scores_F) != plan.width:
-            raise CameraError(
-                f"{scored}: layer {index} has {len(scores_F)} scores, the model {plan.width} channels"
-            )
-    records: list[LayerRecord | None] = [None] * count
+    scored_layers = Scored.read(scored, count)
+    for layer, scores in enumerate(scored_layers.layers):
+        widths = {block.label: block.width(checkpoint.config) for block in checkpoint.blocks(layer)}
+        for label, scores_F in scores.items():
+            if len(scores_F) != widths.get(label):
+                raise CameraError(
+                    f"{scored}: layer {layer} has {len(scores_F)} scores, the model {widths.get(label, 0)} channels"
+                )
+    records: Records = [{} for _ in range(count)]
     if (scored / KEPT).is_file():
-        kept = read_kept(scored, count)
-        if any(len(kept_K) != plan.kept for kept_K in kept):
-            raise CameraError(
-                f"{scored}: capture kept {len(kept[0])} channels of each layer, and {plan.kept} are asked for: capture "
-                "again with this ratio, or with propagate one-shot, which serves every ratio"
-            )
         decided = read_json(scored / DECISIONS)
-        if (decided["method"], decided["sparsity"]) != (plan.method, plan.sparsity):
-            raise CameraError(
-                f"{scored}: capture decided with method {decided['method']} and sparsity {decided['sparsity']:g}, and "
-                f"{plan.method} and {plan.sparsity:g} are asked for: capture again with what is to be pruned"
-            )
-        records = [None if record is None else LayerRecord(**record) for record in decided["layers"]]
+        _check_decided(scored, decided, plan)
+        layers = read_kept(scored, count)
+        records = read_records(decided["layers"], count)
     else:
-        kept = [kept_channels(scores_F, plan.kept) for scores_F in scores]
+        layers = [_stays(checkpoint, layer, scored_layers, plan) for layer in range(count)]
     if captured is not None:
         for layer in range(count):
             if (captured / matrices_file(layer)).is_file():
                 with atomic_file(out / matrices_file(layer)) as temporary:
                     shutil.copyfile(captured / matrices_file(layer), temporary)
-    write_kept(out, kept)
-    shares = [share_kept(*layer) for layer in zip(scores, kept, strict=True)]
-    write_summary(out, checkpoint, plan, options, shares, records)
+    write_kept(out, layers)
+    write_summary(out, checkpoint, plan, options, scored_layers, (layers, records))
+
+
+def _check_decided(scored: Path, decided: Mapping[str, Any], plan: PrunePlan) -> None:
+    """Raise CameraError if capture decided something else than is asked for."""
+    if (decided["kept"], decided["experts_kept"]) != (plan.kept, plan.experts_kept):
+        experts = f" and {decided['experts_kept']} experts" if plan.experts else ""
+        asked = f" and {plan.experts_kept}" if plan.experts else ""
+        raise CameraError(
+            f"{scored}: capture kept {decided['kept']} channels{experts} of each layer, and {plan.kept}{asked} are asked "
+            "for: capture again with this ratio, or with propagate one-shot, which serves every ratio"
+        )
+    if (decided["method"], decided["sparsity"]) != (plan.method, plan.sparsity):
+        raise CameraError(
+            f"{scored}: capture decided with method {decided['method']} and sparsity {decided['sparsity']:g}, and "
+            f"{plan.method} and {plan.sparsity:g} are asked for: capture again with what is to be pruned"
+        )
+
+
+def _stays(checkpoint: Checkpoint, layer: int, scored: Scored, plan: PrunePlan) -> Stays:
+    """What stays of a layer by its scores alone."""
+    scores, routed = scored.layers[layer], scored.routed[layer]
+    kept_E = None
+    if routed is not None and plan.drops and checkpoint.experts is not None:
+        groups = checkpoint.experts.groups(checkpoint.config)
+        kept_E = kept_experts(routed.energy_E, plan.experts_kept, groups)
+    blocks = [
+        block
+        for block in checkpoint.blocks(layer)
+        if kept_E is None or block.expert is None or bool((kept_E == block.expert).any())
+    ]
+    counts = {block.label: plan.kept_of(block, len(scores[block.label])) for block in blocks}
+    if plan.scope == "layer":
+        return Stays(joint_channels({label: scores[label] for label in counts}, sum(counts.values())), kept_E)
+    return Stays({label: kept_channels(scores[label], count) for label, count in counts.items()}, kept_E)
 
 
 def save(checkpoint: Checkpoint, pruned_folder: Path, out: Path, progress: Progress = silent) -> None:
@@ -198,7 +248,7 @@ def save(checkpoint: Checkpoint, pruned_folder: Path, out: Path, progress: Progr
     """
     pruned = Pruned.open(pruned_folder)
     pruned.check_belongs_to(checkpoint)
-    kept = pruned.kept()
+    layers = pruned.stays()
     total = 2 * sum(info.size_bytes for info in checkpoint.tensors.values())
     done = 0
 
@@ -207,21 +257,22 @@ def save(checkpoint: Checkpoint, pruned_folder: Path, out: Path, progress: Progr
         done += count
         progress(done, total)
 
-    writer = ModelWriter(checkpoint, out, pruned.width, pruned.mode, changed=pruned.changed)
+    writer = ModelWriter(checkpoint, out, pruned.mode, pruned.config_changes, changed=pruned.changed)
     try:
-        for layer, kept_K in enumerate(kept):
-            writer.write(layer, kept_K, pruned.matrices(layer))
+        for layer, stays in enumerate(layers):
+            writer.write(layer, replace(stays, matrices=pruned.matrices(layer)))
         writer.write_rest(tell)
         writer.finish()
     finally:
         writer.abandon()
-    changed = feed_forward_matrices(checkpoint) if pruned.changed else {}
+    places = changing_tensors(checkpoint, pruned.config_changes) if pruned.changed else {}
 
     def meant(name: str) -> torch.Tensor | None:
-        if name not in changed:
+        place = places.get(name)
+        if place is None:
             return None
-        layer, dimension = changed[name]
-        own = pruned.matrices(layer).get(name)
-        return pruned_matrix(checkpoint, name, dimension, kept[layer], pruned.mode, own)
+        stays = replace(layers[place.layer], matrices=pruned.matrices(place.layer))
+        return pruned_tensor(checkpoint, place, stays, pruned.mode)
 
     compare(checkpoint, Checkpoint.open(out), meant, tell)
+    progress(total, total)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from camera.files import read_json
-from camera.pruning.decision import SUMMARY, Pruned, read_scores
+from camera.layerwise.statistics import Labelled
+from camera.pruning.decision import SUMMARY, Pruned, Scored
 from camera.report.schema import LayerDamage, LayerImportance
 
 CURVE_POINTS = 64
@@ -22,11 +23,16 @@ def layer_importance(scored: Path, pruned: Path | None, count: int) -> tuple[Lay
         pruned: what `prune` wrote, if anything was pruned.
         count: of decoder layers.
     """
-    scores = read_scores(scored, count)
+    layers = Scored.read(scored, count).layers
+    scores = [torch.cat(list(blocks.values())) for blocks in layers]
     kept: list[torch.Tensor] | list[None] = [None] * count
     shares: list[Any] = [None] * count
     if pruned is not None:
-        kept, shares = Pruned.open(pruned).kept(), read_json(pruned / SUMMARY)["importance_kept_share"]
+        shares = read_json(pruned / SUMMARY)["importance_kept_share"]
+        kept = [
+            _of_layer(blocks, stays.kept)
+            for blocks, stays in zip(layers, Pruned.open(pruned).stays(), strict=True)
+        ]
     return tuple(
         LayerImportance(
             layer=layer,
@@ -37,6 +43,16 @@ def layer_importance(scored: Path, pruned: Path | None, count: int) -> tuple[Lay
         )
         for layer, (scores_F, kept_K, share) in enumerate(zip(scores, kept, shares, strict=True))
     )
+
+
+def _of_layer(scores: Labelled[torch.Tensor], kept: Labelled[torch.Tensor]) -> torch.Tensor:
+    """The channels that stay, counted through all blocks of a layer."""
+    found, start = [], 0
+    for label, scores_F in scores.items():
+        if label in kept:
+            found.append(kept[label] + start)
+        start += len(scores_F)
+    return torch.cat(found)
 
 
 def layer_damage(pruned: Path) -> tuple[LayerDamage, ...]:

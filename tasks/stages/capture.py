@@ -59,7 +59,7 @@ def trial(known: Known) -> Needs:
 STAGE = register(
     Stage(
         "capture",
-        4,
+        5,
         run,
         {"capture": CaptureOptions, "decide": DecideOptions},
         needs,

@@ -23,7 +23,7 @@ def run(context: Context) -> dict[str, float]:
 STAGE = register(
     Stage(
         "score",
-        4,
+        5,
         run,
         {"score": ScoreOptions},
         lambda known: Needs(memory=3 * known.largest),

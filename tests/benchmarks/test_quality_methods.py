@@ -17,7 +17,7 @@ from quality_methods import (
 )
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.layerwise.statistics import LayerStatistics
+from camera.layerwise.statistics import BlockStatistics
 from camera.options import PruneOptions
 from camera.pruning.importance import importance
 from tests.tiny import TOKENS, tiny_checkpoint
@@ -30,7 +30,7 @@ def tokens() -> torch.Tensor:
 
 
 def camera_score(layer: Layer) -> torch.Tensor:
-    statistics = LayerStatistics.zeros(layer.down_HF.shape[1])
+    statistics = BlockStatistics.zeros(layer.down_HF.shape[1])
     statistics.update(layer.act_TF[None])
     return importance(statistics, layer.down_HF, 0.95)
 

@@ -1,4 +1,4 @@
-"""How the channels of a layer are chosen, and what its down projection becomes: one file for each method.
+"""How the channels of a feed-forward network are chosen, and what its down projection becomes: one file for each method.
 
 A method is registered in `camera.registry.PRUNING_METHODS`; its name is the value of `prune.method`.
 """
@@ -9,17 +9,19 @@ from typing import Protocol
 import torch
 
 from camera.layerwise.gram import LayerGram
-from camera.layerwise.statistics import LayerStatistics
+from camera.layerwise.statistics import BlockStatistics
 from camera.pruning.plan import PrunePlan
 
 
 @dataclass(frozen=True)
-class ObservedLayer:
-    """What is known of a layer when it is decided."""
+class ObservedBlock:
+    """What is known of a feed-forward network when it is decided."""
 
-    index: int
-    """The decoder layer's number."""
-    statistics: LayerStatistics
+    name: str
+    """What to call it in messages: `layer 3`, `layer 3, experts.7`."""
+    kept: int
+    """How many of its channels are to stay."""
+    statistics: BlockStatistics
     """Over all calibration tokens."""
     importance_F: torch.Tensor
     """CAMERA's importance, float64 [F] on the CPU."""
@@ -30,8 +32,8 @@ class ObservedLayer:
 
 
 @dataclass(frozen=True)
-class LayerRecord:
-    """What was decided for a layer and why, for `prune.json`."""
+class BlockRecord:
+    """What was decided for a block and why, for `prune.json`."""
 
     method: str
     """What chose the channels in the end."""
@@ -52,25 +54,25 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer, decided by a method."""
+    """One block, decided by a method."""
 
     kept_K: torch.Tensor
     """int64 [K] on the CPU, ascending."""
     down_HK: torch.Tensor | None = None
     """The new down projection in the checkpoint's dtype, on the CPU; None for the source's own columns."""
-    record: LayerRecord | None = None
+    record: BlockRecord | None = None
 
 
 class PruningMethod(Protocol):
-    """A way to decide a layer."""
+    """A way to decide a block."""
 
     needs_gram: bool
     """Whether it needs the Gram matrix of the activations, which costs time and memory."""
     title: str
     """What chooses the channels, for reports: `found with …`."""
 
-    def decide(self, layer: ObservedLayer, plan: PrunePlan) -> Choice:
-        """Choose `plan.kept` channels of a layer."""
+    def decide(self, block: ObservedBlock, plan: PrunePlan) -> Choice:
+        """Choose `block.kept` channels."""
 
     def multiplications(self, width: int, hidden: int, kept: int) -> int:
-        """About how many float64 multiplications deciding a layer takes, for estimates."""
+        """About how many float64 multiplications deciding a block takes, for estimates."""

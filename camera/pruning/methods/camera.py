@@ -1,7 +1,7 @@
 """CAMERA: the channels of the highest importance stay, with their own weights."""
 
 from camera.pruning.importance import kept_channels
-from camera.pruning.methods import Choice, ObservedLayer
+from camera.pruning.methods import Choice, ObservedBlock
 from camera.pruning.plan import PrunePlan
 from camera.registry import PRUNING_METHODS
 
@@ -12,8 +12,8 @@ class Camera:
     needs_gram = False
     title = "CAMERA's micro-expert importance"
 
-    def decide(self, layer: ObservedLayer, plan: PrunePlan) -> Choice:
-        return Choice(kept_channels(layer.importance_F, plan.kept))
+    def decide(self, block: ObservedBlock, plan: PrunePlan) -> Choice:
+        return Choice(kept_channels(block.importance_F, block.kept))
 
     def multiplications(self, width: int, hidden: int, kept: int) -> int:
         return 0

@@ -6,7 +6,7 @@ c of W costs ‖w_c‖² / [H⁻¹]_cc, H = AᵀA + λI, when the columns that s
 
 import torch
 
-from camera.pruning.methods import ObservedLayer
+from camera.pruning.methods import ObservedBlock
 from camera.pruning.methods.refit import FACTOR_SLOWNESS, Refit
 from camera.pruning.plan import PrunePlan
 from camera.registry import PRUNING_METHODS
@@ -20,13 +20,13 @@ class Obs(Refit):
 
     def choose(
         self,
-        layer: ObservedLayer,
+        block: ObservedBlock,
         fit_FF: torch.Tensor,
         held_FF: torch.Tensor,
         down_HF: torch.Tensor,
         plan: PrunePlan,
     ) -> torch.Tensor:
-        kept_K = obs_channels(fit_FF.double() + held_FF, down_HF, plan.kept, plan.damping, plan.round)
+        kept_K = obs_channels(fit_FF.double() + held_FF, down_HF, block.kept, plan.damping, plan.round)
         if kept_K is None:
             raise ValueError("its Gram matrix cannot be inverted")
         return kept_K

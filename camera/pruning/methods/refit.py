@@ -1,7 +1,7 @@
 """CAMERA's choice, and a down projection refitted to the channels that stay, by least squares on the calibration tokens.
 
 A refit must earn its place: it is fitted to one part of the calibration samples and judged on the part held back. Where it
-is not better there, the layer falls back to CAMERA's choice.
+is not better there, the block falls back to CAMERA's choice.
 
 Source: the normal equations of ridge regression; in pruning, the weight update of Hassibi & Stork, Second Order
 Derivatives for Network Pruning: Optimal Brain Surgeon, 1993, taken over all removed channels at once.
@@ -12,14 +12,14 @@ import logging
 import torch
 
 from camera.pruning.importance import kept_channels
-from camera.pruning.methods import Choice, LayerRecord, ObservedLayer
+from camera.pruning.methods import BlockRecord, Choice, ObservedBlock
 from camera.pruning.plan import PrunePlan
 from camera.registry import PRUNING_METHODS
 
 _log = logging.getLogger(__name__)
 
 TOKENS_PER_CHANNEL = 4
-"""With fewer fitted tokens than this for every FFN channel, a layer is not refitted."""
+"""With fewer fitted tokens than this for every FFN channel, a block is not refitted."""
 FACTOR_SLOWNESS = 3
 """A factorisation makes about a third of the multiplications a second that a matrix product makes."""
 
@@ -33,7 +33,7 @@ class Refit:
 
     def choose(
         self,
-        layer: ObservedLayer,
+        block: ObservedBlock,
         fit_FF: torch.Tensor,
         held_FF: torch.Tensor,
         down_HF: torch.Tensor,
@@ -42,25 +42,25 @@ class Refit:
         """The channels to keep, int64 [kept] on the CPU, ascending.
 
         Args:
-            layer: what is known of it.
+            block: what is known of it, and how many stay.
             fit_FF, held_FF: AᵀA of the fitted and of the held-back samples, float32 [F, F].
             down_HF: the down projection, float64 on the same device.
-            plan: how many stay.
+            plan: with the damping.
 
         Raises:
             ValueError: with the reason, if there is no choice.
         """
-        return kept_channels(layer.importance_F, plan.kept)
+        return kept_channels(block.importance_F, block.kept)
 
-    def decide(self, layer: ObservedLayer, plan: PrunePlan) -> Choice:
-        assert layer.gram is not None
-        gram, down_HF = layer.gram, layer.down_HF
-        camera_K = kept_channels(layer.importance_F, plan.kept)
+    def decide(self, block: ObservedBlock, plan: PrunePlan) -> Choice:
+        assert block.gram is not None
+        gram, down_HF = block.gram, block.down_HF
+        camera_K = kept_channels(block.importance_F, block.kept)
         tokens = gram.fit_tokens, gram.held_tokens
 
         def fall_back(why: str, camera: float | None = None, error: float | None = None) -> Choice:
-            _log.info("layer %d: %s rejected, fell back to CAMERA's choice: %s", layer.index, self.name, why)
-            return Choice(camera_K, None, LayerRecord("camera", False, why, *tokens, camera, error))
+            _log.info("%s: %s rejected, fell back to CAMERA's choice: %s", block.name, self.name, why)
+            return Choice(camera_K, None, BlockRecord("camera", False, why, *tokens, camera, error))
 
         width = down_HF.shape[1]
         if gram.fit_tokens < TOKENS_PER_CHANNEL * width:
@@ -77,7 +77,7 @@ class Refit:
         fit_FF, held_FF = fit_FF.to(device), held_FF.to(device)
         exact_HF = down_HF.to(device, torch.float64)
         try:
-            kept_K = self.choose(layer, fit_FF, held_FF, exact_HF, plan)
+            kept_K = self.choose(block, fit_FF, held_FF, exact_HF, plan)
         except ValueError as reason:
             return fall_back(str(reason))
         camera_error = output_error(held_FF, exact_HF, camera_K, down_HF[:, camera_K])
@@ -96,7 +96,7 @@ class Refit:
         down_HK = _refitted(fit_FF.double() + held_FF, exact_HF, kept_K, plan.damping, down_HF.dtype)
         if down_HK is None:
             return fall_back("its Gram matrix cannot be factored", camera_error)
-        return Choice(kept_K, down_HK, LayerRecord(self.name, True, None, *tokens, camera_error, error))
+        return Choice(kept_K, down_HK, BlockRecord(self.name, True, None, *tokens, camera_error, error))
 
     def multiplications(self, width: int, hidden: int, kept: int) -> int:
         removed = width - kept

@@ -19,7 +19,7 @@ from camera.errors import CameraError
 from camera.layerwise import collectives as ranks_module
 from camera.layerwise import resume as saving
 from camera.layerwise.collectives import Collectives, ranks
-from camera.layerwise.statistics import LayerStatistics, read_statistics
+from camera.layerwise.statistics import BlockStatistics, read_statistics
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
 from camera.pruning.decision import STATISTICS
@@ -27,7 +27,7 @@ from camera.pruning.importance import importance, kept_channels
 from camera.pruning.plan import kept_width, plan_prune
 from camera.pruning.prune_checkpoint import prune_checkpoint
 from camera.pruning.stages import capture
-from tests.camera.pruning.conftest import PRUNE, Build, KilledError, contents, kill_at
+from tests.camera.pruning.conftest import PRUNE, Build, KilledError, contents, kill_at, only
 from tests.tiny import TOKENS
 
 SECONDS = 120
@@ -55,15 +55,15 @@ def run_capture(
     devices: int,
     propagate: str,
     progress: Progress = silent,
-) -> list[LayerStatistics]:
+) -> list[BlockStatistics]:
     out.mkdir(exist_ok=True)
     checkpoint = Checkpoint.open(folder)
     options = CaptureOptions(propagate=propagate, device="cpu", batch_size=1, devices=devices)  # type: ignore[arg-type]
     capture(checkpoint, tokens_ST, out, options, plan_prune(checkpoint, options, PRUNE), progress)
-    return read_statistics(out / STATISTICS, checkpoint.layer_count)
+    return only(read_statistics(out / STATISTICS, checkpoint.layer_count))
 
 
-def kept_by(folder: Path, layers: list[LayerStatistics]) -> list[list[int]]:
+def kept_by(folder: Path, layers: list[BlockStatistics]) -> list[list[int]]:
     checkpoint = Checkpoint.open(folder)
     count = kept_width(checkpoint.ffn_width, PRUNE.ratio, PRUNE.multiple_of)
     kept = []
@@ -168,7 +168,7 @@ def test_shares_are_consecutive_even_and_complete(samples: int, count: int) -> N
 
 def meet(us: Collectives, report: Path) -> None:
     """One sum and one maximum over all ranks, a value of the first, and a vote."""
-    mine = LayerStatistics(torch.tensor([float(us.rank)]).double(), torch.tensor([float(us.rank)]))
+    mine = BlockStatistics(torch.tensor([float(us.rank)]).double(), torch.tensor([float(us.rank)]))
     us.merge(mine)
     found = {
         "sum": float(mine.sum_squares_F),
@@ -215,7 +215,7 @@ def walk_on(us: Collectives, layers: int = 5) -> None:
     """Meet, and merge layer by layer."""
     us.barrier()
     for _ in range(layers):
-        us.merge(LayerStatistics.zeros(4))
+        us.merge(BlockStatistics.zeros(4))
 
 
 def run_beside(work: Callable[..., None]) -> None:
@@ -315,7 +315,7 @@ def test_a_rank_that_dies_at_its_start_is_not_waited_for() -> None:
 def test_an_error_of_the_first_rank_ends_the_others() -> None:
     def stop(us: Collectives) -> None:
         us.barrier()
-        us.merge(LayerStatistics.zeros(4))
+        us.merge(BlockStatistics.zeros(4))
         raise KilledError
 
     with pytest.raises(KilledError), ranks(2, walk_on) as us:

@@ -1,9 +1,9 @@
 """Tiny checkpoints for pruning, each built once, and the four steps in a row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import torch
@@ -12,10 +12,12 @@ from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress
+from camera.pruning.decision import Pruned, Scored
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import capture, prune, save, score
 from tests.tiny import TOKENS, tiny_checkpoint
 
+Entry = TypeVar("Entry")
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama, tied, 3 shards": {"model_type": "llama", "tied": True, "shards": 3},
@@ -33,6 +35,22 @@ ONE_OF_EACH_FAMILY = (
 )
 PROPAGATIONS = ("one-shot", "sequential")
 PRUNE = PruneOptions(ratio=0.3, reduce_ratio=0.6, multiple_of=4)
+
+
+def only(layers: Sequence[Mapping[str, Entry]]) -> list[Entry]:
+    """What is said of the one block of every dense layer."""
+    assert all(set(blocks) == {""} for blocks in layers)
+    return [blocks[""] for blocks in layers]
+
+
+def only_kept(pruned: Pruned) -> list[torch.Tensor]:
+    """The channels that stay of every dense layer."""
+    return only([stays.kept for stays in pruned.stays()])
+
+
+def only_scores(folder: Path, count: int) -> list[torch.Tensor]:
+    """The importance in every dense layer."""
+    return only(Scored.read(folder, count).layers)
 
 
 class Steps(NamedTuple):

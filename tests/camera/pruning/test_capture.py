@@ -9,7 +9,7 @@ from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
 from camera.layerwise import feed_forward as visitor
-from camera.layerwise.statistics import LayerStatistics, read_statistics
+from camera.layerwise.statistics import BlockStatistics, read_statistics
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.decision import STATISTICS, read_kept
 from camera.pruning.importance import importance, kept_channels
@@ -24,22 +24,23 @@ from tests.camera.pruning.conftest import (
     Build,
     change_tensors,
     contents,
+    only,
 )
 from tests.tiny import tiny_checkpoint
 
 
 def captured(
     folder: Path, tokens_ST: torch.Tensor, out: Path, prune: PruneOptions = PRUNE, **changes: Any
-) -> list[LayerStatistics]:
+) -> list[BlockStatistics]:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.open(folder)
     options = CaptureOptions(**{"device": "cpu", "batch_size": 2, **changes})
     capture(checkpoint, tokens_ST, out, options, plan_prune(checkpoint, options, prune))
-    return read_statistics(out / STATISTICS, checkpoint.layer_count)
+    return only(read_statistics(out / STATISTICS, checkpoint.layer_count))
 
 
 def kept_by(
-    folder: Path, layers: list[LayerStatistics], alpha: float = PRUNE.reduce_ratio
+    folder: Path, layers: list[BlockStatistics], alpha: float = PRUNE.reduce_ratio
 ) -> list[list[int]]:
     checkpoint = Checkpoint.open(folder)
     count = kept_width(checkpoint.ffn_width, PRUNE.ratio, PRUNE.multiple_of)
@@ -51,7 +52,7 @@ def kept_by(
     ]
 
 
-def close(found: LayerStatistics, expected: LayerStatistics, rtol: float = 1e-4) -> None:
+def close(found: BlockStatistics, expected: BlockStatistics, rtol: float = 1e-4) -> None:
     torch.testing.assert_close(found.sum_squares_F, expected.sum_squares_F, rtol=rtol, atol=1e-10)
     torch.testing.assert_close(found.max_abs_F, expected.max_abs_F, rtol=rtol, atol=1e-6)
 
@@ -64,10 +65,10 @@ def test_streaming_sees_what_hooks_on_the_whole_model_see(
     folder = build(**KINDS[kind])
     found = captured(folder, tokens, tmp_path, propagate=propagate)
     count = kept_width(Checkpoint.open(folder).ffn_width, PRUNE.ratio, PRUNE.multiple_of)
-    exact: list[LayerStatistics] = []
+    exact: list[BlockStatistics] = []
 
     def see(layer: int, act_NF: torch.Tensor) -> None:
-        exact.append(LayerStatistics(act_NF.square().sum(0), act_NF.abs().amax(0).float()))
+        exact.append(BlockStatistics(act_NF.square().sum(0), act_NF.abs().amax(0).float()))
 
     model = Checkpoint.open(folder).load_model()
     kept = naive.prune_model(model, tokens, PRUNE.reduce_ratio, count, propagate, see)
@@ -123,9 +124,9 @@ def test_one_sample_and_one_token_are_enough(
         close(found[2], from_hooks(folder, few, 2))
 
 
-def from_hooks(folder: Path, tokens_ST: torch.Tensor, layer: int) -> LayerStatistics:
+def from_hooks(folder: Path, tokens_ST: torch.Tensor, layer: int) -> BlockStatistics:
     act_NF = naive.activations(Checkpoint.open(folder).load_model(), tokens_ST, layer)
-    return LayerStatistics(act_NF.square().sum(0), act_NF.abs().amax(0).float())
+    return BlockStatistics(act_NF.square().sum(0), act_NF.abs().amax(0).float())
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH_FAMILY)
@@ -166,7 +167,7 @@ def test_what_capture_decides_in_bfloat16_is_scored_with_the_checkpoints_own_mat
         model_type="llama", ffn=1024
     )  # many channels: bfloat16 weights would rank some differently
     layers = captured(folder, tokens, tmp_path, propagate="sequential", dtype="bfloat16")
-    assert [kept_K.tolist() for kept_K in read_kept(tmp_path, 3)] == [
+    assert [stays.kept[""].tolist() for stays in read_kept(tmp_path, 3)] == [
         kept_channels(
             importance(layer, Checkpoint.open(folder).read(name), PRUNE.reduce_ratio),
             kept_width(1024, PRUNE.ratio, PRUNE.multiple_of),
@@ -189,7 +190,7 @@ def test_a_half_precision_checkpoint_is_computed_in_its_own_dtype_and_summed_in_
     for index, layer in enumerate(found):
         act_NF = naive.activations(model, tokens, index)
         # Kernels may round differently for another batch; what they gave is summed without further loss.
-        close(layer, LayerStatistics(act_NF.square().sum(0), act_NF.abs().amax(0).float()), rtol=0.03)
+        close(layer, BlockStatistics(act_NF.square().sum(0), act_NF.abs().amax(0).float()), rtol=0.03)
 
 
 def test_the_summary_says_what_was_captured(build: Build, tokens: torch.Tensor, tmp_path: Path) -> None:

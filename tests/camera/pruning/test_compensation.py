@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from camera.layerwise.gram import LayerGram
-from camera.layerwise.statistics import LayerStatistics
+from camera.layerwise.statistics import BlockStatistics
 from camera.pruning.importance import importance, kept_channels
-from camera.pruning.methods import Choice, ObservedLayer
-from camera.pruning.plan import PrunePlan
+from camera.pruning.methods import Choice, ObservedBlock
+from camera.pruning.plan import Cut, PrunePlan
 from camera.registry import PRUNING_METHODS
 
 WIDTH, KEPT, HIDDEN = 24, 15, 8
 PLAN = PrunePlan(
-    width=WIDTH,
-    kept=KEPT,
+    cuts=(Cut("width", WIDTH, KEPT),),
+    experts=0,
+    experts_kept=0,
+    scope="expert",
     method="obs",
     reduce_ratio=0.95,
     damping=1e-3,
@@ -33,11 +35,11 @@ def decided(
 ) -> tuple[Choice, torch.Tensor, torch.Tensor]:
     """The choice, the down projection, and what CAMERA keeps."""
     down_HF = torch.randn(HIDDEN, WIDTH, generator=torch.Generator().manual_seed(5)).to(dtype)
-    statistics, gram = LayerStatistics.zeros(WIDTH), LayerGram(WIDTH, torch.device("cpu"))
+    statistics, gram = BlockStatistics.zeros(WIDTH), LayerGram(WIDTH, torch.device("cpu"))
     statistics.update(act_STF)
     gram.update(act_STF, held)
     scores_F = importance(statistics, down_HF, PLAN.reduce_ratio)
-    layer = ObservedLayer(3, statistics, scores_F, down_HF, gram)
+    layer = ObservedBlock("layer 3", KEPT, statistics, scores_F, down_HF, gram)
     choice = PRUNING_METHODS[method].decide(layer, replace(PLAN, method=method))
     return choice, down_HF, kept_channels(scores_F, KEPT)
 
@@ -128,7 +130,7 @@ def test_too_little_to_fit_or_to_judge_falls_back(
         ({"method": "camera", "sequential": False}, False, False),
         ({"method": "camera", "sequential": False, "sparsity": 0.5}, False, True),
         ({"method": "refit", "sequential": False}, True, True),
-        ({"kept": WIDTH, "sequential": False}, False, False),
+        ({"cuts": (Cut("width", WIDTH, WIDTH),), "sequential": False}, False, False),
     ],
 )
 def test_a_plan_asks_for_no_more_than_its_decision_needs(

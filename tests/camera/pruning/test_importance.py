@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camera.errors import CameraError
-from camera.layerwise.statistics import LayerStatistics
+from camera.layerwise.statistics import BlockStatistics
 from camera.pruning.importance import importance, kept_channels
 from camera.pruning.plan import kept_width
 from tests.camera.pruning import naive
@@ -14,7 +14,7 @@ from tests.camera.pruning import naive
 def test_importance_is_the_formula_of_the_paper(alpha: float) -> None:
     act_BTF = torch.randn(3, 20, 16)
     down_HF = torch.randn(8, 16)
-    statistics = LayerStatistics.zeros(16)
+    statistics = BlockStatistics.zeros(16)
     statistics.update(act_BTF)
     found = importance(statistics, down_HF, alpha)
     assert found.dtype == torch.float64
@@ -26,7 +26,7 @@ def test_alpha_decides_between_a_steady_channel_and_one_with_a_single_peak() -> 
     act_BTF = torch.full((1, 100, 2), 0.0)
     act_BTF[:, :, 0] = 1.0  # energy 100, peak 1
     act_BTF[:, 50, 1] = 5.0  # energy 25, peak 25
-    statistics = LayerStatistics.zeros(2)
+    statistics = BlockStatistics.zeros(2)
     statistics.update(act_BTF)
     by_energy = importance(statistics, torch.ones(4, 2), 0.0)
     by_peak = importance(statistics, torch.ones(4, 2), 1.0)
@@ -36,7 +36,7 @@ def test_alpha_decides_between_a_steady_channel_and_one_with_a_single_peak() -> 
 
 def test_importance_of_half_precision_weights_is_computed_in_double() -> None:
     down_HF = torch.full((4096, 4), 200.0, dtype=torch.float16)  # the squares alone exceed float16
-    statistics = LayerStatistics(torch.ones(4, dtype=torch.float64), torch.ones(4))
+    statistics = BlockStatistics(torch.ones(4, dtype=torch.float64), torch.ones(4))
     assert importance(statistics, down_HF, 0.5).tolist() == [4096 * 200.0**2] * 4
 
 

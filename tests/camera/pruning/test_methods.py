@@ -31,6 +31,7 @@ from tests.camera.pruning.conftest import (
     contents,
     kill_at,
     logits,
+    only_kept,
     run_steps,
 )
 from tests.tiny import TOKENS
@@ -157,7 +158,7 @@ def test_streamed_refits_are_those_of_a_model_whole_in_memory(
     folder = build(model_type="PanguEmbedded")
     pruned = Pruned.open(by_stages(folder, many, tmp_path, options("obs")).pruned)
     source = Checkpoint.open(folder)
-    expected = whole_model_reference(folder, many, pruned.kept(), 1e-3)
+    expected = whole_model_reference(folder, many, only_kept(pruned), 1e-3)
     for index, expected_HK in enumerate(expected):
         found_HK = pruned.matrices(index)[source.blocks(index)[0].down]
         torch.testing.assert_close(found_HK.double(), expected_HK, rtol=1e-2, atol=1e-3)
@@ -229,9 +230,9 @@ def test_zeros_are_where_wandas_metric_is_least_and_are_counted(
         )
     with torch.no_grad():
         model(many)
-    kept_K = pruned.kept()[1]
+    kept_K = only_kept(pruned)[1]
     if ratio:
-        assert torch.equal(kept_K, Pruned.open(plain).kept()[1])
+        assert torch.equal(kept_K, only_kept(Pruned.open(plain))[1])
     gate, up, down = source.ffn_names(1)
     found = pruned.matrices(1)
     for name, inputs in (
@@ -323,7 +324,7 @@ def test_two_ranks_keep_the_same_channels_and_nearly_the_same_weights(
         decisions = json.loads((pruned.folder / SUMMARY).read_text())["decisions"]
         assert [decision["fit_tokens"] for decision in decisions] == [3584] * 3
     for index in range(3):
-        assert torch.equal(shared.kept()[index], alone.kept()[index])
+        assert torch.equal(only_kept(shared)[index], only_kept(alone)[index])
         for name, matrix in alone.matrices(index).items():
             torch.testing.assert_close(shared.matrices(index)[name], matrix, rtol=1e-3, atol=1e-4)
 
@@ -345,7 +346,7 @@ def test_the_recorded_error_is_that_of_held_back_tokens(
     with torch.no_grad():
         model(many[[7, 15]])
     act_TF = seen[0].flatten(0, 1).double()
-    kept_K = pruned.kept()[0]
+    kept_K = only_kept(pruned)[0]
     weight_HF = down.weight.detach().double()
     plain = output_error(act_TF.T @ act_TF, weight_HF, kept_K, weight_HF[:, kept_K])
     assert summary["decisions"][0]["error_camera"] == pytest.approx(plain, rel=1e-4)

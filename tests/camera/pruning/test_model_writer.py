@@ -10,11 +10,14 @@ import torch
 from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_header
 from camera.errors import CameraError
-from camera.pruning.model_writer import ModelWriter, compare, feed_forward_matrices, pruned_matrix
+from camera.pruning.decision import Stays
+from camera.pruning.model_writer import ModelWriter, changing_tensors, compare, pruned_tensor
 from tests.camera.pruning.conftest import Build, change_tensors, contents
 from tests.tiny import tiny_checkpoint
 
 KEPT_K = torch.arange(0, 172, 2)  # 86 of 172
+STAYS = Stays({"": KEPT_K})
+NARROWER = {"intermediate_size": len(KEPT_K)}
 PANGU = {"model_type": "PanguEmbedded", "ffn": 172, "shards": 3}
 
 
@@ -23,19 +26,19 @@ def source(build: Build) -> Checkpoint:
     return Checkpoint.open(build(**PANGU))
 
 
-def matrices(source: Checkpoint, mode: str = "physical") -> dict[str, torch.Tensor]:
+def matrices(source: Checkpoint, mode: str = "physical") -> dict[str, torch.Tensor | None]:
     """What the feed-forward matrices of all layers become."""
     return {
-        name: pruned_matrix(source, name, dimension, KEPT_K, mode)
-        for name, (_, dimension) in feed_forward_matrices(source).items()
+        name: pruned_tensor(source, place, STAYS, mode)
+        for name, place in changing_tensors(source, {}).items()
     }
 
 
 def write(source: Checkpoint, out: Path, order: list[int], mode: str = "physical") -> Path:
     out.mkdir()
-    writer = ModelWriter(source, out, len(KEPT_K), mode, changed=True)
+    writer = ModelWriter(source, out, mode, NARROWER if mode == "physical" else {}, changed=True)
     for layer in order:
-        writer.write(layer, KEPT_K, {})
+        writer.write(layer, STAYS)
     writer.write_rest()
     writer.finish()
     return out
@@ -44,7 +47,7 @@ def write(source: Checkpoint, out: Path, order: list[int], mode: str = "physical
 def test_the_shards_have_their_size_and_their_place_before_a_weight_is_read(
     source: Checkpoint, tmp_path: Path, read_names: list[str]
 ) -> None:
-    writer = ModelWriter(source, tmp_path, len(KEPT_K), "physical", changed=True)
+    writer = ModelWriter(source, tmp_path, "physical", NARROWER, changed=True)
     laid_out = {
         name: info for file in source.weight_files for name, info in read_header(tmp_path / file).items()
     }
@@ -72,7 +75,9 @@ def test_every_tensor_is_the_given_one_or_the_sources(source: Checkpoint, tmp_pa
     meant = matrices(source)
     assert len(meant) == 9
     for name in source.tensors:
-        assert torch.equal(written.read(name), meant.get(name, source.read(name)))
+        expected = meant[name] if name in meant else source.read(name)
+        assert expected is not None
+        assert torch.equal(written.read(name), expected)
     sizes: list[int] = []
     compare(source, written, meant.get, sizes.append)
     assert sum(sizes) == sum(info.size_bytes for info in source.tensors.values())
@@ -82,8 +87,11 @@ def test_a_mask_writes_zeros_for_the_others_and_changes_nothing_else(build: Buil
     source = Checkpoint.open(build(model_type="llama", dtype=torch.bfloat16))
     gone = torch.ones(192, dtype=torch.bool)
     gone[KEPT_K] = False
-    for name, (_, dimension) in feed_forward_matrices(source).items():
-        found = pruned_matrix(source, name, dimension, KEPT_K, "mask").transpose(0, dimension)
+    for name, place in changing_tensors(source, {}).items():
+        dimension = 1 if place.weight.role == "down" else 0
+        masked = pruned_tensor(source, place, STAYS, "mask")
+        assert masked is not None
+        found = masked.transpose(0, dimension)
         own = source.read(name).transpose(0, dimension)
         assert found.dtype == torch.bfloat16
         assert torch.equal(found[~gone], own[~gone])
@@ -113,8 +121,8 @@ def test_one_bit_that_differs_is_found_and_named(source: Checkpoint, tmp_path: P
 
 
 def test_a_layer_that_was_never_given_is_an_error(source: Checkpoint, tmp_path: Path) -> None:
-    writer = ModelWriter(source, tmp_path, len(KEPT_K), "physical", changed=True)
-    writer.write(0, KEPT_K, {})
+    writer = ModelWriter(source, tmp_path, "physical", NARROWER, changed=True)
+    writer.write(0, STAYS)
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.\w+\.weight changes, and was not given"):
         writer.write_rest()
     with pytest.raises(ValueError, match="was announced and never written"):
@@ -126,24 +134,24 @@ def test_a_writer_goes_on_with_what_another_left(source: Checkpoint, tmp_path: P
     whole = write(source, tmp_path / "whole", [0, 1, 2])
     out = tmp_path / "out"
     out.mkdir()
-    first = ModelWriter(source, out, len(KEPT_K), "physical", changed=True)
-    first.write(1, KEPT_K, {})
-    first.write(0, KEPT_K, {})
+    first = ModelWriter(source, out, "physical", NARROWER, changed=True)
+    first.write(1, STAYS)
+    first.write(0, STAYS)
     first.sync()
     first.abandon()
-    second = ModelWriter(source, out, len(KEPT_K), "physical", changed=True, resume=True)
+    second = ModelWriter(source, out, "physical", NARROWER, changed=True, resume=True)
     second.already_written(0)
     second.already_written(1)
-    second.write(2, KEPT_K, {})
+    second.write(2, STAYS)
     second.write_rest()
     second.finish()
     assert contents(out) == contents(whole)
 
 
 def test_a_writer_of_another_width_is_not_gone_on_with(source: Checkpoint, tmp_path: Path) -> None:
-    ModelWriter(source, tmp_path, 100, "physical", changed=True).abandon()
+    ModelWriter(source, tmp_path, "physical", {"intermediate_size": 100}, changed=True).abandon()
     with pytest.raises(CameraError, match="is not the unfinished file it should be"):
-        ModelWriter(source, tmp_path, len(KEPT_K), "physical", changed=True, resume=True)
+        ModelWriter(source, tmp_path, "physical", NARROWER, changed=True, resume=True)
 
 
 def test_the_index_tells_the_new_size_and_the_config_the_new_width(

@@ -8,11 +8,11 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.decision import SCORES, Pruned, read_scores
+from camera.pruning.decision import SCORES, Pruned
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import prune
 from tests.camera.pruning import naive
-from tests.camera.pruning.conftest import PRUNE, Build, contents, run_steps
+from tests.camera.pruning.conftest import PRUNE, Build, contents, only_kept, only_scores, run_steps
 
 
 def write_scores(folder: Path, layers: int, width: int) -> Path:
@@ -37,7 +37,7 @@ def test_the_best_channels_stay_and_no_matrix_is_copied(build: Build, tmp_path: 
     scored = write_scores(tmp_path / "scored", 3, 172)
     result = pruned(build(model_type="qwen2", ffn=172), scored, tmp_path / "out", PRUNE)
     assert (result.mode, result.width, result.layers) == ("physical", 124, 3)
-    for scores_F, kept_K in zip(read_scores(scored, 3), result.kept(), strict=True):
+    for scores_F, kept_K in zip(only_scores(scored, 3), only_kept(result), strict=True):
         assert kept_K.tolist() == naive.best(scores_F.tolist(), 124)
     assert set(contents(tmp_path / "out")) == {"kept.safetensors", "prune.json"}
 
@@ -93,9 +93,10 @@ def test_the_summary_holds_the_widths_and_the_share_of_importance_that_stays(
         "hidden_size": 64,
         "width": 192,
         "kept_width": 136,
+        "config": {"intermediate_size": 136},
         "removed_share": pytest.approx(56 / 192),
     }
-    for share, scores_F in zip(shares, read_scores(scored, 3), strict=True):
+    for share, scores_F in zip(shares, only_scores(scored, 3), strict=True):
         kept = naive.best(scores_F.tolist(), 136)
         assert share == pytest.approx(sum(scores_F[kept].tolist()) / sum(scores_F.tolist()))
         assert 136 / 192 < share < 1
@@ -106,7 +107,7 @@ def test_ratio_zero_changes_no_matrix_and_keeps_every_channel(build: Build, tmp_
     result = pruned(
         build(model_type="llama"), write_scores(tmp_path / "scored", 3, 192), tmp_path / "out", options
     )
-    assert [kept_K.tolist() for kept_K in result.kept()] == [list(range(192))] * 3
+    assert [kept_K.tolist() for kept_K in only_kept(result)] == [list(range(192))] * 3
     assert not result.changed
 
 
@@ -115,7 +116,7 @@ def test_a_dead_layer_whose_scores_are_all_zero_loses_its_last_channels(build: B
     dead = {f"layers.{index}.importance": torch.zeros(192, dtype=torch.float64) for index in range(3)}
     write_tensors(tmp_path / "scored" / SCORES, dead)
     result = pruned(build(model_type="llama"), tmp_path / "scored", tmp_path / "out", PRUNE)
-    assert result.kept()[0].tolist() == list(range(136))
+    assert only_kept(result)[0].tolist() == list(range(136))
 
 
 def test_the_same_prune_gives_the_same_bytes(build: Build, tokens: torch.Tensor, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from tests.camera.pruning.conftest import (
     Steps,
     contents,
     kill_at,
+    only_kept,
     run_steps,
 )
 from tests.tiny import TOKENS, tiny_checkpoint
@@ -61,7 +62,7 @@ def stream(
 
     def look(model: Path, pruned: Path) -> None:
         assert not out.exists() or not any(out.iterdir()), "in its place before it was finished"
-        assert Pruned.open(pruned).kept()
+        assert only_kept(Pruned.open(pruned))
         decided.update({name: (pruned / name).read_bytes() for name in (KEPT, SUMMARY)})
 
     prune_checkpoint(Checkpoint.open(folder), tokens_ST, out, capturing, options, progress, look)

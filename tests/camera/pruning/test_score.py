@@ -6,16 +6,16 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.layerwise.statistics import LayerStatistics, write_statistics
-from camera.pruning.decision import STATISTICS, read_scores
+from camera.layerwise.statistics import BlockStatistics, write_statistics
+from camera.pruning.decision import STATISTICS
 from camera.pruning.stages import score
 from tests.camera.pruning import naive
-from tests.camera.pruning.conftest import PRUNE, Build, run_steps
+from tests.camera.pruning.conftest import PRUNE, Build, only_scores, run_steps
 
 
-def statistics(layers: int, width: int, largest: float = 1.0) -> list[LayerStatistics]:
+def statistics(layers: int, width: int, largest: float = 1.0) -> list[dict[str, BlockStatistics]]:
     return [
-        LayerStatistics(torch.full((width,), largest, dtype=torch.float64), torch.ones(width))
+        {"": BlockStatistics(torch.full((width,), largest, dtype=torch.float64), torch.ones(width))}
         for _ in range(layers)
     ]
 
@@ -24,7 +24,7 @@ def test_scores_are_those_of_the_whole_model(build: Build, tokens: torch.Tensor,
     folder = build(model_type="PanguEmbedded")
     steps = run_steps(folder, tokens, tmp_path, propagate="one-shot")
     model = Checkpoint.open(folder).load_model()
-    for index, scores_F in enumerate(read_scores(steps.scored, 3)):
+    for index, scores_F in enumerate(only_scores(steps.scored, 3)):
         assert scores_F.dtype == torch.float64
         down_HF = model.model.layers[index].mlp.down_proj.weight
         exact = naive.scores(naive.activations(model, tokens, index), down_HF, PRUNE.reduce_ratio)
@@ -38,7 +38,7 @@ def test_the_summary_holds_the_sum_and_quartiles_of_every_layer(
     summary = json.loads((steps.scored / "scores.json").read_text())
     assert summary["reduce_ratio"] == PRUNE.reduce_ratio
     for index, (row, scores_F) in enumerate(
-        zip(summary["layers"], read_scores(steps.scored, 3), strict=True)
+        zip(summary["layers"], only_scores(steps.scored, 3), strict=True)
     ):
         assert row["layer"] == index
         assert row["sum"] == pytest.approx(float(scores_F.sum()))
@@ -49,9 +49,7 @@ def test_the_summary_holds_the_sum_and_quartiles_of_every_layer(
 
 def test_statistics_of_a_model_of_another_width_are_refused(build: Build, tmp_path: Path) -> None:
     write_statistics(tmp_path / STATISTICS, statistics(3, 172))
-    with pytest.raises(
-        CameraError, match=r"layer 0 has statistics of 172 channels .*down_proj\.weight has 192"
-    ):
+    with pytest.raises(CameraError, match=r"has statistics of 172 channels .*down_proj\.weight has 192"):
         score(Checkpoint.open(build(model_type="llama")), tmp_path, tmp_path, 0.5)
 
 
@@ -60,7 +58,7 @@ def test_statistics_of_a_model_with_other_layers_are_refused(
     build: Build, tmp_path: Path, layers: int
 ) -> None:
     write_statistics(tmp_path / STATISTICS, statistics(layers, 192))
-    with pytest.raises(CameraError, match=rf"has {layers} layers, the model 3: capture this model"):
+    with pytest.raises(CameraError, match=rf"has sum_squares of {layers} layers, the model 3"):
         score(Checkpoint.open(build(model_type="llama")), tmp_path, tmp_path, 0.5)
 
 
@@ -71,13 +69,13 @@ def test_a_folder_without_statistics_is_refused(build: Build, tmp_path: Path) ->
 
 def test_an_importance_beyond_float64_is_refused_with_its_layer(build: Build, tmp_path: Path) -> None:
     write_statistics(tmp_path / STATISTICS, statistics(3, 192, largest=1.7e308))
-    with pytest.raises(CameraError, match=r"layer 0: an importance is not finite; .*down_proj"):
+    with pytest.raises(CameraError, match=r"an importance is not finite; .*down_proj"):
         score(Checkpoint.open(build(model_type="llama", hidden=128)), tmp_path, tmp_path, 0.0)
 
 
 def test_a_folder_without_scores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CameraError, match=r"scores\.safetensors is missing"):
-        read_scores(tmp_path, 3)
+        only_scores(tmp_path, 3)
 
 
 def test_another_reduce_ratio_than_capture_decided_with_is_refused(

@@ -9,9 +9,10 @@ import pytest
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.files import read_json, write_json
-from camera.pruning.decision import Pruned, read_scores
+from camera.pruning.decision import Pruned
 from camera.report.layers import BINS, CURVE_POINTS
 from camera.report.schema import MODEL_IDS, read_results
+from tests.camera.pruning.conftest import only_kept, only_scores
 from tests.camera.report.conftest import TEXT, Run
 
 
@@ -64,8 +65,8 @@ def test_the_prune_summary_joins_what_capture_score_and_prune_know(run: Run) -> 
 
 
 def test_each_layer_is_summed_up_small_and_true(run: Run) -> None:
-    scores = read_scores(run.folders["scores"], 3)
-    kept = Pruned.open(run.folders["pruned"]).kept()
+    scores = only_scores(run.folders["scores"], 3)
+    kept = only_kept(Pruned.open(run.folders["pruned"]))
     for layer, scores_F, kept_K in zip(run.results().importance, scores, kept, strict=True):
         assert len(layer.curve) == CURVE_POINTS
         assert list(layer.curve) == sorted(layer.curve, reverse=True)

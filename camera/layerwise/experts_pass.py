@@ -1,0 +1,305 @@
+"""One decoder layer that routes its tokens to experts, run over all samples at the cost of one forward pass.
+
+Attention and router go first, for all samples: meanwhile the experts, and the network that they share, put out nothing, so
+the layer's output is its residual stream. Then every expert is visited once with all its tokens: activations, statistics,
+decision, and at once the output of what stays. No activation outlives its expert, and no expert sees a token that is
+not routed to it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from camera.layerwise.experts import (
+    Experts,
+    Matrices,
+    Routing,
+    activations,
+    attach,
+    attached,
+    gather_rows,
+    narrowed,
+    output,
+    routed,
+)
+from camera.layerwise.feed_forward import Call, Samples, activation_room
+from camera.layerwise.gram import LayerGram
+from camera.layerwise.observers import squares
+from camera.layerwise.runner import LayerRunner
+from camera.layerwise.statistics import BlockStatistics, gather_channels
+from camera.models import Block
+
+CHUNK_BYTES = 64 << 20
+"""About so large are the activations that exist at once: whole samples, at least one."""
+
+
+class Buffers:
+    """Room for all samples' normed hidden states, and for what the feed-forward part adds; used for layer after layer."""
+
+    def __init__(self, hidden_STH: torch.Tensor, room: Callable[[], torch.Tensor]) -> None:
+        """Args:
+        hidden_STH: of all samples.
+        room: gives a tensor of this shape, dtype and device.
+        """
+        width = hidden_STH.shape[-1]
+        self.normed_TH = room().view(-1, width)
+        self.added_TH = room().view(-1, width)
+
+
+class _Visit(NamedTuple):
+    """A chunk of the tokens that visit a block."""
+
+    token_N: torch.Tensor
+    """int64, ascending."""
+    weight_N: torch.Tensor | None
+    counts: list[int]
+    """How many of them are of each of the chunk's samples."""
+    samples: range
+
+
+class ExpertsPass:
+    """A sparse layer's pass; see `LayerPass`.
+
+    Attributes:
+        blocks: the experts that are left, by their places in the source, and the network that they share.
+        tokens_E: int64, how many tokens the source's router sends to each expert.
+        energy_E: float64, Σ over its tokens of the squared norm of what each expert has put out so far.
+    """
+
+    def __init__(
+        self,
+        runner: LayerRunner,
+        index: int,
+        layer: nn.Module,
+        call: Call,
+        samples: Samples,
+        buffers: Buffers,
+    ) -> None:
+        """Run attention and router.
+
+        Args:
+            runner: of the model.
+            index: the layer's number.
+            layer: its module, with its weights.
+            call: runs it.
+            samples: what enters.
+            buffers: of all samples.
+        """
+        self._runner = runner
+        self._samples = samples
+        self._buffers = buffers
+        self._device = runner.device
+        self.blocks = runner.checkpoint.blocks(index)
+        self._sparse = runner.sparse_module(layer)
+        self._experts = attached(runner.experts_module(layer))
+        self._routing = self._route(layer, call)
+        self._tokens = self._by_expert(len([block for block in self.blocks if block.expert is not None]))
+        self._places = {block.label: at for at, block in enumerate(self.blocks) if block.expert is not None}
+        self.tokens_E = torch.tensor([len(token_N) for token_N, _ in self._tokens])
+        self.energy_E = torch.zeros(len(self._tokens), dtype=torch.float64)
+        self._put_out_before = False
+        self._held: list[torch.Tensor | None] = []
+        self._observed: str | None = None
+        self.input_squares_H = torch.zeros(samples.hidden_STH.shape[-1], dtype=torch.float64)
+        buffers.added_TH.zero_()
+
+    def observe(self, block: Block, gram: LayerGram | None = None) -> BlockStatistics:
+        """Compute the block's activations on the tokens that visit it; see `LayerPass`."""
+        statistics = BlockStatistics.zeros(block.width(self._runner.checkpoint.config))
+        self._held, self._observed = [], block.label
+        self.input_squares_H.zero_()
+        room = activation_room(self._device)
+        matrices = self._matrices(block)
+        for visit in self._visits(block):
+            hidden_NH = self._hidden(visit)
+            act_NF = activations(hidden_NH, matrices, self._experts.act)
+            weights = repeat(None) if visit.weight_N is None else visit.weight_N.split(visit.counts)
+            statistics.update(act_NF.split(visit.counts), weights)
+            self.input_squares_H += squares(hidden_NH[None])
+            if gram is not None:
+                weighed_NF = (
+                    act_NF.float() if visit.weight_N is None else act_NF * visit.weight_N.float()[:, None]
+                )
+                held = [self._samples.held_S[sample] for sample in visit.samples]
+                gram.update(weighed_NF.split(visit.counts), held)
+            holds = act_NF.nbytes <= room
+            room -= act_NF.nbytes if holds else 0
+            self._held.append(act_NF if holds else None)
+        return statistics
+
+    def put_out(
+        self, block: Block, kept_K: torch.Tensor | None, matrices: Mapping[str, torch.Tensor]
+    ) -> None:
+        """See `LayerPass`. Activations that were not held are computed again."""
+        done = self._put_out_before and block.expert is not None
+        if done:
+            return
+        whole = self._matrices(block)
+        own = whole if kept_K is None else narrowed(whole, kept_K, matrices)
+        held = self._held if self._observed == block.label and not {"gate", "up"} & matrices.keys() else []
+        place = self._places.get(block.label)
+        for number, visit in enumerate(self._visits(block)):
+            act_NF = held[number] if number < len(held) else None
+            if act_NF is None:
+                act_NF = activations(self._hidden(visit), own, self._experts.act)
+            elif kept_K is not None:
+                act_NF = gather_channels(act_NF, kept_K.to(act_NF.device))
+            out_NH = output(act_NF, own.down_HF, visit.weight_N)
+            if place is not None:
+                for part_NH in out_NH.split(visit.counts):
+                    self.energy_E[place] += part_NH.float().square().sum(-1).double().sum().cpu()
+            added_TH = self._buffers.added_TH
+            added_TH.index_add_(0, visit.token_N.to(added_TH.device), out_NH.to(added_TH))
+        self._held, self._observed = [], None
+
+    def finish(self) -> None:
+        """See `LayerPass`."""
+        hidden_STH, size = self._samples.hidden_STH, self._samples.batch_size
+        added_STH = self._buffers.added_TH.view_as(hidden_STH)
+        for batch_BTH, added_BTH in zip(hidden_STH.split(size), added_STH.split(size), strict=True):
+            batch_BTH.add_(added_BTH)
+
+    def drop(self, kept_E: torch.Tensor, narrower: nn.Module, *, keeps_output: bool) -> None:
+        """Leave experts out: the router chooses among those that stay.
+
+        Args:
+            kept_E: int64, ascending, the experts that stay.
+            narrower: the sparse module of a model that has so many experts, on the meta device.
+            keeps_output: whether what all experts have put out counts, and what those that stay put out does not.
+        """
+        if not keeps_output:
+            self._buffers.added_TH.zero_()
+        self._put_out_before = keeps_output
+        shared = [block for block in self.blocks if block.expert is None]
+        self.blocks = (*(self.blocks[expert] for expert in kept_E.tolist()), *shared)
+        self._places = {}  # their energy is known
+        _take_weights(narrower, self._sparse, kept_E)
+        parts: list[Routing] = []
+        experts = narrower.get_submodule("experts")
+        router = Experts(self._experts.matrices, self._experts.act, len(kept_E))
+        router.watch = parts.append
+        attach(experts, router)
+        for name, _ in list(narrower.named_children()):
+            if shared and shared[0].linear("down").rpartition(".")[0].endswith(f".{name}"):
+                narrower.set_submodule(name, _Nothing())
+        length = self._samples.hidden_STH.shape[1]
+        normed_STH = self._buffers.normed_TH.view(-1, length, self._buffers.normed_TH.shape[-1])
+        for batch_BTH in normed_STH.split(self._samples.batch_size):
+            narrower(batch_BTH.to(self._device))
+        self._routing = Routing(
+            self._buffers.normed_TH,
+            torch.cat([part.index_TK for part in parts]),
+            torch.cat([part.weight_TK for part in parts]),
+        )
+        self._tokens = self._by_expert(len(kept_E))
+
+    def _route(self, layer: nn.Module, call: Call) -> Routing:
+        """Run the layer without its experts: hidden states become the residual stream."""
+        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        seen = 0
+
+        def watch(routing: Routing) -> None:
+            nonlocal seen
+            rows = slice(seen, seen + len(routing.hidden_TH))
+            self._buffers.normed_TH[rows] = routing.hidden_TH.to(self._buffers.normed_TH.device)
+            seen = rows.stop
+            parts.append((routing.index_TK, routing.weight_TK))
+
+        self._experts.watch = watch
+        shared = next((block for block in self.blocks if block.shared), None)
+        path = None if shared is None else shared.linear("down").rpartition(".")[0]
+        own = None if path is None else layer.get_submodule(path)
+        if path is not None:
+            layer.set_submodule(path, _Nothing())
+        hidden_STH = self._samples.hidden_STH
+        for batch in self._samples.batches:
+            out_BTH = call(layer, hidden_STH[batch].to(self._device))
+            hidden_STH[batch] = out_BTH.to(hidden_STH.device)
+            self._samples.tell(min(batch.stop, len(hidden_STH)))
+        if path is not None and own is not None:
+            layer.set_submodule(path, own)
+        self._experts.watch = None
+        index, weight = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Routing(self._buffers.normed_TH, index, weight)
+
+    def _by_expert(self, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Tokens and weights of each expert, those without tokens included."""
+        none = self._routing.index_TK.new_empty(0), self._routing.weight_TK.new_empty(0)
+        found = [none] * count
+        for expert, token_N, weight_N in routed(self._routing, count):
+            found[expert] = token_N, weight_N
+        return found
+
+    def _matrices(self, block: Block) -> Matrices:
+        return self._runner.matrices(block) if block.expert is None else self._experts.matrices(block.expert)
+
+    def _hidden(self, visit: _Visit) -> torch.Tensor:
+        return gather_rows(self._buffers.normed_TH, visit.token_N).to(self._device)
+
+    def _visits(self, block: Block) -> Iterator[_Visit]:
+        """The tokens that visit a block, in chunks of whole samples."""
+        samples, length, _ = self._samples.hidden_STH.shape
+        if block.expert is None:
+            token_N = torch.arange(samples * length, device=self._device)
+            weight_N = self._shared_weights(block)
+        else:
+            place = next(at for at, other in enumerate(self.blocks) if other is block)
+            token_N, weight_N = self._tokens[place]
+        counts = torch.bincount(token_N // length, minlength=samples).tolist()
+        rows = max(
+            1, CHUNK_BYTES // (block.width(self._runner.checkpoint.config) * self._runner.dtype.itemsize)
+        )
+        begun, first = 0, 0
+        size = 0
+        for sample, count in enumerate(counts):
+            if size and size + count > rows:
+                yield _visit(token_N, weight_N, begun, counts[first:sample], range(first, sample))
+                begun, first, size = begun + size, sample, 0
+            size += count
+        if size:
+            yield _visit(token_N, weight_N, begun, counts[first:], range(first, samples))
+
+    def _shared_weights(self, block: Block) -> torch.Tensor | None:
+        """What scales the output of the network that experts share."""
+        experts = self._runner.checkpoint.family.experts
+        assert experts is not None
+        assert experts.shared is not None
+        if experts.shared.gate is None:
+            return None
+        gate = self._sparse.get_submodule(experts.shared.gate)
+        parts = self._buffers.normed_TH.split(self._samples.hidden_STH.shape[1])
+        return torch.cat([torch.sigmoid(gate(part_TH.to(self._device)))[:, 0] for part_TH in parts])
+
+
+def _visit(
+    token_N: torch.Tensor, weight_N: torch.Tensor | None, start: int, counts: list[int], samples: range
+) -> _Visit:
+    rows = slice(start, start + sum(counts))
+    return _Visit(token_N[rows], None if weight_N is None else weight_N[rows], counts, samples)
+
+
+def _take_weights(narrower: nn.Module, whole: nn.Module, kept_E: torch.Tensor) -> None:
+    """Give a module the weights of one with more experts, its rows of those that stay."""
+    device = next(each.device for each in whole.state_dict().values() if not each.is_meta)
+    rows = kept_E.to(device)
+    wanted = narrower.state_dict()
+    found = {}
+    for name, tensor in whole.state_dict().items():
+        if tensor.is_meta or name not in wanted:
+            continue
+        for dimension, size in enumerate(wanted[name].shape):
+            if size != tensor.shape[dimension]:
+                tensor = tensor.index_select(dimension, rows)
+        found[name] = tensor
+    narrower.load_state_dict(found, strict=False, assign=True)
+    narrower.requires_grad_(False)
+
+
+class _Nothing(nn.Module):
+    """Puts out zeros."""
+
+    def forward(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(hidden_BTH)
