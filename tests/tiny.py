@@ -206,6 +206,7 @@ def tiny_moe_checkpoint(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     vocab: int = TOKENS,
+    predicting: bool = False,
     **options: Any,
 ) -> Path:
     """Write a folder of a mixture of experts, as it is published: one tensor for each matrix of each expert.
@@ -218,6 +219,7 @@ def tiny_moe_checkpoint(
         folder: made if it is missing.
         model_type: one of MOE_TYPES.
         layers, tied, shards, dtype, seed, vocab: as of `tiny_checkpoint`.
+        predicting: whether there is also a layer that predicts the token after the next, in a family that has such.
         options: further keys of config.json, in place of the usual ones.
 
     Returns:
@@ -238,6 +240,9 @@ def tiny_moe_checkpoint(
         for name, tensor in load_file(folder / SINGLE_NAME).items()
     }
     (folder / SINGLE_NAME).unlink()
+    if predicting:
+        tensors |= _predicting_layer(model_type, layers, tensors)
+        keys["num_nextn_predict_layers"] = 1
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8")) | keys
     if "num_local_experts" not in keys:
         saved.pop(
@@ -246,6 +251,29 @@ def tiny_moe_checkpoint(
     _write_json(folder / "config.json", {**saved, "dtype": str(dtype).removeprefix("torch.")})
     _write_the_rest(folder, model_type, tensors, shards)
     return folder
+
+
+def _predicting_layer(
+    model_type: str, layers: int, tensors: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What published checkpoints hold of it, after the last layer or beside the layers."""
+    ernie = model_type == "ernie4_5_moe"
+    last, behind = f"model.layers.{layers - 1}.", "model.mtp_block.0." if ernie else f"model.layers.{layers}."
+    found = {
+        name.replace(last, behind): tensor.clone()
+        for name, tensor in tensors.items()
+        if name.startswith(last)
+    }
+    norm, both = tensors["model.norm.weight"], torch.ones(64, 128, dtype=tensors["model.norm.weight"].dtype)
+    if ernie:
+        names = (
+            "model.mtp_emb_norm.0.weight",
+            "model.mtp_hidden_norm.0.weight",
+            "model.mtp_linear_proj.0.weight",
+        )
+    else:
+        names = (f"{behind}enorm.weight", f"{behind}hnorm.weight", f"{behind}eh_proj.weight")
+    return found | dict(zip(names, (norm.clone(), norm.clone(), both), strict=True))
 
 
 def _common(hidden: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> dict[str, Any]:

@@ -33,6 +33,8 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_QUANTISED = ("F8", "F6", "F4")
+"""How the names of dtypes begin that hold numbers without their scales."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = (
     16 << 20
@@ -80,6 +82,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         header.pop("__metadata__", None)
         for begin, stop, name in sorted((*entry["data_offsets"], name) for name, entry in header.items()):
             shape = tuple(header[name]["shape"])
+            if header[name]["dtype"].startswith(_QUANTISED):
+                raise CameraError(
+                    f"{path}: {name} is {header[name]['dtype']}: the weights are quantised already; dequantise the "
+                    "checkpoint to bfloat16 first, or take the original"
+                )
             if not all(type(extent) is int and extent >= 0 for extent in shape):
                 raise ValueError(f"{name} has shape {list(shape)}")
             infos[name] = TensorInfo(path.name, DTYPES[header[name]["dtype"]], shape, 8 + length + begin)

@@ -11,7 +11,7 @@ from camera.formats.convert import convert_to_gguf
 from camera.loading import assemble, load_model, open_source
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
-from tests.tiny import MODEL_TYPES, MOE_TYPES, tiny_checkpoint, tiny_moe_checkpoint
+from tests.tiny import MODEL_TYPES, MOE_TYPES, MOE_TYPES_IN_GGUF, tiny_checkpoint, tiny_moe_checkpoint
 
 IDS = torch.tensor([[1, 9, 30, 77, 200, 3]])
 
@@ -72,6 +72,24 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     rewrite(folder, {"model.layers.1.mlp.up_proj.weight": None})
     with pytest.raises(CameraError, match=r"no tensor model\.layers\.1\.mlp\.up_proj\.weight"):
         load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("model_type", MOE_TYPES)
+def test_a_quantised_mixture_of_experts_and_its_gguf_become_the_same_model(
+    tmp_path: Path, model_type: str
+) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", model_type)
+    quantize_checkpoint(Checkpoint.open(folder), tmp_path / "packed", QuantizeOptions(type="q8_0"))
+    packed = load_model(tmp_path / "packed", device="cpu")
+    names = open_source(tmp_path / "packed").names
+    assert names == set(Checkpoint.open(folder).needed)
+    with torch.no_grad():
+        assert not torch.equal(packed(IDS).logits, load_model(folder, device="cpu")(IDS).logits)
+        if model_type in MOE_TYPES_IN_GGUF:
+            convert_to_gguf(tmp_path / "packed", tmp_path / "model.gguf", name="tiny")
+            assert torch.equal(
+                packed(IDS).logits, load_model(tmp_path / "model.gguf", device="cpu")(IDS).logits
+            )
 
 
 def test_a_missing_matrix_of_an_expert_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from camera.checkpoints.checkpoint import Checkpoint
@@ -294,3 +295,34 @@ def test_an_expert_that_is_missing_is_named(tmp_path: Path, model_type: str) -> 
     write_tensors(folder / "model.safetensors", tensors)
     with pytest.raises(CameraError, match=f"{re.escape(lost)} is missing"):
         Checkpoint.open(folder).check_shapes()
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "ernie4_5_moe", "glm4_moe"])
+def test_a_layer_that_predicts_further_tokens_is_no_layer_of_the_model(
+    tmp_path: Path, model_type: str
+) -> None:
+    plain = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "plain", model_type))
+    more = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "more", model_type, predicting=True))
+    assert len(more.tensors) > len(plain.tensors)
+    assert more.needed.keys() == plain.tensors.keys()
+    assert more.layer_count == plain.layer_count
+    more.check_shapes()
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "qwen3_moe"])
+def test_a_layer_behind_the_last_that_no_key_announces_is_refused(tmp_path: Path, model_type: str) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", model_type, predicting=True)
+    with pytest.raises(CameraError, match="asks for 3 layers only"):
+        Checkpoint.open(folder).check_shapes()
+
+
+def test_weights_in_8_bit_floats_are_refused_and_told_what_to_do(tmp_path: Path) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", "deepseek_v3")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.experts.0.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        CameraError, match=r"experts\.0\.up_proj\.weight is F8_E4M3.*dequantise .* to bfloat16"
+    ):
+        Checkpoint.open(folder)
