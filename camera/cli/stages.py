@@ -53,9 +53,8 @@ def _quantize(report: "QuantizeReport", values: dict[str, Any]) -> None:
     if report.target_bpw is not None:
         for tensor in report.finer:
             say(f"  {tensor.name}: {tensor.type}")
-    for tensor in report.tensors:
-        if tensor.fallback:
-            say(f"  {tensor.name}: {tensor.type}, because {tensor.fallback}")
+    for name, type, reason in report.fallback_lines:
+        say(f"  {name}: {type}, because {reason}")
 
 
 def _convert(files: list[Path], values: dict[str, Any]) -> None:

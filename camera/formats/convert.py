@@ -1,5 +1,6 @@
 """From a folder of packed tensors to one GGUF file, and from a Q4_0_64 file to its Q4_0 twin."""
 
+import logging
 from collections import Counter
 from functools import partial
 from math import prod
@@ -23,6 +24,7 @@ from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.progress import Progress, silent
 from camera.registry import BLOCK_FORMATS
 
+_log = logging.getLogger(__name__)
 _QUANTIZATION_VERSION = 2  # ggml's, of the block types' layouts
 
 
@@ -47,7 +49,7 @@ def convert_to_gguf(
 
     Returns:
         `bytes`, `type`, `file_type`, `tensors` (how many of each type), `parameters`, `bits_per_weight`,
-        `warnings` (sentences).
+        `warnings` (sentences, which are logged too).
 
     Raises:
         CameraError: if the folder is unfinished or damaged, if its family, its tokenizer, a type or a config value has
@@ -74,6 +76,8 @@ def convert_to_gguf(
         if lineage is not None:
             writer.add_string(LINEAGE_KEY, canonical_json(lineage))
         _write_tensors(writer, tensors, block_type, progress)
+    for warning in warnings:
+        _log.warning("%s: %s", out_file.name, warning)
     return _summary(out_file, tensors, block_type, warnings)
 
 

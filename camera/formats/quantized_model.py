@@ -1,5 +1,6 @@
 """A folder of packed tensors, as `quantize` writes it and `convert`, evaluation and reports read it."""
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -21,6 +22,7 @@ from camera.registry import BLOCK_FORMATS
 from camera.results import Result
 
 SUMMARY_NAME = "quantized.json"
+_EXPERT, _NUMBER = ".experts.", re.compile(r"\.\d+\.")
 
 
 class TensorRecord(Result):
@@ -88,6 +90,16 @@ class QuantizeReport(Result):
     def fallbacks(self) -> list[TensorRecord]:
         """The tensors that are not of the type asked for."""
         return [record for record in self.tensors if record.fallback]
+
+    @property
+    def fallback_lines(self) -> list[tuple[str, str, str]]:
+        """Name, type and reason of them, each once; experts that share all three but for their numbers are one line."""
+        lines: dict[tuple[str, str, str], None] = {}
+        for record in self.fallbacks:
+            expert = _EXPERT in record.name
+            name = _NUMBER.sub(".*.", record.name) if expert else record.name
+            lines[name, str(record.type), str(record.fallback)] = None
+        return list(lines)
 
 
 @dataclass(frozen=True)

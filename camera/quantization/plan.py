@@ -179,7 +179,7 @@ def _readable_experts(planned: PlannedTensor) -> PlannedTensor:
         return planned
     reason = (
         f"the NPU code of llama.cpp for {planned.type} converts the first expert of a tensor only, and the others become "
-        "zeros; an override asks for it all the same"
+        "zeros: name them in an override to have it all the same"
     )
     return replace(planned, type=type, fallback=reason)
 

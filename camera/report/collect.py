@@ -204,8 +204,7 @@ def _quantization(model: ModelId, folder: Path) -> Quantization:
         relative_error=report.relative_error,
         types=tuple(sorted(totals, key=lambda total: (-total.bytes, total.type))),
         fall_backs=tuple(
-            FallBack(tensor=record.name, stored=record.type, reason=str(record.fallback))
-            for record in report.fallbacks
+            FallBack(tensor=name, stored=type, reason=reason) for name, type, reason in report.fallback_lines
         ),
     )
 

@@ -165,11 +165,19 @@ def test_dense_layers_that_no_key_can_tell_of_are_refused(tmp_path: Path) -> Non
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_said(
-    tmp_path: Path, model_type: str, options: dict[str, Any], warning: str
+    tmp_path: Path, model_type: str, options: dict[str, Any], warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = packed(tmp_path, model_type, **options)
     (said,) = convert_to_gguf(folder, tmp_path / "model.gguf", name="tiny")["warnings"]
     assert warning in said
+    assert caplog.messages[-1] == f"model.gguf: {said}"
+
+
+def test_experts_that_fell_back_alike_are_one_line(tmp_path: Path) -> None:
+    report = QuantizedModel.open(packed(tmp_path, "mixtral", "q4_0_64", intermediate_size=128)).report
+    assert len(report.fallbacks) == 3 * 8 * 3
+    names = [f"model.layers.*.block_sparse_moe.experts.*.w{number}.weight" for number in (1, 2, 3)]
+    assert [(name, type) for name, type, _ in report.fallback_lines] == [(name, "q4_0") for name in names]
 
 
 def test_a_family_without_an_architecture_is_refused_before_anything_is_written(
