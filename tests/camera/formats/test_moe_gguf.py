@@ -37,8 +37,6 @@ def converted(folder: Path, model_type: str, type: str = "f32", **options: Any) 
 @pytest.mark.parametrize("type", ["f16", "q4_0"])
 @pytest.mark.parametrize("model_type", MOE_TYPES_IN_GGUF)
 def test_every_expert_is_given_back_to_the_bit(tmp_path: Path, model_type: str, type: str) -> None:
-    if model_type in LATENT and type == "q4_0":
-        pytest.skip("parts of a latent matrix are of a float type, see below")
     file = open_gguf(converted(tmp_path, model_type, type))
     model = QuantizedModel.open(tmp_path / "packed")
     assert file.family == model.family
@@ -180,13 +178,9 @@ def test_experts_that_fell_back_alike_are_one_line(tmp_path: Path) -> None:
     assert [(name, type) for name, type, _ in report.fallback_lines] == [(name, "q4_0") for name in names]
 
 
-def test_a_family_without_an_architecture_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = packed(tmp_path, "qwen3_moe")
-    model = QuantizedModel.open(folder)
-    monkeypatch.setitem(model.family.__dict__, "gguf_architecture", None)
-    with pytest.raises(CameraError, match="no architecture"):
+def test_a_family_without_an_architecture_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    folder = packed(tmp_path, "PanguProMoE")
+    with pytest.raises(CameraError, match=r"PanguProMoE.*no architecture"):
         convert_to_gguf(folder, tmp_path / "model.gguf", name="tiny")
     assert not (tmp_path / "model.gguf").exists()
 
