@@ -33,7 +33,7 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_QUANTISED = ("F8", "F6", "F4")
+_QUANTISED = ("F8_", "F6_", "F4")
 """How the names of dtypes begin that hold numbers without their scales."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = (
