@@ -306,11 +306,14 @@ class Checkpoint:
         except Exception as error:  # its checked dataclasses raise types of their own
             raise CameraError(f"{self.folder / 'config.json'} is refused by transformers: {error}") from error
 
-    def empty_model(self, experts_implementation: str | None = None, **changes: Any) -> "PreTrainedModel":
+    def empty_model(
+        self, experts_implementation: str | None = None, dtype: torch.dtype | None = None, **changes: Any
+    ) -> "PreTrainedModel":
         """The transformers model of this config on the meta device: its structure without its weights.
 
         Args:
             experts_implementation: of transformers' table, for a mixture of experts; None for its default.
+            dtype: of its parameters, but those that choose their own; None for the checkpoint's.
             changes: values of config.json to replace.
 
         Raises:
@@ -318,14 +321,14 @@ class Checkpoint:
         """
         from transformers import AutoModelForCausalLM  # heavy; only computing needs it
 
-        config, dtype = copy.deepcopy(self.hf_config), self.dtype
+        config = copy.deepcopy(self.hf_config)
         for key, value in changes.items():
             setattr(config, key, value)
         extra = {} if self.family.experts is None else {"experts_implementation": experts_implementation}
         try:
             with torch.device("meta"):
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype, attn_implementation="sdpa", **extra
+                    config, dtype=dtype or self.dtype, attn_implementation="sdpa", **extra
                 )
         except Exception as error:  # nearly any type: a value that no layer can be built with
             raise CameraError(

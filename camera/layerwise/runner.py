@@ -7,19 +7,16 @@ again per family; a layer's weights are read from the memory-mapped files just b
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.names_in_model import dtype_in_model, names_in_model
 from camera.errors import CameraError
 from camera.heap import SteadyHeap
 from camera.layerwise.experts import IMPLEMENTATION, Experts, Matrices, attach, install
 from camera.models import Block
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class LayerRunner:
@@ -36,10 +33,8 @@ class LayerRunner:
         self.dtype = dtype
         _refuse_windows(checkpoint)
         install()
-        self._model = checkpoint.empty_model(IMPLEMENTATION)
-        self._rename = _renamings(self._model)
-        # What transformers never computes in half precision: correction biases, some routers.
-        self._exact = tuple(getattr(self._model, "_keep_in_fp32_modules_strict", None) or ())
+        self._model = checkpoint.empty_model(IMPLEMENTATION, dtype)
+        self._rename = names_in_model(self._model)
         rotary = type(self._model.get_submodule(checkpoint.family.rotary_module))
         self._rotary = rotary(checkpoint.hf_config).to(device)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
@@ -120,11 +115,12 @@ class LayerRunner:
     def _load(self, index: int) -> dict[str, torch.Tensor]:
         """The weights of a layer but its experts', by their names in the module."""
         prefix = self.checkpoint.family.layer_prefix(index)
+        built = self._model.get_submodule(prefix.removesuffix(".")).state_dict()
         loaded = {}
         for name in self._plain_tensors(index):
             inside = self._rename(name).removeprefix(prefix)
-            exact = any(part in inside for part in self._exact)
-            dtype = torch.float32 if exact else self.dtype
+            dtype = built[inside].dtype if inside in built else self.dtype
+            dtype = dtype_in_model(self._model, inside, dtype)
             loaded[inside] = self.checkpoint.read_finite(name).to(self.device, dtype)
         return loaded
 
@@ -184,29 +180,16 @@ class LayerRunner:
         return call
 
 
-def _renamings(model: "PreTrainedModel") -> Callable[[str], str]:
-    """A function from names in a checkpoint to names in transformers' model, which calls some parts otherwise."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
-
-    renamings = [
-        each
-        for each in get_model_conversion_mapping(model, add_legacy=False)
-        if isinstance(each, WeightRenaming)
-    ]
-
-    def rename(name: str) -> str:
-        for renaming in renamings:
-            name, _ = renaming.rename_source_key(name)
-        return name
-
-    return rename
-
-
 def _refuse_windows(checkpoint: Checkpoint) -> None:
-    """Sliding-window attention needs a mask per layer; none of the supported checkpoints uses it."""
+    """Sliding-window attention needs a mask per layer; none of the supported checkpoints uses it.
+
+    Some families name such layers, others have a window in all of them, which may be as long as their positions.
+    """
     config = checkpoint.hf_config
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    if not kinds and window and window < config.max_position_embeddings:
+        kinds = {f"sliding window of {window} tokens"}
     if kinds:
         raise CameraError(
             f"{checkpoint.folder}: layers of kind {', '.join(sorted(kinds))} are not supported; "

@@ -165,6 +165,8 @@ class Experts:
     """The same for how many a token is routed to."""
     width_key: str
     """The key of every expert's width."""
+    width_repeats: tuple[str, ...] = ()
+    """Further keys for it that configs may hold, as a number or as a list with one for every layer."""
     is_sparse: Callable[[Config, int], bool] = lambda config, layer: True
     """Whether a decoder layer routes its tokens to experts."""
     shared: Shared | None = None
@@ -342,6 +344,13 @@ class Family:
         if self.experts.shared is not None and self.experts.shared.times(config):
             keys.append(self.experts.shared.width_key)
         return tuple(dict.fromkeys(keys))
+
+    def restated(self, config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys of config.json that say again what a change of others changes, with their new values."""
+        if self.experts is None or (width := changes.get(self.experts.width_key)) is None:
+            return {}
+        there = [key for key in self.experts.width_repeats if config.get(key) is not None]
+        return {key: [width] * len(config[key]) if isinstance(config[key], list) else width for key in there}
 
     def ffn_width(self, config: Config) -> int:
         """Channels of every feed-forward network that is pruned; of a mixture of experts those of one expert."""

@@ -45,6 +45,7 @@ FAMILIES.register(
             count_keys=("num_experts", "num_local_experts"),
             chosen_keys=("moe_topk", "num_experts_per_tok"),
             width_key=_WIDTH,
+            width_repeats=("moe_intermediate_size",),
             shared=Shared("shared_mlp", _WIDTH),
         ),
         refuses=_refuses,

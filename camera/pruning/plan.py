@@ -113,7 +113,7 @@ class PrunePlan:
             changes |= dict.fromkeys(keys or family.experts.count_keys[:1], self.experts_kept)
         if changes and checkpoint.prediction_tensors:
             changes[str(family.prediction_layers_key)] = 0
-        return changes
+        return changes | family.restated(checkpoint.config, changes)
 
     def identity(self) -> dict[str, Any]:
         """What an unfinished capture depends on."""

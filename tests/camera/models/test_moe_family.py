@@ -326,3 +326,20 @@ def test_weights_in_8_bit_floats_are_refused_and_told_what_to_do(tmp_path: Path)
         CameraError, match=r"experts\.0\.up_proj\.weight is F8_E4M3.*dequantise .* to bfloat16"
     ):
         Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("repeat", "expected"),
+    [
+        ([96, 96, 96], {"moe_intermediate_size": [64, 64, 64]}),
+        (96, {"moe_intermediate_size": 64}),
+        (None, {}),
+    ],
+)
+def test_a_width_that_a_config_says_twice_changes_in_both_places(
+    repeat: Any, expected: dict[str, Any]
+) -> None:
+    config = {"model_type": "hunyuan_v1_moe", "intermediate_size": 96, "moe_intermediate_size": repeat}
+    family = family_of(config)
+    assert family.restated(config, {"intermediate_size": 64}) == expected
+    assert family.restated(config, {"num_experts": 4}) == {}

@@ -1,0 +1,55 @@
+"""A layer that reads its own tensors computes what it computes in transformers' whole model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.errors import CameraError
+from camera.files import read_json, write_json
+from camera.layerwise.runner import LayerRunner
+from tests.tiny import MOE_TYPES, tiny_moe_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("model_type", MOE_TYPES)
+def test_layer_by_layer_hidden_states_are_the_whole_model_s(tmp_path: Path, model_type: str) -> None:
+    checkpoint = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "model", model_type))
+    ids_ST = torch.randint(3, 350, (2, 40), generator=torch.Generator().manual_seed(0))
+    runner = LayerRunner(checkpoint, CPU, torch.float32)
+    hidden, run = runner.embed(ids_ST), runner.caller(40)
+    model = checkpoint.load_model()
+    with torch.no_grad():
+        for layer in range(checkpoint.layer_count):
+            with runner.layer(layer) as module:
+                hidden = run(module, hidden)
+        expected = model.model(ids_ST).last_hidden_state
+        torch.testing.assert_close(model.model.norm(hidden), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", MOE_TYPES)
+def test_what_transformers_holds_in_float32_is_held_so_in_half_precision_too(
+    tmp_path: Path, model_type: str
+) -> None:
+    checkpoint = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "model", model_type))
+    runner = LayerRunner(checkpoint, CPU, torch.bfloat16)
+    whole = checkpoint.load_model(torch.bfloat16).model.layers[1].state_dict()
+    with runner.layer(1) as module:
+        held = {name: value.dtype for name, value in module.state_dict().items() if not value.is_meta}
+    assert held == {name: value.dtype for name, value in whole.items() if name in held}
+    assert len(held) >= len(whole) - 2, "all but the experts"
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "phimoe"])
+def test_a_window_shorter_than_the_positions_is_refused_and_one_as_long_is_none(
+    tmp_path: Path, model_type: str
+) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", model_type)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"sliding_window": 512})
+    LayerRunner(Checkpoint.open(folder), CPU, torch.float32)
+    write_json(folder / "config.json", config | {"sliding_window": 8})
+    with pytest.raises(CameraError, match="sliding window of 8 tokens"):
+        LayerRunner(Checkpoint.open(folder), CPU, torch.float32)
