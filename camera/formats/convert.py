@@ -62,6 +62,8 @@ def convert_to_gguf(
             f"{model.folder} is a {model.family.model_type}, and llama.cpp has no architecture that computes it: "
             "there is no GGUF file of such a model"
         )
+    if (reason := model.family.gguf_rules.refuses(model.config)) is not None:
+        raise CameraError(f"{model.folder}: llama.cpp would not load a GGUF file of this model: {reason}")
     tensors = output_tensors(model)
     with gguf_file(out_file, model.family.gguf_architecture) as writer:
         writer.add_type(gguf.GGUFType.MODEL)

@@ -1,5 +1,6 @@
 """The model of a GGUF file, as a Hugging Face checkpoint would have it: config, names, tensors."""
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +46,8 @@ def hf_names(file: GgufFile) -> dict[str, str]:
         if all(part in file.tensors for part in _gguf_names(placed))
     }
     used = {part for name in names for part in _gguf_names(model.weights[name])}
-    if strange := file.tensors.keys() - used - {ROPE_FACTORS, *LONG_FACTORS.values()}:
+    predicting = {name for name in file.tensors if _is_behind(name, int(model.config["num_hidden_layers"]))}
+    if strange := file.tensors.keys() - used - predicting - {ROPE_FACTORS, *LONG_FACTORS.values()}:
         raise CameraError(f"{file.path}: {min(strange)} has no place in a {model.family.architecture}")
     return names
 
@@ -98,6 +100,9 @@ def read_hf_tensor(file: GgufFile, hf_name: str) -> torch.Tensor:
     tensor = _own(file, placed)
     shape = (1, *tensor.shape) if placed.weight.shape[0] == "1" else tensor.shape
     return torch.from_numpy(numbers(file.path, tensor, data)).reshape(shape)
+
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 class _Model(NamedTuple):
@@ -229,8 +234,16 @@ def _joined(file: GgufFile, placed: Placed) -> tuple[str, np.ndarray]:
     return type, joined.reshape(-1, joined.shape[-1])
 
 
+def _is_behind(name: str, layers: int) -> bool:
+    """Whether a tensor is of a layer behind the last, which predicts further tokens and is left aside."""
+    found = _LAYER.match(name)
+    return found is not None and int(found[1]) >= layers
+
+
 def _layer_count(file: GgufFile) -> int:
+    """Decoder layers; files of other tools also count those that predict further tokens."""
     layers = file.value(f"{file.architecture}.block_count", int)
+    layers -= file.value(f"{file.architecture}.nextn_predict_layers", int, 0)
     if not 0 < layers <= len(file.tensors):
         raise CameraError(
             f"{file.path}: {file.architecture}.block_count is {layers}, and there are {len(file.tensors)} tensors: "

@@ -41,6 +41,11 @@ def output_tensors(model: QuantizedModel) -> list[OutputTensor]:
         raise CameraError(
             f"{model.folder} holds {len(found)} of {_expert_count(model)} experts for {gguf_name}: quantize again"
         )
+    head = weights[model.family.name("head")]
+    if model.family.gguf_rules.own_head and head.name not in model.tensors:
+        embedding = weights[model.family.name("embedding")]
+        record = model.tensors[embedding.name]
+        tensors.append(OutputTensor(head.gguf, record.type, record.shape, (_segment(model, embedding),)))
     return tensors
 
 

@@ -74,6 +74,10 @@ class GgufRules:
     """The key of config.json for the number of dense layers before the first with experts, and its default."""
     groups: tuple[str, str, int] | None = None
     """The keys of config.json for the number of groups of experts and of those chosen, with the latter's default."""
+    own_head: bool = False
+    """Whether llama.cpp asks for an output head even where it is the embedding."""
+    refuses: Callable[[Config], str | None] = lambda config: None
+    """Why llama.cpp loads no such model; None if it does."""
     differences: Callable[[Config], list[str]] = lambda config: []
     """What else llama.cpp computes in another way than transformers, a sentence each."""
 

@@ -36,10 +36,16 @@ FAMILIES.register(
         architecture="PhimoeForCausalLM",  # as transformers names it; published ones say PhiMoEForCausalLM
         gguf_architecture="phimoe",
         gguf_rules=GgufRules(
+            own_head=True,
+            refuses=lambda config: (
+                None
+                if config.get("attention_bias") and config.get("lm_head_bias")
+                else "it asks for the biases of attention and head (attention_bias, lm_head_bias)"
+            ),
             differences=lambda config: [
                 "llama.cpp weighs the two chosen experts by their softmax and norms without subtracting the mean, where "
                 "Phi-3.5-MoE mixes sparsely and does subtract it: the logits differ"
-            ]
+            ],
         ),
         weights=decoder(
             *attention_weights(dict.fromkeys(ATTENTION, When("attention_bias", default=False))),

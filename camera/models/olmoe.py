@@ -1,8 +1,15 @@
 """OLMoE (1B-7B): every layer has experts; query and key are normed over all heads together."""
 
-from camera.models.family import ATTENTION, FAMILIES, Experts, Family, When
+from camera.models.family import ATTENTION, FAMILIES, Config, Experts, Family, When
 from camera.models.gguf import Fixed, GgufRules, normalised
 from camera.models.weights import FFN_NORM, attention_weights, decoder, expert_weights, norm
+
+
+def _refuses(config: Config) -> str | None:
+    if config.get("num_key_value_heads") in (None, config["num_attention_heads"]):
+        return None
+    return "there are fewer key-value heads than heads, and it norms keys over the width of the model"
+
 
 FAMILIES.register(
     "olmoe",
@@ -27,6 +34,8 @@ FAMILIES.register(
             width_key="intermediate_size",
         ),
         gguf_rules=GgufRules(
+            own_head=True,
+            refuses=_refuses,
             fixed=(
                 normalised(graph=False, default=False),
                 Fixed(
@@ -35,7 +44,7 @@ FAMILIES.register(
                     default=None,
                     otherwise="llama.cpp does not clip query, key and value (clip_qkv): its logits will differ",
                 ),
-            )
+            ),
         ),
     ),
 )

@@ -61,7 +61,7 @@ FAMILIES.register(
             is_sparse=is_sparse,
             shared=Shared("shared_expert", "shared_expert_intermediate_size", gate="shared_expert_gate"),
         ),
-        gguf_rules=GgufRules(fixed=(normalised(graph=False, default=False),)),
+        gguf_rules=GgufRules(own_head=True, fixed=(normalised(graph=False, default=False),)),
     ),
 )
 

@@ -22,9 +22,13 @@ from tests.tiny import MOE_TYPES_IN_GGUF, tiny_moe_checkpoint
 LATENT = ("deepseek_v2", "deepseek_v3")
 
 
+ASKED = {"olmoe": {"num_key_value_heads": 4}}
+"""What llama.cpp asks of a family: here norms of keys as wide as the model, so as many key heads as heads."""
+
+
 def packed(folder: Path, model_type: str, type: str = "f32", **options: Any) -> Path:
     """The folder of packed tensors of a tiny model."""
-    source = tiny_moe_checkpoint(folder / "source", model_type, **options)
+    source = tiny_moe_checkpoint(folder / "source", model_type, **{**ASKED.get(model_type, {}), **options})
     quantize_checkpoint(Checkpoint.open(source), folder / "packed", QuantizeOptions(type=type))
     return folder / "packed"
 
@@ -183,6 +187,30 @@ def test_a_family_without_an_architecture_is_refused_before_anything_is_written(
     with pytest.raises(CameraError, match=r"PanguProMoE.*no architecture"):
         convert_to_gguf(folder, tmp_path / "model.gguf", name="tiny")
     assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "reason"),
+    [
+        ("olmoe", {"num_key_value_heads": 2}, "fewer key-value heads"),
+        ("phimoe", {"lm_head_bias": False}, "lm_head_bias"),
+    ],
+)
+def test_a_model_that_llama_cpp_would_not_load_is_refused(
+    tmp_path: Path, model_type: str, options: dict[str, Any], reason: str
+) -> None:
+    folder = packed(tmp_path, model_type, **options)
+    with pytest.raises(CameraError, match=f"llama.cpp would not load.*{reason}"):
+        convert_to_gguf(folder, tmp_path / "model.gguf", name="tiny")
+
+
+def test_layers_that_predict_further_tokens_in_files_of_other_tools_are_left_aside(tmp_path: Path) -> None:
+    file = open_gguf(converted(tmp_path, "glm4_moe", layers=4))
+    wanted = {name for name in hf_names(file) if ".layers.3." not in name}
+    file.metadata["glm4moe.nextn_predict_layers"] = 1
+    file.memo.clear()
+    assert hf_names(file).keys() == wanted
+    assert hf_config(file)["num_hidden_layers"] == 3
 
 
 def test_the_twin_of_experts_in_q4_0_64_has_their_numbers(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from camera.loading import load_model
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from tests.camera.formats.test_convert import ROPES, with_rope
+from tests.camera.formats.test_moe_gguf import ASKED
 from tests.tiny import MODEL_TYPES, MOE_TYPES_IN_GGUF, tiny_checkpoint, tiny_moe_checkpoint
 
 pytest.importorskip("xllamacpp", reason="the extra `llama` is not installed")
@@ -256,16 +257,15 @@ def test_a_trained_mixture_of_experts_is_transformers(shared_data: Path, tmp_pat
     assert torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="batchmean") < 1e-2
 
 
-ASKED = {"olmoe": {"num_key_value_heads": 4}}
-"""What llama.cpp asks of a family: here norms of keys as wide as the model, so as many key heads as heads."""
-
-
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("model_type", MOE_TYPES_IN_GGUF)
 def test_float32_files_of_experts_give_transformers_probabilities(
-    tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_type: str, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_phimoe_as_llama_cpp(monkeypatch)
-    source = tiny_moe_checkpoint(tmp_path / "source", model_type, vocab=384, **ASKED.get(model_type, {}))
+    source = tiny_moe_checkpoint(
+        tmp_path / "source", model_type, vocab=384, tied=tied, **ASKED.get(model_type, {})
+    )
     gguf = converted(source, tmp_path, "f32")
     torch.testing.assert_close(probabilities(gguf), routed(source), rtol=0, atol=1e-4)
 
