@@ -139,7 +139,8 @@ def _pruned(recipe: Recipe, checkpoint: Checkpoint, model: Input) -> list[Step]:
     plan = plan_prune(checkpoint, recipe.capture, recipe.prune)
     asked = Sections(capture=recipe.capture)
     if plan.decides_in_capture:
-        asked["decide"] = capture.DecideOptions(**vars(recipe.prune), kept=plan.kept)
+        others = tuple(cut.kept for cut in plan.cuts[1:])
+        asked["decide"] = capture.DecideOptions(**vars(recipe.prune), kept=plan.kept, others_kept=others)
     scoring = score.ScoreOptions(reduce_ratio=recipe.prune.reduce_ratio)
     facts = {"device": resolve_device(recipe.capture.device).type}
     inputs: dict[str, str | Input] = {"model": model, "calibration": "fetch calibration"}

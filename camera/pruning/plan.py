@@ -95,8 +95,11 @@ class PrunePlan:
 
     @property
     def decides_in_capture(self) -> bool:
-        """Whether a layer is decided while it runs: its activations, or what the next layer sees, depend on it."""
-        return self.sequential or self.needs_gram or self.sparsity > 0
+        """Whether a layer is decided while it runs: its activations, or what the next layer sees, depend on it.
+
+        Where experts go, those that stay get other tokens, and their channels are chosen by these.
+        """
+        return self.sequential or self.needs_gram or self.sparsity > 0 or self.drops
 
     @property
     def removed_share(self) -> float:

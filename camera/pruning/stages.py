@@ -45,7 +45,6 @@ from camera.pruning.importance import (
     block_importance,
     joint_channels,
     kept_channels,
-    kept_experts,
     too_few,
 )
 from camera.pruning.model_writer import ModelWriter, changing_tensors, compare, pruned_tensor
@@ -186,6 +185,10 @@ def prune(
         _check_decided(scored, decided, plan)
         layers = read_kept(scored, count)
         records = read_records(decided["layers"], count)
+    elif plan.drops:
+        raise CameraError(
+            f"{scored}: experts are dropped while capture runs, and this one was not told to: capture again with experts"
+        )
     else:
         layers = [_stays(checkpoint, layer, scored_layers, plan) for layer in range(count)]
     if captured is not None:
@@ -216,18 +219,12 @@ def _check_decided(scored: Path, decided: Mapping[str, Any], plan: PrunePlan) ->
 def _stays(checkpoint: Checkpoint, layer: int, scored: Scored, plan: PrunePlan) -> Stays:
     """What stays of a layer by its scores alone."""
     scores, routed = scored.layers[layer], scored.routed[layer]
-    kept_E = None
-    if routed is not None and plan.drops and checkpoint.experts is not None:
-        groups = checkpoint.experts.groups(checkpoint.config)
-        kept_E = kept_experts(routed.energy_E, plan.experts_kept, groups)
-    blocks = [
-        block
-        for block in checkpoint.blocks(layer)
-        if kept_E is None or block.expert is None or bool((kept_E == block.expert).any())
-    ]
-    counts = {block.label: plan.kept_of(block, len(scores[block.label])) for block in blocks}
+    kept_E = None if routed is None else routed.kept_E
+    counts = {
+        block.label: plan.kept_of(block, len(scores[block.label])) for block in checkpoint.blocks(layer)
+    }
     if plan.scope == "layer":
-        return Stays(joint_channels({label: scores[label] for label in counts}, sum(counts.values())), kept_E)
+        return Stays(joint_channels(scores, sum(counts.values())), kept_E)
     return Stays({label: kept_channels(scores[label], count) for label, count in counts.items()}, kept_E)
 
 

@@ -2,6 +2,8 @@
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.devices import resolve_dtype
@@ -16,9 +18,11 @@ from tasks.stages.fetch import TOKENS
 
 
 class DecideOptions(PruneOptions):
-    """What a capture that decides depends on: the width that stays, which several ratios come to, and the method."""
+    """What a capture that decides depends on: the widths that stay, which several ratios come to, and the method."""
 
     kept: int
+    others_kept: tuple[int, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Of the other widths that change: that of the network which experts share."""
     ratio: Annotated[float, Setting] = 0.2
     multiple_of: Annotated[PositiveInt, Setting] = 64
     mode: Annotated[Literal["physical", "mask"], Setting] = "physical"
