@@ -161,7 +161,10 @@ def _config(file: GgufFile, family: Family) -> dict[str, Any]:
     def stated(name: str, kind: type[N], default: N | None = None) -> N:
         return file.value(f"{prefix}{name}", kind, default)
 
-    return {**config, **config_of(family.gguf_rules, family.experts, stated)}
+    config |= config_of(family.gguf_rules, family.experts, stated)
+    if family.experts is not None and (problem := family.experts.problem(config)) is not None:
+        raise CameraError(f"{file.path}: no {file.architecture} can be of these numbers: {problem}")
+    return config
 
 
 def _check_experts(file: GgufFile, family: Family) -> None:

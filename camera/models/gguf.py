@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from camera.errors import CameraError
+
 if TYPE_CHECKING:
     from camera.models.family import Experts
 
@@ -144,7 +146,11 @@ def numbers(rules: GgufRules, experts: "Experts | None", config: Config) -> dict
 
 
 def config_of(rules: GgufRules, experts: "Experts | None", read: Read) -> dict[str, Any]:
-    """The keys of config.json that follow from what a file states."""
+    """The keys of config.json that follow from what a file states.
+
+    Raises:
+        CameraError: if a number is missing, or two cannot be true together.
+    """
     config: dict[str, Any] = {**rules.config, **{rule.key: rule.value for rule in rules.fixed}}
     if experts is not None:
         config[experts.count_keys[0]] = read("expert_count", int)
@@ -186,12 +192,16 @@ def _latent_numbers(config: Config) -> dict[str, Number]:
 
 
 def _latent_config(read: Read) -> dict[str, Any]:
-    rotary = read("rope.dimension_count", int)
+    rotary, width = read("rope.dimension_count", int), read("attention.key_length_mla", int)
+    if rotary >= width:
+        raise CameraError(
+            f"attention.key_length_mla is {width}, and {rotary} of it turn: the file is damaged"
+        )
     return {
         "kv_lora_rank": read("attention.kv_lora_rank", int),
         "q_lora_rank": read("attention.q_lora_rank", int, 0) or None,
         "qk_rope_head_dim": rotary,
-        "qk_nope_head_dim": read("attention.key_length_mla", int) - rotary,
+        "qk_nope_head_dim": width - rotary,
         "v_head_dim": read("attention.value_length_mla", int),
         "num_key_value_heads": read("attention.head_count", int),
         "head_dim": rotary,  # what transformers turns

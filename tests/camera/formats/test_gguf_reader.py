@@ -18,7 +18,7 @@ from camera.formats.convert import convert_to_gguf
 from camera.formats.gguf_reader import GgufFile, hf_config, hf_names, open_gguf, read_hf_tensor
 from camera.options import QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
-from tests.tiny import tiny_checkpoint
+from tests.tiny import tiny_checkpoint, tiny_moe_checkpoint
 
 Q = gguf.GGMLQuantizationType
 Kind = gguf.GGUFValueType
@@ -60,10 +60,13 @@ def tensor_line(
 
 
 @cache
-def tiny_file() -> bytes:
+def tiny_file(model_type: str = "llama") -> bytes:
     """A whole file of ours: a model, a tokenizer and every key."""
     with TemporaryDirectory() as folder:
-        source = Checkpoint.open(tiny_checkpoint(Path(folder) / "source", layers=1))
+        if model_type == "llama":
+            source = Checkpoint.open(tiny_checkpoint(Path(folder) / "source", layers=1))
+        else:
+            source = Checkpoint.open(tiny_moe_checkpoint(Path(folder) / "source", model_type, layers=2))
         quantize_checkpoint(source, Path(folder) / "packed", QuantizeOptions(type="q4_0_64"))
         convert_to_gguf(Path(folder) / "packed", Path(folder) / "tiny.gguf", name="tiny")
         return (Path(folder) / "tiny.gguf").read_bytes()
@@ -266,13 +269,37 @@ def test_a_key_of_the_wrong_kind_is_refused_by_its_name(tmp_path: Path, key: str
         hf_config(wrong)
 
 
+WRONG_KEYS_OF_EXPERTS = {
+    "expert_count": 10**9,
+    "expert_used_count": 0,
+    "expert_feed_forward_length": [96, 96],
+    "expert_shared_count": -1,
+    "leading_dense_block_count": "one",
+    "expert_weights_scale": float("inf"),
+    "expert_weights_norm": 2,
+    "attention.kv_lora_rank": 0.5,
+    "attention.key_length_mla": 3,
+    "nextn_predict_layers": 99,
+}
+
+
+@pytest.mark.parametrize("key", WRONG_KEYS_OF_EXPERTS)
+def test_a_wrong_key_of_experts_is_refused_by_its_name(tmp_path: Path, key: str) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(tiny_file("deepseek_v3"))
+    file = open_gguf(tmp_path / "tiny.gguf")
+    wrong = replace(file, metadata={**file.metadata, f"deepseek2.{key}": WRONG_KEYS_OF_EXPERTS[key]})
+    with pytest.raises(CameraError, match=r"deepseek2|key_length_mla"):
+        hf_config(wrong)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "ernie4_5_moe"])
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_flipped_bytes_never_raise_anything_but_a_camera_error(data: st.DataObject) -> None:
-    content = bytearray(tiny_file())
+def test_flipped_bytes_never_raise_anything_but_a_camera_error(model_type: str, data: st.DataObject) -> None:
+    content = bytearray(tiny_file(model_type))
     tokens = content.index(b"tokenizer.ggml.tokens")
     infos = content.index(b"token_embd.weight")
-    places = st.integers(0, tokens + 64) | st.integers(infos - 64, infos + 900)
+    places = st.integers(0, tokens + 64) | st.integers(infos - 64, infos + 1900)
     for place in data.draw(st.lists(places, min_size=1, max_size=4)):
         content[place] = data.draw(st.integers(0, 255) | st.just(content[place] ^ 0x80))
     with TemporaryDirectory() as folder:

@@ -270,6 +270,22 @@ def test_float32_files_of_experts_give_transformers_probabilities(
     torch.testing.assert_close(probabilities(gguf), routed(source), rtol=0, atol=1e-4)
 
 
+PRUNED = {
+    "deepseek_v2": {"moe_intermediate_size": 64, "n_routed_experts": 6},
+    "ernie4_5_moe": {"moe_intermediate_size": 64, "moe_num_experts": 6},
+    "hunyuan_v1_moe": {"intermediate_size": 64, "num_experts": 6},
+    "qwen2_moe": {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 32, "num_experts": 6},
+}
+
+
+@pytest.mark.parametrize("model_type", PRUNED)
+def test_pruned_widths_and_numbers_of_experts_are_read(tmp_path: Path, model_type: str) -> None:
+    source = tiny_moe_checkpoint(tmp_path / "source", model_type, vocab=384, **PRUNED[model_type])
+    torch.testing.assert_close(
+        probabilities(converted(source, tmp_path, "f32")), routed(source), rtol=0, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("model_type", MOE_TYPES_IN_GGUF)
 def test_experts_in_4_bits_give_nearly_the_probabilities_of_their_numbers(
     tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
