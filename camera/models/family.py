@@ -172,6 +172,8 @@ class Experts:
     shared: Shared | None = None
     groups: Callable[[Config], int] = lambda config: 1
     """How many groups of equally many, consecutive experts the router knows; all keep equally many."""
+    least_per_group: Callable[[Config], int] = lambda config: 1
+    """How many experts each of the groups must have for the router to work."""
     module: str = "mlp"
     """Path of the mixture-of-experts module in transformers' decoder layer; its experts are its `experts`."""
 
@@ -191,6 +193,10 @@ class Experts:
         """The key that a config gives the number of experts by."""
         return _first(self.count_keys, config)
 
+    def least(self, config: Config) -> int:
+        """The fewest experts that the router can choose from."""
+        return max(self.chosen(config), self.groups(config) * self.least_per_group(config))
+
     def problem(self, config: Config) -> str | None:
         """Why no model can be of these numbers; None if one can."""
         count, chosen, groups = self.count(config), self.chosen(config), self.groups(config)
@@ -202,6 +208,8 @@ class Experts:
             return f"{chosen} experts for a token, and there are {count}"
         if groups < 1 or count % groups:
             return f"{count} experts cannot be in {groups} groups of equally many"
+        if count < (least := self.least(config)):
+            return f"{count} experts in {groups} groups, and the router needs {least} to choose {chosen} for a token"
         return None
 
 
@@ -218,6 +226,17 @@ def whole(config: Config, key: str, default: int | None = None) -> int:
     if type(value) is not int or value < 0:
         raise CameraError(f"config.json: {key} is {str(value)[:60]!r}, not one whole number")
     return value
+
+
+def enough_to_choose(config: Config, *, scored: int = 1) -> int:
+    """How many experts a group must have where tokens choose from `topk_group` groups only.
+
+    Args:
+        config: with `num_experts_per_tok` and `topk_group`.
+        scored: how many of its experts a group is scored by.
+    """
+    chosen, groups = whole(config, "num_experts_per_tok"), max(1, whole(config, "topk_group", 1))
+    return max(scored, -(-chosen // groups))
 
 
 def layers_of(config: Config, key: str) -> list[int]:

@@ -1,6 +1,8 @@
 """GLM-4.5, 4.6 and 4.7 (`glm4_moe`): the first layers dense, a shared expert, norms on query and key in the large ones."""
 
-from camera.models.family import FAMILIES, Experts, Family, Shared, When, whole
+from functools import partial
+
+from camera.models.family import FAMILIES, Experts, Family, Shared, When, enough_to_choose, whole
 from camera.models.gguf import SIGMOID, GgufRules, Stated
 from camera.models.weights import (
     HEAD_NORMS,
@@ -36,6 +38,7 @@ FAMILIES.register(
             is_sparse=lambda config, layer: layer >= whole(config, "first_k_dense_replace", 1),
             shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
             groups=lambda config: whole(config, "n_group", 1),
+            least_per_group=partial(enough_to_choose, scored=2),
         ),
         gguf_rules=GgufRules(
             stated=(

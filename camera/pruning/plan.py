@@ -196,8 +196,8 @@ def kept_experts(checkpoint: Checkpoint, share: float) -> int:
         raise CameraError(
             f"prune.experts {share} of {count} experts in {groups} groups of the router drops none: raise it"
         )
-    if kept < (chosen := experts.chosen(checkpoint.config)):
+    if kept < (least := experts.least(checkpoint.config)):
         raise CameraError(
-            f"prune.experts {share} leaves {kept} of {count} experts, and {chosen} are used for a token: lower it"
+            f"prune.experts {share} leaves {kept} of {count} experts, and the router needs {least} to choose from: lower it"
         )
     return kept

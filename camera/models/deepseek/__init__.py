@@ -4,6 +4,7 @@ V1 (DeepSeek-MoE-16B) has no class in transformers and gets one here.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from camera.models.family import (
     ATTENTION,
@@ -15,6 +16,7 @@ from camera.models.family import (
     Size,
     Weight,
     When,
+    enough_to_choose,
     whole,
 )
 from camera.models.gguf import SIGMOID, SOFTMAX, Fixed, GgufRules, Part, Stated, normalised
@@ -190,6 +192,7 @@ FAMILIES.register(
             is_sparse=_sparse_after(0),
             shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
             groups=_groups,
+            least_per_group=lambda config: enough_to_choose(config) if _groups(config) > 1 else 1,
         ),
         gguf_rules=GgufRules(
             stated=(Stated("expert_weights_scale", "routed_scaling_factor", 1.0),),
@@ -224,6 +227,7 @@ FAMILIES.register(
             is_sparse=_sparse_after(3),
             shared=Shared("shared_experts", _WIDTH, ("n_shared_experts",)),
             groups=lambda config: whole(config, "n_group", 8),
+            least_per_group=partial(enough_to_choose, scored=2),
         ),
         gguf_rules=GgufRules(
             stated=(

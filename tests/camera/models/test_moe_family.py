@@ -243,6 +243,16 @@ def test_numbers_for_every_layer_are_one_number_if_they_are_all_alike(tmp_path: 
         ("deepseek_v2", {"n_shared_experts": -1}, "n_shared_experts is '-1'"),
         ("deepseek_v3", {"n_group": 3}, "8 experts cannot be in 3 groups"),
         ("deepseek_v3", {"n_group": 0}, "8 experts cannot be in 0 groups"),
+        (
+            "deepseek_v3",
+            {"n_group": 8, "topk_group": 4},
+            "8 experts in 8 groups, and the router needs 16 to choose 2",
+        ),
+        (
+            "deepseek_v3",
+            {"num_experts_per_tok": 5},
+            "8 experts in 2 groups, and the router needs 10 to choose 5",
+        ),
         ("ernie4_5_moe", {"moe_layer_interval": [1]}, "interval"),
         (
             "qwen2_moe",
@@ -343,3 +353,25 @@ def test_a_width_that_a_config_says_twice_changes_in_both_places(
     family = family_of(config)
     assert family.restated(config, {"intermediate_size": 64}) == expected
     assert family.restated(config, {"num_experts": 4}) == {}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "least"),
+    [
+        ("deepseek_v3", {}, 4),  # 2 groups, each scored by its two best
+        ("deepseek_v3", {"num_experts_per_tok": 4}, 8),  # all from one of the groups
+        ("deepseek_v3", {"n_group": 1}, 2),
+        ("deepseek_v2", {}, 3),
+        ("deepseek_v2", {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}, 8),
+        ("glm4_moe", {}, 3),
+        ("PanguProMoE", {"num_experts_per_tok": 4}, 4),
+        ("mixtral", {}, 2),
+    ],
+)
+def test_a_router_needs_so_many_experts_to_choose_from(
+    tmp_path: Path, model_type: str, keys: dict[str, Any], least: int
+) -> None:
+    folder = changed(tiny_moe_checkpoint(tmp_path / "model", model_type), **keys)
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.experts is not None
+    assert checkpoint.experts.least(checkpoint.config) == least
