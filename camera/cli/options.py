@@ -171,7 +171,7 @@ class _Model:
             value = values.pop(flag)
             if isinstance(value, list):
                 value = _items(flag, value, pairs=isinstance(self._default(name), Mapping))
-            if value is not None and value != self._default(name):
+            if value is not None and value not in (self._default(name), str(self._default(name))):
                 given[name] = value
         if source is not None:
             given |= {"name": source} if source in self._built_in() else {"name": "file", "path": source}
@@ -212,6 +212,8 @@ def _flag_type(annotation: Any, metadata: tuple[Any, ...] = ()) -> Any:
         return _flag_type(annotation.__origin__, annotation.__metadata__)
     if get_origin(annotation) in (Union, UnionType):
         members = [each for each in get_args(annotation) if each is not NoneType]
+        if len(members) > 1 and any(get_origin(each) is Literal for each in members):
+            return str  # a number or a word
         return Path if Path in members else _flag_type(members[0])
     origin = get_origin(annotation)
     if isinstance(origin, type) and issubclass(origin, Sequence | Mapping):

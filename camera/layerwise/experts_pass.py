@@ -6,7 +6,8 @@ decision, and at once the output of what stays. No activation outlives its exper
 not routed to it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from itertools import repeat
 from typing import NamedTuple
 
@@ -45,8 +46,14 @@ class Buffers:
         room: gives a tensor of this shape, dtype and device.
         """
         width = hidden_STH.shape[-1]
+        self._room, self._width = room, width
         self.normed_TH = room().view(-1, width)
         self.added_TH = room().view(-1, width)
+
+    @cached_property
+    def missing_TH(self) -> torch.Tensor:
+        """What the layer's output lacks, where that is to be made good."""
+        return self._room().view(-1, self._width)
 
 
 class _Visit(NamedTuple):
@@ -66,7 +73,10 @@ class ExpertsPass:
     Attributes:
         blocks: the experts that are left, by their places in the source, and the network that they share.
         tokens_E: int64, how many tokens the source's router sends to each expert.
-        energy_E: float64, Σ over its tokens of the squared norm of what each expert has put out so far.
+        energy_E: float64, Σ over its tokens of the squared norm of what each expert puts out.
+        stream: float64, Σ over tokens of the squared norm of what the layer puts out, once it is finished.
+        aims: whether blocks are to make good what the layer's output lacks.
+        squares: float64, where they are: the mean diagonal element of the Gram matrices of the experts that stay.
     """
 
     def __init__(
@@ -101,6 +111,9 @@ class ExpertsPass:
         self.tokens_E = torch.tensor([len(token_N) for token_N, _ in self._tokens])
         self.energy_E = torch.zeros(len(self._tokens), dtype=torch.float64)
         self._put_out_before = False
+        self.aims = False
+        self.squares = torch.zeros((), dtype=torch.float64)
+        self.stream = torch.zeros((), dtype=torch.float64)
         self._held: list[torch.Tensor | None] = []
         self._observed: str | None = None
         self.input_squares_H = torch.zeros(samples.hidden_STH.shape[-1], dtype=torch.float64)
@@ -124,7 +137,7 @@ class ExpertsPass:
                     act_NF.float() if visit.weight_N is None else act_NF * visit.weight_N.float()[:, None]
                 )
                 held = [self._samples.held_S[sample] for sample in visit.samples]
-                gram.update(weighed_NF.split(visit.counts), held)
+                gram.update(weighed_NF.split(visit.counts), held, self._missing(visit))
             holds = act_NF.nbytes <= room
             room -= act_NF.nbytes if holds else 0
             self._held.append(act_NF if holds else None)
@@ -134,26 +147,41 @@ class ExpertsPass:
         self, block: Block, kept_K: torch.Tensor | None, matrices: Mapping[str, torch.Tensor]
     ) -> None:
         """See `LayerPass`. Activations that were not held are computed again."""
-        done = self._put_out_before and block.expert is not None
-        if done:
+        counts = not (self._put_out_before and block.expert is not None)
+        if not (counts or self.aims):
             return
         whole = self._matrices(block)
         own = whole if kept_K is None else narrowed(whole, kept_K, matrices)
-        held = self._held if self._observed == block.label and not {"gate", "up"} & matrices.keys() else []
+        changes_input = bool({"gate", "up"} & matrices.keys())
+        held = self._held if self._observed == block.label else []
         place = self._places.get(block.label)
         for number, visit in enumerate(self._visits(block)):
             act_NF = held[number] if number < len(held) else None
-            if act_NF is None:
+            if self.aims:  # what goes is missing, until another block makes it good
+                if act_NF is None:
+                    act_NF = activations(self._hidden(visit), whole, self._experts.act)
+                self._add(self._buffers.missing_TH, visit, output(act_NF, whole.down_HF, visit.weight_N))
+            if act_NF is None or changes_input:
                 act_NF = activations(self._hidden(visit), own, self._experts.act)
             elif kept_K is not None:
                 act_NF = gather_channels(act_NF, kept_K.to(act_NF.device))
             out_NH = output(act_NF, own.down_HF, visit.weight_N)
+            if self.aims:
+                self._add(self._buffers.missing_TH, visit, -out_NH)
             if place is not None:
-                for part_NH in out_NH.split(visit.counts):
-                    self.energy_E[place] += part_NH.float().square().sum(-1).double().sum().cpu()
-            added_TH = self._buffers.added_TH
-            added_TH.index_add_(0, visit.token_N.to(added_TH.device), out_NH.to(added_TH))
+                self.energy_E[place] += _energy(out_NH, visit.counts)
+            if counts:
+                self._add(self._buffers.added_TH, visit, out_NH)
         self._held, self._observed = [], None
+
+    def _add(self, total_TH: torch.Tensor, visit: _Visit, out_NH: torch.Tensor) -> None:
+        total_TH.index_add_(0, visit.token_N.to(total_TH.device), out_NH.to(total_TH))
+
+    def _missing(self, visit: _Visit) -> Iterable[torch.Tensor | None]:
+        if not self.aims:
+            return repeat(None)
+        missing_NH = gather_rows(self._buffers.missing_TH, visit.token_N).to(self._device)
+        return list(missing_NH.split(visit.counts))
 
     def finish(self) -> None:
         """See `LayerPass`."""
@@ -161,15 +189,19 @@ class ExpertsPass:
         added_STH = self._buffers.added_TH.view_as(hidden_STH)
         for batch_BTH, added_BTH in zip(hidden_STH.split(size), added_STH.split(size), strict=True):
             batch_BTH.add_(added_BTH)
+            self.stream += _energy(batch_BTH.flatten(0, 1), [hidden_STH.shape[1]] * len(batch_BTH))
 
-    def drop(self, kept_E: torch.Tensor, narrower: nn.Module, *, keeps_output: bool) -> None:
-        """Leave experts out: the router chooses among those that stay.
+    def drop(self, kept_E: torch.Tensor, narrower: nn.Module, *, keeps_output: bool, aims: bool) -> None:
+        """Leave experts out, after all have been put out: the router chooses among those that stay.
 
         Args:
             kept_E: int64, ascending, the experts that stay.
             narrower: the sparse module of a model that has so many experts, on the meta device.
             keeps_output: whether what all experts have put out counts, and what those that stay put out does not.
+            aims: whether those that stay are to make good what is missing: it is known from here on.
         """
+        if aims:
+            self._buffers.missing_TH.copy_(self._buffers.added_TH)
         if not keeps_output:
             self._buffers.added_TH.zero_()
         self._put_out_before = keeps_output
@@ -195,6 +227,24 @@ class ExpertsPass:
             torch.cat([part.weight_TK for part in parts]),
         )
         self._tokens = self._by_expert(len(kept_E))
+        if aims:
+            self._aim()
+
+    def _aim(self) -> None:
+        """Leave missing what the experts that stay do not put out themselves."""
+        total, channels = torch.zeros((), dtype=torch.float64), 0
+        for block in self.blocks:
+            if block.expert is None:
+                continue
+            matrices = self._matrices(block)
+            channels += matrices.down_HF.shape[1]
+            for visit in self._visits(block):
+                act_NF = activations(self._hidden(visit), matrices, self._experts.act)
+                assert visit.weight_N is not None
+                total += _energy(act_NF * visit.weight_N[:, None], visit.counts)
+                self._add(self._buffers.missing_TH, visit, -output(act_NF, matrices.down_HF, visit.weight_N))
+        self.aims = True
+        self.squares = total / channels
 
     def _route(self, layer: nn.Module, call: Call) -> Routing:
         """Run the layer without its experts: hidden states become the residual stream."""
@@ -279,6 +329,12 @@ def _visit(
 ) -> _Visit:
     rows = slice(start, start + sum(counts))
     return _Visit(token_N[rows], None if weight_N is None else weight_N[rows], counts, samples)
+
+
+def _energy(rows_NH: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Σ of squares, float64 on the CPU: float32 sums over samples of so many rows each."""
+    parts = [part_NH.float().square().sum().double() for part_NH in rows_NH.split(counts)]
+    return torch.stack(parts).sum().cpu() if parts else torch.zeros((), dtype=torch.float64)
 
 
 def _take_weights(narrower: nn.Module, whole: nn.Module, kept_E: torch.Tensor) -> None:

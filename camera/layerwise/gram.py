@@ -5,6 +5,7 @@ the layer's device, 655 MB each for 12,800 channels, live as long as their layer
 """
 
 from collections.abc import Iterable
+from itertools import repeat
 
 import torch
 
@@ -19,23 +20,36 @@ _LEAST_BLOCK = 128
 class LayerGram:
     """AᵀA of one decoder layer's activations A [tokens, F], over all samples seen."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    def __init__(self, width: int, device: torch.device, target: "Target | None" = None) -> None:
+        """Args:
+        width: F.
+        device: of the layer.
+        target: what else the output should make good, if anything.
+        """
         self._fit_FF = torch.zeros(width, width, device=device)
         self._held_FF = torch.zeros(width, width, device=device)
+        self.target = target
         self.fit_tokens = 0
         self.held_tokens = 0
 
-    def update(self, samples: Iterable[torch.Tensor], held: Iterable[bool]) -> None:
+    def update(
+        self,
+        samples: Iterable[torch.Tensor],
+        held: Iterable[bool],
+        missing: Iterable[torch.Tensor | None] = repeat(None),
+    ) -> None:
         """Add activations.
 
         Args:
             samples: [tokens, F] of each sample on the layer's device, of any floating dtype: a tensor [batch, tokens, F]
                 will do.
             held: which samples are held back.
+            missing: [tokens, hidden] of each sample, what the layer's output lacks, where there is a target.
         """
-        for act_TF, kept_back in zip(
-            samples, held, strict=True
-        ):  # one by one: the same whatever the batch size
+        # One by one: the same whatever the batch size.
+        for act_TF, kept_back, missing_TH in zip(samples, held, missing, strict=False):
+            if self.target is not None and missing_TH is not None:
+                self.target.add(act_TF, missing_TH, kept_back)
             if kept_back:
                 self.held_tokens += len(act_TF)
                 _add_products(self._held_FF, act_TF)
@@ -46,7 +60,7 @@ class LayerGram:
     def merge(self, ranks: Collectives) -> None:
         """Make this the Gram matrix of all ranks' samples."""
         tokens = torch.tensor([self.fit_tokens, self.held_tokens])
-        for sums in (tokens, self._fit_FF, self._held_FF):
+        for sums in (tokens, self._fit_FF, self._held_FF, *(() if self.target is None else self.target.sums)):
             ranks.all_reduce(sums)
         self.fit_tokens, self.held_tokens = tokens.tolist()
 
@@ -55,6 +69,34 @@ class LayerGram:
         for matrix_FF in (self._fit_FF, self._held_FF):
             _mirror(matrix_FF)
         return self._fit_FF, self._held_FF
+
+
+class Target:
+    """What the layer's output lacks at the tokens of a block, R [tokens, hidden], as far as least squares need to know it.
+
+    Attributes:
+        fit_FH, held_FH: AᵀR of the fitted and of the held-back samples, float32 [F, hidden] on the layer's device.
+        held_energy: ‖R‖² of the held-back samples, float64, one number.
+        damping: what is added to every diagonal element of AᵀA when R is fitted.
+    """
+
+    def __init__(self, width: int, hidden: int, device: torch.device, damping: float) -> None:
+        self.fit_FH = torch.zeros(width, hidden, device=device)
+        self.held_FH = torch.zeros(width, hidden, device=device)
+        self.held_energy = torch.zeros((), dtype=torch.float64)
+        self.damping = damping
+
+    def add(self, act_TF: torch.Tensor, missing_TH: torch.Tensor, held: bool) -> None:
+        """Add the tokens of one sample."""
+        missing_TH = missing_TH.float()
+        (self.held_FH if held else self.fit_FH).addmm_(act_TF.float().T, missing_TH)
+        if held:
+            self.held_energy += missing_TH.square().sum().double().cpu()
+
+    @property
+    def sums(self) -> tuple[torch.Tensor, ...]:
+        """What adds up over ranks."""
+        return self.fit_FH, self.held_FH, self.held_energy
 
 
 def held_back(samples: int) -> list[bool]:

@@ -64,6 +64,8 @@ class Routed:
     """float64 [E], Σ over its tokens of the squared norm of what each expert puts out, weighted as it counts."""
     kept_E: torch.Tensor
     """int64, ascending: the experts that stay."""
+    stream: torch.Tensor
+    """float64, one number: Σ over tokens of the squared norm of the hidden states that the layer puts out."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,13 @@ def routed_tensors(layers: Sequence[Routed | None]) -> dict[str, torch.Tensor]:
             tensors[tensor_name(layer, "", "routed_tokens")] = routed.tokens_E
             tensors[tensor_name(layer, "", "energy")] = routed.energy_E
             tensors[tensor_name(layer, "", _EXPERTS)] = routed.kept_E
+            tensors[tensor_name(layer, "", "stream")] = routed.stream
     return tensors
 
 
 def routed_from(tensors: Mapping[str, torch.Tensor], count: int) -> list[Routed | None]:
     """What the routers of `count` layers did; None for dense layers."""
-    names = ("routed_tokens", "energy", _EXPERTS)
+    names = ("routed_tokens", "energy", _EXPERTS, "stream")
     found = [[tensors.get(tensor_name(layer, "", what)) for what in names] for layer in range(count)]
     return [None if any(part is None for part in parts) else Routed(*parts) for parts in found]  # type: ignore[arg-type]
 
@@ -305,6 +308,7 @@ def write_decisions(folder: Path, plan: PrunePlan, records: Records) -> None:
             "sparsity": plan.sparsity,
             "kept": plan.kept,
             "experts_kept": plan.experts_kept,
+            "considered": plan.considered,
             "layers": _listed(records),
         },
     )
@@ -361,6 +365,8 @@ def write_summary(
             "experts_kept": plan.experts_kept,
             "ranked_by_weights": idle,
         }
+    if plan.considered:
+        experts["considered"] = [split._asdict() for split in plan.considered]
     write_json(
         folder / SUMMARY,
         {

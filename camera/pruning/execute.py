@@ -23,7 +23,7 @@ from camera.layerwise.collectives import Collectives, ranks
 from camera.layerwise.experts import IMPLEMENTATION
 from camera.layerwise.experts_pass import Buffers, ExpertsPass
 from camera.layerwise.feed_forward import FeedForwardPass, LayerPass, Samples
-from camera.layerwise.gram import LayerGram, held_back
+from camera.layerwise.gram import LayerGram, Target, held_back
 from camera.layerwise.resume import StateFiles, StateSaver
 from camera.layerwise.runner import LayerRunner
 from camera.layerwise.statistics import BlockStatistics
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SHARE_OF_FREE = 0.5
+LAYER_DAMPING = 1.0
+"""Of what is added to the Gram matrix of an expert when it is to make good what dropped ones did: share of the mean diagonal
+element over the layer's experts. Less fits the calibration text better and others worse: docs/moe.md."""
 
 
 def decide(
@@ -120,7 +123,6 @@ class _Execution:
                 with runner.layer(index) as module:
                     run = passes.begin(index, module, tell)
                     decision = self._decide_layer(index, run, passes)
-                    run.finish()
                 del run
                 decisions.append(decision.without_matrices())
                 yield decision
@@ -137,14 +139,15 @@ class _Execution:
             self._drop_experts(index, run, passes) if isinstance(run, ExpertsPass) and plan.drops else None
         )
         decided = self._jointly(index, run) if plan.scope == "layer" else self._one_by_one(index, run)
+        run.finish()
         if not isinstance(run, ExpertsPass):
             return Decision(index, decided)
-        tokens_E = run.tokens_E
-        self.group.all_reduce(tokens_E)
+        self.group.all_reduce(run.tokens_E)
+        self.group.all_reduce(run.stream)
         if kept_E is None:
             self.group.all_reduce(run.energy_E)
-            kept_E = torch.arange(len(tokens_E))
-        return Decision(index, decided, Routed(tokens_E, run.energy_E, kept_E))
+            kept_E = torch.arange(len(run.tokens_E))
+        return Decision(index, decided, Routed(run.tokens_E, run.energy_E, kept_E, run.stream))
 
     def _drop_experts(self, index: int, run: ExpertsPass, passes: "_Passes") -> torch.Tensor:
         """Choose the experts that stay by what all of them put out, and route the tokens to those."""
@@ -156,7 +159,9 @@ class _Execution:
         assert experts is not None
         groups = experts.groups(self.checkpoint.config)
         kept_E = kept_experts(run.energy_E, self.plan.experts_kept, groups)
-        run.drop(kept_E, passes.narrower(index), keeps_output=not self.plan.sequential)
+        narrower, plan = passes.narrower(index), self.plan
+        run.drop(kept_E, narrower, keeps_output=not plan.sequential, aims=plan.needs_gram)
+        self.group.all_reduce(run.squares)
         return kept_E
 
     def _one_by_one(self, index: int, run: LayerPass) -> tuple[BlockDecision, ...]:
@@ -167,7 +172,8 @@ class _Execution:
             statistics = self._observe(index, block, run, gram)
             decision, matrices = self._decide(index, block, run, statistics, gram)
             gram = None  # as large as a layer or more: not kept while the caller writes
-            run.put_out(block, decision.kept_K if self.plan.sequential else None, matrices)
+            counts = self.plan.sequential or (isinstance(run, ExpertsPass) and run.aims)
+            run.put_out(block, decision.kept_K if counts else None, matrices)
             decided.append(decision)
         return tuple(decided)
 
@@ -189,9 +195,15 @@ class _Execution:
         )
 
     def _gram(self, block: Block, run: LayerPass) -> LayerGram | None:
-        width = block.width(self.checkpoint.config)
-        wanted = self.plan.needs_gram and self.plan.kept_of(block, width) < width
-        return LayerGram(width, self._device()) if wanted else None
+        plan, width = self.plan, block.width(self.checkpoint.config)
+        aims = isinstance(run, ExpertsPass) and run.aims
+        if not plan.needs_gram or not (aims or plan.kept_of(block, width) < width):
+            return None
+        target = None
+        if isinstance(run, ExpertsPass) and aims:
+            damping = LAYER_DAMPING * float(run.squares)
+            target = Target(width, self.checkpoint.hidden_size, self._device(), damping)
+        return LayerGram(width, self._device(), target)
 
     def _observe(self, index: int, block: Block, run: LayerPass, gram: LayerGram | None) -> BlockStatistics:
         statistics = run.observe(block, gram)

@@ -1,7 +1,8 @@
 """The plan of a prune: every number resolved and checked before a weight is read. Pure functions."""
 
-from dataclasses import asdict, dataclass
-from math import ceil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil, gcd
 from typing import Any, Literal, NamedTuple
 
 from camera.checkpoints.checkpoint import Checkpoint
@@ -23,6 +24,16 @@ class Cut(NamedTuple):
     """In the source."""
     kept: int
     """In the pruned model."""
+
+
+class Split(NamedTuple):
+    """One way to spend a budget of weights."""
+
+    experts_kept: int
+    kept: int
+    """Channels of each expert."""
+    loss: float
+    """Estimated: share of the residual stream's energy that goes missing, summed over layers."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,10 @@ class PrunePlan:
     mode: Literal["physical", "mask"]
     sequential: bool
     """Whether a layer sees the pruned layers below it."""
+    candidates: tuple[tuple[int, int], ...] = ()
+    """Pairs of experts and channels that keep to the budget, while it is not decided which; the plan is then of the first."""
+    considered: tuple[Split, ...] = ()
+    """What was decided from, the chosen one first."""
 
     @property
     def width(self) -> int:
@@ -91,7 +106,7 @@ class PrunePlan:
     @property
     def needs_gram(self) -> bool:
         """Whether statistics of single channels are not enough to decide."""
-        return self.narrows and bool(PRUNING_METHODS[self.method].needs_gram)
+        return self.removes and bool(PRUNING_METHODS[self.method].needs_gram)
 
     @property
     def decides_in_capture(self) -> bool:
@@ -118,9 +133,25 @@ class PrunePlan:
             changes[str(family.prediction_layers_key)] = 0
         return changes | family.restated(checkpoint.config, changes)
 
+    def with_split(self, losses: Sequence[Split]) -> "PrunePlan":
+        """The plan with the first of the splits, which is the one of the least loss."""
+        best = losses[0]
+        plan = self.narrowed_to(best.experts_kept, best.kept)
+        return replace(plan, candidates=(), considered=tuple(losses))
+
+    def narrowed_to(self, experts_kept: int, kept: int) -> "PrunePlan":
+        """The plan with so many experts and channels; what experts share keeps the same share of its own channels."""
+        first, *others = self.cuts
+        cuts = [first._replace(kept=kept)]
+        for cut in others:
+            step = gcd(first.width, cut.width)
+            cuts.append(cut._replace(kept=min(cut.width, ceil(cut.width * kept / first.width / step) * step)))
+        return replace(self, cuts=tuple(cuts), experts_kept=experts_kept)
+
     def identity(self) -> dict[str, Any]:
         """What an unfinished capture depends on."""
-        return {name: value for name, value in asdict(self).items() if name != "mode"}
+        left_out = ("mode", "considered")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def plan_prune(checkpoint: Checkpoint, capture: CaptureOptions, options: PruneOptions) -> PrunePlan:
@@ -131,12 +162,13 @@ def plan_prune(checkpoint: Checkpoint, capture: CaptureOptions, options: PruneOp
     """
     widths = {key: int(checkpoint.config[key]) for key in checkpoint.family.width_keys(checkpoint.config)}
     widths[next(iter(widths))] = checkpoint.ffn_width  # checked
+    auto = options.experts == "auto"
     dropped = options.experts if isinstance(options.experts, float) else 0.0
     cuts = tuple(
-        Cut(key, width, kept_width(width, options.ratio, options.multiple_of))
+        Cut(key, width, width if auto else kept_width(width, options.ratio, options.multiple_of))
         for key, width in widths.items()
     )
-    return PrunePlan(
+    plan = PrunePlan(
         cuts=cuts,
         experts=checkpoint.expert_count,
         experts_kept=kept_experts(checkpoint, dropped),
@@ -149,6 +181,39 @@ def plan_prune(checkpoint: Checkpoint, capture: CaptureOptions, options: PruneOp
         mode=options.mode,
         sequential=capture.propagate == "sequential",
     )
+    if not auto:
+        return plan
+    candidates = splits(checkpoint, options.ratio, options.multiple_of)
+    return replace(plan.narrowed_to(*candidates[0]), candidates=tuple(candidates))
+
+
+def splits(checkpoint: Checkpoint, ratio: float, multiple_of: int) -> list[tuple[int, int]]:
+    """Every number of experts with the most channels that leaves at most 1 − `ratio` of all experts' weights.
+
+    The most experts first.
+
+    Raises:
+        CameraError: if the model has no experts, or no pair keeps to the budget.
+    """
+    experts = checkpoint.experts
+    if experts is None:
+        raise CameraError(f"prune.experts: {checkpoint.folder} has no experts to drop: leave it out")
+    count, width, config = checkpoint.expert_count, checkpoint.ffn_width, checkpoint.config
+    budget, groups = int((1 - ratio) * count * width), experts.groups(config)
+    found: list[tuple[int, int]] = []
+    for kept in range(count, 0, -groups):
+        channels = min(width, budget // kept)
+        if channels < width:
+            channels = channels // multiple_of * multiple_of
+        if channels and kept >= experts.chosen(config):
+            found.append((kept, channels))
+        if channels == width:
+            break  # fewer experts would only lose more
+    if not found:
+        raise CameraError(
+            f"prune.ratio {ratio} leaves no expert with {multiple_of} channels: lower it, or prune.multiple_of"
+        )
+    return found
 
 
 def plan_statistics(checkpoint: Checkpoint) -> PrunePlan:

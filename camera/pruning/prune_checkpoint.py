@@ -32,6 +32,7 @@ from camera.pruning.decision import (
 from camera.pruning.execute import decide, fingerprint
 from camera.pruning.model_writer import ModelWriter
 from camera.pruning.plan import PrunePlan, plan_prune
+from camera.pruning.split import split_by_pass
 
 _WORK = ".work"
 _BEGUN = "begun.json"
@@ -70,7 +71,16 @@ def prune_checkpoint(
         refuse_occupied(out)
         partial = unfinished(out)
         work = partial / _WORK
-        writer = _open_writer(checkpoint, plan, partial, _asked(checkpoint, tokens_ST, capture, plan))
+        asked = _asked(checkpoint, tokens_ST, capture, plan)
+        resume = _begun_for(work, asked)
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
+            work.mkdir(parents=True)
+        plan = split_by_pass(checkpoint, tokens_ST, plan, capture, work, progress)
+        writer = _open_writer(checkpoint, plan, partial, resume=resume)
+        if not resume:  # only now, so that what can be resumed has all its shards
+            writer.sync()
+            write_json(work / _BEGUN, asked)
         decisions: list[Decision] = []
         try:
             for decision in decide(checkpoint, tokens_ST, plan, capture, work, writer.sync, progress):
@@ -99,23 +109,15 @@ def unfinished(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def _open_writer(
-    checkpoint: Checkpoint, plan: PrunePlan, partial: Path, asked: dict[str, Any]
-) -> ModelWriter:
-    """The writer of a model, resumed if `partial` was begun for what is asked for; else `partial` is cleared."""
-    work = partial / _WORK
-    resume = _begun_for(work, asked)
-    if not resume:
-        shutil.rmtree(partial, ignore_errors=True)
-        work.mkdir(parents=True)
-    for folder in (partial, work):  # a kill may have come while config, index or state were written
+def _open_writer(checkpoint: Checkpoint, plan: PrunePlan, partial: Path, *, resume: bool) -> ModelWriter:
+    """The writer of a model; it goes on in the shards that are there if `resume`."""
+    for folder in (
+        partial,
+        partial / _WORK,
+    ):  # a kill may have come while config, index or state were written
         remove_stale_temporaries(folder, exclusive=True)
     changes = plan.config_changes(checkpoint) if plan.mode == "physical" else {}
-    writer = ModelWriter(checkpoint, partial, plan.mode, changes, changed=plan.changes, resume=resume)
-    if not resume:  # only now, so that what can be resumed has all its shards
-        writer.sync()
-        write_json(work / _BEGUN, asked)
-    return writer
+    return ModelWriter(checkpoint, partial, plan.mode, changes, changed=plan.changes, resume=resume)
 
 
 def _asked(

@@ -48,7 +48,8 @@ from camera.pruning.importance import (
     too_few,
 )
 from camera.pruning.model_writer import ModelWriter, changing_tensors, compare, pruned_tensor
-from camera.pruning.plan import PrunePlan, plan_statistics
+from camera.pruning.plan import PrunePlan, Split, plan_statistics
+from camera.pruning.split import SPLIT, split_by_pass, with_split_of
 
 
 def capture(
@@ -74,6 +75,7 @@ def capture(
     """
     decides = plan is not None and plan.decides_in_capture
     chosen = plan if plan is not None and decides else plan_statistics(checkpoint)
+    chosen = split_by_pass(checkpoint, tokens_ST, chosen, options, out, progress)
     decisions = []
     for decision in decide(checkpoint, tokens_ST, chosen, options, out, progress=progress):
         write_matrices(out, decision)
@@ -83,6 +85,7 @@ def capture(
         write_kept(out, [decision.stays() for decision in decisions])
         write_decisions(out, chosen, records_of(decisions))
     clear_states(out)
+    (out / SPLIT).unlink(missing_ok=True)
 
 
 def score(
@@ -172,6 +175,8 @@ def prune(
         )
     count = checkpoint.layer_count
     scored_layers = Scored.read(scored, count)
+    if plan.candidates:
+        plan = _split(checkpoint, scored, plan, captured)
     for layer, scores in enumerate(scored_layers.layers):
         widths = {block.label: block.width(checkpoint.config) for block in checkpoint.blocks(layer)}
         for label, scores_F in scores.items():
@@ -198,6 +203,19 @@ def prune(
                     shutil.copyfile(captured / matrices_file(layer), temporary)
     write_kept(out, layers)
     write_summary(out, checkpoint, plan, options, scored_layers, (layers, records))
+
+
+def _split(checkpoint: Checkpoint, scored: Path, plan: PrunePlan, captured: Path | None) -> PrunePlan:
+    """The plan with the split that capture chose, or that its statistics say."""
+    if (scored / DECISIONS).is_file():
+        return plan.with_split([Split(*each) for each in read_json(scored / DECISIONS)["considered"]])
+    if captured is None:
+        raise CameraError(
+            "prune.experts auto chooses by what capture saw: name the folder that capture wrote too"
+        )
+    count = checkpoint.layer_count
+    routed = routed_from(read_tensors(captured / STATISTICS), count)
+    return with_split_of(plan, checkpoint, read_statistics(captured / STATISTICS, count), routed)
 
 
 def _check_decided(scored: Path, decided: Mapping[str, Any], plan: PrunePlan) -> None:

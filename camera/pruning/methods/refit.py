@@ -11,6 +11,7 @@ import logging
 
 import torch
 
+from camera.layerwise.gram import Target
 from camera.pruning.importance import kept_channels
 from camera.pruning.methods import BlockRecord, Choice, ObservedBlock
 from camera.pruning.plan import PrunePlan
@@ -19,7 +20,8 @@ from camera.registry import PRUNING_METHODS
 _log = logging.getLogger(__name__)
 
 TOKENS_PER_CHANNEL = 4
-"""With fewer fitted tokens than this for every FFN channel, a block is not refitted."""
+"""With fewer fitted tokens than this for every FFN channel, a block is not refitted; with a target, whose damping is strong,
+one for every channel will do."""
 FACTOR_SLOWNESS = 3
 """A factorisation makes about a third of the multiplications a second that a matrix product makes."""
 
@@ -63,9 +65,10 @@ class Refit:
             return Choice(camera_K, None, BlockRecord("camera", False, why, *tokens, camera, error))
 
         width = down_HF.shape[1]
-        if gram.fit_tokens < TOKENS_PER_CHANNEL * width:
+        least = TOKENS_PER_CHANNEL * width if gram.target is None else width
+        if gram.fit_tokens < least:
             return fall_back(
-                f"{gram.fit_tokens} calibration tokens to fit are fewer than {TOKENS_PER_CHANNEL} for each of the "
+                f"{gram.fit_tokens} calibration tokens to fit are fewer than {least // width} for each of the "
                 f"{width} FFN channels; raise calibration.samples"
             )
         if not gram.held_tokens:
@@ -80,11 +83,13 @@ class Refit:
             kept_K = self.choose(block, fit_FF, held_FF, exact_HF, plan)
         except ValueError as reason:
             return fall_back(str(reason))
-        camera_error = output_error(held_FF, exact_HF, camera_K, down_HF[:, camera_K])
-        tried_HK = _refitted(fit_FF.double(), exact_HF, kept_K, plan.damping, down_HF.dtype)
+        fit_FH, held_FH, every_FH = _missing(gram.target, device)
+        down = exact_HF, kept_K, down_HF.dtype
+        camera_error = output_error(held_FF, exact_HF, camera_K, down_HF[:, camera_K], held_FH)
+        tried_HK = _refitted(fit_FF.double(), *down, plan.damping, fit_FH)
         if tried_HK is None:
             return fall_back("its Gram matrix cannot be factored", camera_error)
-        error = output_error(held_FF, exact_HF, kept_K, tried_HK)
+        error = output_error(held_FF, exact_HF, kept_K, tried_HK, held_FH)
         if not error < camera_error:
             return fall_back(
                 f"on held-back tokens a refit loses {error:.4g} of the output's energy, and none loses "
@@ -93,7 +98,7 @@ class Refit:
                 error,
             )
         # It has passed; now every token counts.
-        down_HK = _refitted(fit_FF.double() + held_FF, exact_HF, kept_K, plan.damping, down_HF.dtype)
+        down_HK = _refitted(fit_FF.double() + held_FF, *down, plan.damping, every_FH)
         if down_HK is None:
             return fall_back("its Gram matrix cannot be factored", camera_error)
         return Choice(kept_K, down_HK, BlockRecord(self.name, True, None, *tokens, camera_error, error))
@@ -134,21 +139,63 @@ def refit(
     return down_HF.index_select(1, kept_K) + torch.cholesky_solve(missing_KH, lower_KK).T
 
 
+Missing = tuple[torch.Tensor, float]
+"""AᵀR [F, hidden] of what a layer lacks, R [tokens, hidden], and a number that goes with it: ‖R‖², or a damping."""
+
+
+def fit_missing(
+    gram_FF: torch.Tensor,
+    down_HF: torch.Tensor,
+    kept_K: torch.Tensor,
+    new_HK: torch.Tensor,
+    missing: Missing,
+) -> torch.Tensor | None:
+    """W' + argmin_D ‖R + A Wᵀ − A_S (W' + D)ᵀ‖² + λ‖D‖²: the block also makes good what its layer lacks.
+
+    Args:
+        gram_FF: AᵀA of the activations A [tokens, F], float64, symmetric.
+        down_HF: W, the down projection [hidden, F], float64.
+        kept_K: int64 [K], the channels S that stay.
+        new_HK: W' [hidden, K], float64.
+        missing: AᵀR and λ.
+
+    Returns:
+        float64 [hidden, K]; None where the equations cannot be solved.
+    """
+    kept_K = kept_K.to(gram_FF.device)
+    gram_KF = gram_FF.index_select(0, kept_K)
+    system_KK = gram_KF.index_select(1, kept_K)
+    wanted_KH = missing[0].index_select(0, kept_K).double() + gram_KF @ down_HF.T - system_KK @ new_HK.T
+    system_KK.diagonal().add_(missing[1])
+    lower_KK, failed = torch.linalg.cholesky_ex(system_KK)
+    return None if failed else new_HK + torch.cholesky_solve(wanted_KH, lower_KK).T
+
+
 def output_error(
-    gram_FF: torch.Tensor, down_HF: torch.Tensor, kept_K: torch.Tensor, new_HK: torch.Tensor
+    gram_FF: torch.Tensor,
+    down_HF: torch.Tensor,
+    kept_K: torch.Tensor,
+    new_HK: torch.Tensor,
+    missing: Missing | None = None,
 ) -> float:
-    """‖A Wᵀ − A_S W'ᵀ‖² / ‖A Wᵀ‖² from the Gram matrix of A; 0 where A Wᵀ is all zero and so is the error.
+    """‖R + A Wᵀ − A_S W'ᵀ‖² / ‖R + A Wᵀ‖² from the Gram matrix of A; 0 where the first is. R is 0 if none is given.
 
     Args:
         gram_FF: AᵀA, floating dtype.
         down_HF: W [hidden, F].
         kept_K: int64 [K], S.
         new_HK: W' [hidden, K].
+        missing: AᵀR and ‖R‖².
     """
-    lost_HF = down_HF.to(gram_FF.dtype, copy=True)
+    whole_HF = down_HF.to(gram_FF.dtype, copy=True)
+    lost_HF = whole_HF.clone()
     lost_HF[:, kept_K.to(lost_HF.device)] -= new_HK.to(lost_HF)
-    error = _energy(gram_FF, lost_HF)
-    return error / _energy(gram_FF, down_HF.to(gram_FF.dtype)) if error else 0.0
+    error, whole = _energy(gram_FF, lost_HF), _energy(gram_FF, whole_HF)
+    if missing is not None:
+        missing_HF, energy = missing[0].T.to(gram_FF.dtype), missing[1]
+        error += energy + 2 * float((lost_HF * missing_HF).sum())
+        whole += energy + 2 * float((whole_HF * missing_HF).sum())
+    return error / whole if error else 0.0
 
 
 def _energy(gram_FF: torch.Tensor, matrix_HF: torch.Tensor) -> float:
@@ -156,11 +203,29 @@ def _energy(gram_FF: torch.Tensor, matrix_HF: torch.Tensor) -> float:
     return float(((matrix_HF @ gram_FF) * matrix_HF).sum())
 
 
+def _missing(
+    target: Target | None, device: torch.device
+) -> tuple[Missing | None, Missing | None, Missing | None]:
+    """What is missing: to fit, to judge, and of all samples to fit in the end."""
+    if target is None:
+        return None, None, None
+    fit_FH, held_FH = target.fit_FH.to(device), target.held_FH.to(device)
+    energy, damping = float(target.held_energy), target.damping
+    return (fit_FH, damping), (held_FH, energy), (fit_FH + held_FH, damping)
+
+
 def _refitted(
-    gram_FF: torch.Tensor, down_HF: torch.Tensor, kept_K: torch.Tensor, damping: float, dtype: torch.dtype
+    gram_FF: torch.Tensor,
+    down_HF: torch.Tensor,
+    kept_K: torch.Tensor,
+    dtype: torch.dtype,
+    damping: float,
+    missing: Missing | None,
 ) -> torch.Tensor | None:
     """A refit as it would be saved, on the CPU; None where it cannot be."""
     new_HK = refit(gram_FF, down_HF, kept_K, damping)
+    if new_HK is not None and missing is not None:
+        new_HK = fit_missing(gram_FF, down_HF, kept_K, new_HK, missing)
     saved_HK = None if new_HK is None else new_HK.to(dtype).cpu().contiguous()
     return saved_HK if saved_HK is not None and bool(saved_HK.isfinite().all()) else None
 

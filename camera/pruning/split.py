@@ -1,0 +1,122 @@
+"""How a budget of weights is split between fewer experts and narrower experts: `prune.experts: auto`.
+
+Loaders read one number of experts and one width for all layers, so the only choice is that pair. One pass through the
+original model tells what each would cost: the energy of what dropped experts put out, and CAMERA's importance, α = 0, of
+the channels that go from those that stay, both as shares of the energy of the residual stream that they are missing in.
+Measured against the perplexity of the pruned models, this ranks the pairs as the perplexity does: docs/moe.md.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.errors import CameraError
+from camera.files import read_json, write_json
+from camera.layerwise.resume import clear_states
+from camera.layerwise.statistics import BlockStatistics, Labelled
+from camera.options import CaptureOptions
+from camera.progress import Progress, silent
+from camera.pruning.decision import Decision, Routed
+from camera.pruning.execute import decide
+from camera.pruning.importance import block_importance, kept_experts
+from camera.pruning.plan import PrunePlan, Split, plan_statistics
+
+SPLIT = "split.json"
+
+
+def split_by_pass(
+    checkpoint: Checkpoint,
+    tokens_ST: torch.Tensor,
+    plan: PrunePlan,
+    options: CaptureOptions,
+    work: Path,
+    progress: Progress = silent,
+) -> PrunePlan:
+    """The plan with the split that costs the least, found in a one-shot pass; the plan itself where it is split already.
+
+    A killed run finds what it had chosen in `work`.
+
+    Args:
+        checkpoint: the source.
+        tokens_ST: int64 [samples, tokens].
+        plan: of `plan_prune`.
+        options: of the pass.
+        work: an existing folder.
+        progress: told (samples done × layers, all).
+
+    Raises:
+        CameraError: as `camera.pruning.execute.decide`.
+    """
+    if not plan.candidates:
+        return plan
+    if (work / SPLIT).is_file():
+        return plan.with_split([Split(*each) for each in read_json(work / SPLIT)])
+    one_shot = options.model_copy(update={"propagate": "one-shot"})
+    decisions: list[Decision] = list(
+        decide(checkpoint, tokens_ST, plan_statistics(checkpoint), one_shot, work, progress=progress)
+    )
+    statistics = [{block.label: block.statistics for block in each.blocks} for each in decisions]
+    losses = split_losses(checkpoint, plan, statistics, [each.routed for each in decisions])
+    clear_states(work)
+    write_json(work / SPLIT, losses)
+    return plan.with_split(losses)
+
+
+def split_losses(
+    checkpoint: Checkpoint,
+    plan: PrunePlan,
+    statistics: Sequence[Labelled[BlockStatistics]],
+    routed: Sequence[Routed | None],
+) -> list[Split]:
+    """What each candidate of a plan costs, the least first.
+
+    Args:
+        checkpoint: the source.
+        plan: with candidates.
+        statistics: of every block of every layer of the source.
+        routed: what the router of every layer did.
+
+    Raises:
+        CameraError: if the statistics are not those of all experts.
+    """
+    experts = checkpoint.experts
+    assert experts is not None
+    groups = experts.groups(checkpoint.config)
+    losses = dict.fromkeys(plan.candidates, 0.0)
+    for layer, (of_blocks, of_layer) in enumerate(zip(statistics, routed, strict=True)):
+        if of_layer is None:
+            continue
+        blocks = [block for block in checkpoint.blocks(layer) if block.expert is not None]
+        if any(block.label not in of_blocks for block in blocks):
+            raise CameraError("a split needs statistics of every expert: capture again, one-shot")
+        lost_EK = torch.stack(
+            [
+                _lost_by_width(block_importance(checkpoint, block, of_blocks[block.label], 0.0))
+                for block in blocks
+            ]
+        )
+        for count, width in losses:
+            kept_E = kept_experts(of_layer.energy_E, count, groups)
+            dropped = of_layer.energy_E.sum() - of_layer.energy_E[kept_E].sum()
+            losses[count, width] += float((dropped + lost_EK[kept_E, width].sum()) / of_layer.stream)
+    return sorted((Split(*pair, loss) for pair, loss in losses.items()), key=lambda split: split.loss)
+
+
+def _lost_by_width(importance_F: torch.Tensor) -> torch.Tensor:
+    """The importance that goes when the K highest channels stay, for K from 0 to F: float64 [F + 1]."""
+    ascending_F = importance_F.sort().values
+    return torch.cat([ascending_F.new_zeros(1), ascending_F.cumsum(0)]).flip(0)
+
+
+def with_split_of(
+    plan: PrunePlan,
+    checkpoint: Checkpoint,
+    statistics: Sequence[Labelled[BlockStatistics]],
+    routed: Sequence[Routed | None],
+) -> PrunePlan:
+    """The plan with the split that costs the least by the statistics of a one-shot capture."""
+    if not plan.candidates:
+        return plan
+    return plan.with_split(split_losses(checkpoint, plan, statistics, routed))
