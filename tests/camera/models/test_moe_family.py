@@ -16,6 +16,7 @@ from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.models import FAMILIES, family_of, family_of_architecture, named_weights
 from camera.models.family import FEED_FORWARD
+from tests.conftest import REPOSITORY
 from tests.tiny import MOE_TYPES, tiny_moe_checkpoint
 
 DENSE_FIRST = {"deepseek", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe"}
@@ -375,3 +376,9 @@ def test_a_router_needs_so_many_experts_to_choose_from(
     checkpoint = Checkpoint.open(folder)
     assert checkpoint.experts is not None
     assert checkpoint.experts.least(checkpoint.config) == least
+
+
+def test_the_documents_name_every_family_and_every_refused_one() -> None:
+    page = (REPOSITORY / "docs" / "models.md").read_text(encoding="utf-8")
+    for model_type in (*FAMILIES, "gpt_oss", "granitemoe", "granitemoeshared"):
+        assert f"`{model_type}`" in page, model_type
