@@ -111,6 +111,8 @@ _MOE: dict[str, dict[str, Any]] = {
 MOE_TYPES = tuple(_MOE)
 MOE_TYPES_IN_GGUF = tuple(name for name in _MOE if name != "PanguProMoE")
 """Those that llama.cpp has an architecture for."""
+_REMOTE = {"PanguProMoE": ("openpangu_moe", "PanguProMoE"), "deepseek": ("deepseek", "Deepseek")}
+"""Whose published checkpoints carry code: module and start of the names of its classes."""
 _SENTENCEPIECE = ("llama", "PanguEmbedded", "PanguProMoE", "mixtral", "phimoe", "ernie4_5_moe")
 
 QWEN2_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -248,6 +250,8 @@ def tiny_moe_checkpoint(
         saved.pop(
             "num_local_experts", None
         )  # transformers' name for what the published config calls otherwise
+    if model_type in _REMOTE:
+        saved["auto_map"] = _auto_map(*_REMOTE[model_type])
     _write_json(folder / "config.json", {**saved, "dtype": str(dtype).removeprefix("torch.")})
     _write_the_rest(folder, model_type, tensors, shards)
     return folder
@@ -322,14 +326,9 @@ def _write_the_rest(folder: Path, model_type: str, tensors: dict[str, torch.Tens
 
 
 def _pangu_config(sizes: dict[str, Any], dtype_name: str) -> dict[str, Any]:
-    remote = "openpangu_dense.PanguEmbedded"
     return {
         "architectures": ["PanguEmbeddedForCausalLM"],
-        "auto_map": {
-            "AutoConfig": f"configuration_{remote}Config",
-            "AutoModel": f"modeling_{remote}Model",
-            "AutoModelForCausalLM": f"modeling_{remote}ForCausalLM",
-        },
+        "auto_map": _auto_map("openpangu_dense", "PanguEmbedded"),
         "bias": True,
         "attention_dropout": 0.0,
         "hidden_act": "silu",
@@ -339,6 +338,15 @@ def _pangu_config(sizes: dict[str, Any], dtype_name: str) -> dict[str, Any]:
         "transformers_version": "4.53.2",
         "use_cache": True,
         **sizes,
+    }
+
+
+def _auto_map(module: str, name: str) -> dict[str, str]:
+    """How a published config.json points at code that the checkpoint carries."""
+    return {
+        "AutoConfig": f"configuration_{module}.{name}Config",
+        "AutoModel": f"modeling_{module}.{name}Model",
+        "AutoModelForCausalLM": f"modeling_{module}.{name}ForCausalLM",
     }
 
 

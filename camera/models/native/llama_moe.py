@@ -4,7 +4,7 @@ A family gives the class of its mixture-of-experts module, and its config says w
 transformers' own module, so whatever computes experts there computes these.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,6 +20,10 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeMLP
 
 class LlamaMoeConfig(LlamaConfig):
     """What the classes here read: `num_experts`, `moe_intermediate_size`, `num_experts_per_tok`."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("auto_map", None)  # would point a saved copy at remote code that nobody needs
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def is_sparse(self, layer: int) -> bool:
         """Whether a decoder layer routes its tokens to experts."""

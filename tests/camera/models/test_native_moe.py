@@ -181,3 +181,27 @@ def test_pangu_has_no_architecture_in_llama_cpp_and_a_conversion_says_so(tmp_pat
     quantize_checkpoint(Checkpoint.open(folder), tmp_path / "packed", QuantizeOptions(type="q8_0"))
     with pytest.raises(CameraError, match=r"PanguProMoE, and llama\.cpp has no architecture"):
         convert_to_gguf(tmp_path / "packed", tmp_path / "model.gguf", name="tiny")
+
+
+@pytest.mark.parametrize("model_type", NATIVE)
+def test_code_that_a_config_points_at_is_neither_run_nor_pointed_at_by_a_saved_copy(
+    tmp_path: Path, model_type: str
+) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", model_type)
+    assert "auto_map" in read_json(folder / "config.json")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    assert type(model).__module__.startswith("camera.models.")
+    model.save_pretrained(tmp_path / "again")
+    assert "auto_map" not in read_json(tmp_path / "again" / "config.json")
+
+
+def test_a_phi_with_its_published_class_name_is_read(tmp_path: Path) -> None:
+    folder = tiny_moe_checkpoint(tmp_path / "model", "phimoe")
+    keys = {
+        "architectures": ["PhiMoEForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_phimoe.PhiMoEConfig"},
+    }
+    write_json(folder / "config.json", read_json(folder / "config.json") | keys)
+    checkpoint = Checkpoint.open(folder)
+    checkpoint.check_shapes()
+    assert type(checkpoint.load_model()).__name__ == "PhimoeForCausalLM"
