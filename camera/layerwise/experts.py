@@ -138,19 +138,24 @@ def gather_rows(values_TH: torch.Tensor, rows_N: torch.Tensor) -> torch.Tensor:
     return values_TH.view(torch.int16).index_select(0, rows_N).view(values_TH.dtype)
 
 
-def narrowed(matrices: Matrices, kept_K: torch.Tensor, new: Mapping[str, torch.Tensor]) -> Matrices:
+def narrowed(
+    matrices: Matrices, kept_K: torch.Tensor, new: Mapping[str, torch.Tensor], *, inner: bool
+) -> Matrices:
     """Of the kept channels alone.
 
     Args:
         matrices: of all channels.
         kept_K: int64 [K].
         new: `gate`, `up` or `down` of these channels, where they are not slices.
+        inner: whether gate and up are wanted so, or as they are.
     """
-    device_K = kept_K.to(matrices.down_HF.device)
+    gate_FH, up_FH, down_HF = matrices
+    device_K = kept_K.to(down_HF.device)
+    if inner:
+        gate_FH = new["gate"].to(gate_FH) if "gate" in new else gate_FH.index_select(0, device_K)
+        up_FH = new["up"].to(up_FH) if "up" in new else up_FH.index_select(0, device_K)
     return Matrices(
-        new["gate"].to(matrices.gate_FH) if "gate" in new else matrices.gate_FH.index_select(0, device_K),
-        new["up"].to(matrices.up_FH) if "up" in new else matrices.up_FH.index_select(0, device_K),
-        new["down"].to(matrices.down_HF) if "down" in new else gather_channels(matrices.down_HF, device_K),
+        gate_FH, up_FH, new["down"].to(down_HF) if "down" in new else gather_channels(down_HF, device_K)
     )
 
 
@@ -171,6 +176,11 @@ def attached(module: nn.Module) -> Experts:
     """What was attached to it."""
     experts: Experts = module.__dict__["camera"]
     return experts
+
+
+def detach(module: nn.Module) -> None:
+    """Forget what was attached to it."""
+    del module.__dict__["camera"]
 
 
 def install() -> None:

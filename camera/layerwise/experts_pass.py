@@ -21,6 +21,7 @@ from camera.layerwise.experts import (
     activations,
     attach,
     attached,
+    detach,
     gather_rows,
     narrowed,
     output,
@@ -151,15 +152,17 @@ class ExpertsPass:
         if not (counts or self.aims):
             return
         whole = self._matrices(block)
-        own = whole if kept_K is None else narrowed(whole, kept_K, matrices)
         changes_input = bool({"gate", "up"} & matrices.keys())
+        own = whole if kept_K is None else narrowed(whole, kept_K, matrices, inner=changes_input)
         held = self._held if self._observed == block.label else []
         place = self._places.get(block.label)
         for number, visit in enumerate(self._visits(block)):
             act_NF = held[number] if number < len(held) else None
+            if act_NF is None and (self.aims or not changes_input):
+                # Of all channels, as those that were held: narrower products sum in another order.
+                act_NF = activations(self._hidden(visit), whole, self._experts.act)
             if self.aims:  # what goes is missing, until another block makes it good
-                if act_NF is None:
-                    act_NF = activations(self._hidden(visit), whole, self._experts.act)
+                assert act_NF is not None
                 self._add(self._buffers.missing_TH, visit, output(act_NF, whole.down_HF, visit.weight_N))
             if act_NF is None or changes_input:
                 act_NF = activations(self._hidden(visit), own, self._experts.act)
@@ -221,6 +224,8 @@ class ExpertsPass:
         normed_STH = self._buffers.normed_TH.view(-1, length, self._buffers.normed_TH.shape[-1])
         for batch_BTH in normed_STH.split(self._samples.batch_size):
             narrower(batch_BTH.to(self._device))
+        detach(experts)  # it would keep all that the router made
+        narrower.to("meta")
         self._routing = Routing(
             self._buffers.normed_TH,
             torch.cat([part.index_TK for part in parts]),

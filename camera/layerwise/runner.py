@@ -15,7 +15,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.names_in_model import dtype_in_model, names_in_model
 from camera.errors import CameraError
 from camera.heap import SteadyHeap
-from camera.layerwise.experts import IMPLEMENTATION, Experts, Matrices, attach, install
+from camera.layerwise.experts import IMPLEMENTATION, Experts, Matrices, attach, detach, install
 from camera.models import Block
 
 
@@ -95,7 +95,7 @@ class LayerRunner:
         finally:
             module.to("meta")
             if self.checkpoint.is_sparse(index):
-                del self.experts_module(module).__dict__["camera"]
+                detach(self.experts_module(module))
             if self._heap is not None:
                 self._heap.end_round()
 
