@@ -60,9 +60,10 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
             wanted = options.overrides[overriding[-1]]
         else:
             wanted = asked_for(checkpoint, options, name) or options.type
-        planned = _fit(name, info.shape, wanted)
-        if weight.block == "expert" and not overriding:
-            planned = _readable_experts(planned)
+        if weight.block == "expert" and not overriding and wanted in _MERGED_AS:
+            planned = _readable_experts(name, info.shape, wanted)
+        else:
+            planned = _fit(name, info.shape, wanted)
         if any(part.transposed for part in weight.parts):
             planned = _transposable(planned)
         plan.append(planned)
@@ -174,14 +175,13 @@ _MERGED_AS = {"q4_0_64": "q4_0"}
 """What experts are in place of a type that the llama.cpp made for it reads wrongly in tensors of several matrices."""
 
 
-def _readable_experts(planned: PlannedTensor) -> PlannedTensor:
-    if (type := _MERGED_AS.get(planned.type)) is None:
-        return planned
+def _readable_experts(name: str, shape: tuple[int, ...], wanted: str) -> PlannedTensor:
+    planned = _fit(name, shape, _MERGED_AS[wanted])
     reason = (
-        f"the NPU code of llama.cpp for {planned.type} converts the first expert of a tensor only, and the others become "
-        "zeros: name them in an override to have it all the same"
+        f"the NPU code of llama.cpp for {wanted} converts the first expert of a tensor only, and the others become zeros: "
+        "name them in an override to have it all the same"
     )
-    return replace(planned, type=type, fallback=reason)
+    return planned if planned.fallback else replace(planned, fallback=reason)
 
 
 def _transposable(planned: PlannedTensor) -> PlannedTensor:

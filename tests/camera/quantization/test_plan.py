@@ -141,8 +141,11 @@ def test_a_trained_model_loses_less_with_every_bit_and_less_than_one_type_for_al
         assert lost < 0.9 * (most + (least - most) * (bits - few) / (many - few))
 
 
-def test_experts_are_q4_0_where_q4_0_64_is_asked_unless_an_override_names_them(tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(tiny_moe_checkpoint(tmp_path, "qwen3_moe", moe_intermediate_size=128))
+@pytest.mark.parametrize("width", [96, 128])
+def test_experts_are_q4_0_where_q4_0_64_is_asked_unless_an_override_names_them(
+    tmp_path: Path, width: int
+) -> None:
+    checkpoint = Checkpoint.open(tiny_moe_checkpoint(tmp_path, "qwen3_moe", moe_intermediate_size=width))
     experts = {
         planned.name: planned
         for planned in plan_types(checkpoint, options(None))
@@ -151,8 +154,8 @@ def test_experts_are_q4_0_where_q4_0_64_is_asked_unless_an_override_names_them(t
     assert {planned.type for planned in experts.values()} == {"q4_0"}
     assert all("become zeros" in str(planned.fallback) for planned in experts.values())
     named = plan_types(checkpoint, options(None, overrides={"*.layers.0.mlp.experts.*": "q4_0_64"}))
-    types = {(planned.type, planned.fallback) for planned in named if planned.name in experts}
-    assert types == {("q4_0_64", None)}
+    types = {planned.type for planned in named if planned.name in experts}
+    assert types == ({"q4_0_64"} if width % 64 == 0 else {"q4_0_64", "q8_0"})
 
 
 def test_routers_gates_and_corrections_stay_float32(tmp_path: Path) -> None:
