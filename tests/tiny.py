@@ -84,7 +84,13 @@ _MOE: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_moe": {"intermediate_size": 96, "num_experts": 8, "moe_topk": 3, "head_dim": 16},
     "mixtral": {"intermediate_size": 96, "num_local_experts": 8, "num_experts_per_tok": 2},
-    "olmoe": {"intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False},
+    "olmoe": {
+        "intermediate_size": 96,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+        "num_key_value_heads": 4,
+    },
     "phimoe": {
         "intermediate_size": 96,
         "num_local_experts": 8,

@@ -205,7 +205,7 @@ def splits(checkpoint: Checkpoint, ratio: float, multiple_of: int) -> list[tuple
         channels = min(width, budget // kept)
         if channels < width:
             channels = channels // multiple_of * multiple_of
-        if channels and kept >= experts.chosen(config):
+        if channels and kept >= experts.least(config):
             found.append((kept, channels))
         if channels == width:
             break  # fewer experts would only lose more

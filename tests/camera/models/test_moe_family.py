@@ -84,7 +84,7 @@ def test_latent_attention_is_known_with_and_without_latent_queries(
         ("phimoe", {"lm_head_bias": False, "attention_bias": False}),
         ("qwen2_moe", {"qkv_bias": False, "decoder_sparse_step": 2}),
         ("qwen3_moe", {"mlp_only_layers": [0, 2]}),
-        ("olmoe", {"attention_bias": True, "num_key_value_heads": 4}),
+        ("olmoe", {"attention_bias": True, "num_key_value_heads": 2}),
         ("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_end_index": 1, "moe_num_shared_experts": 0}),
         ("ernie4_5_moe", {"moe_layer_interval": 2}),
     ],
