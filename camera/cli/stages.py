@@ -51,8 +51,13 @@ def _prune(summary: dict[str, Any], values: dict[str, Any]) -> None:
 def _quantize(report: "QuantizeReport", values: dict[str, Any]) -> None:
     say(f"{report.bits_per_weight:.3f} bits per weight: {values['out']}")
     if report.target_bpw is not None:
-        for tensor in report.finer:
-            say(f"  {tensor.name}: {tensor.type}")
+        for name, type in report.finer_lines.items():
+            say(f"  {name}: {type}")
+    few, experts = report.few_tokens
+    if few:
+        say(
+            f"{few} of {experts} experts had too few calibration tokens, and were searched with equal weights"
+        )
     for name, type, reason in report.fallback_lines:
         say(f"  {name}: {type}, because {reason}")
 

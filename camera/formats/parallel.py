@@ -18,7 +18,8 @@ def map_chunks(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
     """Call `work` with every start, on as many threads as torch uses (4 at most); the results in order.
 
     Each call computes on one core. torch's own threads wait for each other at the end of every operation, and operations
-    here take a millisecond: if another program holds a core, nearly all the time is waiting.
+    here take a millisecond: if another program holds a core, nearly all the time is waiting. Inference mode holds in the
+    threads as where it was called; torch keeps it by thread.
 
     Raises:
         what `work` raises; of several, the first in order.
@@ -27,9 +28,15 @@ def map_chunks(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
     threads = min(torch.get_num_threads(), _MOST_THREADS, len(starts))
     if threads < 2:
         return [work(start) for start in starts]
+    inference = torch.is_inference_mode_enabled()
+
+    def as_here(start: int) -> T:
+        with torch.inference_mode(inference):
+            return work(start)
+
     with ThreadPoolExecutor(threads) as pool:
         _compute_alone(pool, threads)
-        return list(pool.map(work, starts))
+        return list(pool.map(as_here, starts))
 
 
 def _compute_alone(pool: ThreadPoolExecutor, threads: int) -> None:

@@ -22,6 +22,7 @@ from camera.registry import BLOCK_FORMATS
 from camera.results import Result
 
 SUMMARY_NAME = "quantized.json"
+_ONE_EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
 _EXPERT, _NUMBER = ".experts.", re.compile(r"\.\d+\.")
 
 
@@ -44,6 +45,9 @@ class TensorRecord(Result):
     of each input (`search`), or of all pairs of inputs (`gptq`). None if nothing was measured."""
     fallback: str | None = None
     """Why it is not of the type asked for; None if it is."""
+    few_tokens: int | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How many calibration tokens came to an expert, where they were too few for the method and the scales were searched
+    without them; None else."""
 
     @property
     def parameters(self) -> int:
@@ -78,13 +82,31 @@ class QuantizeReport(Result):
 
     @property
     def finer(self) -> list[TensorRecord]:
-        """The matrices that are of more bits than `type`, and not because their rows would not divide."""
+        """The matrices that are of more bits than `type`, and not because their rows would not divide, or because they are
+        kept exactly."""
         usual = BLOCK_FORMATS[self.type].bits_per_weight
         return [
             record
             for record in self.tensors
-            if len(record.shape) == 2 and record.bits_per_weight > usual and not record.fallback
+            if len(record.shape) == 2
+            and record.bits_per_weight > usual
+            and not record.fallback
+            and record.type != "f32"
         ]
+
+    @property
+    def finer_lines(self) -> dict[str, str]:
+        """Their types by name; the experts of a layer, which have one type, are one line."""
+        return {_ONE_EXPERT.sub(r"\1.*.", record.name): record.type for record in self.finer}
+
+    @property
+    def few_tokens(self) -> tuple[int, int]:
+        """How many experts too few calibration tokens came to, and how many experts there are."""
+        of_all = {found[0]: False for record in self.tensors if (found := _ONE_EXPERT.match(record.name))}
+        for record in self.tensors:
+            if record.few_tokens is not None and (found := _ONE_EXPERT.match(record.name)):
+                of_all[found[0]] = True
+        return sum(of_all.values()), len(of_all)
 
     @property
     def fallbacks(self) -> list[TensorRecord]:

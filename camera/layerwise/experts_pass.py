@@ -78,6 +78,7 @@ class ExpertsPass:
         stream: float64, Σ over tokens of the squared norm of what the layer puts out, once it is finished.
         aims: whether blocks are to make good what the layer's output lacks.
         squares: float64, where they are: the mean diagonal element of the Gram matrices of the experts that stay.
+        act: the activation of the gates.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class ExpertsPass:
         self._places = {block.label: at for at, block in enumerate(self.blocks) if block.expert is not None}
         self.tokens_E = torch.tensor([len(token_N) for token_N, _ in self._tokens])
         self.energy_E = torch.zeros(len(self._tokens), dtype=torch.float64)
+        self.act = self._experts.act
         self._put_out_before = False
         self.aims = False
         self.squares = torch.zeros((), dtype=torch.float64)
@@ -144,10 +146,25 @@ class ExpertsPass:
             self._held.append(act_NF if holds else None)
         return statistics
 
+    def inputs(self, block: Block) -> Iterator[torch.Tensor]:
+        """What enters the gate and up of a block: [N, H] on the device, in chunks of its tokens."""
+        return map(self._hidden, self._visits(block))
+
     def put_out(
-        self, block: Block, kept_K: torch.Tensor | None, matrices: Mapping[str, torch.Tensor]
+        self,
+        block: Block,
+        kept_K: torch.Tensor | None,
+        matrices: Mapping[str, torch.Tensor],
+        see: Callable[[torch.Tensor], None] = lambda act_NF: None,
     ) -> None:
-        """See `LayerPass`. Activations that were not held are computed again."""
+        """See `LayerPass`. Activations that were not held are computed again.
+
+        Args:
+            block: one of `blocks`.
+            kept_K: int64 [K], the channels that take part; None for all.
+            matrices: as of `LayerPass`.
+            see: given each chunk of what enters the down projection, [N, K], not weighted.
+        """
         counts = not (self._put_out_before and block.expert is not None)
         if not (counts or self.aims):
             return
@@ -168,6 +185,7 @@ class ExpertsPass:
                 act_NF = activations(self._hidden(visit), own, self._experts.act)
             elif kept_K is not None:
                 act_NF = gather_channels(act_NF, kept_K.to(act_NF.device))
+            see(act_NF)
             out_NH = output(act_NF, own.down_HF, visit.weight_N)
             if self.aims:
                 self._add(self._buffers.missing_TH, visit, -out_NH)

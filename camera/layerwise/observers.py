@@ -1,6 +1,7 @@
 """Second moments of the inputs of linear layers, gathered while hidden states go through one decoder layer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -36,8 +37,7 @@ def input_products(
     total_II = torch.zeros(width, width, dtype=torch.float64)
 
     def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        rows_NI = inputs[0].reshape(-1, width).float()
-        total_II.add_((rows_NI.T @ rows_NI).cpu())
+        total_II.add_(products(inputs[0]))
         raise _Seen
 
     hook = module.get_submodule(linear).register_forward_pre_hook(add)
@@ -52,23 +52,17 @@ def input_products(
     return total_II
 
 
+@contextmanager
 def input_squares(
-    module: nn.Module,
-    call: Layer,
-    batches_BTH: Sequence[torch.Tensor],
-    shared_inputs: Iterable[tuple[str, ...]],
-    device: torch.device,
-) -> dict[str, torch.Tensor]:
-    """Σ x² over all tokens for the inputs of all linear layers of a decoder layer; `batches_BTH` becomes its outputs.
+    module: nn.Module, shared_inputs: Iterable[tuple[str, ...]]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Σ x² of the inputs of linear layers of a decoder layer, over all that goes through it within the block.
 
     Args:
         module: a decoder layer.
-        call: runs it.
-        batches_BTH: its inputs; a list is changed in place.
         shared_inputs: its linear layers, those that read the same input together (`Checkpoint.shared_inputs`).
-        device: where the module computes.
 
-    Returns:
+    Yields:
         float64 [I] on the CPU by the name of each linear layer in the module.
     """
     totals: dict[str, torch.Tensor] = {}
@@ -82,11 +76,16 @@ def input_squares(
 
         hooks.append(module.get_submodule(group[0]).register_forward_pre_hook(add))
     try:
-        advance(module, call, batches_BTH, device)
+        yield totals
     finally:
         for hook in hooks:
             hook.remove()
-    return totals
+
+
+def products(hidden_BTI: torch.Tensor) -> torch.Tensor:
+    """Σ x·xᵀ over all but the last dimension, float32 [I, I] on the CPU."""
+    rows_NI = hidden_BTI.reshape(-1, hidden_BTI.shape[-1]).float()
+    return (rows_NI.T @ rows_NI).cpu()
 
 
 def squares(hidden_BTI: torch.Tensor) -> torch.Tensor:

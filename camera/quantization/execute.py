@@ -88,13 +88,11 @@ def quantize_checkpoint(
 
 def _shards(checkpoint: Checkpoint, plan: Iterable[PlannedTensor]) -> dict[str, list[PlannedTensor]]:
     """The planned tensors by the file that they go into, decoder layers first."""
-    by_prefix = {
-        checkpoint.family.layer_prefix(layer): layer_file(layer) for layer in range(checkpoint.layer_count)
-    }
-    shards: dict[str, list[PlannedTensor]] = {file: [] for file in (*by_prefix.values(), _REST)}
+    files = [layer_file(layer) for layer in range(checkpoint.layer_count)]
+    shards: dict[str, list[PlannedTensor]] = {file: [] for file in (*files, _REST)}
     for planned in plan:
-        files = (file for prefix, file in by_prefix.items() if planned.name.startswith(prefix))
-        shards[next(files, _REST)].append(planned)
+        layer = checkpoint.family.layer_of(planned.name)
+        shards[_REST if layer is None else files[layer]].append(planned)
     return shards
 
 
@@ -128,6 +126,7 @@ def _write_shard(
                     if packed.weighted_error is None
                     else _six_digits(packed.weighted_error),
                     fallback=tensor.fallback,
+                    few_tokens=packed.few_tokens,
                 )
             )
             progress(done + len(records), total)

@@ -3,10 +3,15 @@
 Format (llama.cpp `tools/imatrix`): a GGUF whose `general.type` is `imatrix`, with the keys `imatrix.datasets`,
 `imatrix.chunk_count` and `imatrix.chunk_size`, and for every matrix two float32 tensors: `NAME.in_sum2`, the sum of
 squares of each input, and `NAME.counts`, the tokens that were summed. So `llama-quantize --imatrix` reads what we write.
+
+Of a tensor that holds the experts of a layer, `in_sum2` has a row for each expert (ggml's [columns, experts]), over the tokens
+that the router sends it, and `counts` a number for each ([1, experts]); an expert without tokens has zeros. What enters down
+is not multiplied by the router's weight.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -19,11 +24,14 @@ from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import atomic_file
 from camera.formats.gguf_reader import open_gguf
+from camera.layerwise.experts_pass import ExpertsPass
 from camera.layerwise.observers import final_norm, input_squares, squares
 from camera.layerwise.runner import LayerRunner
-from camera.models import named_weights
+from camera.models import Placed, named_weights
+from camera.models.family import Config
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
+from camera.quantization.hidden_states import HiddenStates
 
 _KIND = "imatrix"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -43,8 +51,10 @@ class Imatrix:
     """Names of the texts that were read."""
 
     def importance(self, name: str) -> torch.Tensor | None:
-        """Mean of x² for each column of a matrix, float32 [row_length]; None where nothing was gathered."""
-        return self.sums[name] / self.counts[name] if name in self.sums else None
+        """Mean of x² for each column of a matrix, float32 [row_length]; None where nothing was gathered, as of an expert
+        that no token came to."""
+        count = self.counts.get(name, 0)
+        return self.sums[name] / count if count else None
 
     @property
     def digest(self) -> str:
@@ -81,21 +91,25 @@ def collect_imatrix(
     """
     device = resolve_device(options.device)
     runner = LayerRunner(checkpoint, device, resolve_dtype(options.dtype, checkpoint.dtype))
-    call = runner.caller(tokens_ST.shape[1])
     sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
     with torch.inference_mode():
-        batches_BTH = [runner.embed(batch_BT) for batch_BT in tokens_ST.split(options.batch_size)]
+        states = HiddenStates(runner, runner.embed(tokens_ST), options.batch_size)
         for layer in range(checkpoint.layer_count):
+            prefix = checkpoint.family.layer_prefix(layer)
             with runner.layer(layer) as module:
-                squares_by_linear = input_squares(
-                    module, call, batches_BTH, checkpoint.shared_inputs(layer), device
-                )
-                for linear, sums_I in squares_by_linear.items():
-                    sums[f"{checkpoint.family.layer_prefix(layer)}{linear}.weight"] = sums_I
+                with input_squares(module, states.linears(layer)) as by_linear:
+                    if checkpoint.is_sparse(layer):
+                        run = states.experts(layer, module)
+                        _add_experts(run, checkpoint.config, sums, counts)
+                        run.finish()
+                    else:
+                        states.advance(module)
+                sums |= {f"{prefix}{linear}.weight": sums_I for linear, sums_I in by_linear.items()}
             progress(layer + 1, checkpoint.layer_count)
         norm = final_norm(checkpoint, device, runner.dtype)
         sums[checkpoint.head] = torch.stack(
-            [squares(norm(batch_BTH.to(device))) for batch_BTH in batches_BTH]
+            [squares(norm(batch_BTH.to(device))) for batch_BTH in states.batches_BTH]
         ).sum(0)
     for name, sums_I in sums.items():
         if not sums_I.float().isfinite().all():
@@ -104,10 +118,31 @@ def collect_imatrix(
             )
     return Imatrix(
         {name: sums_I.float() for name, sums_I in sums.items()},
-        dict.fromkeys(sums, tokens_ST.numel()),
+        {name: counts.get(name, tokens_ST.numel()) for name in sums},
         tokens_ST.shape[1],
         datasets,
     )
+
+
+def _add_experts(
+    run: ExpertsPass, config: Config, sums: dict[str, torch.Tensor], counts: dict[str, int]
+) -> None:
+    """The matrices of a layer's experts, over the tokens of each, and of the network that they share."""
+    width = run.input_squares_H.shape[0]
+    for block in run.blocks:
+        hidden_H = torch.zeros(width, dtype=torch.float64)
+        act_F = torch.zeros(block.width(config), dtype=torch.float64)
+        tokens = 0
+        for hidden_NH in run.inputs(block):
+            hidden_H += squares(hidden_NH)
+            tokens += len(hidden_NH)
+
+        def see(act_NF: torch.Tensor, act_F: torch.Tensor = act_F) -> None:
+            act_F += squares(act_NF)
+
+        run.put_out(block, None, {}, see)
+        sums |= {block.gate: hidden_H, block.up: hidden_H, block.down: act_F}
+        counts |= dict.fromkeys(block.names, tokens)
 
 
 def write_imatrix(path: Path, imatrix: Imatrix, checkpoint: Checkpoint) -> None:
@@ -130,13 +165,27 @@ def write_imatrix(path: Path, imatrix: Imatrix, checkpoint: Checkpoint) -> None:
         tokens = max(imatrix.counts.values(), default=0)
         writer.add_uint32("imatrix.chunk_count", max(1, tokens // imatrix.chunk_size))
         writer.add_uint32("imatrix.chunk_size", imatrix.chunk_size)
-        for name, sums_I in imatrix.sums.items():
-            writer.add_tensor(weights[name].gguf + _SUMS, sums_I.float().numpy()[None])
-            writer.add_tensor(weights[name].gguf + _COUNTS, np.array([[imatrix.counts[name]]], np.float32))
+        for gguf_name, names in _stored_together(imatrix, weights).items():
+            sums_EI = torch.stack([imatrix.sums[name].float() for name in names])
+            counts_E1 = np.array([[imatrix.counts[name]] for name in names], np.float32)
+            writer.add_tensor(gguf_name + _SUMS, sums_EI.numpy())
+            writer.add_tensor(gguf_name + _COUNTS, counts_E1)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def _stored_together(imatrix: Imatrix, weights: Mapping[str, Placed]) -> dict[str, list[str]]:
+    """Names of the matrices by the tensor of a GGUF file that they are in: one, or those of a layer's experts in order.
+
+    What a file holds in parts is left out: llama.cpp multiplies other inputs by them.
+    """
+    found: dict[str, list[str]] = {}
+    for name in sorted(imatrix.sums, key=lambda name: weights[name].expert or 0):
+        if not weights[name].weight.parts:
+            found.setdefault(weights[name].gguf, []).append(name)
+    return found
 
 
 def read_imatrix(path: Path | str, checkpoint: Checkpoint) -> Imatrix:
@@ -153,18 +202,28 @@ def read_imatrix(path: Path | str, checkpoint: Checkpoint) -> Imatrix:
     weights = named_weights(checkpoint.family, checkpoint.config)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
+    dequantize = cache(file.dequantize)
     for name, info in checkpoint.needed.items():
-        gguf_name = weights[name].gguf if name in weights else ""
-        if gguf_name + _SUMS not in file.tensors or len(info.shape) != 2:
+        placed = weights.get(name)
+        gguf_name = "" if placed is None else placed.gguf
+        if placed is None or gguf_name + _SUMS not in file.tensors or len(info.shape) != 2:
             continue
-        sums_I = file.dequantize(gguf_name + _SUMS).reshape(-1)
-        count = float(file.dequantize(gguf_name + _COUNTS).reshape(-1)[0])
-        if len(sums_I) != info.shape[1]:
-            raise CameraError(
-                f"{path}: {gguf_name} has {len(sums_I)} columns and {name} has {info.shape[1]}: "
-                "it was made from another model"
-            )
-        if not sums_I.isfinite().all() or bool((sums_I < 0).any()) or not 0 < count < float("inf"):
+        matrices = 1 if placed.expert is None else checkpoint.expert_count
+        sums_EI, counts_E = dequantize(gguf_name + _SUMS), dequantize(gguf_name + _COUNTS).reshape(-1)
+        sums_EI = sums_EI.reshape(-1, sums_EI.shape[-1])
+        for found, what, expected in (
+            (sums_EI.shape[1], "columns", info.shape[1]),
+            (len(sums_EI), "matrices", matrices),
+            (len(counts_E), "counts", matrices),
+        ):
+            if found != expected:
+                raise CameraError(
+                    f"{path}: {gguf_name} has {found} {what} and {name} has {expected}: it was made from another model"
+                )
+        at = placed.expert or 0
+        sums_I, count = sums_EI[at], float(counts_E[at])
+        least = 0 if matrices > 1 else 1  # an expert may have had no tokens
+        if not sums_I.isfinite().all() or bool((sums_I < 0).any()) or not least <= count < float("inf"):
             raise CameraError(f"{path}: {gguf_name} is not a sum of squares: make the file again")
         sums[name], counts[name] = sums_I, round(count)
     if not sums:

@@ -32,6 +32,8 @@ class Packed:
     """See `TensorRecord.weighted_error`."""
     squares: blocks.Squares | None = None
     """What storing lost, where packing has measured it on its way."""
+    few_tokens: int | None = None
+    """See `TensorRecord.few_tokens`."""
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """What every tensor will be stored as: by the options, and for a number of bits by what rounding costs the model."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
+from fnmatch import translate
 from math import prod
 
 import torch
@@ -11,11 +12,13 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.formats.quantized_model import packed_shape
 from camera.models import named_weights
-from camera.options import QuantizeOptions
+from camera.options import BlockType, QuantizeOptions
 from camera.progress import Progress, silent
 from camera.quantization.imatrix import Imatrix
 from camera.quantization.sensitivity import sensitivities
 from camera.registry import BLOCK_FORMATS
+
+_WILD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
     is a float. A tied output head is not stored.
 
     Raises:
-        CameraError: if an override matches no matrix, or a tensor is neither vector nor matrix.
+        CameraError: if an override matches no matrix, a tensor is neither vector nor matrix, or experts that a GGUF file
+            holds in one tensor would be of several types.
     """
     plan = []
     weights = named_weights(checkpoint.family, checkpoint.config)
-    unused = set(options.overrides)
+    overrides = _Overrides(options.overrides)
     for name, info in checkpoint.needed.items():
         if checkpoint.tied and name == checkpoint.family.name("head"):
             continue
@@ -54,22 +58,59 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
         if len(info.shape) == 1 or weight.exact:
             plan.append(PlannedTensor(name, info.shape, "f32", None))
             continue
-        overriding = [pattern for pattern in options.overrides if fnmatch(name, pattern)]
-        unused -= set(overriding)
-        if overriding:
-            wanted = options.overrides[overriding[-1]]
-        else:
-            wanted = asked_for(checkpoint, options, name) or options.type
-        if weight.block == "expert" and not overriding and wanted in _MERGED_AS:
+        overriding = overrides.type_of(name)
+        wanted = overriding or asked_for(checkpoint, options, name) or options.type
+        if weight.block == "expert" and overriding is None and wanted in _MERGED_AS:
             planned = _readable_experts(name, info.shape, wanted)
         else:
             planned = _fit(name, info.shape, wanted)
         if any(part.transposed for part in weight.parts):
             planned = _transposable(planned)
         plan.append(planned)
-    if unused:
-        raise CameraError(f"quantize.overrides: {min(unused)!r} matches no matrix of {checkpoint.folder}")
+    if overrides.unused:
+        raise CameraError(
+            f"quantize.overrides: {min(overrides.unused)!r} matches no matrix of {checkpoint.folder}"
+        )
+    for group in merged(checkpoint, plan).values():
+        if other := next((planned for planned in group if planned.type != group[0].type), None):
+            raise CameraError(
+                f"quantize.overrides: {group[0].name} is {group[0].type} and {other.name} is {other.type}, and a GGUF file "
+                "holds the experts of a layer in one tensor of one type: let the pattern match all of them (experts.*)"
+            )
     return plan
+
+
+class _Overrides:
+    """Types by pattern; of thousands of names, those that are no patterns are not tried one by one."""
+
+    def __init__(self, overrides: Mapping[str, BlockType]) -> None:
+        self.unused = set(overrides)
+        self._types = tuple(overrides.items())
+        self._names = {name: at for at, name in enumerate(overrides) if not _WILD.search(name)}
+        self._patterns = [
+            (re.compile(translate(pattern)), at)
+            for at, pattern in enumerate(overrides)
+            if pattern not in self._names
+        ]
+
+    def type_of(self, name: str) -> BlockType | None:
+        """What the last that matches a name says."""
+        matching = [at for pattern, at in self._patterns if pattern.match(name)]
+        if name in self._names:
+            matching.append(self._names[name])
+        self.unused -= {self._types[at][0] for at in matching}
+        return self._types[max(matching)][1] if matching else None
+
+
+def merged(checkpoint: Checkpoint, plan: Iterable[PlannedTensor]) -> dict[str, list[PlannedTensor]]:
+    """The tensors of a plan that share a type, in order: those of all experts of a layer by their name in a GGUF file, and
+    every other by itself, under its own name."""
+    weights = named_weights(checkpoint.family, checkpoint.config)
+    found: dict[str, list[PlannedTensor]] = {}
+    for planned in plan:
+        placed = weights[planned.name]
+        found.setdefault(planned.name if placed.expert is None else placed.gguf, []).append(planned)
+    return found
 
 
 def asked_for(checkpoint: Checkpoint, options: QuantizeOptions, name: str) -> str | None:
@@ -84,6 +125,7 @@ def choose_types(
 ) -> QuantizeOptions:
     """The options with an override for each matrix that gets a finer type, at `target_bpw` bits per weight or just below.
 
+    The experts of a layer get one type for their gates, one for their ups and one for their downs: a GGUF file holds them so.
     Overrides, `output_type` and `embedding_type` that are given stay as they are and count.
 
     Args:
@@ -96,14 +138,15 @@ def choose_types(
         CameraError: if no choice of types comes to that many bits, with the range that is possible.
     """
     assert options.target_bpw is not None
-    plan = plan_types(checkpoint, options)
-    steps = {planned.name: _choices(planned, checkpoint, options) for planned in plan}
-    shapes = {planned.name: planned.shape for planned in plan}
+    groups = merged(checkpoint, plan_types(checkpoint, options))
+    overrides = _Overrides(options.overrides)
+    steps = {group: _choices(planned[0], checkpoint, options, overrides) for group, planned in groups.items()}
+    shapes = {group: planned[0].shape for group, planned in groups.items()}
     bits = {
-        name: {type: 8 * prod(packed_shape(type, shapes[name])) for type in types}
-        for name, types in steps.items()
+        group: {type: 8 * len(groups[group]) * prod(packed_shape(type, shapes[group])) for type in types}
+        for group, types in steps.items()
     }
-    parameters = sum(prod(shape) for shape in shapes.values())
+    parameters = sum(len(planned) * prod(shapes[group]) for group, planned in groups.items())
     lowest = sum(min(sizes.values()) for sizes in bits.values()) / parameters
     highest = sum(max(sizes.values()) for sizes in bits.values()) / parameters
     if not lowest <= options.target_bpw <= highest:
@@ -111,10 +154,22 @@ def choose_types(
             f"quantize.target_bpw: {options.target_bpw:g} bits per weight cannot be reached in {checkpoint.folder} "
             f"from type {options.type}: {_up(lowest)} to {_down(highest)} can"
         )
-    free = {name: types for name, types in steps.items() if len(types) > 1}
+    free = {
+        planned.name: types for group, types in steps.items() if len(types) > 1 for planned in groups[group]
+    }
     noise = sensitivities(checkpoint, imatrix, free, progress)
-    chosen = spend(bits, noise, options.target_bpw * parameters)
-    finer = {name: type for name, type in chosen.items() if type != steps[name][0]}
+    group_noise = {
+        group: {type: sum(noise[planned.name][type] for planned in groups[group]) for type in types}
+        for group, types in steps.items()
+        if len(types) > 1
+    }
+    chosen = spend(bits, group_noise, options.target_bpw * parameters)
+    finer = {
+        planned.name: type
+        for group, type in chosen.items()
+        if type != steps[group][0]
+        for planned in groups[group]
+    }
     return options.model_copy(update={"overrides": {**finer, **options.overrides}})
 
 
@@ -147,12 +202,12 @@ def spend(
         chosen[name] = type
 
 
-def _choices(planned: PlannedTensor, checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[str, ...]:
+def _choices(
+    planned: PlannedTensor, checkpoint: Checkpoint, options: QuantizeOptions, overrides: _Overrides
+) -> tuple[str, ...]:
     """The types that a tensor may get, the smallest first; one where it was asked for or nothing finer holds the rows."""
-    given = asked_for(checkpoint, options, planned.name) is not None or any(
-        fnmatch(planned.name, pattern) for pattern in options.overrides
-    )
-    if given or len(planned.shape) == 1 or not BLOCK_FORMATS[planned.type].in_mixtures:
+    given = asked_for(checkpoint, options, planned.name) or overrides.type_of(planned.name)
+    if given is not None or len(planned.shape) == 1 or not BLOCK_FORMATS[planned.type].in_mixtures:
         return (planned.type,)
     finest: str = "bf16" if checkpoint.dtype == torch.bfloat16 else "f16"  # bf16 keeps those weights exactly
     bits = BLOCK_FORMATS[planned.type].bits_per_weight

@@ -6,7 +6,9 @@ network) adds to the residual stream is noise there, and later layers read the s
 branch's power in proportion to the stream's at that point. The head and the embedding are a branch by themselves.
 
 Powers are those of uncorrelated inputs, and the stream's is the sum of what was added. So the importance matrix and the
-weights tell everything, and a file of llama.cpp will do.
+weights tell everything, and a file of llama.cpp will do. An expert is a branch that counts by its tokens' share of all; what
+the router multiplies its output by is in no such file, and is taken as 1 over the experts that a token goes to. An expert
+without tokens adds nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -67,14 +69,40 @@ def _branch_shares(checkpoint: Checkpoint, imatrix: Imatrix) -> dict[str, float]
     stream = float(_powers(embedding).sum()) / embedding.shape[0]
     shares: dict[str, float] = {}
     for layer in range(checkpoint.layer_count):
-        for names in checkpoint.family.branches(checkpoint.config, layer):
-            importance = imatrix.importance(names[-1])
-            powers = _powers(checkpoint.read(names[-1]))
-            added = float(powers @ importance.double()) if importance is not None else stream
-            stream += added
-            share = added / stream if stream > 0 else 0.0
-            shares |= dict.fromkeys(names, share)
+        attention, *_ = checkpoint.family.branches(checkpoint.config, layer)
+        feed_forward = [(block.names, block.expert is not None) for block in checkpoint.blocks(layer)]
+        for together in ([(attention, False)], feed_forward):
+            added = [
+                _added(checkpoint, imatrix, names[-1], stream, routed=routed) for names, routed in together
+            ]
+            stream += sum(added)
+            for (names, _), power in zip(together, added, strict=True):
+                shares |= dict.fromkeys(names, power / stream if stream > 0 else 0.0)
     return shares
+
+
+def _added(checkpoint: Checkpoint, imatrix: Imatrix, name: str, stream: float, *, routed: bool) -> float:
+    """Mean over all tokens of the power that a branch adds to the stream; as much as is there, if nothing is known of it.
+
+    Args:
+        checkpoint: the model.
+        imatrix: second moments of the inputs.
+        name: of the matrix that makes what is added.
+        stream: the power that is there.
+        routed: whether it is an expert's, so that only some tokens get what it puts out.
+    """
+    if routed and imatrix.counts.get(name) == 0:
+        return 0.0
+    importance = imatrix.importance(name)
+    if importance is None:
+        return stream
+    power = float(_powers(checkpoint.read(name)) @ importance.double())
+    if not routed:
+        return power
+    experts = checkpoint.experts
+    assert experts is not None
+    share = imatrix.counts[name] / max(imatrix.counts.values())
+    return power * share / experts.chosen(checkpoint.config) ** 2
 
 
 def _powers(weight: torch.Tensor) -> torch.Tensor:

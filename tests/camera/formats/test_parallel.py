@@ -8,6 +8,7 @@ import torch
 
 from camera.formats import blocks
 from camera.formats.parallel import map_chunks
+from camera.quantization.compensation import quantize_by_gptq
 from camera.registry import BLOCK_FORMATS
 
 
@@ -56,3 +57,20 @@ def test_bytes_and_numbers_do_not_depend_on_the_threads(type: str) -> None:
     torch.set_num_threads(1)
     assert np.array_equal(blocks.quantize(weight, type), packed)
     assert np.array_equal(blocks.dequantize(packed, type, 2048), numbers)
+
+
+def test_threads_compute_in_inference_mode_where_the_caller_does() -> None:
+    assert map_chunks(lambda start: torch.is_inference_mode_enabled(), range(5)) == [False] * 5
+    with torch.inference_mode():
+        assert map_chunks(lambda start: torch.is_inference_mode_enabled(), range(5)) == [True] * 5
+
+
+def test_a_matrix_of_several_chunks_is_packed_and_read_in_inference_mode() -> None:
+    weight = torch.randn(1100, 1024, generator=torch.Generator().manual_seed(0))
+    factor = torch.eye(1024)
+    with torch.inference_mode():
+        matrix = weight.clone()
+        packed = quantize_by_gptq(matrix, "q4_0", factor)
+        numbers = blocks.dequantize(packed, "q4_0", 1024)
+    np.testing.assert_array_equal(packed, quantize_by_gptq(weight, "q4_0", factor))
+    np.testing.assert_array_equal(numbers, blocks.dequantize(packed, "q4_0", 1024))

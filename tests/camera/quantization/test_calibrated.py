@@ -13,9 +13,9 @@ from camera.errors import CameraError
 from camera.formats import blocks
 from camera.formats.quantized_model import QuantizedModel
 from camera.options import QuantizeOptions
+from camera.quantization.compensation import inverse_factor, quantize_by_gptq
 from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.imatrix import collect_imatrix
-from camera.quantization.methods.gptq import inverse_factor, quantize_by_gptq
 from camera.quantization.methods.search import quantize_by_search
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 

@@ -5,7 +5,7 @@ import torch
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.options import BlockType
-from camera.quantization.methods.gptq import compensated_codes, inverse_factor, quantize_by_gptq
+from camera.quantization.compensation import compensated_codes, inverse_factor, quantize_by_gptq
 from camera.quantization.methods.search import quantize_by_search
 from camera.quantization.q4 import error_by_products, error_by_squares
 
