@@ -55,7 +55,9 @@ def c4_part(folder: Path, part: str) -> list[str]:
     return [text for text in texts if part_of(text) == part]
 
 
-def train_tokenizer(texts: list[str], folder: Path) -> "transformers.PreTrainedTokenizerBase":
+def train_tokenizer(
+    texts: list[str], folder: Path, size: int = VOCAB_SIZE
+) -> "transformers.PreTrainedTokenizerBase":
     """A byte-level BPE in the files that Qwen2 models have, beside a config.json that says the family.
 
     transformers splits a Qwen2 model's text into words by that family's pattern whatever the file says, so it is trained
@@ -73,7 +75,7 @@ def train_tokenizer(texts: list[str], folder: Path) -> "transformers.PreTrainedT
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=size,
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
