@@ -38,7 +38,8 @@ def convert_to_gguf(
 ) -> dict[str, Any]:
     """Write a GGUF file with everything that llama.cpp needs: weights, tokenizer, chat template, keys.
 
-    The same folder, name and lineage always give the same bytes. Peak memory is one packed tensor.
+    The same folder, name and lineage always give the same bytes. Peak memory is one packed tensor of the folder, so one matrix
+    of one expert.
 
     Args:
         quantized_folder: what `quantize_checkpoint` wrote; nothing else is read.
@@ -121,9 +122,11 @@ def _twins(file: GgufFile) -> list[OutputTensor]:
         if tensor.type not in BLOCK_FORMATS:
             raise CameraError(f"{file.path}: {tensor.name} is {tensor.type}, which is not written here")
         is_q4_0_64 = tensor.type == Q4_0_64.name
-        read = partial(Q4_0_64().twin if is_q4_0_64 else np.asarray, tensor.data)
+        turn = Q4_0_64().twin if is_q4_0_64 else np.asarray
+        matrices = np.split(tensor.data, tensor.shape[0]) if len(tensor.shape) > 2 else [tensor.data]
+        segments = tuple(Segment(partial(turn, matrix)) for matrix in matrices)
         type = "q4_0" if is_q4_0_64 else tensor.type
-        tensors.append(OutputTensor(tensor.name, type, tensor.shape, (Segment(read),)))
+        tensors.append(OutputTensor(tensor.name, type, tensor.shape, segments))
     return tensors
 
 
