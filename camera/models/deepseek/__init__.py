@@ -95,12 +95,27 @@ def _groups(config: Config) -> int:
     return whole(config, "n_group", 1) if config.get("topk_method") == "group_limited_greedy" else 1
 
 
-def _refuses(config: Config) -> str | None:
+def _other_scores(config: Config, scores: str) -> str | None:
+    given = config.get("scoring_func") or scores
+    return (
+        None if given == scores else f"scoring_func is {given!r}, and this family scores experts by {scores}"
+    )
+
+
+def _refuses(config: Config, scores: str) -> str | None:
     if config.get("moe_layer_freq", 1) != 1:
         return "moe_layer_freq is not 1: transformers builds no such model"
     if config.get("mlp_bias") or config.get("attention_bias"):
         return "mlp_bias and attention_bias: no published model has them, and they are not supported"
-    return None
+    return _other_scores(config, scores)
+
+
+def _refuses_v2(config: Config) -> str | None:
+    if config.get("norm_topk_prob"):
+        return (
+            "norm_topk_prob: transformers leaves the weights of the chosen experts as they are in this family"
+        )
+    return _refuses(config, "softmax")
 
 
 def _v2_differences(config: Config) -> list[str]:
@@ -125,12 +140,9 @@ def _is_sparse(config: Config, layer: int) -> bool:
 
 
 def _refuses_v1(config: Config) -> str | None:
-    scores = config.get("scoring_func", "softmax")
-    if scores != "softmax":
-        return f"scoring_func is {scores!r}, and models of this family score experts by softmax"
     if config.get("mlp_bias"):
         return "mlp_bias: feed-forward layers with biases are not supported"
-    return None
+    return _other_scores(config, "softmax")
 
 
 FAMILIES.register(
@@ -203,7 +215,7 @@ FAMILIES.register(
             groups=("n_group", "topk_group", 1),
             differences=_v2_differences,
         ),
-        refuses=_refuses,
+        refuses=_refuses_v2,
     ),
 )
 
@@ -250,6 +262,6 @@ FAMILIES.register(
             groups=("n_group", "topk_group", 4),
         ),
         prediction_layers_key="num_nextn_predict_layers",
-        refuses=_refuses,
+        refuses=partial(_refuses, scores="sigmoid"),
     ),
 )

@@ -200,6 +200,9 @@ def test_a_quantised_checkpoint_is_refused_and_told_what_to_do(tmp_path: Path) -
     [
         ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq"),
         ("deepseek_v3", {"attention_bias": True}, "attention_bias"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
+        ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob"),
         ("ernie4_5_moe", {"use_bias": True}, "biases"),
         ("hunyuan_v1_moe", {"moe_topk": [3, 3, 2]}, "moe_topk differs from layer to layer"),
         ("hunyuan_v1_moe", {"moe_intermediate_size": [96, 96, 64]}, "moe_intermediate_size differs"),
