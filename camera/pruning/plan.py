@@ -114,7 +114,8 @@ class PrunePlan:
 
         Where experts go, those that stay get other tokens, and their channels are chosen by these.
         """
-        return self.sequential or self.needs_gram or self.sparsity > 0 or self.drops
+        may_drop = self.drops or any(experts < self.experts for experts, _ in self.candidates)
+        return self.sequential or self.needs_gram or self.sparsity > 0 or may_drop
 
     @property
     def removed_share(self) -> float:
