@@ -17,6 +17,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import free_memory_bytes, resolve_device, resolve_dtype
 from camera.errors import CameraError
 from camera.formats.quantized_model import SUMMARY_NAME
+from camera.layerwise.experts_pass import Buffers, ExpertsPass
+from camera.layerwise.feed_forward import Samples
 from camera.layerwise.observers import final_norm
 from camera.layerwise.runner import LayerRunner
 from camera.loading import load_model
@@ -28,6 +30,8 @@ WHOLE_SHARE = 0.5
 """A checkpoint that takes more of the device's free memory runs layer by layer."""
 HIDDEN_SHARE = 0.25
 """Of the host's free memory: what the hidden states of the windows may take that go through the layers at once."""
+_SPARSE_COPIES = 3
+"""Of the hidden states, where tokens are routed to experts: as they are, as the experts read them, what these put out."""
 
 Advance = Callable[[int], None]
 """Called with windows as they pass a layer."""
@@ -120,12 +124,16 @@ class _LayerByLayer(TextModel):
         self._runner = LayerRunner(checkpoint, device, dtype)
         self._norm = final_norm(checkpoint, device, dtype)
         self.dtype, self.device, self.layers = dtype, device, checkpoint.layer_count
+        self._sparse = any(checkpoint.is_sparse(layer) for layer in range(self.layers))
         self.vocabulary = checkpoint.tensors[checkpoint.embedding].shape[0]
         self.positions = int(checkpoint.hf_config.max_position_embeddings)
         self.head = partial(F.linear, weight=checkpoint.read_finite(checkpoint.head).to(device, dtype))
 
     def hidden(self, windows_WT: torch.Tensor, batch_size: int, advance: Advance) -> Iterator[torch.Tensor]:
-        window_bytes = windows_WT.shape[1] * self._runner.checkpoint.hidden_size * self.dtype.itemsize
+        copies = _SPARSE_COPIES if self._sparse else 1
+        window_bytes = (
+            copies * windows_WT.shape[1] * self._runner.checkpoint.hidden_size * self.dtype.itemsize
+        )
         at_once = int(HIDDEN_SHARE * free_memory_bytes(torch.device("cpu")) / window_bytes)
         for part_WT in windows_WT.split(max(1, at_once // batch_size) * batch_size):
             *_, hidden_WTH = self._run(part_WT, batch_size, advance)
@@ -139,9 +147,23 @@ class _LayerByLayer(TextModel):
         """The hidden states on the CPU after each layer, which are overwritten by the next."""
         call = self._runner.caller(windows_WT.shape[1])
         hidden_WTH = self._runner.embed(windows_WT)
+        buffers = Buffers(hidden_WTH, lambda: torch.empty_like(hidden_WTH)) if self._sparse else None
+        samples = Samples(
+            hidden_WTH,
+            batch_size,
+            [False] * len(hidden_WTH),
+            tell=lambda seen: advance((seen - 1) % batch_size + 1),  # the size of the last batch
+        )
         for layer in range(self.layers):
             with self._runner.layer(layer) as module:
-                for batch_BTH in hidden_WTH.split(batch_size):
-                    batch_BTH.copy_(call(module, batch_BTH.to(self.device)))
-                    advance(len(batch_BTH))
+                if buffers is not None and self._runner.checkpoint.is_sparse(layer):
+                    # Not batch by batch: each expert is read once for all its tokens.
+                    run = ExpertsPass(self._runner, layer, module, call, samples, buffers)
+                    for block in run.blocks:
+                        run.put_out(block, None, {})
+                    run.finish()
+                else:
+                    for batch_BTH in hidden_WTH.split(batch_size):
+                        batch_BTH.copy_(call(module, batch_BTH.to(self.device)))
+                        advance(len(batch_BTH))
             yield hidden_WTH
