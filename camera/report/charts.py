@@ -5,11 +5,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
-from camera.report.schema import LayerDamage, LayerImportance, PruneSummary
+from camera.report.schema import LayerDamage, LayerExperts, LayerImportance, PruneSummary
 from camera.report.svg import BOTTOM, LEFT, RIGHT, TOP, Chart, Scale
 from camera.report.words import percent
 
@@ -119,7 +119,7 @@ def importance_curves(layers: Sequence[LayerImportance], prune: PruneSummary | N
         ]
         depth = 100 * layer.layer / max(1, len(layers) - 1)
         chart.path(points, "curve", f"--at:{depth:.0f}%")
-    if prune is not None and prune.kept_width < prune.width:
+    if _is_cut(prune):
         x = x_scale.at(prune.kept_width / prune.width)
         chart.line(x, TOP - 8, x, BOTTOM, "reference")
         chart.text(x - 6, TOP + 2, f"{prune.kept_width} kept", anchor="end")
@@ -180,18 +180,49 @@ def importance_map(layers: Sequence[LayerImportance], prune: PruneSummary | None
         "most important",
         "least",
     )
-    if prune is not None and prune.kept_width < prune.width:
+    if _is_cut(prune):
         x = LEFT + (RIGHT - LEFT) * prune.kept_width / prune.width
         chart.line(x, -4, x, height + 4, "reference")
         chart.text(x, height + 16, f"{prune.kept_width} kept", anchor="middle")
-    # The shades from faint to strong between the numbers that they stand for.
-    start, size = (LEFT + RIGHT - 9 * (_SHADES + 1)) / 2, 9
-    for shade in range(_SHADES + 1):
-        place = f"M{start + size * shade:.1f} {height + 30:.1f}h{size}v9h-{size}z"
-        chart.add("path", "cell", d=place, style=f"--at:{100 * shade / _SHADES:.0f}%")
-    chart.text(start - 8, height + 39, f"≤ {10**low:.1e}", anchor="end")
-    chart.text(start + size * (_SHADES + 1) + 8, height + 39, f"≥ {10**high:.1e}")
+    _shades(chart, height, f"≤ {10**low:.1e}", f"≥ {10**high:.1e}")
     return chart.svg()
+
+
+def tokens_map(layers: Sequence[LayerExperts]) -> str:
+    """How many tokens each expert got: a row for each layer, one scale by square roots; a cross where one was dropped."""
+    most = max(1, *(count for layer in layers for count in layer.tokens))
+    rows = [(layer.layer, [math.sqrt(count / most) for count in layer.tokens]) for layer in layers]
+    chart = _experts_chart("Tokens by layer and expert", layers, rows)
+    _shades(chart, _row_height(len(layers)) * len(layers), "no token", f"{most:,} tokens")
+    return chart.svg()
+
+
+def kept_experts_map(layers: Sequence[LayerExperts], width: int) -> str:
+    """Which share of each expert's channels stays: a row for each layer; a cross where the expert was dropped."""
+    rows = [(layer.layer, [count / width for count in layer.kept]) for layer in layers]
+    chart = _experts_chart("Channels kept by layer and expert", layers, rows)
+    _shades(chart, _row_height(len(layers)) * len(layers), "none", f"all {width}")
+    return chart.svg()
+
+
+def _experts_chart(
+    title: str, layers: Sequence[LayerExperts], rows: Sequence[tuple[int, Sequence[float]]]
+) -> Chart:
+    """A cell for each expert, experts that were dropped crossed out; room for the shades below."""
+    height = _row_height(len(layers))
+    chart = Chart(title, height * len(layers) + 46)
+    count = max(len(shares) for _, shares in rows)
+    _rows(chart, rows, "expert 0", f"expert {count - 1}")
+    wide = (RIGHT - LEFT) / count
+    arm = min(wide, height) * 0.28
+    for index, layer in enumerate(layers):
+        for expert, kept in enumerate(layer.kept):
+            if not kept:
+                x, y = LEFT + wide * (expert + 0.5), height * (index + 0.5) - 0.5
+                for kind in ("gone under", "gone"):
+                    chart.line(x - arm, y - arm, x + arm, y + arm, kind)
+                    chart.line(x - arm, y + arm, x + arm, y - arm, kind)
+    return chart
 
 
 def kept_map(layers: Sequence[LayerImportance], width: int) -> str:
@@ -293,6 +324,21 @@ def _rows(chart: Chart, rows: Sequence[tuple[int, Sequence[float]]], first: str,
     bottom = height * len(rows) + 16
     chart.text(LEFT, bottom, first)
     chart.text(RIGHT, bottom, last, anchor="end")
+
+
+def _is_cut(prune: PruneSummary | None) -> TypeGuard[PruneSummary]:
+    """Whether what stays of a layer are its most important channels: experts choose each for themselves."""
+    return prune is not None and prune.kept_width < prune.width and prune.scope != "expert"
+
+
+def _shades(chart: Chart, height: float, low: str, high: str) -> None:
+    """The shades from faint to strong between the words for what they stand for, below rows of a height."""
+    start, size = (LEFT + RIGHT - 9 * (_SHADES + 1)) / 2, 9
+    for shade in range(_SHADES + 1):
+        place = f"M{start + size * shade:.1f} {height + 30:.1f}h{size}v9h-{size}z"
+        chart.add("path", "cell", d=place, style=f"--at:{100 * shade / _SHADES:.0f}%")
+    chart.text(start - 8, height + 39, low, anchor="end")
+    chart.text(start + size * (_SHADES + 1) + 8, height + 39, high)
 
 
 def _power_words(value: float) -> str:

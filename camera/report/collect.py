@@ -18,7 +18,7 @@ from camera.files import read_json
 from camera.formats.quantized_model import SUMMARY_NAME, QuantizeReport, TensorRecord
 from camera.models import family_of
 from camera.pruning.decision import SUMMARY
-from camera.report.layers import layer_damage, layer_importance
+from camera.report.layers import layer_damage, layer_experts, layer_importance
 from camera.report.schema import (
     MODEL_IDS,
     Device,
@@ -112,8 +112,8 @@ def _model_rows(run: RunFolders) -> list[ModelRow]:
     facts: dict[ModelId, dict[str, Any]] = {}
     if "saved" in run.folders:
         saved = Checkpoint.open(run.folders["saved"])
-        facts["original"] = _checkpoint_facts(saved, run.source.ffn_width)
-        facts["pruned"] = _checkpoint_facts(saved, saved.ffn_width)
+        facts["original"] = _checkpoint_facts(run.source)
+        facts["pruned"] = _checkpoint_facts(saved)
     for model, part in _QUANTIZED.items():
         if part in run.folders:
             facts[model] = _quantized_facts(run.folders[part])
@@ -131,20 +131,15 @@ def _model_rows(run: RunFolders) -> list[ModelRow]:
     ]
 
 
-def _checkpoint_facts(checkpoint: Checkpoint, ffn_width: int) -> dict[str, Any]:
-    """Sizes of a checkpoint if its FFN had so many channels: those of the original follow from the pruned one."""
-    ffn = {name for layer in range(checkpoint.layer_count) for name in checkpoint.ffn_names(layer)}
-    parameters = size = 0
-    for name, info in checkpoint.needed.items():
-        count = prod(info.shape)
-        if name in ffn:
-            count = count // checkpoint.ffn_width * ffn_width
-        parameters += count
-        size += count * info.dtype.itemsize
+def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    infos = checkpoint.needed.values()
+    parameters = sum(prod(info.shape) for info in infos)
+    size = sum(info.size_bytes for info in infos)
     dtype = dtype_name(checkpoint.dtype)
     return {
         "type": _SHORT_DTYPES.get(dtype, dtype),
-        "ffn_width": ffn_width,
+        "ffn_width": checkpoint.ffn_width,
+        "experts": checkpoint.expert_count,
         "parameters": parameters,
         "bytes": size,
         "bits_per_weight": 8 * size / parameters,
@@ -154,8 +149,10 @@ def _checkpoint_facts(checkpoint: Checkpoint, ffn_width: int) -> dict[str, Any]:
 def _quantized_facts(folder: Path) -> dict[str, Any]:
     report = QuantizeReport.read(folder / SUMMARY_NAME, "quantize again")
     config = read_json(folder / "config.json")
+    family = family_of(config)
     return {
-        "ffn_width": family_of(config).ffn_width(config),
+        "ffn_width": family.ffn_width(config),
+        "experts": 0 if family.experts is None else family.experts.count(config),
         **report.model_dump(include={"type", "parameters", "bytes", "bits_per_weight"}),
     }
 
@@ -165,8 +162,10 @@ def _pruned(run: RunFolders) -> dict[str, Any]:
     captured = read_json(run.folders["capture"] / "capture.json") if "capture" in run.folders else {}
     scored = read_json(run.folders["scores"] / "scores.json") if "scores" in run.folders else {}
     wanted = ("ratio", "mode", "multiple_of", "width", "kept_width", "removed_share")
+    known = ("method", "experts", "experts_kept", "scope", "considered")
     prune = PruneSummary(
         **{key: summary[key] for key in wanted},
+        **{key: summary[key] for key in known if key in summary},
         reduce_ratio=scored.get("reduce_ratio"),
         propagate=captured.get("propagate"),
         calibration_samples=captured.get("samples"),
@@ -177,7 +176,11 @@ def _pruned(run: RunFolders) -> dict[str, Any]:
 
 def _scores(run: RunFolders) -> dict[str, Any]:
     pruned = run.folders.get("pruned")
-    return {"importance": layer_importance(run.folders["scores"], pruned, run.source.layer_count)}
+    scores, count = run.folders["scores"], run.source.layer_count
+    return {
+        "importance": layer_importance(scores, pruned, count),
+        "experts": layer_experts(scores, pruned, run.source),
+    }
 
 
 def _quantized(run: RunFolders) -> dict[str, Any]:

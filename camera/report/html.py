@@ -92,6 +92,8 @@ def render_html(results: Results, lineage: Mapping[str, Any] | None = None) -> s
         perplexity_by_size=list(_perplexity_by_size(results)),
         speed_bars=list(_speed_bars(results)),
         importance_grid=_importance_grid(results),
+        few_tokens_grid=_few_tokens_grid(results),
+        split_bars=list(_split_bars(results)),
         quantization_grids=[(entry, *_quantization_grids(results, entry)) for entry in results.quantization],
         recipe=yaml.safe_dump(results.recipe, sort_keys=False, allow_unicode=True, width=100),
         lineage_grid=lineage_grid(lineage or {}),
@@ -207,6 +209,34 @@ def _speed_bar(row: BenchmarkRow, quantity: str, *, strong: bool) -> Bar | None:
         return None
     shown = words.speed_words(spread, speedup, row.noisy and quantity == "decode")
     return Bar(row.model, spread.median, shown, strong, spread.low, spread.high)
+
+
+def _split_bars(results: Results) -> Iterator[Bars]:
+    """What `experts: auto` chose from."""
+    if results.prune is None or not results.prune.considered:
+        return
+    bars = tuple(
+        Bar(f"{split.experts_kept} × {split.kept}", split.loss, f"{split.loss:.4f}", strong=number == 0)
+        for number, split in enumerate(results.prune.considered)
+    )
+    note = (
+        "experts × channels of each that keep to the budget; estimated loss: share of the residual stream's energy "
+        "that goes missing, summed over layers; bold: chosen"
+    )
+    yield Bars("Fewer experts or narrower ones", note, bars)
+
+
+def _few_tokens_grid(results: Results) -> Grid:
+    """The networks whose channels were ranked by their weights."""
+    rows = tuple(
+        (
+            str(layer.layer),
+            ", ".join(f"{label} ({tokens})" for label, tokens in layer.ranked_by_weights.items()),
+        )
+        for layer in results.experts
+        if layer.ranked_by_weights
+    )
+    return Grid("Experts with too few tokens", ("layer", "networks (tokens)"), rows, words=2)
 
 
 def _importance_grid(results: Results) -> Grid:

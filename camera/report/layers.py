@@ -1,15 +1,17 @@
 """What is known of each decoder layer, small enough to draw: importance, which channels stay, and what that cost."""
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json
 from camera.layerwise.statistics import Labelled
 from camera.pruning.decision import SUMMARY, Pruned, Scored
-from camera.report.schema import LayerDamage, LayerImportance
+from camera.report.schema import LayerDamage, LayerExperts, LayerImportance
 
 CURVE_POINTS = 64
 BINS = 256
@@ -55,21 +57,56 @@ def _of_layer(scores: Labelled[torch.Tensor], kept: Labelled[torch.Tensor]) -> t
     return torch.cat(found)
 
 
+def layer_experts(scored: Path, pruned: Path | None, source: Checkpoint) -> tuple[LayerExperts, ...]:
+    """What the routers of a mixture of experts did, and what of each expert stays; none of a dense model.
+
+    Args:
+        scored: what `score` wrote.
+        pruned: what `prune` wrote, if anything was pruned.
+        source: the model before.
+    """
+    found = Scored.read(scored, source.layer_count)
+    stays = None if pruned is None else Pruned.open(pruned).stays()
+    layers = []
+    for layer, routed in enumerate(found.routed):
+        if routed is None:
+            continue
+        labels = [block.label for block in source.blocks(layer) if block.expert is not None]
+        kept = {} if stays is None else stays[layer].kept
+        energy_E = routed.energy_E / routed.energy_E.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        layers.append(
+            LayerExperts(
+                layer=layer,
+                tokens=tuple(routed.tokens_E.tolist()),
+                energy=tuple(float(f"{share:.5g}") for share in energy_E.tolist()),
+                kept=() if stays is None else tuple(len(kept.get(label, ())) for label in labels),
+                ranked_by_weights=found.idle[layer],
+            )
+        )
+    return tuple(layers)
+
+
 def layer_damage(pruned: Path) -> tuple[LayerDamage, ...]:
-    """What pruning cost the output of every layer, as far as `prune.json` records it.
+    """What pruning cost the output of every layer, as far as `prune.json` records it; the median over its networks.
 
     Args:
         pruned: what `prune` wrote.
     """
-    damage = []
+    by_layer: dict[int, list[tuple[float, float, bool]]] = {}
     for decision in read_json(pruned / SUMMARY).get("decisions", []):
         plain, tried = decision["error_camera"], decision["error"]
         if plain is not None:
             kept = plain if decision["fallback"] or tried is None else tried
-            damage.append(
-                LayerDamage(layer=decision["layer"], plain=plain, kept=kept, refitted=decision["refitted"])
-            )
-    return tuple(damage)
+            by_layer.setdefault(decision["layer"], []).append((plain, kept, decision["refitted"]))
+    return tuple(
+        LayerDamage(
+            layer=layer,
+            plain=median(plain for plain, _, _ in found),
+            kept=median(kept for _, kept, _ in found),
+            refitted=any(refitted for _, _, refitted in found),
+        )
+        for layer, found in by_layer.items()
+    )
 
 
 def _curve(scores_F: np.ndarray[Any, Any]) -> tuple[float, ...]:

@@ -76,7 +76,9 @@ class ModelRow(Result):
     type: str | None = None
     """Of the matrices: f32, f16, bf16, or a block type."""
     ffn_width: int | None = None
-    """FFN channels of every layer."""
+    """FFN channels of every layer; of a mixture of experts those of each expert."""
+    experts: int = Field(default=0, exclude_if=lambda value: not value)
+    """Of each sparse layer of a mixture of experts."""
     parameters: int | None = None
     bytes: int | None = None
     """Of all weights on disk."""
@@ -96,20 +98,39 @@ class ModelRow(Result):
         return None if average is None else average.change
 
 
+class SplitLoss(Result):
+    """One way to spend a budget of weights on fewer and on narrower experts."""
+
+    experts_kept: int
+    kept: int
+    """Channels of each expert that stay."""
+    loss: float
+    """Estimated: share of the residual stream's energy that goes missing, summed over layers."""
+
+
 class PruneSummary(Result):
     """What was asked of pruning, and what came out."""
 
     ratio: float
-    """Share of the channels that the recipe asked to remove."""
+    """Share of the channels that the recipe asked to remove; where `considered` is filled, of all experts' weights."""
+    method: str | None = None
+    """Name of the pruning method."""
     mode: str
     """`physical` or `mask`."""
     multiple_of: int
     width: int
-    """FFN channels before."""
+    """FFN channels before; of a mixture of experts those of each expert."""
     kept_width: int
-    """FFN channels that stay in every layer."""
+    """FFN channels that stay in every layer, or in every expert."""
     removed_share: float
-    """Of all channels: what rounding left of the ratio."""
+    """Of all channels: what rounding left of the ratio. Of a mixture of experts those of the experts."""
+    experts: int = Field(default=0, exclude_if=lambda value: not value)
+    """Of each sparse layer, before."""
+    experts_kept: int = Field(default=0, exclude_if=lambda value: not value)
+    scope: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of a mixture of experts: `expert` or `layer`, what channels were ranked within."""
+    considered: tuple[SplitLoss, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """What `experts: auto` chose from, the chosen one first."""
     reduce_ratio: float | None = None
     """CAMERA's α."""
     propagate: str | None = None
@@ -143,6 +164,20 @@ class LayerDamage(Result):
     kept: float
     """The same of what was kept."""
     refitted: bool
+
+
+class LayerExperts(Result):
+    """The experts of one sparse layer."""
+
+    layer: int
+    tokens: tuple[int, ...]
+    """Calibration tokens that the original's router sends to each."""
+    energy: tuple[float, ...]
+    """Share of each in the energy of what all put out."""
+    kept: tuple[int, ...]
+    """Channels of each that stay; 0 where the expert was dropped. Empty where nothing was pruned."""
+    ranked_by_weights: dict[str, int] = Field(default_factory=dict)
+    """Networks that too few tokens visited to rank their channels by, with the tokens."""
 
 
 class TypeTotal(Result):
@@ -199,6 +234,8 @@ class Results(Result):
     importance: tuple[LayerImportance, ...] = ()
     damage: tuple[LayerDamage, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Where pruning measured it."""
+    experts: tuple[LayerExperts, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Of a mixture of experts: its sparse layers."""
     quantization: tuple[Quantization, ...] = ()
     benchmark: tuple[BenchmarkRow, ...] = ()
     """With `model` being a title of `models` wherever it is one of them."""

@@ -11,7 +11,14 @@ from rich.table import Table
 
 from camera.benchmark.report import BenchmarkRow
 from camera.report.schema import Accuracy, ModelRow, Results
-from camera.report.words import accuracy_words, count_words, score_words, speed_words, verdict
+from camera.report.words import (
+    accuracy_words,
+    count_words,
+    ffn_words,
+    score_words,
+    speed_words,
+    verdict,
+)
 from camera.units import bytes_text
 
 NOISY = "*: the runs lie further apart than 20 % of their median; measure again on a quiet machine"
@@ -38,7 +45,8 @@ class Grid:
 def quality_grid(results: Results) -> Grid:
     """One row for each model: what it is, its size, its perplexity on each text."""
     texts = results.datasets
-    notes = ["FFN: channels per layer; size: all weights; bits/w: bits per weight, all tensors counted"]
+    ffn = "experts × channels of each" if any(row.experts for row in results.models) else "channels per layer"
+    notes = [f"FFN: {ffn}; size: all weights; bits/w: bits per weight, all tensors counted"]
     if texts:
         notes.append("ppl: perplexity, lower is better; in brackets the change against the original")
     return Grid(
@@ -48,7 +56,7 @@ def quality_grid(results: Results) -> Grid:
             (
                 row.title,
                 row.type or "–",
-                "–" if row.ffn_width is None else str(row.ffn_width),
+                ffn_words(row),
                 "–" if row.bytes is None else bytes_text(row.bytes),
                 "–" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
                 *(score_words(row, text) for text in texts),
@@ -70,6 +78,7 @@ def speed_grid(results: Results) -> Grid | None:
     measured: dict[tuple[str, str], dict[int, BenchmarkRow]] = defaultdict(dict)
     for row in rows:
         measured[row.engine, row.model][row.decode] = row
+    sparse = any(row.experts for row in results.models)
     lines = []
     for (engine, model), by_length in measured.items():
         timed = next((row for row in by_length.values() if row.prefill_ms is not None), None)
@@ -78,7 +87,9 @@ def speed_grid(results: Results) -> Grid | None:
             "–" if row is None else speed_words(row.decode_ms, row.decode_speedup, row.noisy)
             for row in map(by_length.get, lengths)
         )
-        lines.append((model, engine, prefill, *decode))
+        longest = by_length[max(by_length)].bytes_per_token
+        reads = "–" if longest is None else bytes_text(longest)
+        lines.append((model, engine, prefill, *decode, *([reads] if sparse else [])))
     notes = ["ms per token, median; lower is faster"]
     if results.benchmark_baseline is not None:
         notes.append(f"in brackets: time of {results.benchmark_baseline} ÷ this time")
@@ -89,11 +100,23 @@ def speed_grid(results: Results) -> Grid | None:
             notes.append(f"{row.model} on {row.engine}: timed as {row.stand_in}, which the engine can read")
     for row in rows:
         if row.failure is not None:
-            notes.append(f"{row.model} on {row.engine}, {row.decode} tokens: not measured. {row.failure}")
+            same = all(each.failure == row.failure for each in measured[row.engine, row.model].values())
+            tokens = "" if same else f", {row.decode} tokens"
+            notes.append(f"{row.model} on {row.engine}{tokens}: not measured. {row.failure}")
+    if sparse:
+        notes.append(
+            "reads: bytes that a token reads at the longest decode, weights of the experts used alone"
+        )
     product = results.product
     return Grid(
         f"Speed on {results.device.name}" if results.device else "Speed",
-        ("model", "engine", f"prefill {rows[0].prompt}", *(f"decode {length}" for length in lengths)),
+        (
+            "model",
+            "engine",
+            f"prefill {rows[0].prompt}",
+            *(f"decode {length}" for length in lengths),
+            *(["reads"] if sparse else []),
+        ),
         tuple(lines),
         words=2,
         strong=tuple(

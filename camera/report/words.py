@@ -1,8 +1,11 @@
 """Numbers and findings in words, the same in every output."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from camera.benchmark.report import BenchmarkRow, Spread
+from camera.registry import PRUNING_METHODS
 from camera.report.schema import Accuracy, ModelRow, PruneSummary, Results
 
 
@@ -89,7 +92,92 @@ def prune_words(prune: PruneSummary) -> str:
     if not prune.removed_share:
         return "No FFN channel removed"
     done = "removed" if prune.mode == "physical" else "set to zero"
-    return f"{percent(prune.removed_share)} of the FFN channels {done} ({prune.width} → {prune.kept_width} per layer)"
+    what = "experts' FFN channels" if prune.experts else "FFN channels"
+    return f"{percent(prune.removed_share)} of the {what} {done} ({widths_words(prune)})"
+
+
+def widths_words(prune: PruneSummary) -> str:
+    """`11008 → 8832 per layer`; of a mixture of experts `16 → 14 experts of 192 → 160 channels per layer`."""
+    if not prune.experts:
+        return f"{prune.width} → {prune.kept_width} per layer"
+    count = (
+        f"{prune.experts} → {prune.experts_kept}"
+        if prune.experts_kept < prune.experts
+        else str(prune.experts)
+    )
+    if prune.kept_width == prune.width:
+        return f"{count} experts of {prune.width} channels per layer"
+    average = " on average" if prune.scope == "layer" else ""
+    return f"{count} experts of {prune.width} → {prune.kept_width} channels{average} per layer"
+
+
+def asked_words(prune: PruneSummary, recipe: Mapping[str, Any]) -> str:
+    """What a recipe asked for, of a mixture of experts."""
+    step = f"widths in multiples of {prune.multiple_of}"
+    if prune.considered:
+        return f"{percent(prune.ratio)} asked for, split automatically; {step}"
+    asked = recipe.get("prune", {}).get("experts", 0)
+    experts = f"{percent(asked)} of the experts and " if isinstance(asked, float) and asked else ""
+    return f"{experts}{percent(prune.ratio)} of the channels asked for; {step}"
+
+
+def experts_words(results: Results) -> str:
+    """How uneven the experts of a model are."""
+    counts = [count for layer in results.experts for count in layer.tokens]
+    text = (
+        f"{len(results.experts)} layers route each token to some of {len(results.experts[0].tokens)} experts. "
+        f"On the calibration text an expert got {min(counts):,} to {max(counts):,} tokens."
+    )
+    dropped = sum(not kept for layer in results.experts for kept in layer.kept)
+    if dropped:
+        text += (
+            f" The {dropped} experts that put out the least energy, equally many in each layer, were dropped."
+        )
+    return text
+
+
+def tokens_map_note(results: Results) -> str:
+    """What the map of tokens shows."""
+    dropped = any(not kept for layer in results.experts for kept in layer.kept)
+    crossed = "; crossed out: dropped" if dropped else ""
+    same = ""
+    if results.prune is not None and not uneven(results) and results.prune.kept_width < results.prune.width:
+        same = f"; {'the others keep' if dropped else 'each keeps'} {results.prune.kept_width} of {results.prune.width} channels"
+    return f"a row is a decoder layer, a column an expert; strong got many, by square roots{crossed}{same}"
+
+
+def scored_words(results: Results) -> str:
+    """Whose channels have an importance, of a mixture of experts; nothing of a dense model."""
+    if not results.experts:
+        return ""
+    dropped = any(not kept for layer in results.experts for kept in layer.kept)
+    return "channels of the experts that stay; " if dropped else "channels of all experts; "
+
+
+def uneven(results: Results) -> bool:
+    """Whether the experts that stay have several widths, as only a mask can give them."""
+    return len({kept for layer in results.experts for kept in layer.kept if kept}) > 1
+
+
+def ffn_words(row: ModelRow) -> str:
+    """`8832`; of a mixture of experts `14 × 160`; a dash if not known."""
+    if row.ffn_width is None:
+        return "–"
+    return f"{row.experts} × {row.ffn_width}" if row.experts else str(row.ffn_width)
+
+
+def method_words(prune: PruneSummary) -> str:
+    """What chose the channels, with what else the method does."""
+    if prune.method is None or prune.method not in PRUNING_METHODS:
+        return "not recorded"
+    method = PRUNING_METHODS[prune.method]
+    refit = ", down projections refitted" if method.needs_gram else ""
+    alpha = (
+        ""
+        if prune.reduce_ratio is None or prune.method == "obs"
+        else f", reduce-ratio α = {prune.reduce_ratio:g}"
+    )
+    return f"{method.title}{alpha}{refit} (method {prune.method})"
 
 
 def quoted_row(results: Results) -> BenchmarkRow | None:

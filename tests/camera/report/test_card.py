@@ -74,6 +74,45 @@ def test_a_card_says_what_was_done_besides_removing_channels() -> None:
         assert words not in plain
 
 
+def test_a_card_says_what_became_of_experts() -> None:
+    splits = [
+        {"experts_kept": 6, "kept": 80, "loss": 0.125},
+        {"experts_kept": 8, "kept": 64, "loss": 0.25},
+    ]
+    experts = {
+        "scope": "expert",
+        "experts": 8,
+        "experts_kept": 6,
+        "ranked_by_weights": {"1": {"experts.3": 2, "experts.5": 0}},
+        "considered": splits,
+        "config": {"moe_intermediate_size": 80, "num_experts": 6},
+        "width": 96,
+        "kept_width": 80,
+        "decisions": [{"refitted": True}, {"refitted": False}],
+    }
+    card = " ".join(render_card(_facts(prune={**PRUNED, **experts})).split())
+    for words in (
+        "Of the 8 experts of each layer, the 2 that put out the least energy",
+        "In every expert that stays",
+        "80 of 96 stay, each expert's own choice",
+        "among 2 ways to reach 20.0 %",
+        "6 × 80 (0.1250), 8 × 64 (0.2500).",
+        "`moe_intermediate_size` is 80, `num_experts` is 6.",
+        "2 networks saw too few calibration tokens",
+        "1 of 2 networks were refitted",
+    ):
+        assert words in card
+    assert "channels wide" not in card
+
+
+def test_a_card_of_a_joint_ranking_says_that_nothing_is_smaller() -> None:
+    joint = {"mode": "mask", "scope": "layer", "experts": 8, "experts_kept": 8, "ranked_by_weights": {}}
+    card = " ".join(render_card(_facts(prune={**PRUNED, **joint, "config": {}})).split())
+    assert "All 8 experts of each layer stay." in card
+    assert "all channels of a layer ranked together: on average 160 of 192 keep their weights" in card
+    assert "the file is no smaller" in card
+
+
 def test_a_card_with_results_holds_the_table(run: Run) -> None:
     results = run.results()
     card = render_card(_facts(), results)
