@@ -8,10 +8,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
-from camera.files import read_json
+from camera.files import read_json, write_json
 from camera.formats.convert import convert_to_gguf, write_twin
 from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, packed_hf_tensor, read_hf_tensor
 from camera.formats.quantized_model import QuantizedModel
@@ -122,16 +124,22 @@ def test_routers_and_gates_stay_float32_whatever_is_asked(tmp_path: Path) -> Non
 
 
 def test_experts_of_two_types_are_refused_with_their_names(tmp_path: Path) -> None:
-    folder = packed(tmp_path, "qwen3_moe", "q4_0")
-    other = tmp_path / "other"
-    name = "model.layers.0.mlp.experts.3.up_proj.weight"
-    options = QuantizeOptions(type="q4_0", overrides={name: "q8_0"})
-    quantize_checkpoint(Checkpoint.open(tmp_path / "source"), other, options)
+    """`quantize` writes no such folder; another tool may."""
+    folder, other = packed(tmp_path, "qwen3_moe", "q4_0"), tmp_path / "other"
+    quantize_checkpoint(Checkpoint.open(tmp_path / "source"), other, QuantizeOptions(type="q8_0"))
     convert_to_gguf(folder, tmp_path / "one.gguf", name="one")
+    name = "model.layers.0.mlp.experts.3.up_proj.weight"
+    reports = [read_json(each / "quantized.json") for each in (folder, other)]
+    records = [{record["name"]: record for record in report["tensors"]} for report in reports]
+    records[0][name] = records[1][name]
+    write_json(folder / "quantized.json", reports[0] | {"tensors": list(records[0].values())})
+    shard = records[1][name]["file"]
+    tensors = load_file(folder / shard) | {name: load_file(other / shard)[name]}
+    write_tensors(folder / shard, tensors)
     with pytest.raises(
         CameraError, match=r"ffn_up_exps.*experts\.0\.up_proj.*q4_0.*experts\.3\.up_proj.*q8_0"
     ):
-        convert_to_gguf(other, tmp_path / "two.gguf", name="two")
+        convert_to_gguf(folder, tmp_path / "two.gguf", name="two")
     assert not (tmp_path / "two.gguf").exists()
 
 
