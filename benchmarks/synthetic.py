@@ -2,9 +2,14 @@
 
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 from camera.checkpoints.checkpoint import INDEX_NAME
 from camera.checkpoints.safetensors_file import SafetensorsWriter
@@ -12,6 +17,28 @@ from camera.files import write_json
 from camera.models import family_of
 
 _BLOCK = 1 << 20
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""How Qwen's tokenizers split text into words."""
+_MOE_CONFIG = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "decoder_sparse_step": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+}
 _CONFIG = {
     "architectures": ["PanguEmbeddedForCausalLM"],
     "model_type": "PanguEmbedded",
@@ -40,7 +67,6 @@ def write_checkpoint(
 
     Weights are one block of a million normal numbers over and over, scaled as an initialisation would be.
     """
-    folder.mkdir(parents=True)
     config = _CONFIG | {
         "hidden_size": hidden,
         "intermediate_size": ffn,
@@ -51,6 +77,37 @@ def write_checkpoint(
         "torch_dtype": str(dtype).removeprefix("torch."),
         "vocab_size": vocab,
     }
+    _write(folder, config, dtype, shard_bytes)
+    _write_tokenizer(folder)
+    return folder
+
+
+def write_moe_checkpoint(
+    folder: Path, *, layers: int, vocab: int, dtype: torch.dtype, shard_bytes: int = 4 << 30, **sizes: int
+) -> Path:
+    """Write a checkpoint of Qwen3-30B-A3B's shapes, `sizes` of its config.json apart, as `write_checkpoint` does.
+
+    The tokenizer knows single bytes. With the same weights for all experts a router would still spread its tokens, as its
+    own rows differ.
+    """
+    config = (
+        _MOE_CONFIG
+        | sizes
+        | {
+            "num_hidden_layers": layers,
+            "torch_dtype": str(dtype).removeprefix("torch."),
+            "vocab_size": vocab,
+        }
+    )
+    _write(folder, config, dtype, shard_bytes)
+    _write_byte_tokenizer(folder)
+    return folder
+
+
+def _write(folder: Path, config: dict[str, Any], dtype: torch.dtype, shard_bytes: int) -> None:
+    """config.json and weights."""
+    folder.mkdir(parents=True)
+    hidden = config["hidden_size"]
     family = family_of(config)
     shapes = {name: family.shape(config, placed.weight) for name, placed in family.names(config).items()}
     block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(hidden**-0.5).to(dtype)
@@ -64,8 +121,23 @@ def write_checkpoint(
                 index[name] = file
     write_json(folder / INDEX_NAME, {"metadata": {}, "weight_map": index})
     write_json(folder / "config.json", config)
-    _write_tokenizer(folder)
-    return folder
+
+
+def _write_byte_tokenizer(folder: Path) -> None:
+    """A byte-level BPE without merges, in the files of Qwen3."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[]))
+    bytes_ = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = Sequence([Split(Regex(_WORDS), "isolated"), bytes_])
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    described = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    write_json(folder / "tokenizer_config.json", described)
 
 
 def _write_tokenizer(folder: Path) -> None:

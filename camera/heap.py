@@ -45,14 +45,18 @@ def trim() -> None:
 class SteadyHeap:
     """Work in equal rounds that needs the same memory in each, so that growth from round to round is fragments."""
 
-    def __init__(self) -> None:
+    def __init__(self, slack_bytes: int = SLACK_BYTES) -> None:
+        """Args:
+        slack_bytes: how much larger than after its first round the process may be.
+        """
         keep_freed_blocks()
+        self._slack = slack_bytes
         self._limit: int | None = None
 
     def end_round(self) -> bool:
-        """Trim the heap if the process has grown by more than `SLACK_BYTES` since its first round; whether it did."""
+        """Trim the heap if the process has grown by more than the slack since its first round; whether it did."""
         own = private_bytes()
-        self._limit = own + SLACK_BYTES if self._limit is None else self._limit
+        self._limit = own + self._slack if self._limit is None else self._limit
         if own <= self._limit:
             return False
         trim()

@@ -16,9 +16,10 @@ from camera.layerwise.statistics import gather_channels
 
 IMPLEMENTATION = "camera"
 """Name of our function in transformers' table."""
-_LEAST_ROWS = 16
-"""Fewer rows go through a matrix product of their own, which sums in another order: they are filled up with zeros, so that
-what a token becomes does not depend on which others are there."""
+_ROWS = 16
+"""Matrix products get a multiple of so many rows, filled up with zeros. Few rows go through a product of their own, which sums
+in another order: so what a token becomes does not depend on which others are there. And oneDNN keeps half a megabyte for
+every number of rows that it has seen, up to a thousand of them."""
 _SHARE_OF_FREE = 0.5
 
 
@@ -160,11 +161,10 @@ def narrowed(
 
 
 def _filled(rows_NH: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """At least `_LEAST_ROWS` rows, and how many are real."""
+    """A multiple of `_ROWS` rows, and how many are real."""
     count = len(rows_NH)
-    if count >= _LEAST_ROWS:
-        return rows_NH, count
-    return nn.functional.pad(rows_NH, (0, 0, 0, _LEAST_ROWS - count)), count
+    missing = -count % _ROWS
+    return (nn.functional.pad(rows_NH, (0, 0, 0, missing)) if missing else rows_NH), count
 
 
 def attach(module: nn.Module, experts: Experts) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from camera.heap import SteadyHeap
 from camera.layerwise.experts import (
     Experts,
     Matrices,
@@ -36,6 +37,10 @@ from camera.models import Block
 
 CHUNK_BYTES = 64 << 20
 """About so large are the activations that exist at once: whole samples, at least one."""
+
+
+SLACK_BYTES = 16 << 20
+"""How much a process may grow from expert to expert before its heap is trimmed."""
 
 
 class Buffers:
@@ -113,6 +118,7 @@ class ExpertsPass:
         self.tokens_E = torch.tensor([len(token_N) for token_N, _ in self._tokens])
         self.energy_E = torch.zeros(len(self._tokens), dtype=torch.float64)
         self.act = self._experts.act
+        self._heap = SteadyHeap(SLACK_BYTES) if runner.device.type == "cpu" else None
         self._put_out_before = False
         self.aims = False
         self.squares = torch.zeros((), dtype=torch.float64)
@@ -194,6 +200,8 @@ class ExpertsPass:
             if counts:
                 self._add(self._buffers.added_TH, visit, out_NH)
         self._held, self._observed = [], None
+        if self._heap is not None:  # as many tokens as visit it, each expert leaves holes of another size
+            self._heap.end_round()
 
     def _add(self, total_TH: torch.Tensor, visit: _Visit, out_NH: torch.Tensor) -> None:
         total_TH.index_add_(0, visit.token_N.to(total_TH.device), out_NH.to(total_TH))
