@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from camera.models.family import FAMILIES, Config, Experts, Family, Shared, Weight, whole
+from camera.models.experts import Config, Experts, Shared, whole
+from camera.models.family import FAMILIES, Family, Weight
 from camera.models.gguf import STEP, GgufRules, Stated
 from camera.models.weights import FFN_NORM, attention_weights, decoder, dense_weights, expert_weights
 

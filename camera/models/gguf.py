@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from camera.errors import CameraError
 
 if TYPE_CHECKING:
-    from camera.models.family import Experts
+    from camera.models.experts import Experts
 
 Config = Mapping[str, Any]
 Number = int | float | bool

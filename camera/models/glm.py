@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from camera.models.family import FAMILIES, Experts, Family, Shared, When, enough_to_choose, whole
+from camera.models.experts import Experts, Shared, enough_to_choose, whole
+from camera.models.family import FAMILIES, Family, When
 from camera.models.gguf import SIGMOID, GgufRules, Stated
 from camera.models.weights import (
     HEAD_NORMS,

@@ -3,7 +3,8 @@
 Published configs give numbers of experts and widths as lists with one for every layer; all of them must be alike.
 """
 
-from camera.models.family import ATTENTION, FAMILIES, Config, Experts, Family, Shared, When
+from camera.models.experts import Config, Experts, Shared
+from camera.models.family import ATTENTION, FAMILIES, Family, When
 from camera.models.weights import FFN_NORM, attention_weights, decoder, expert_weights, norm
 
 _WIDTH = "intermediate_size"

@@ -1,6 +1,7 @@
 """OLMoE (1B-7B): every layer has experts; query and key are normed over all heads together."""
 
-from camera.models.family import ATTENTION, FAMILIES, Config, Experts, Family, When
+from camera.models.experts import Config, Experts
+from camera.models.family import ATTENTION, FAMILIES, Family, When
 from camera.models.gguf import Fixed, GgufRules, normalised
 from camera.models.weights import FFN_NORM, attention_weights, decoder, expert_weights, norm
 

@@ -28,7 +28,7 @@ from camera.layerwise.experts_pass import ExpertsPass
 from camera.layerwise.observers import final_norm, input_squares, squares
 from camera.layerwise.runner import LayerRunner
 from camera.models import Placed, named_weights
-from camera.models.family import Config
+from camera.models.experts import Config
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 from camera.quantization.hidden_states import HiddenStates

@@ -6,19 +6,8 @@ V1 (DeepSeek-MoE-16B) has no class in transformers and gets one here.
 from collections.abc import Callable
 from functools import partial
 
-from camera.models.family import (
-    ATTENTION,
-    FAMILIES,
-    Config,
-    Experts,
-    Family,
-    Shared,
-    Size,
-    Weight,
-    When,
-    enough_to_choose,
-    whole,
-)
+from camera.models.experts import Config, Experts, Shared, enough_to_choose, whole
+from camera.models.family import ATTENTION, FAMILIES, Family, Size, Weight, When
 from camera.models.gguf import SIGMOID, SOFTMAX, Fixed, GgufRules, Part, Stated, normalised
 from camera.models.weights import (
     ATTENTION_NORM,

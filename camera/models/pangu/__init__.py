@@ -1,19 +1,8 @@
 """openPangu: Embedded (1B, 7B, 7B-V1.1), a Llama with biases on query, key, value and output, and Pro-MoE (72B), which has
 such attention and experts in groups."""
 
-from camera.models.family import (
-    ATTENTION,
-    FAMILIES,
-    LAYER,
-    Config,
-    Experts,
-    Family,
-    Shared,
-    Weight,
-    When,
-    layers_of,
-    whole,
-)
+from camera.models.experts import Config, Experts, Shared, layers_of, whole
+from camera.models.family import ATTENTION, FAMILIES, LAYER, Family, Weight, When
 from camera.models.weights import (
     FFN_NORM,
     attention_weights,
