@@ -137,11 +137,19 @@ class LayerRunner:
         """The matrices of a feed-forward network on the device.
 
         Raises:
-            CameraError: if one is missing, or holds NaN or infinity.
+            CameraError: if one is missing, of the wrong shape, or holds NaN or infinity.
         """
-        return Matrices(
-            *(self.checkpoint.read_finite(name).to(self.device, self.dtype) for name in block.names)
-        )
+        width, hidden = block.width(self.checkpoint.config), self.checkpoint.hidden_size
+        shapes = (width, hidden), (width, hidden), (hidden, width)
+        return Matrices(*map(self._matrix, block.names, shapes))
+
+    def _matrix(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
+        matrix = self.checkpoint.read_finite(name)
+        if matrix.shape != shape:
+            raise CameraError(
+                f"{self.checkpoint.folder}: {name} has shape {list(matrix.shape)} and config.json asks for {list(shape)}"
+            )
+        return matrix.to(self.device, self.dtype)
 
     def sparse_module(self, layer: nn.Module) -> nn.Module:
         """Router, experts and what they share, of a decoder layer that routes its tokens."""

@@ -6,11 +6,14 @@ from math import ceil, gcd
 from typing import Any, Literal, NamedTuple
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import dtype_name
 from camera.errors import CameraError
 from camera.models import Block
 from camera.options import CaptureOptions, PruneOptions
 from camera.registry import PRUNING_METHODS
 
+_GROUPED_ROW_BYTES = 16
+"""torch's grouped matrix product takes rows of a multiple of so many bytes."""
 _ROUNDS = 64
 """`obs` removes a 64th of the channels in a round, unless the options say otherwise."""
 
@@ -114,7 +117,7 @@ class PrunePlan:
 
         Where experts go, those that stay get other tokens, and their channels are chosen by these.
         """
-        may_drop = self.drops or any(experts < self.experts for experts, _ in self.candidates)
+        may_drop = self.drops or bool(self.candidates)
         return self.sequential or self.needs_gram or self.sparsity > 0 or may_drop
 
     @property
@@ -159,7 +162,7 @@ def plan_prune(checkpoint: Checkpoint, capture: CaptureOptions, options: PruneOp
     """Resolve the options for a model.
 
     Raises:
-        CameraError: if nothing would be pruned, or the model has no experts to drop.
+        CameraError: if nothing would be pruned, the model has no experts to drop, or none would compute with what is left.
     """
     widths = {key: int(checkpoint.config[key]) for key in checkpoint.family.width_keys(checkpoint.config)}
     widths[next(iter(widths))] = checkpoint.ffn_width  # checked
@@ -182,10 +185,25 @@ def plan_prune(checkpoint: Checkpoint, capture: CaptureOptions, options: PruneOp
         mode=options.mode,
         sequential=capture.propagate == "sequential",
     )
-    if not auto:
-        return plan
-    candidates = splits(checkpoint, options.ratio, options.multiple_of)
-    return replace(plan.narrowed_to(*candidates[0]), candidates=tuple(candidates))
+    if auto:
+        candidates = splits(checkpoint, options.ratio, options.multiple_of)
+        plan = replace(plan.narrowed_to(*candidates[0]), candidates=tuple(candidates))
+    _check_alignment(checkpoint, plan)
+    return plan
+
+
+def _check_alignment(checkpoint: Checkpoint, plan: PrunePlan) -> None:
+    """Raise CameraError for widths of experts that transformers saves and loads, and then does not compute with."""
+    if not plan.experts or plan.mode == "mask":
+        return
+    step = _GROUPED_ROW_BYTES // checkpoint.dtype.itemsize
+    for kept in ({kept for _, kept in plan.candidates} | {plan.kept}) - {plan.width}:
+        if kept % step:
+            raise CameraError(
+                f"prune would keep {kept} channels of each expert, and transformers multiplies all experts at once only if "
+                f"they are a multiple of {step} in {dtype_name(checkpoint.dtype)}: set prune.multiple_of to {step}, or to a "
+                "multiple of it"
+            )
 
 
 def splits(checkpoint: Checkpoint, ratio: float, multiple_of: int) -> list[tuple[int, int]]:

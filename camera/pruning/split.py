@@ -108,15 +108,3 @@ def _lost_by_width(importance_F: torch.Tensor) -> torch.Tensor:
     """The importance that goes when the K highest channels stay, for K from 0 to F: float64 [F + 1]."""
     ascending_F = importance_F.sort().values
     return torch.cat([ascending_F.new_zeros(1), ascending_F.cumsum(0)]).flip(0)
-
-
-def with_split_of(
-    plan: PrunePlan,
-    checkpoint: Checkpoint,
-    statistics: Sequence[Labelled[BlockStatistics]],
-    routed: Sequence[Routed | None],
-) -> PrunePlan:
-    """The plan with the split that costs the least by the statistics of a one-shot capture."""
-    if not plan.candidates:
-        return plan
-    return plan.with_split(split_losses(checkpoint, plan, statistics, routed))

@@ -49,7 +49,7 @@ from camera.pruning.importance import (
 )
 from camera.pruning.model_writer import ModelWriter, changing_tensors, compare, pruned_tensor
 from camera.pruning.plan import PrunePlan, Split, plan_statistics
-from camera.pruning.split import SPLIT, split_by_pass, with_split_of
+from camera.pruning.split import SPLIT, split_by_pass
 
 
 def capture(
@@ -175,8 +175,8 @@ def prune(
         )
     count = checkpoint.layer_count
     scored_layers = Scored.read(scored, count)
-    if plan.candidates:
-        plan = _split(checkpoint, scored, plan, captured)
+    if plan.candidates and (scored / DECISIONS).is_file():
+        plan = plan.with_split([Split(*each) for each in read_json(scored / DECISIONS)["considered"]])
     for layer, scores in enumerate(scored_layers.layers):
         widths = {block.label: block.width(checkpoint.config) for block in checkpoint.blocks(layer)}
         for label, scores_F in scores.items():
@@ -190,7 +190,7 @@ def prune(
         _check_decided(scored, decided, plan)
         layers = read_kept(scored, count)
         records = read_records(decided["layers"], count)
-    elif plan.drops:
+    elif plan.drops or plan.candidates:
         raise CameraError(
             f"{scored}: experts are dropped while capture runs, and this one was not told to: capture again with experts"
         )
@@ -203,19 +203,6 @@ def prune(
                     shutil.copyfile(captured / matrices_file(layer), temporary)
     write_kept(out, layers)
     write_summary(out, checkpoint, plan, options, scored_layers, (layers, records))
-
-
-def _split(checkpoint: Checkpoint, scored: Path, plan: PrunePlan, captured: Path | None) -> PrunePlan:
-    """The plan with the split that capture chose, or that its statistics say."""
-    if (scored / DECISIONS).is_file():
-        return plan.with_split([Split(*each) for each in read_json(scored / DECISIONS)["considered"]])
-    if captured is None:
-        raise CameraError(
-            "prune.experts auto chooses by what capture saw: name the folder that capture wrote too"
-        )
-    count = checkpoint.layer_count
-    routed = routed_from(read_tensors(captured / STATISTICS), count)
-    return with_split_of(plan, checkpoint, read_statistics(captured / STATISTICS, count), routed)
 
 
 def _check_decided(scored: Path, decided: Mapping[str, Any], plan: PrunePlan) -> None:

@@ -8,13 +8,16 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.devices import resolve_dtype
 from camera.layerwise.feed_forward import ACTIVATION_BUDGET_BYTES
-from camera.options import CaptureOptions, PositiveInt, PruneOptions, Setting
+from camera.options import CaptureOptions, PositiveInt, PruneOptions, Setting, UsedWhen
 from camera.pruning.estimate import estimate_capture
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import capture
 from tasks.estimate import PROCESS_BYTES, Known, Needs
 from tasks.stage import Context, Stage, register
 from tasks.stages.fetch import TOKENS
+
+_FOR_A_SPLIT = UsedWhen(lambda options: options.experts == "auto")
+"""Else the widths that stay say all."""
 
 
 class DecideOptions(PruneOptions):
@@ -23,8 +26,8 @@ class DecideOptions(PruneOptions):
     kept: int
     others_kept: tuple[int, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Of the other widths that change: that of the network which experts share."""
-    ratio: Annotated[float, Setting] = 0.2
-    multiple_of: Annotated[PositiveInt, Setting] = 64
+    ratio: Annotated[float, _FOR_A_SPLIT] = 0.2
+    multiple_of: Annotated[PositiveInt, _FOR_A_SPLIT] = 64
     mode: Annotated[Literal["physical", "mask"], Setting] = "physical"
 
 

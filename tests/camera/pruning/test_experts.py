@@ -20,8 +20,6 @@ from tests.tiny import MOE_TYPES, tiny_moe_checkpoint
 
 ALPHA = 0.6
 PRUNE = PruneOptions(ratio=0.3, reduce_ratio=ALPHA, multiple_of=4)
-GROUPS = {"deepseek_v3": {"n_group": 2, "topk_group": 1}}
-"""So that a quarter of 8 experts can go: equally many of each group, and no fewer than a token needs of one."""
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +28,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @cache
     def cached(model_type: str, **options: Any) -> Path:
-        return tiny_moe_checkpoint(
-            tmp_path_factory.mktemp(model_type), model_type, **GROUPS.get(model_type, {}), **options
-        )
+        return tiny_moe_checkpoint(tmp_path_factory.mktemp(model_type), model_type, **options)
 
     return cached
 

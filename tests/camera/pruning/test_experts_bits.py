@@ -30,15 +30,22 @@ from camera.pruning.prune_checkpoint import prune_checkpoint
 from tests.camera.pruning.conftest import PROPAGATIONS, KilledError, contents, kill_at, run_steps
 from tests.tiny import TOKENS, tiny_moe_checkpoint
 
-PRUNE = PruneOptions(ratio=0.3, reduce_ratio=0.6, multiple_of=4)
+PRUNE = PruneOptions(ratio=0.3, reduce_ratio=0.6, multiple_of=8)
 DROP = PRUNE.model_copy(update={"experts": 0.25})
 REFIT = PRUNE.model_copy(update={"method": "refit"})
 DROP_AND_REFIT = DROP.model_copy(update={"method": "refit"})
-WAYS = {"channels": PRUNE, "experts": DROP, "refit": REFIT, "experts and refit": DROP_AND_REFIT}
+SPLIT = PruneOptions(ratio=0.45, reduce_ratio=0.6, multiple_of=8, experts="auto")
+WAYS = {
+    "channels": PRUNE,
+    "experts": DROP,
+    "split": SPLIT,
+    "refit": REFIT,
+    "experts and refit": DROP_AND_REFIT,
+}
 FOUND = (KEPT, SUMMARY, SCORES, STATISTICS)
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"shards": 3},
-    "deepseek_v3": {"n_group": 2, "topk_group": 1, "dtype": torch.bfloat16},
+    "deepseek_v3": {"dtype": torch.bfloat16},
     "mixtral": {"dtype": torch.bfloat16},
 }
 
