@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.pruning.decision import KEPT
+from camera.pruning.decision import Pruned
 from camera.report.schema import Results, read_results
 from tasks.lineage_form import check_lineage
 from tasks.runs import flatten
@@ -152,10 +151,13 @@ def _speed(results: Results) -> dict[str, float]:
 
 def _size(results: Results) -> dict[str, Any]:
     product = results.product
-    return {} if product is None else {"bytes": product.bytes, "FFN channels": product.ffn_width}
+    if product is None:
+        return {}
+    experts = {"experts": product.experts} if product.experts else {}
+    return {"bytes": product.bytes, "FFN channels": product.ffn_width, **experts}
 
 
-def _kept(lineage: dict[str, Any], store: Store) -> list[set[int]]:
+def _kept(lineage: dict[str, Any], store: Store) -> list[set[tuple[str, int]]]:
     asked = lineage["recipe"]["prune"]
     entry = None
     for stage in lineage["stages"].values():  # others are of runs with other options and the same bytes
@@ -171,11 +173,14 @@ def _kept(lineage: dict[str, Any], store: Store) -> list[set[int]]:
         raise CameraError(
             f"{lineage['name']}: the artifact that says which channels were kept is not in this store"
         )
-    tensors = read_tensors(artifact.path / KEPT)
-    return [set(tensors[f"layers.{layer}.kept"].tolist()) for layer in range(len(tensors))]
+    layers = Pruned.open(artifact.path).stays()
+    return [
+        {(label, channel) for label, kept_K in stays.kept.items() for channel in kept_K.tolist()}
+        for stays in layers
+    ]
 
 
-def _overlaps(before: list[set[int]], after: list[set[int]]) -> list[Overlap]:
+def _overlaps(before: list[set[tuple[str, int]]], after: list[set[tuple[str, int]]]) -> list[Overlap]:
     if len(before) != len(after):
         raise CameraError(f"the models have {len(before)} and {len(after)} layers")
     pairs = enumerate(zip(before, after, strict=True))

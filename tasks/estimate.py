@@ -1,10 +1,14 @@
 """What a step needs, estimated before its inputs exist: disk, memory, time."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.models import Block
+from camera.pruning.estimate import tried_layer
 from camera.pruning.plan import PrunePlan, plan_prune
 from tasks.options import Sections
 from tasks.recipe import Recipe
@@ -61,9 +65,20 @@ class Known:
 
     @cached_property
     def feed_forward(self) -> int:
-        """Bytes of the feed-forward matrices of the source model."""
-        layers = range(self.source.layer_count)
-        return sum(self.tensor_bytes[name] for layer in layers for name in self.source.ffn_names(layer))
+        """Bytes of the feed-forward matrices of the source model; all experts are counted."""
+        return sum(size for _, size in self._networks)
+
+    @cached_property
+    def channels(self) -> int:
+        """Channels of all feed-forward networks of the source model."""
+        config = self.source.config
+        return sum(block.width(config) for block, _ in self._networks)
+
+    @cached_property
+    def _networks(self) -> list[tuple[Block, int]]:
+        """The feed-forward networks of all layers, with their bytes."""
+        blocks = chain.from_iterable(map(self.source.blocks, range(self.source.layer_count)))
+        return [(block, sum(self.tensor_bytes[name] for name in block.names)) for block in blocks]
 
     @cached_property
     def largest(self) -> int:
@@ -72,18 +87,26 @@ class Known:
 
     @cached_property
     def layer(self) -> int:
-        """Bytes of a decoder layer of the source model."""
-        return sum(self.tensor_bytes[name] for name in self.source.layer_tensors(0))
+        """Bytes of a decoder layer of the source model as it is held; of experts one is at a time."""
+        layer = tried_layer(self.source)
+        experts = [block for block in self.source.blocks(layer) if block.expert is not None]
+        apart = {name for block in experts[1:] for name in block.names}
+        return sum(self.tensor_bytes[name] for name in self.source.layer_tensors(layer) if name not in apart)
 
     @cached_property
     def pruning(self) -> PrunePlan:
         """What the recipe prunes."""
         return plan_prune(self.source, self.recipe.capture, self.recipe.prune)
 
-    @property
+    @cached_property
     def kept_bytes(self) -> int:
-        """Bytes of the feed-forward matrices that stay."""
-        return round(self.feed_forward * self.pruning.kept / self.source.ffn_width)
+        """Bytes of the feed-forward matrices that stay; where a split is still to be chosen, of the largest."""
+        kinds: Counter[tuple[str, bool]] = Counter()
+        for block, size in self._networks:
+            kinds[block.width_key, block.expert is not None] += size
+        plan = self.pruning
+        plans = [plan.narrowed_to(*candidate) for candidate in plan.candidates] or [plan]
+        return round(max(sum(size * _share(each, *kind) for kind, size in kinds.items()) for each in plans))
 
     @property
     def new_matrices(self) -> int:
@@ -96,3 +119,10 @@ class Known:
     def tokens(self) -> int:
         """Of the calibration."""
         return self.recipe.calibration.samples * self.recipe.calibration.length
+
+
+def _share(plan: PrunePlan, width_key: str, is_expert: bool) -> float:
+    """Which share of networks of one kind stays."""
+    experts = plan.experts_kept / plan.experts if is_expert else 1.0
+    kept = (cut.kept / cut.width for cut in plan.cuts if cut.key == width_key)
+    return experts * next(kept, 1.0)

@@ -66,6 +66,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
     """
     from rich.text import Text
 
+    from camera.pruning.plan import plan_prune
     from camera.units import bytes_text, seconds_text
     from tasks.pipeline import build_pipeline
     from tasks.preflight import plan as planned
@@ -75,7 +76,9 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
 
     project = here()
     checked = load_recipe(recipe, overrides or [])
-    steps = planned(build_pipeline(checked, find_sources(checked)), Store(project.store))
+    sources = find_sources(checked)
+    steps = planned(build_pipeline(checked, sources), Store(project.store))
+    splits = plan_prune(sources.checkpoint, checked.capture, checked.prune).candidates
     to_do = [step for step in steps if step.state in ("run", "after")]
     disk = sum(step.disk_bytes for step in to_do)
     memory = max((step.memory_bytes for step in to_do), default=0)
@@ -89,7 +92,8 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
             }
             for entry in steps
         ]
-        print_json({"steps": entries, "disk_bytes": disk, "peak_memory_bytes": memory})
+        found = {"steps": entries, "disk_bytes": disk, "peak_memory_bytes": memory}
+        print_json(found | ({"splits": splits} if splits else {}))
         return
     rows = []
     for entry in steps:
@@ -104,6 +108,11 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
         if to_do
         else "everything is cached"
     )
+    if to_do and len(splits) > 1:
+        ways = ", ".join(f"{experts} × {channels}" for experts, channels in splits)
+        say(
+            f"prune.experts auto: capture chooses among {ways} (experts × channels); sizes are those of the largest"
+        )
 
 
 _STATES = {

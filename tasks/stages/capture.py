@@ -48,7 +48,7 @@ def needs(known: Known) -> Needs:
     hidden = known.tokens * source.hidden_size * compute
     activations = min(ACTIVATION_BUDGET_BYTES, known.tokens * source.ffn_width * compute)
     layers = round(2 * known.layer * (1 + compute / source.dtype.itemsize))
-    statistics = 12 * source.ffn_width * source.layer_count
+    statistics = 12 * known.channels
     return Needs(disk=hidden + statistics + known.new_matrices, memory=layers + hidden + activations)
 
 
