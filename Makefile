@@ -3,11 +3,25 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The trained mixture of experts and texts of its domain, which are no part of this repository.
+SHARED := $(or $(CAMERA_SHARED_DATA),../shared/data)
+MOE := $(SHARED)/models/tiny-qwen3-moe
+MANUALS := $(SHARED)/text/manuals_sample.txt
 
-.PHONY: demo test test-slow test-faults test-nightly serve serve-stop check format install clean
+.PHONY: demo demo-moe test test-slow test-faults test-nightly serve serve-stop check format install clean
 
 demo: $(INSTALLED)  ## the whole pipeline of recipes/demo.yaml, on the CPU, offline
 	$(BIN)/camera run recipes/demo.yaml
+
+demo-moe: $(INSTALLED)  ## the same for a mixture of experts, where its trained model is at hand
+ifneq ($(and $(wildcard $(MOE)/config.json),$(wildcard $(MANUALS))),)
+	mkdir -p build/moe-demo
+	head -n 2264 $(MANUALS) > build/moe-demo/calibration.txt
+	tail -n +2265 $(MANUALS) > build/moe-demo/manuals.txt
+	$(BIN)/camera run recipes/moe-demo.yaml --set model=$(MOE)
+else
+	@echo "skipped: $(MOE) and $(MANUALS) are not here; set CAMERA_SHARED_DATA to the folder that holds models/ and text/"
+endif
 
 test: $(INSTALLED)  ## the whole quick suite
 	$(BIN)/python -m pytest -n 2 -m "not slow and not faults"
