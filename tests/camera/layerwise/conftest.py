@@ -1,5 +1,5 @@
 """The tiny checkpoints that pruning is tested on."""
 
-from tests.camera.pruning.conftest import build
+from tests.camera.pruning.conftest import build, read_names
 
-__all__ = ["build"]
+__all__ = ["build", "read_names"]
