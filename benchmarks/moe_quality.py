@@ -83,8 +83,8 @@ SUBJECTS = {
             "WikiText-2": Windows("wikitext2_test_raw.txt", 0, 20),
         },
     ),
-    "deepseek_v2": Subject(
-        Windows("tinystories_sample.txt", 600, 32, 2), {"stories": Windows("tinystories_sample.txt", 560, 40)}
+    "deepseek_v2": Subject(  # the stories behind window 602 were not trained on
+        Windows("tinystories_sample.txt", 646, 32, 2), {"stories": Windows("tinystories_sample.txt", 604, 40)}
     ),
 }
 
