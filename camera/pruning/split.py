@@ -2,8 +2,8 @@
 
 Loaders read one number of experts and one width for all layers, so the only choice is that pair. One pass through the
 original model tells what each would cost: the energy of what dropped experts put out, and CAMERA's importance, α = 0, of
-the channels that go from those that stay, both as shares of the energy of the residual stream that they are missing in.
-Measured against the perplexity of the pruned models, this ranks the pairs as the perplexity does: docs/moe.md.
+the channels that go from those that stay and from what they share, both as shares of the energy of the residual stream
+that they are missing in. Measured against the perplexity of the pruned models, this ranks the pairs as the perplexity does.
 """
 
 from collections.abc import Sequence
@@ -88,19 +88,21 @@ def split_losses(
     for layer, (of_blocks, of_layer) in enumerate(zip(statistics, routed, strict=True)):
         if of_layer is None:
             continue
-        blocks = [block for block in checkpoint.blocks(layer) if block.expert is not None]
+        blocks = checkpoint.blocks(layer)
         if any(block.label not in of_blocks for block in blocks):
             raise CameraError("a split needs statistics of every expert: capture again, one-shot")
-        lost_EK = torch.stack(
-            [
-                _lost_by_width(block_importance(checkpoint, block, of_blocks[block.label], 0.0))
-                for block in blocks
-            ]
-        )
+        lost = {
+            block: _lost_by_width(block_importance(checkpoint, block, of_blocks[block.label], 0.0))
+            for block in blocks
+        }
+        shared = [block for block in blocks if block.expert is None]
         for count, width in losses:
             kept_E = kept_experts(of_layer.energy_E, count, groups)
-            dropped = of_layer.energy_E.sum() - of_layer.energy_E[kept_E].sum()
-            losses[count, width] += float((dropped + lost_EK[kept_E, width].sum()) / of_layer.stream)
+            missing = of_layer.energy_E.sum() - of_layer.energy_E[kept_E].sum()
+            narrower = plan.narrowed_to(count, width)
+            for block in [*(blocks[expert] for expert in kept_E.tolist()), *shared]:
+                missing += lost[block][narrower.kept_of(block, len(lost[block]) - 1)]
+            losses[count, width] += float(missing / of_layer.stream)
     return sorted((Split(*pair, loss) for pair, loss in losses.items()), key=lambda split: split.loss)
 
 
