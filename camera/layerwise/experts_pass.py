@@ -84,6 +84,8 @@ class ExpertsPass:
         aims: whether blocks are to make good what the layer's output lacks.
         squares: float64, where they are: the mean diagonal element of the Gram matrices of the experts that stay.
         act: the activation of the gates.
+        device: where blocks compute.
+        dtype: what they compute in.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class ExpertsPass:
         self.energy_E = torch.zeros(len(self._tokens), dtype=torch.float64)
         self.act = self._experts.act
         self._heap = SteadyHeap(SLACK_BYTES) if runner.device.type == "cpu" else None
+        self.device, self.dtype = runner.device, runner.dtype
         self._put_out_before = False
         self.aims = False
         self.squares = torch.zeros((), dtype=torch.float64)

@@ -88,6 +88,14 @@ def products(hidden_BTI: torch.Tensor) -> torch.Tensor:
     return (rows_NI.T @ rows_NI).cpu()
 
 
+def sum_of_products(chunks: Iterable[torch.Tensor], width: int) -> torch.Tensor:
+    """Σ x·xᵀ over chunks [N, I] in order, float64 [I, I] on the CPU."""
+    total_II = torch.zeros(width, width, dtype=torch.float64)
+    for chunk_NI in chunks:
+        total_II += products(chunk_NI)
+    return total_II
+
+
 def squares(hidden_BTI: torch.Tensor) -> torch.Tensor:
     """Σ x² over all but the last dimension: float32 sums of a sample, float64 over samples; on the CPU."""
     return hidden_BTI.float().square().sum(-2).cpu().double().reshape(-1, hidden_BTI.shape[-1]).sum(0)

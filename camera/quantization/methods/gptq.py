@@ -3,7 +3,7 @@
 The rounding itself is `camera.quantization.compensation`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from camera.formats import blocks
 from camera.formats.quantized_model import layer_file
 from camera.layerwise.experts import Matrices, activations
 from camera.layerwise.experts_pass import ExpertsPass
-from camera.layerwise.observers import final_norm, input_products, products
+from camera.layerwise.observers import final_norm, input_products, sum_of_products
 from camera.layerwise.runner import LayerRunner
 from camera.models import Block
 from camera.models.family import FEED_FORWARD
@@ -143,12 +143,12 @@ class Gptq(Method):
         enough = block.expert is None or tokens >= LEAST_TOKENS
 
         def gather_inputs() -> torch.Tensor:
-            return _sum(run.inputs(block), self.checkpoint.hidden_size)
+            return sum_of_products(run.inputs(block), self.checkpoint.hidden_size)
 
         def gather_activations() -> torch.Tensor:
             inner = Matrices(stored[block.gate], stored[block.up], stored[block.up].T)
             acts = (activations(hidden_NH, inner, run.act) for hidden_NH in run.inputs(block))
-            return _sum(acts, block.width(self.checkpoint.config))
+            return sum_of_products(acts, block.width(self.checkpoint.config))
 
         few = None if enough else tokens
         stored = self._quantized([block.gate, block.up], gather_inputs, few)
@@ -232,14 +232,6 @@ def _gathering(
     states: HiddenStates, module: nn.Module, linear: str, device: torch.device
 ) -> Callable[[], torch.Tensor]:
     return lambda: input_products(module, states.call, states.batches_BTH, linear, device)
-
-
-def _sum(chunks: Iterable[torch.Tensor], width: int) -> torch.Tensor:
-    """Σ x·xᵀ over chunks [N, I] in order, float64 [I, I] on the CPU."""
-    total_II = torch.zeros(width, width, dtype=torch.float64)
-    for chunk_NI in chunks:
-        total_II += products(chunk_NI)
-    return total_II
 
 
 def _put_out(run: ExpertsPass, block: Block, stored: dict[str, torch.Tensor]) -> None:
