@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tasks.stage import Input
 
 _ENTRY_FIELDS = ("step", "stage", "version", "key", "digest", "options", "facts", "inputs", "environment")
+_OUTCOME = ("experts_kept", "kept_width", "removed_share")
 
 
 def ancestry(inputs: Mapping[str, "Input"]) -> dict[str, Any]:
@@ -67,7 +68,11 @@ def portable(lineage: Mapping[str, Any]) -> dict[str, Any]:
 
 def stage_entry(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What lineage keeps of a manifest."""
-    return {field: manifest[field] for field in _ENTRY_FIELDS if field in manifest}
+    entry = {field: manifest[field] for field in _ENTRY_FIELDS if field in manifest}
+    metrics = manifest.get("metrics", {})
+    if "experts_kept" in metrics:  # the options leave open what a split comes to
+        entry["outcome"] = {name: metrics[name] for name in _OUTCOME}
+    return entry
 
 
 def environment(device: str | None) -> dict[str, Any]:

@@ -93,6 +93,9 @@ class StageEntry(_Form):
     """What else the result depends on, such as the name of the device; part of the key unless it is left out."""
     inputs: dict[str, InputEntry]
     """By the stage's own names."""
+    outcome: dict[str, float] | None = None
+    """What pruning made of a mixture of experts: `experts_kept` in each layer, `kept_width` of each, `removed_share` of
+    all their channels."""
     environment: Environment | None = None
     """Left out inside a GGUF, whose bytes do not depend on it."""
 

@@ -35,5 +35,5 @@ def run(context: Context) -> dict[str, float]:
 
 
 STAGE = register(
-    Stage("report", 3, run, {"report": ReportOptions}, lambda known: Needs(), intermediate=False)
+    Stage("report", 4, run, {"report": ReportOptions}, lambda known: Needs(), intermediate=False)
 )

@@ -7,6 +7,7 @@ import pytest
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
+from camera.files import read_json
 from camera.pruning.decision import Pruned
 from tasks.diff import compare
 from tasks.estimate import Known
@@ -14,7 +15,7 @@ from tasks.pipeline import Pipeline, build_pipeline
 from tasks.preflight import plan
 from tasks.sources import find_sources
 from tasks.stage import perform
-from tasks.store import Artifact, Store
+from tasks.store import LINEAGE, Artifact, Store
 from tests.tasks.conftest import MakeRecipe
 from tests.tiny import tiny_moe_checkpoint
 
@@ -135,6 +136,13 @@ def test_a_split_run_keeps_what_capture_chose_and_is_cached(
     pruned = Pruned.open(done["prune"].path)
     saved = Checkpoint.open(done["save"].path)
     assert (saved.expert_count, saved.ffn_width) == (pruned.experts_kept, pruned.width)
+    outcome = {"experts_kept": pruned.experts_kept, "kept_width": pruned.width}
+    (entry,) = [
+        entry
+        for entry in read_json(done["save"].path / LINEAGE)["stages"].values()
+        if entry["stage"] == "prune"
+    ]
+    assert entry["outcome"] == {**outcome, "removed_share": pruned.removed_share}
     again = {planned.step.name: planned.state for planned in plan(pipeline, store)}
     assert {again[name] for name in done} == {"cached"}
 
