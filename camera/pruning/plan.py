@@ -138,7 +138,7 @@ class PrunePlan:
         return changes | family.restated(checkpoint.config, changes)
 
     def with_split(self, losses: Sequence[Split]) -> "PrunePlan":
-        """The plan with the first of the splits, which is the one of the least loss."""
+        """The plan with the first of the splits, which is the one to take."""
         best = losses[0]
         plan = self.narrowed_to(best.experts_kept, best.kept)
         return replace(plan, candidates=(), considered=tuple(losses))

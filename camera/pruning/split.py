@@ -24,6 +24,9 @@ from camera.pruning.importance import block_importance, kept_experts
 from camera.pruning.plan import PrunePlan, Split, plan_statistics
 
 SPLIT = "split.json"
+NEARLY = 1.1
+"""Losses this near to the least cannot be told apart. Then more experts stay: another kind of text needs other experts than
+the calibration text, and misses those more than channels (docs/moe-quality.md)."""
 
 
 def split_by_pass(
@@ -34,7 +37,7 @@ def split_by_pass(
     work: Path,
     progress: Progress = silent,
 ) -> PrunePlan:
-    """The plan with the split that costs the least, found in a one-shot pass; the plan itself where it is split already.
+    """The plan with the split to take, found in a one-shot pass; the plan itself where it is split already.
 
     A killed run finds what it had chosen in `work`.
 
@@ -70,7 +73,7 @@ def split_losses(
     statistics: Sequence[Labelled[BlockStatistics]],
     routed: Sequence[Routed | None],
 ) -> list[Split]:
-    """What each candidate of a plan costs, the least first.
+    """What each candidate of a plan costs: first the one to take, then the others, the least first.
 
     Args:
         checkpoint: the source.
@@ -103,7 +106,15 @@ def split_losses(
             for block in [*(blocks[expert] for expert in kept_E.tolist()), *shared]:
                 missing += lost[block][narrower.kept_of(block, len(lost[block]) - 1)]
             losses[count, width] += float(missing / of_layer.stream)
-    return sorted((Split(*pair, loss) for pair, loss in losses.items()), key=lambda split: split.loss)
+    return in_order([Split(*pair, loss) for pair, loss in losses.items()])
+
+
+def in_order(splits: Sequence[Split]) -> list[Split]:
+    """First the one to take: the most experts of those that cost nearly the least; then the others, the least first."""
+    ascending = sorted(splits, key=lambda split: split.loss)
+    near = [split for split in ascending if split.loss <= NEARLY * ascending[0].loss]
+    taken = max(near, key=lambda split: split.experts_kept)
+    return [taken, *(split for split in ascending if split is not taken)]
 
 
 def _lost_by_width(importance_F: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.plan import plan_prune
+from camera.pruning.split import NEARLY
 from camera.pruning.stages import capture, prune, save, score
 from camera.report.collect import collect_results
 from camera.report.html import render_html
@@ -78,7 +79,7 @@ def test_the_split_is_shown_with_what_it_was_chosen_from(split: tuple[Results, P
     assert results.prune is not None
     considered = results.prune.considered
     assert len(considered) > 1
-    assert considered[0].loss == min(each.loss for each in considered)
+    assert considered[0].loss <= NEARLY * min(each.loss for each in considered)
     assert (considered[0].experts_kept, considered[0].kept) == (
         results.prune.experts_kept,
         results.prune.kept_width,
