@@ -127,15 +127,13 @@ class ExpertsPass:
         self.squares = torch.zeros((), dtype=torch.float64)
         self.stream = torch.zeros((), dtype=torch.float64)
         self._held: list[torch.Tensor | None] = []
-        self._observed: str | None = None
-        self.input_squares_H = torch.zeros(samples.hidden_STH.shape[-1], dtype=torch.float64)
+        self._observed: Block | None = None
         buffers.added_TH.zero_()
 
     def observe(self, block: Block, gram: LayerGram | None = None) -> BlockStatistics:
         """Compute the block's activations on the tokens that visit it; see `LayerPass`."""
         statistics = BlockStatistics.zeros(block.width(self._runner.checkpoint.config))
-        self._held, self._observed = [], block.label
-        self.input_squares_H.zero_()
+        self._held, self._observed = [], block
         room = activation_room(self._device)
         matrices = self._matrices(block)
         for visit in self._visits(block):
@@ -143,7 +141,6 @@ class ExpertsPass:
             act_NF = activations(hidden_NH, matrices, self._experts.act)
             weights = repeat(None) if visit.weight_N is None else visit.weight_N.split(visit.counts)
             statistics.update(act_NF.split(visit.counts), weights)
-            self.input_squares_H += squares(hidden_NH[None])
             if gram is not None:
                 weighed_NF = (
                     act_NF.float() if visit.weight_N is None else act_NF * visit.weight_N.float()[:, None]
@@ -180,7 +177,7 @@ class ExpertsPass:
         whole = self._matrices(block)
         changes_input = bool({"gate", "up"} & matrices.keys())
         own = whole if kept_K is None else narrowed(whole, kept_K, matrices, inner=changes_input)
-        held = self._held if self._observed == block.label else []
+        held = self._held if self._observed is block else []
         place = self._places.get(block.label)
         for number, visit in enumerate(self._visits(block)):
             act_NF = held[number] if number < len(held) else None
@@ -214,6 +211,16 @@ class ExpertsPass:
             return repeat(None)
         missing_NH = gather_rows(self._buffers.missing_TH, visit.token_N).to(self._device)
         return list(missing_NH.split(visit.counts))
+
+    @property
+    def input_squares_H(self) -> torch.Tensor:
+        """See `LayerPass`; the sums of samples are added in order."""
+        total_H = torch.zeros(self._samples.hidden_STH.shape[-1], dtype=torch.float64)
+        if self._observed is not None:
+            for visit in self._visits(self._observed):
+                for part_NH in self._hidden(visit).split(visit.counts):
+                    total_H += squares(part_NH[None])
+        return total_H
 
     def finish(self) -> None:
         """See `LayerPass`."""

@@ -35,10 +35,12 @@ DROP = PRUNE.model_copy(update={"experts": 0.25})
 REFIT = PRUNE.model_copy(update={"method": "refit"})
 DROP_AND_REFIT = DROP.model_copy(update={"method": "refit"})
 SPLIT = PruneOptions(ratio=0.45, reduce_ratio=0.6, multiple_of=8, experts="auto")
+SPARSE = DROP.model_copy(update={"sparsity": 0.4})
 WAYS = {
     "channels": PRUNE,
     "experts": DROP,
     "split": SPLIT,
+    "sparse": SPARSE,
     "refit": REFIT,
     "experts and refit": DROP_AND_REFIT,
 }
@@ -118,7 +120,7 @@ def test_one_walk_gives_the_bytes_of_four_stages(
     assert [name for name in got if got[name] != wanted[name]] == []
 
 
-@pytest.mark.parametrize("way", ["experts", "refit"])
+@pytest.mark.parametrize("way", ["experts", "refit", "sparse"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_neither_the_batch_nor_memory_changes_a_byte(
     folders: dict[str, Path],
@@ -183,7 +185,7 @@ def run_for(seconds: float, work: Callable[..., object], *arguments: object) -> 
     return process.exitcode == 0
 
 
-@pytest.mark.parametrize("way", ["channels", "experts", "experts and refit"])
+@pytest.mark.parametrize("way", ["channels", "split", "experts and refit"])
 def test_a_process_killed_at_any_moment_is_gone_on_with_and_ends_with_the_same_bytes(
     folders: dict[str, Path], many_tokens: torch.Tensor, tmp_path: Path, way: str
 ) -> None:
