@@ -158,10 +158,11 @@ class PruneOptions(Options):
     method: Annotated[str, NameIn(PRUNING_METHODS)] = "camera"
     """`camera` keeps the channels of the highest importance; `refit` also refits each down projection to them, by least
     squares on the calibration tokens; `obs` chooses by what the other channels can compensate for, and refits."""
-    damping: Annotated[float, UsedWhen(lambda options: options.method != "camera")] = Field(
-        default=1e-3, gt=0, le=10
+    damping: Annotated[float | None, UsedWhen(lambda options: options.method != "camera")] = Field(
+        default=None, gt=0, le=10
     )
-    """`refit`, `obs`: share of the mean second moment added to each channel's own; more trusts the calibration less."""
+    """`refit`, `obs`: share of the mean second moment added to each channel's own; more trusts the calibration less. The
+    default is 0.001, and 0.1 for experts, which few tokens visit."""
     round: Annotated[PositiveInt | None, UsedWhen(lambda options: options.method == "obs")] = None
     """`obs`: channels removed before weights and costs are updated; the default is a 64th of the width."""
     experts: float | Literal["auto"] = Field(default=0.0, exclude_if=lambda value: value == 0)

@@ -29,13 +29,17 @@ class Stage:
 
 
 def _prune(summary: dict[str, Any], values: dict[str, Any]) -> None:
+    from camera.pruning.decision import complaints
     from camera.report.words import percent
 
     out = values["out"]
     if values["scores"] is not None:
         say(f"kept channels: {out}")
         return
-    say(f"kept {summary['kept_width']} of {summary['width']} FFN channels in each layer: {out}")
+    experts = (
+        f"{summary['experts_kept']} of {summary['experts']} experts and " if "experts" in summary else ""
+    )
+    say(f"kept {experts}{summary['kept_width']} of {summary['width']} FFN channels in each layer: {out}")
     decisions = summary.get("decisions", [])
     method = summary["method"]
     if method != "camera" and decisions:
@@ -43,9 +47,8 @@ def _prune(summary: dict[str, Any], values: dict[str, Any]) -> None:
     shares = [share for one in decisions for share in (one["zero_shares"] or {}).values()]
     if shares:  # matrices of one size, so that the mean is the share of all
         say(f"{percent(sum(shares) / len(shares))} of the feed-forward weights that stay are zero")
-    for one in decisions:
-        if one["fallback"]:
-            say(f"layer {one['layer']}: {method} rejected, fell back to CAMERA: {one['fallback']}")
+    for line in complaints(summary):
+        say(line)
 
 
 def _quantize(report: "QuantizeReport", values: dict[str, Any]) -> None:

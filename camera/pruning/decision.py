@@ -390,6 +390,29 @@ def write_summary(
     )
 
 
+def complaints(summary: Mapping[str, Any]) -> list[str]:
+    """What `prune.json` holds that a person should know: methods that were rejected, experts without tokens."""
+    lines = []
+    by_layer: dict[int, list[Mapping[str, Any]]] = {}
+    for one in summary.get("decisions", []):
+        by_layer.setdefault(one["layer"], []).append(one)
+    for layer, decided in by_layer.items():
+        if not (fallen := [one for one in decided if one["fallback"]]):
+            continue
+        first, rejected = fallen[0], f"{summary['method']} rejected"
+        if len(decided) == 1:
+            lines.append(f"layer {layer}: {rejected}, fell back to CAMERA: {first['fallback']}")
+        else:
+            lines.append(
+                f"layer {layer}: {rejected} in {len(fallen)} of {len(decided)} networks, which fell back to CAMERA; "
+                f"{first['block']}: {first['fallback']}"
+            )
+    for layer, idle in summary.get("ranked_by_weights", {}).items():
+        names = ", ".join(f"{label} ({tokens} tokens)" for label, tokens in idle.items())
+        lines.append(f"layer {layer}: too few tokens, ranked by their weights alone: {names}")
+    return lines
+
+
 def share_kept(scores: Labelled[torch.Tensor], stays: Stays) -> float:
     """Which share of a layer's importance stays."""
     total = sum(float(scores_F.sum()) for scores_F in scores.values())

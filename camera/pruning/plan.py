@@ -17,6 +17,9 @@ _GROUPED_ROW_BYTES = 16
 _ROUNDS = 64
 """`obs` removes a 64th of the channels in a round, unless the options say otherwise."""
 
+DAMPING, EXPERTS_DAMPING = 1e-3, 0.1
+"""Of refits, where the options leave it open."""
+
 
 class Cut(NamedTuple):
     """A width that changes."""
@@ -179,7 +182,7 @@ def plan_prune(checkpoint: Checkpoint, capture: CaptureOptions, options: PruneOp
         scope=options.scope,
         method=options.method,
         reduce_ratio=options.reduce_ratio,
-        damping=options.damping,
+        damping=options.damping or (EXPERTS_DAMPING if checkpoint.experts else DAMPING),
         round=options.round or max(1, cuts[0].width // _ROUNDS),
         sparsity=options.sparsity,
         mode=options.mode,
