@@ -4,6 +4,10 @@ Attention and router go first, for all samples: meanwhile the experts, and the n
 the layer's output is its residual stream. Then every expert is visited once with all its tokens: activations, statistics,
 decision, and at once the output of what stays. No activation outlives its expert, and no expert sees a token that is
 not routed to it.
+
+Bits: a token's activations depend on no other token (`experts.activations` fills up rows that are too few, and windows of a
+multiple of 32 tokens leave the router's functions no rest), each sample is summed in float32 and samples in float64, so that
+neither batch size nor chunks nor memory change a byte. Ranks add float64 sums in another order: the last bit may differ.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
