@@ -30,14 +30,16 @@ def run(context: Context) -> dict[str, float]:
 
 def needs(known: Known) -> Needs:
     """The packed weights, and a few tensors at once. A method that calibrates also holds hidden states and a decoder
-    layer, and `gptq` the float64 squares of the widest input's moments while they are inverted."""
+    layer (with experts, two more of each hidden state), and `gptq` the float64 squares of the widest input's moments while
+    they are inverted."""
     asked, source = known.options.of(QuantizeOptions), known.source
     elements = known.size("model") // source.dtype.itemsize
     memory = 4 * known.largest
     if asked.calibrates:
         compute = resolve_dtype(asked.dtype, source.dtype)
         layer = known.layer // source.dtype.itemsize
-        memory += (known.tokens * source.hidden_size + layer) * compute.itemsize
+        states = 3 if source.experts else 1
+        memory += (states * known.tokens * source.hidden_size + layer) * compute.itemsize
     if QUANTIZATION_METHODS[asked.method].inverts_moments:
         memory += _MOMENT_SQUARES * 8 * max(known.pruning.kept, source.hidden_size) ** 2
     bits = asked.target_bpw or BLOCK_FORMATS[asked.type].bits_per_weight
