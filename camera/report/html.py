@@ -10,7 +10,7 @@ import yaml
 
 from camera.benchmark.report import BenchmarkRow
 from camera.files import atomic_file, write_json
-from camera.report import charts, words
+from camera.report import charts, maps, words
 from camera.report.lineage import lineage_grid, made_with
 from camera.report.schema import Accuracy, Quantization, Results
 from camera.report.table import Grid, grids
@@ -87,6 +87,7 @@ def render_html(results: Results, lineage: Mapping[str, Any] | None = None) -> s
         results=results,
         words=words,
         charts=charts,
+        maps=maps,
         grids=grids(results),
         perplexity_bars=[_perplexity_bars(results, dataset) for dataset in results.datasets],
         perplexity_by_size=list(_perplexity_by_size(results)),
@@ -114,7 +115,9 @@ def _quantities(results: Results) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield (
             row.title,
             "",
-            row.model_dump(include={"type", "ffn_width", "parameters", "bytes", "bits_per_weight"}),
+            row.model_dump(
+                include={"type", "experts", "ffn_width", "parameters", "bytes", "bits_per_weight"}
+            ),
         )
         for dataset, score in row.perplexity.items():
             yield row.title, dataset, {"perplexity": score.value, "perplexity_change": score.change}

@@ -17,6 +17,7 @@ from camera.report.templates import render
 from camera.report.words import (
     accuracy_words,
     drawable,
+    ffn_words,
     milliseconds,
     perplexity_words,
     score_words,
@@ -138,7 +139,7 @@ def _cells(row: SweepRow, varied: tuple[str, ...], texts: tuple[str, ...]) -> li
     else:
         scores = {text: score.value for text, score in model.perplexity.items()}
         cells += [
-            measured(model.ffn_width, str(model.ffn_width)),
+            measured(model.ffn_width, ffn_words(model)),
             measured(model.bytes, bytes_text(model.bytes or 0)),
             measured(model.bits_per_weight, f"{model.bits_per_weight or 0:.2f}"),
             *(measured(scores.get(text), score_words(model, text)) for text in texts),

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from camera.report.charts import Dot, damage, importance_curves, importance_map, kept_map, scatter
+from camera.report.charts import Dot, damage, importance_curves, scatter
+from camera.report.maps import importance_map, kept_map
 from camera.report.schema import LayerDamage, LayerImportance, PruneSummary
 from camera.report.svg import Chart, Scale
 

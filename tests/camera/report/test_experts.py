@@ -67,11 +67,14 @@ def test_every_expert_is_there_with_its_tokens_and_what_stays(split: tuple[Resul
 def test_dropped_experts_are_crossed_out(split: tuple[Results, Path]) -> None:
     results, _ = split
     dropped = sum(layer.kept.count(0) for layer in results.experts)
-    crosses = [
-        one for tag, one in Page(render_html(results)).elements if tag == "line" and one["class"] == "gone"
+    (crosses,) = [
+        one["d"]
+        for tag, one in Page(render_html(results)).elements
+        if tag == "path" and one["class"] == "gone"
     ]
     assert dropped > 0
-    assert len(crosses) == 2 * dropped
+    assert crosses is not None
+    assert crosses.count("M") == 2 * dropped
 
 
 def test_the_split_is_shown_with_what_it_was_chosen_from(split: tuple[Results, Path]) -> None:
