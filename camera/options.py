@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from camera.registry import BLOCK_FORMATS, DATA_SETS, ENGINES, PRUNING_METHODS, QUANTIZATION_METHODS, NameIn
@@ -144,6 +152,13 @@ class CaptureOptions(Options):
     """Split the samples over so many processes: one accelerator each, or shares of the CPU's cores."""
 
 
+def _share_or_auto(value: Any) -> Any:
+    try:
+        return value if value == "auto" else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is neither `auto` nor a share such as 0.25") from None
+
+
 class PruneOptions(Options):
     """Which feed-forward channels go."""
 
@@ -165,9 +180,11 @@ class PruneOptions(Options):
     default is 0.001, and 0.1 for experts, which few tokens visit."""
     round: Annotated[PositiveInt | None, UsedWhen(lambda options: options.method == "obs")] = None
     """`obs`: channels removed before weights and costs are updated; the default is a 64th of the width."""
-    experts: float | Literal["auto"] = Field(default=0.0, exclude_if=lambda value: value == 0)
-    """Mixture of experts: share of each layer's experts to drop whole, by the energy of what they put out, before channels
-    go. `auto` takes `ratio` as the share of all their weights, and splits it between whole experts and channels."""
+    experts: Annotated[float | Literal["auto"], BeforeValidator(_share_or_auto)] = Field(
+        default=0.0, exclude_if=lambda value: value == 0
+    )
+    """Mixture of experts: share of each layer's experts to drop whole, those that put out the least, before channels go; or
+    `auto`, which takes `ratio` as the share of all their weights and splits it between experts and channels."""
     scope: Literal["expert", "layer"] = Field(default="expert", exclude_if=lambda value: value == "expert")
     """Mixture of experts: `expert` keeps equally many channels of each, its own choice, which every loader reads; `layer`
     ranks all channels of a layer together as CAMERA does, which only mode `mask` can write."""
