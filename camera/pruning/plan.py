@@ -151,7 +151,7 @@ class PrunePlan:
         first, *others = self.cuts
         cuts = [first._replace(kept=kept)]
         for cut in others:
-            step = gcd(first.width, cut.width)
+            step = gcd(kept, 64)  # as even as the experts' width is
             cuts.append(cut._replace(kept=min(cut.width, ceil(cut.width * kept / first.width / step) * step)))
         return replace(self, cuts=tuple(cuts), experts_kept=experts_kept)
 
