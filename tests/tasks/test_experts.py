@@ -128,10 +128,12 @@ def test_another_budget_is_another_capture_where_it_is_split(
     assert key(0.34) != key(0.48)
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "qwen2_moe", "deepseek_v2"])
 def test_a_split_run_keeps_what_capture_chose_and_is_cached(
-    recipe: MakeRecipe, store: Store, tmp_path: Path
+    recipe: MakeRecipe, store: Store, tmp_path: Path, model_type: str
 ) -> None:
-    pipeline = build(recipe, tiny_moe_checkpoint(tmp_path / "moe"), experts="auto", method="refit")
+    model = tiny_moe_checkpoint(tmp_path / "moe", model_type)
+    pipeline = build(recipe, model, experts="auto", method="refit")
     done = run(pipeline, store, "report")
     pruned = Pruned.open(done["prune"].path)
     saved = Checkpoint.open(done["save"].path)
