@@ -216,7 +216,9 @@ def _benchmark(run: RunFolders) -> dict[str, Any]:
     report = BenchmarkReport.read(run.folders["benchmark"] / "benchmark.json", "run the benchmark again")
 
     def row(measured: BenchmarkRow) -> BenchmarkRow:
-        failure = None if measured.failure is None else _without_folders(measured.failure)
+        failure = None
+        if measured.failure is not None:
+            failure = _KEY.sub("its artifact", _without_folders(measured.failure))
         return measured.model_copy(update={"model": run.title(measured.model), "failure": failure})
 
     return {
@@ -243,6 +245,8 @@ PARTS = {
 }
 """By the name under which the report's stage is given a stage's folder. A new stage adds its own."""
 
+_KEY = re.compile(r"\b[0-9a-f]{64}\b")
+"""What a folder of the store is called."""
 _ABSOLUTE = re.compile(r"(?<![\w.~/:\\-])(?:/|[A-Za-z]:\\)(?:[^\s:'\",]+[/\\])+")
 
 

@@ -10,6 +10,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.pruning.decision import Pruned
+from camera.report.collect import collect_results
 from camera.report.layers import BINS, CURVE_POINTS
 from camera.report.schema import MODEL_IDS, read_results
 from tests.camera.pruning.conftest import only_kept, only_scores
@@ -169,3 +170,13 @@ def test_an_evaluation_of_an_unknown_model_is_refused(run: Run, tmp_path: Path) 
     other = Run(run.source, {"evaluate/better/text": tmp_path}, run.gguf, run.recipe)
     with pytest.raises(CameraError, match="evaluate/better/text"):
         other.results()
+
+
+def test_a_failure_names_no_place_of_this_machine_and_no_key_of_its_store(run: Run, tmp_path: Path) -> None:
+    report = read_json(run.folders["benchmark"] / "benchmark.json")
+    folder = f"/home/someone/.camera/store/save/{'a1' * 32}"
+    report["rows"][0]["failure"] = f"{folder} is a folder: give the GGUF of this model"
+    write_json(tmp_path / "benchmark.json", report)
+    folders = {**run.folders, "benchmark": tmp_path}
+    results = collect_results(name="tiny", recipe=run.recipe, folders=folders, source=run.source)
+    assert results.benchmark[0].failure == "its artifact is a folder: give the GGUF of this model"
