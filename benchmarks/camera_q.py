@@ -89,11 +89,11 @@ def _may_be_named(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and not name.endswith("mlp.gate.weight")
 
 
-def simulated(*groups: Group, scope: str = "layer") -> Way:
+def simulated(*groups: Group, scope: str = "layer", compensates: bool = True) -> Way:
     """Experts with the numbers that so few bits would leave."""
 
     def make(checkpoint: Checkpoint, tokens_ST: torch.Tensor, out: Path) -> Measured:
-        scheme = CameraQ(groups or CameraQ().groups, scope)  # type: ignore[arg-type]
+        scheme = CameraQ(groups, scope, compensates=compensates)  # type: ignore[arg-type]
         summary = simulate_camera_q(checkpoint, out, tokens_ST, scheme, QuantizeOptions(device="cpu"))
         return out, summary["bits_per_weight"]
 
@@ -113,6 +113,8 @@ WAYS: dict[str, Way] = {
     "2 bits for all": simulated(Group(2, 1.0)),
     "CAMERA-Q, 3/2/1 bits, a layer's channels": simulated(*_FEWER),
     "CAMERA-Q, 3/2/1 bits, each expert's channels": simulated(*_FEWER, scope="expert"),
+    "2 bits for all, not compensated": simulated(Group(2, 1.0), compensates=False),
+    "CAMERA-Q, a layer's channels, not compensated": simulated(*_FEWER, compensates=False),
     "CAMERA-Q, shares farther apart": simulated(Group(3, 0.35), Group(2, 0.26), Group(1, 0.39)),
     "CAMERA-Q, shares nearer": simulated(Group(3, 0.08), Group(2, 0.8), Group(1, 0.12)),
 }

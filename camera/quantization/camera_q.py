@@ -65,6 +65,8 @@ class CameraQ(NamedTuple):
     """Whether the channels of an expert or of a whole layer are ranked together."""
     reduce_ratio: float = 0.95
     """α of the importance."""
+    compensates: bool = True
+    """Whether later columns make good the errors of earlier ones."""
 
 
 def simulate_camera_q(
@@ -182,6 +184,7 @@ class _Simulation:
         gate_FH, up_FH, down_HF = (self._checkpoint.read_finite(name).float() for name in block.names)
         bits_F = torch.tensor([group.bits for group in self._scheme.groups])[groups_F]
         enough = block.expert is None or sum(map(len, run.inputs(block))) >= _LEAST_TOKENS
+        enough = enough and self._scheme.compensates
         factor_HH = torch.eye(down_HF.shape[0])
         if enough:
             factor_HH = self._factor(sum_of_products(run.inputs(block), len(factor_HH)), block.gate)

@@ -114,9 +114,13 @@ def test_bits_count_codes_and_steps(source: Checkpoint, tmp_path: Path) -> None:
 def test_layers_are_rounded_for_what_the_rounded_ones_before_put_out(tmp_path: Path) -> None:
     source = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "source", "qwen3_moe"))
     first, second = (simulated(source, tmp_path / str(bits), CameraQ((Group(bits, 1.0),))) for bits in (4, 1))
+    alone = simulated(source, tmp_path / "alone", CameraQ((Group(1, 1.0),), compensates=False))
     again = simulated(first, tmp_path / "again", CameraQ((Group(1, 1.0),)))
     name = f"model.layers.{source.layer_count - 1}.mlp.experts.0.up_proj.weight"
     assert not torch.equal(again.read(name), second.read(name))
+    weight = source.read(name)  # without compensation nothing but the matrix itself counts
+    bits = torch.ones(weight.shape[1], dtype=torch.int64)
+    assert torch.equal(alone.read(name), round_columns(weight, torch.eye(weight.shape[1]), bits))
 
 
 def test_a_model_without_experts_and_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:
