@@ -2,9 +2,12 @@
 
 from dataclasses import asdict
 
+import torch
+
 from camera.checkpoints.safetensors_file import read_tensors
-from camera.devices import resolve_dtype
+from camera.devices import free_memory_bytes, resolve_device, resolve_dtype
 from camera.evaluation.perplexity import perplexity
+from camera.evaluation.text_model import HIDDEN_SHARE, WHOLE_SHARE
 from camera.files import write_json
 from camera.options import PerplexityOptions
 from tasks.estimate import Known, Needs
@@ -32,9 +35,26 @@ def run(context: Context) -> dict[str, float]:
 
 
 def needs(known: Known) -> Needs:
-    """The whole model, as it is computed."""
-    compute = resolve_dtype(known.recipe.evaluate.dtype, known.source.dtype)
-    return Needs(memory=known.elements * compute.itemsize + 2 * known.largest)
+    """The whole model, as it is computed; or a decoder layer of it and the hidden states of the text."""
+    asked, source = known.options.of(EvaluateTextOptions), known.source
+    compute = resolve_dtype(asked.dtype, source.dtype).itemsize
+    if _goes_by_layer(known, asked.layer_by_layer, known.elements * compute):
+        layers = round(2 * known.layer * (1 + compute / source.dtype.itemsize))
+        head = known.largest * compute // source.dtype.itemsize
+        states = round(HIDDEN_SHARE * free_memory_bytes(torch.device("cpu")))
+        if asked.max_windows is not None:
+            copies = 3 if source.expert_count else 1
+            states = min(states, copies * asked.max_windows * asked.window * source.hidden_size * compute)
+        return Needs(memory=layers + head + states)
+    return Needs(memory=known.elements * compute + 2 * known.largest)
+
+
+def _goes_by_layer(known: Known, asked: bool | None, weights: int) -> bool:
+    """As `open_text_model` decides; a quantised model, which is smaller than the pruned one, is always whole."""
+    if known.size("model") < known.whole - known.feed_forward + known.kept_bytes:
+        return False
+    free = free_memory_bytes(resolve_device(known.recipe.evaluate.device))
+    return weights > WHOLE_SHARE * free if asked is None else asked
 
 
 STAGE = register(

@@ -71,6 +71,26 @@ def test_a_layer_is_counted_with_one_expert_at_a_time(recipe: MakeRecipe, tmp_pa
     assert Known(pipeline.recipe, source).layer == layer - 7 * 3 * 96 * 64 * 4
 
 
+def test_a_model_that_is_measured_layer_by_layer_needs_no_memory_for_its_experts(
+    recipe: MakeRecipe, store: Store, tmp_path: Path
+) -> None:
+    model = tiny_moe_checkpoint(tmp_path / "moe", num_experts=64)
+
+    def memory(layer_by_layer: bool) -> dict[str, int]:
+        text = {"window": 8, "max_windows": 2, "layer_by_layer": layer_by_layer}
+        checked = recipe(
+            model=str(model), prune={"ratio": 0.4, "multiple_of": 16}, quantize=QUANTIZE, evaluate=text
+        )
+        pipeline = build_pipeline(checked, find_sources(checked))
+        return {planned.step.name: planned.memory_bytes for planned in plan(pipeline, store)}
+
+    whole, layers = memory(False), memory(True)
+    weights = sum(info.size_bytes for info in Checkpoint.open(model).needed.values())
+    for name in ("original", "pruned"):
+        assert whole[f"evaluate {name} story"] - layers[f"evaluate {name} story"] > weights / 2
+    assert whole["evaluate baseline story"] == layers["evaluate baseline story"]  # packed, and always whole
+
+
 def test_thousands_of_experts_are_estimated_in_seconds(recipe: MakeRecipe, tmp_path: Path) -> None:
     """As many tensors as Qwen3-30B-A3B has, each tiny."""
     layers, experts = 48, 128
