@@ -4,8 +4,8 @@
     python benchmarks/moe_quality.py --models qwen3_moe --ratios 0.4
 
 Two trained models with uneven experts: `tiny-qwen3-moe` of the shared data, and a DeepSeek-V2 that `scripts/train_moe.py`
-trains. Every row is a folder that `prune_checkpoint` wrote, loaded by transformers in float32, and has at most as many
-weights in its routed experts as the ratio says; a mask only has zeros for them. Differences are paired: the mean of the
+trains. Every row is a folder that `prune_checkpoint` wrote, loaded by transformers in float32. Widths are rounded, and the
+joint masks, which need no rounding, take as many channels as `auto, refit` does. Differences are paired: the mean of the
 windows' differences of ln perplexity, with the interval that 95 % of 10,000 resamples of the windows lie in.
 """
 
@@ -83,8 +83,9 @@ SUBJECTS = {
             "WikiText-2": Windows("wikitext2_test_raw.txt", 0, 20),
         },
     ),
-    "deepseek_v2": Subject(  # the stories behind window 602 were not trained on
-        Windows("tinystories_sample.txt", 646, 32, 2), {"stories": Windows("tinystories_sample.txt", 604, 40)}
+    "deepseek_v2": Subject(  # the stories behind window 957 were not trained on
+        Windows("tinystories_sample.txt", 1002, 32, 4),
+        {"stories": Windows("tinystories_sample.txt", 960, 40)},
     ),
 }
 
@@ -99,7 +100,7 @@ class Way:
     ratio_is_of_experts: bool = False
 
 
-_JOINT = {"scope": "layer", "mode": "mask"}
+_JOINT = {"scope": "layer", "mode": "mask", "multiple_of": 1}
 WAYS = {
     JOINT: Way(_JOINT),
     "the same, averaged over tokens": Way(_JOINT, averaged=True),
@@ -170,18 +171,23 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict
     tokens_ST = subject.calibration.read(checkpoint, texts_of)
     how = CaptureOptions(propagate=arguments.propagate, device="cpu", dtype="float32")
     dense = losses(folder, texts)
-    rows = [{"model": name, "ratio": 0.0, "way": "dense", "size": "", "gone": {}, "loss": dense}]
+    rows = [
+        {"model": name, "ratio": 0.0, "way": "dense", "size": "", "share": 0.0, "gone": {}, "loss": dense}
+    ]
     for ratio in arguments.ratios:
-        for label in dict.fromkeys([JOINT, *arguments.ways]):
+        found: dict[str, dict[str, Any]] = {}
+        for label in dict.fromkeys([OURS, JOINT, *arguments.ways]):
             way = WAYS[label]
+            same_size = found[OURS]["share"] if way.options.get("mode") == "mask" else ratio
+            options = options_of(way, same_size, arguments)
             with tempfile.TemporaryDirectory(prefix="camera-benchmark-") as scratch:
                 out = Path(scratch) / "pruned"
-                options = options_of(way, ratio, arguments)
                 work = prune_averaged if way.averaged else _prune
-                row = {"model": name, "ratio": ratio, "way": label}
-                row |= work(checkpoint, tokens_ST, out, how, options)
-                rows.append(row | {"loss": losses(out, texts)})
-            print(f"{name} {ratio:.0%} {label}: {perplexities(rows[-1])}", file=sys.stderr, flush=True)
+                found[label] = {"model": name, "ratio": ratio, "way": label}
+                found[label] |= work(checkpoint, tokens_ST, out, how, options)
+                found[label] |= {"loss": losses(out, texts)}
+            print(f"{name} {ratio:.0%} {label}: {perplexities(found[label])}", file=sys.stderr, flush=True)
+        rows += [found[label] for label in WAYS if label in found]
     return rows
 
 
@@ -210,6 +216,8 @@ def described(checkpoint: Checkpoint, decided: Path) -> dict[str, Any]:
     width = "own" if summary["mode"] == "mask" else summary["kept_width"]
     return {
         "size": f"{summary['experts_kept']} × {width}",
+        "share": 1
+        - sum(channels[kind, "kept"] for kind in kinds) / sum(channels[kind, "all"] for kind in kinds),
         "gone": {kind: 1 - channels[kind, "kept"] / channels[kind, "all"] for kind in kinds},
         "considered": summary.get("considered", []),
     }
@@ -227,7 +235,7 @@ def folder_of(name: str, arguments: argparse.Namespace) -> Path:
 
 def main() -> None:
     """Measure, print a table for each model, and write JSON if asked."""
-    parser = parser_of(__doc__, models=list(SUBJECTS), ratios=[0.2, 0.4], alpha=0.95, multiple_of=1)
+    parser = parser_of(__doc__, models=list(SUBJECTS), ratios=[0.2, 0.4], alpha=0.95, multiple_of=8)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")
     parser.add_argument("--propagate", default="one-shot", choices=["one-shot", "sequential"])
     shared = Path(os.environ.get("CAMERA_SHARED_DATA", ROOT.parent / "shared" / "data"))

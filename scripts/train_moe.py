@@ -27,7 +27,7 @@ from camera.files import atomic_folder, write_json
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
-    "intermediate_size": 384,
+    "intermediate_size": 256,
     "max_position_embeddings": 512,
     "num_attention_heads": 4,
     "num_hidden_layers": 4,
@@ -41,9 +41,9 @@ SHAPE: dict[str, Any] = {
     "num_experts_per_tok": 4,
     "n_shared_experts": 1,
     "moe_intermediate_size": 64,
-    "routed_scaling_factor": 2.0,
+    "routed_scaling_factor": 4.0,
 }
-VOCAB_SIZE = 2048
+VOCAB_SIZE = 512
 STORIES = "tinystories_sample.txt"
 HELD_OUT = 0.2
 """Share of the stories, at the end, that are not trained on."""
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """The command."""
-    parser = training.parser_of(__doc__, steps=1600, threads=1, rate=3e-3)
+    parser = training.parser_of(__doc__, steps=600, threads=1, rate=4e-3)
     parser.add_argument("--texts", type=Path, required=True, help=f"folder with {STORIES}")
     arguments = parser.parse_args()
     try:
