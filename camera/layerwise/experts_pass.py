@@ -10,7 +10,7 @@ multiple of 32 tokens leave the router's functions no rest), each sample is summ
 neither batch size nor chunks nor memory change a byte. Ranks add float64 sums in another order: the last bit may differ.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import repeat
 from typing import NamedTuple
@@ -22,27 +22,22 @@ from camera.heap import SteadyHeap
 from camera.layerwise.experts import (
     Experts,
     Matrices,
-    Routing,
     activations,
-    attach,
     attached,
-    detach,
     gather_rows,
     narrowed,
     output,
-    routed,
 )
 from camera.layerwise.feed_forward import Call, Samples, activation_room
 from camera.layerwise.gram import LayerGram
 from camera.layerwise.observers import squares
+from camera.layerwise.routing import by_expert, route, route_again, take_weights
 from camera.layerwise.runner import LayerRunner
 from camera.layerwise.statistics import BlockStatistics, gather_channels
 from camera.models import Block
 
 CHUNK_BYTES = 64 << 20
 """About so large are the activations that exist at once: whole samples, at least one."""
-
-
 SLACK_BYTES = 16 << 20
 """How much a process may grow from expert to expert before its heap is trimmed."""
 
@@ -118,8 +113,8 @@ class ExpertsPass:
         self.blocks = runner.checkpoint.blocks(index)
         self._sparse = runner.sparse_module(layer)
         self._experts = attached(runner.experts_module(layer))
-        self._routing = self._route(layer, call)
-        self._tokens = self._by_expert(len([block for block in self.blocks if block.expert is not None]))
+        routing = route(layer, call, samples, self._experts, _shared_path(self.blocks), buffers.normed_TH)
+        self._tokens = by_expert(routing, self._experts.count)
         self._places = {block.label: at for at, block in enumerate(self.blocks) if block.expert is not None}
         self.tokens_E = torch.tensor([len(token_N) for token_N, _ in self._tokens])
         self.energy_E = torch.zeros(len(self._tokens), dtype=torch.float64)
@@ -251,27 +246,12 @@ class ExpertsPass:
         shared = [block for block in self.blocks if block.expert is None]
         self.blocks = (*(self.blocks[expert] for expert in kept_E.tolist()), *shared)
         self._places = {}  # their energy is known
-        _take_weights(narrower, self._sparse, kept_E)
-        parts: list[Routing] = []
-        experts = narrower.get_submodule("experts")
-        router = Experts(self._experts.matrices, self._experts.act, len(kept_E))
-        router.watch = parts.append
-        attach(experts, router)
-        for name, _ in list(narrower.named_children()):
-            if shared and shared[0].linear("down").rpartition(".")[0].endswith(f".{name}"):
-                narrower.set_submodule(name, _Nothing())
-        length = self._samples.hidden_STH.shape[1]
-        normed_STH = self._buffers.normed_TH.view(-1, length, self._buffers.normed_TH.shape[-1])
-        for batch_BTH in normed_STH.split(self._samples.batch_size):
-            narrower(batch_BTH.to(self._device))
-        detach(experts)  # it would keep all that the router made
-        narrower.to("meta")
-        self._routing = Routing(
-            self._buffers.normed_TH,
-            torch.cat([part.index_TK for part in parts]),
-            torch.cat([part.weight_TK for part in parts]),
-        )
-        self._tokens = self._by_expert(len(kept_E))
+        take_weights(narrower, self._sparse, kept_E)
+        chosen = Experts(self._experts.matrices, self._experts.act, len(kept_E))
+        path = _shared_path(shared)
+        name = None if path is None else path.rpartition(".")[2]
+        routing = route_again(narrower, chosen, name, self._samples, self._buffers.normed_TH)
+        self._tokens = by_expert(routing, len(kept_E))
         if aims:
             self._aim()
 
@@ -290,43 +270,6 @@ class ExpertsPass:
                 self._add(self._buffers.missing_TH, visit, -output(act_NF, matrices.down_HF, visit.weight_N))
         self.aims = True
         self.squares = total / channels
-
-    def _route(self, layer: nn.Module, call: Call) -> Routing:
-        """Run the layer without its experts: hidden states become the residual stream."""
-        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        seen = 0
-
-        def watch(routing: Routing) -> None:
-            nonlocal seen
-            rows = slice(seen, seen + len(routing.hidden_TH))
-            self._buffers.normed_TH[rows] = routing.hidden_TH.to(self._buffers.normed_TH.device)
-            seen = rows.stop
-            parts.append((routing.index_TK, routing.weight_TK))
-
-        self._experts.watch = watch
-        shared = next((block for block in self.blocks if block.shared), None)
-        path = None if shared is None else shared.linear("down").rpartition(".")[0]
-        own = None if path is None else layer.get_submodule(path)
-        if path is not None:
-            layer.set_submodule(path, _Nothing())
-        hidden_STH = self._samples.hidden_STH
-        for batch in self._samples.batches:
-            out_BTH = call(layer, hidden_STH[batch].to(self._device))
-            hidden_STH[batch] = out_BTH.to(hidden_STH.device)
-            self._samples.tell(min(batch.stop, len(hidden_STH)))
-        if path is not None and own is not None:
-            layer.set_submodule(path, own)
-        self._experts.watch = None
-        index, weight = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Routing(self._buffers.normed_TH, index, weight)
-
-    def _by_expert(self, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Tokens and weights of each expert, those without tokens included."""
-        none = self._routing.index_TK.new_empty(0), self._routing.weight_TK.new_empty(0)
-        found = [none] * count
-        for expert, token_N, weight_N in routed(self._routing, count):
-            found[expert] = token_N, weight_N
-        return found
 
     def _matrices(self, block: Block) -> Matrices:
         return self._runner.matrices(block) if block.expert is None else self._experts.matrices(block.expert)
@@ -369,6 +312,12 @@ class ExpertsPass:
         return torch.cat([torch.sigmoid(gate(part_TH.to(self._device)))[:, 0] for part_TH in parts])
 
 
+def _shared_path(blocks: Sequence[Block]) -> str | None:
+    """Path in the decoder layer of the network that experts share, if there is one."""
+    shared = next((block for block in blocks if block.shared), None)
+    return None if shared is None else shared.linear("down").rpartition(".")[0]
+
+
 def _visit(
     token_N: torch.Tensor, weight_N: torch.Tensor | None, start: int, counts: list[int], samples: range
 ) -> _Visit:
@@ -380,27 +329,3 @@ def _energy(rows_NH: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """Σ of squares, float64 on the CPU: float32 sums over samples of so many rows each."""
     parts = [part_NH.float().square().sum().double() for part_NH in rows_NH.split(counts)]
     return torch.stack(parts).sum().cpu() if parts else torch.zeros((), dtype=torch.float64)
-
-
-def _take_weights(narrower: nn.Module, whole: nn.Module, kept_E: torch.Tensor) -> None:
-    """Give a module the weights of one with more experts, its rows of those that stay."""
-    device = next(each.device for each in whole.state_dict().values() if not each.is_meta)
-    rows = kept_E.to(device)
-    wanted = narrower.state_dict()
-    found = {}
-    for name, tensor in whole.state_dict().items():
-        if tensor.is_meta or name not in wanted:
-            continue
-        for dimension, size in enumerate(wanted[name].shape):
-            if size != tensor.shape[dimension]:
-                tensor = tensor.index_select(dimension, rows)
-        found[name] = tensor
-    narrower.load_state_dict(found, strict=False, assign=True)
-    narrower.requires_grad_(False)
-
-
-class _Nothing(nn.Module):
-    """Puts out zeros."""
-
-    def forward(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(hidden_BTH)
