@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import free_memory_bytes, resolve_device, resolve_dtype
 from camera.errors import CameraError
+from camera.evaluation.packed_checkpoint import PackedCheckpoint
 from camera.formats.quantized_model import SUMMARY_NAME
 from camera.layerwise.experts_pass import Buffers, ExpertsPass
 from camera.layerwise.feed_forward import Samples
@@ -69,29 +70,30 @@ def open_text_model(
     Args:
         model: what `camera.loading.load_model` opens; or a model that is open already, which stays as it is.
         dtype, device: as for `load_model`.
-        layer_by_layer: how a checkpoint runs; None: layer by layer if its weights take more than half of the
-            device's free memory. Other models always run whole.
+        layer_by_layer: how a checkpoint or a quantised folder runs; None: layer by layer if its weights, as they are
+            computed with, take more than half of the device's free memory. A GGUF always runs whole.
 
     Raises:
-        CameraError: as `load_model`; if a quantised folder or a GGUF is to run layer by layer.
+        CameraError: as `load_model`; if a GGUF is to run layer by layer.
     """
     if isinstance(model, TextModel):
         return model
     if not isinstance(model, (str, Path)):
         return _Whole(model)
     path = Path(model)
-    if path.is_dir() and not (path / SUMMARY_NAME).is_file():
-        checkpoint, place = Checkpoint.open(path), resolve_device(device)
-        as_dtype = resolve_dtype(dtype, checkpoint.dtype)
+    if path.is_dir():
+        packed = (path / SUMMARY_NAME).is_file()
+        checkpoint = PackedCheckpoint.open(path) if packed else Checkpoint.open(path)
+        place = resolve_device(device)
+        own = getattr(checkpoint.hf_config, "dtype", None) or torch.float32 if packed else checkpoint.dtype
+        as_dtype = resolve_dtype(dtype, own)
         if layer_by_layer is None:
             weights = sum(prod(tensor.shape) for tensor in checkpoint.needed.values()) * as_dtype.itemsize
             layer_by_layer = weights > WHOLE_SHARE * free_memory_bytes(place)
         if layer_by_layer:
             return _LayerByLayer(checkpoint, place, as_dtype)
     elif layer_by_layer:
-        raise CameraError(
-            f"{path}: only Hugging Face checkpoints run layer by layer: leave layer_by_layer out"
-        )
+        raise CameraError(f"{path}: a GGUF file does not run layer by layer: leave layer_by_layer out")
     return _Whole(load_model(path, dtype, device))
 
 

@@ -38,7 +38,9 @@ def needs(known: Known) -> Needs:
     """The whole model, as it is computed; or a decoder layer of it and the hidden states of the text."""
     asked, source = known.options.of(EvaluateTextOptions), known.source
     compute = resolve_dtype(asked.dtype, source.dtype).itemsize
-    if _goes_by_layer(known, asked.layer_by_layer, known.elements * compute):
+    free = free_memory_bytes(resolve_device(asked.device))
+    too_large = known.elements * compute > WHOLE_SHARE * free
+    if too_large if asked.layer_by_layer is None else asked.layer_by_layer:
         layers = round(2 * known.layer * (1 + compute / source.dtype.itemsize))
         head = known.largest * compute // source.dtype.itemsize
         states = round(HIDDEN_SHARE * free_memory_bytes(torch.device("cpu")))
@@ -47,14 +49,6 @@ def needs(known: Known) -> Needs:
             states = min(states, copies * asked.max_windows * asked.window * source.hidden_size * compute)
         return Needs(memory=layers + head + states)
     return Needs(memory=known.elements * compute + 2 * known.largest)
-
-
-def _goes_by_layer(known: Known, asked: bool | None, weights: int) -> bool:
-    """As `open_text_model` decides; a quantised model, which is smaller than the pruned one, is always whole."""
-    if known.size("model") < known.whole - known.feed_forward + known.kept_bytes:
-        return False
-    free = free_memory_bytes(resolve_device(known.recipe.evaluate.device))
-    return weights > WHOLE_SHARE * free if asked is None else asked
 
 
 STAGE = register(

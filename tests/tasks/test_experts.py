@@ -86,9 +86,8 @@ def test_a_model_that_is_measured_layer_by_layer_needs_no_memory_for_its_experts
 
     whole, layers = memory(False), memory(True)
     weights = sum(info.size_bytes for info in Checkpoint.open(model).needed.values())
-    for name in ("original", "pruned"):
+    for name in ("original", "pruned", "baseline"):
         assert whole[f"evaluate {name} story"] - layers[f"evaluate {name} story"] > weights / 2
-    assert whole["evaluate baseline story"] == layers["evaluate baseline story"]  # packed, and always whole
 
 
 def test_thousands_of_experts_are_estimated_in_seconds(recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from camera.checkpoints.safetensors_file import write_tensors
 from camera.evaluation import text_model
 from camera.evaluation.divergence import divergence
 from camera.evaluation.perplexity import perplexity
+from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import TOKENS, tiny_moe_checkpoint
 
 TYPES = ("qwen3_moe", "qwen2_moe", "deepseek_v2")
@@ -33,6 +35,16 @@ def test_perplexity_is_the_whole_models(tmp_path: Path, tokens: torch.Tensor, mo
     )
     assert layers.nll_sum == pytest.approx(whole.nll_sum, rel=1e-5)
     assert (layers.tokens, layers.windows) == (whole.tokens, whole.windows)
+
+
+def test_quantised_experts_are_measured_as_the_whole_model(tmp_path: Path, tokens: torch.Tensor) -> None:
+    source = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "model", "qwen2_moe"))
+    quantize_checkpoint(source, tmp_path / "packed", QuantizeOptions(type="q4_0"))
+    whole, layers = (
+        perplexity(tmp_path / "packed", tokens, window=50, device="cpu", layer_by_layer=each)
+        for each in (False, True)
+    )
+    assert layers.nll_sum == pytest.approx(whole.nll_sum, rel=1e-5)
 
 
 def test_divergence_is_the_whole_models(tmp_path: Path, tokens: torch.Tensor) -> None:

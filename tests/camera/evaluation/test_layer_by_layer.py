@@ -92,8 +92,15 @@ def test_the_layer_that_overflows_is_named(tmp_path: Path, tokens: torch.Tensor)
         perplexity(folder, tokens, window=100, device="cpu", layer_by_layer=True)
 
 
-def test_a_quantised_folder_does_not_run_layer_by_layer(tmp_path: Path, tokens: torch.Tensor) -> None:
-    source = Checkpoint.open(tiny_checkpoint(tmp_path / "model"))
-    quantize_checkpoint(source, tmp_path / "packed", QuantizeOptions(type="q8_0"))
-    with pytest.raises(CameraError, match="only Hugging Face checkpoints run layer by layer"):
-        perplexity(tmp_path / "packed", tokens, device="cpu", layer_by_layer=True)
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_a_quantised_folder_is_measured_as_the_whole_model(
+    tmp_path: Path, tokens: torch.Tensor, dtype: str
+) -> None:
+    source = Checkpoint.open(tiny_checkpoint(tmp_path / "model", dtype=torch.bfloat16))
+    quantize_checkpoint(source, tmp_path / "packed", QuantizeOptions(type="q4_0"))
+    whole, layers = (
+        perplexity(tmp_path / "packed", tokens, window=50, dtype=dtype, device="cpu", layer_by_layer=each)
+        for each in (False, True)
+    )
+    assert layers.nll_sum == pytest.approx(whole.nll_sum, rel=1e-6)
+    assert layers.dtype == whole.dtype
