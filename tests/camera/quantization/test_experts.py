@@ -96,7 +96,7 @@ def matrices(source: Checkpoint) -> list[tuple[Block, str, str]]:
 
 def idle(folder: Path) -> Checkpoint:
     """A model whose router sends expert 5 of every layer no token."""
-    folder = tiny_moe_checkpoint(folder, "deepseek_v3", topk_group=4)
+    folder = tiny_moe_checkpoint(folder, "deepseek_v3", n_group=4, topk_group=4)
     tensors = {name: each.clone() for name, each in read_tensors(folder / "model.safetensors").items()}
     for name, tensor in tensors.items():
         if name.endswith("e_score_correction_bias"):
