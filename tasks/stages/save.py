@@ -27,8 +27,10 @@ def run(context: Context) -> dict[str, float]:
 
 
 def needs(known: Known) -> Needs:
-    """The source model without the feed-forward channels that go."""
-    return Needs(disk=known.whole - known.feed_forward + known.kept_bytes, memory=2 * known.largest)
+    """The source model without the feed-forward channels that go; a mask keeps its size."""
+    masked = known.recipe.prune.mode == "mask"
+    gone = 0 if masked else known.feed_forward - known.kept_bytes
+    return Needs(disk=known.whole - gone, memory=2 * known.largest)
 
 
 STAGE = register(Stage("save", 3, run, {"card": SaveOptions}, needs, intermediate=True, part="saved"))

@@ -52,6 +52,15 @@ def test_the_estimates_are_near_what_is_then_written(
         assert estimates[name] == pytest.approx(weights, rel=0.25), name
 
 
+def test_a_mask_is_estimated_at_the_size_of_the_original(
+    recipe: MakeRecipe, store: Store, tmp_path: Path
+) -> None:
+    pipeline = build(recipe, tiny_moe_checkpoint(tmp_path / "moe"), mode="mask", scope="layer")
+    estimates = {planned.step.name: planned.disk_bytes for planned in plan(pipeline, store)}
+    needed = pipeline.sources.checkpoint.needed.values()
+    assert estimates["save"] == sum(info.size_bytes for info in needed)
+
+
 def test_dense_layers_and_what_experts_share_are_counted_apart(recipe: MakeRecipe, tmp_path: Path) -> None:
     """Layer 0 is dense and stays; in the others two of eight experts go, and a third of all channels."""
     model = tiny_moe_checkpoint(tmp_path / "moe", "deepseek_v2")
