@@ -18,7 +18,7 @@ import tempfile
 from math import prod
 from pathlib import Path
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from common import TINY_OPENPANGU, parser_of, show
@@ -35,9 +35,10 @@ from camera.formats.quantized_model import packed_shape
 from camera.options import BlockType, CalibrationOptions, DatasetOptions, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.plan import plan_types
+from camera.registry import QUANTIZATION_METHODS
 
 TYPES: tuple[BlockType, ...] = ("q4_0", "q4_0_64")
-METHODS = get_args(QuantizeOptions.model_fields["method"].annotation)
+METHODS = tuple(QUANTIZATION_METHODS)
 GPTQ_SHARE = 0.6
 MIXED, MIXED_MORE = "mixed", "mixed + 1"
 
