@@ -29,11 +29,12 @@ from camera.errors import CameraError
 from camera.files import read_json
 from camera.layerwise.statistics import BlockStatistics, Labelled, read_statistics
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.decision import STATISTICS, SUMMARY, Scored, read_kept
+from camera.pruning.folders import STATISTICS, Scored, read_kept
 from camera.pruning.plan import plan_prune
 from camera.pruning.prune_checkpoint import prune_checkpoint
 from camera.pruning.stages import capture, prune, score
 from camera.pruning.stages import save as save_model
+from camera.pruning.summary import SUMMARY
 
 LENGTH = 512
 """Tokens in a window."""

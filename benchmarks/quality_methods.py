@@ -17,10 +17,10 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json
 from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.decision import SUMMARY
 from camera.pruning.importance import kept_channels
 from camera.pruning.plan import kept_width
 from camera.pruning.prune_checkpoint import prune_checkpoint
+from camera.pruning.summary import SUMMARY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -150,10 +150,10 @@ def prune(
     from camera.files import atomic_folder, read_json, refuse_occupied
     from camera.locks import LockedError
     from camera.options import CaptureOptions, PruneOptions
-    from camera.pruning.decision import SUMMARY
     from camera.pruning.plan import plan_prune
     from camera.pruning.prune_checkpoint import prune_checkpoint, unfinished
     from camera.pruning.stages import prune as prune_scored
+    from camera.pruning.summary import SUMMARY
     from camera.report.card import write_card
 
     if (calibration is None) == (scores is None):

@@ -7,7 +7,7 @@ from typing import Any
 
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.pruning.decision import Pruned
+from camera.pruning.summary import Pruned
 from camera.report.schema import Results, read_results
 from tasks.lineage_form import check_lineage
 from tasks.runs import flatten

@@ -29,7 +29,7 @@ class Stage:
 
 
 def _prune(summary: dict[str, Any], values: dict[str, Any]) -> None:
-    from camera.pruning.decision import complaints
+    from camera.pruning.summary import complaints
     from camera.report.words import percent
 
     out = values["out"]

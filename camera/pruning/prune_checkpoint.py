@@ -21,18 +21,13 @@ from camera.layerwise.resume import clear_states
 from camera.locks import output_lock
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning.decision import (
-    Decision,
-    Scored,
-    records_of,
-    write_captured,
-    write_kept,
-    write_summary,
-)
+from camera.pruning.decision import Decision, records_of
 from camera.pruning.execute import decide, fingerprint
+from camera.pruning.folders import Scored, write_captured, write_kept
 from camera.pruning.model_writer import ModelWriter
 from camera.pruning.plan import PrunePlan, plan_prune
 from camera.pruning.split import split_by_pass
+from camera.pruning.summary import write_summary
 
 _WORK = ".work"
 _BEGUN = "begun.json"

@@ -21,26 +21,21 @@ from camera.layerwise.statistics import BlockStatistics, read_statistics
 from camera.models import Block
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning.decision import (
+from camera.pruning.decision import Records, Stays, records_of, routed_from
+from camera.pruning.execute import decide
+from camera.pruning.folders import (
     DECISIONS,
     KEPT,
     STATISTICS,
-    Pruned,
-    Records,
     Scored,
-    Stays,
     matrices_file,
     read_kept,
     read_records,
-    records_of,
-    routed_from,
     write_captured,
     write_decisions,
     write_kept,
     write_matrices,
-    write_summary,
 )
-from camera.pruning.execute import decide
 from camera.pruning.importance import (
     block_importance,
     joint_channels,
@@ -50,6 +45,7 @@ from camera.pruning.importance import (
 from camera.pruning.model_writer import ModelWriter, changing_tensors, compare, pruned_tensor
 from camera.pruning.plan import PrunePlan, Split, plan_statistics
 from camera.pruning.split import SPLIT, split_by_pass
+from camera.pruning.summary import Pruned, write_summary
 
 
 def capture(

@@ -14,7 +14,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import atomic_file, read_json
 from camera.formats.gguf_parser import TWIN_KEY
 from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
-from camera.pruning.decision import SUMMARY
+from camera.pruning.summary import SUMMARY
 from camera.registry import BLOCK_FORMATS, PRUNING_METHODS
 from camera.report.schema import Results
 from camera.report.table import results_markdown

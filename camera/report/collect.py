@@ -17,7 +17,7 @@ from camera.devices import dtype_name
 from camera.files import read_json
 from camera.formats.quantized_model import SUMMARY_NAME, QuantizeReport, TensorRecord
 from camera.models import family_of
-from camera.pruning.decision import SUMMARY
+from camera.pruning.summary import SUMMARY
 from camera.report.layers import layer_damage, layer_experts, layer_importance
 from camera.report.schema import (
     MODEL_IDS,

@@ -10,7 +10,8 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json
 from camera.layerwise.statistics import Labelled
-from camera.pruning.decision import SUMMARY, Pruned, Scored
+from camera.pruning.folders import Scored
+from camera.pruning.summary import SUMMARY, Pruned
 from camera.report.schema import LayerDamage, LayerExperts, LayerImportance
 
 CURVE_POINTS = 64

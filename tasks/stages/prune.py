@@ -5,9 +5,9 @@ import logging
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import read_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.decision import SUMMARY, complaints
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import prune
+from camera.pruning.summary import SUMMARY, complaints
 from tasks.estimate import Needs
 from tasks.stage import Context, Stage, register
 

@@ -8,7 +8,7 @@ import pytest
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.files import read_json
-from camera.pruning.decision import Pruned
+from camera.pruning.summary import Pruned
 from tasks.diff import compare
 from tasks.estimate import Known
 from tasks.pipeline import Pipeline, build_pipeline

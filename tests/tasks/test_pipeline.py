@@ -13,7 +13,7 @@ from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.options import QuantizeOptions
-from camera.pruning.decision import Pruned
+from camera.pruning.summary import Pruned
 from tasks.pipeline import Pipeline, build_pipeline, dataset_label
 from tasks.plan import execute
 from tasks.recipe import PublishOptions, Recipe

@@ -22,7 +22,7 @@ from camera.layerwise.collectives import Collectives, ranks
 from camera.layerwise.statistics import BlockStatistics, read_statistics
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning.decision import STATISTICS
+from camera.pruning.folders import STATISTICS
 from camera.pruning.importance import importance, kept_channels
 from camera.pruning.plan import kept_width, plan_prune
 from camera.pruning.prune_checkpoint import prune_checkpoint

@@ -12,9 +12,10 @@ from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress
-from camera.pruning.decision import Pruned, Scored
+from camera.pruning.folders import Scored
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import capture, prune, save, score
+from camera.pruning.summary import Pruned
 from tests.tiny import TOKENS, tiny_checkpoint
 
 Entry = TypeVar("Entry")

@@ -11,7 +11,7 @@ from camera.errors import CameraError
 from camera.layerwise import feed_forward as visitor
 from camera.layerwise.statistics import BlockStatistics, read_statistics
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.decision import STATISTICS, read_kept
+from camera.pruning.folders import STATISTICS, read_kept
 from camera.pruning.importance import importance, kept_channels
 from camera.pruning.plan import kept_width, plan_prune
 from camera.pruning.stages import capture

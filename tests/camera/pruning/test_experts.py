@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.decision import KEPT, SCORES, STATISTICS
+from camera.pruning.folders import KEPT, SCORES, STATISTICS
 from camera.pruning.plan import kept_width
 from camera.pruning.prune_checkpoint import prune_checkpoint
 from tests.camera.pruning.moe_reference import Reference

@@ -25,8 +25,9 @@ from camera.layerwise import experts_pass, feed_forward
 from camera.layerwise import resume as saving
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning.decision import KEPT, SCORES, STATISTICS, SUMMARY
+from camera.pruning.folders import KEPT, SCORES, STATISTICS
 from camera.pruning.prune_checkpoint import prune_checkpoint
+from camera.pruning.summary import SUMMARY
 from tests.camera.pruning.conftest import PROPAGATIONS, KilledError, contents, kill_at, run_steps
 from tests.tiny import TOKENS, tiny_moe_checkpoint
 

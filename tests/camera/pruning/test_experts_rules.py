@@ -11,9 +11,10 @@ from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.decision import KEPT, SCORES, STATISTICS, SUMMARY
+from camera.pruning.folders import KEPT, SCORES, STATISTICS
 from camera.pruning.plan import plan_prune
 from camera.pruning.prune_checkpoint import prune_checkpoint
+from camera.pruning.summary import SUMMARY
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import PROPAGATIONS, change_tensors, logits
 from tests.camera.pruning.moe_reference import Reference

@@ -14,12 +14,13 @@ from camera.layerwise import feed_forward as visitor
 from camera.layerwise import resume as saving
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning.decision import KEPT, SCORES, STATISTICS, SUMMARY, Pruned
+from camera.pruning.folders import KEPT, SCORES, STATISTICS
 from camera.pruning.methods.refit import output_error, refit
 from camera.pruning.plan import plan_prune
 from camera.pruning.prune_checkpoint import prune_checkpoint
 from camera.pruning.sparsity import sparsified, zero_share
 from camera.pruning.stages import capture
+from camera.pruning.summary import SUMMARY, Pruned
 from tests.camera.pruning.conftest import (
     KINDS,
     ONE_OF_EACH_FAMILY,

@@ -8,9 +8,10 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.decision import SCORES, Pruned
+from camera.pruning.folders import SCORES
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import prune
+from camera.pruning.summary import Pruned
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import PRUNE, Build, contents, only_kept, only_scores, run_steps
 

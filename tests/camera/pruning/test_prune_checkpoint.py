@@ -23,9 +23,10 @@ from camera.layerwise.resume import StateFiles
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning import execute
-from camera.pruning.decision import KEPT, SUMMARY, Pruned
+from camera.pruning.folders import KEPT
 from camera.pruning.model_writer import ModelWriter
 from camera.pruning.prune_checkpoint import prune_checkpoint
+from camera.pruning.summary import SUMMARY, Pruned
 from tests.camera.pruning.conftest import (
     KINDS,
     PROPAGATIONS,

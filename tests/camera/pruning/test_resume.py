@@ -10,7 +10,7 @@ from camera.checkpoints.safetensors_file import write_tensors
 from camera.layerwise import resume as saving
 from camera.options import CaptureOptions
 from camera.progress import Progress, silent
-from camera.pruning.decision import DECISIONS, KEPT, STATISTICS
+from camera.pruning.folders import DECISIONS, KEPT, STATISTICS
 from camera.pruning.plan import plan_prune
 from camera.pruning.stages import capture
 from tests.camera.pruning.conftest import (

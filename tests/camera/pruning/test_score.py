@@ -7,7 +7,7 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.layerwise.statistics import BlockStatistics, write_statistics
-from camera.pruning.decision import STATISTICS
+from camera.pruning.folders import STATISTICS
 from camera.pruning.stages import score
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import PRUNE, Build, only_scores, run_steps

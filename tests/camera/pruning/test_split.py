@@ -9,7 +9,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.layerwise.statistics import read_statistics
 from camera.options import CaptureOptions, PruneOptions
-from camera.pruning.decision import STATISTICS, routed_from
+from camera.pruning.decision import routed_from
+from camera.pruning.folders import STATISTICS
 from camera.pruning.importance import block_importance
 from camera.pruning.plan import Split, plan_prune
 from camera.pruning.split import in_order, split_losses

@@ -9,7 +9,7 @@ import pytest
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.files import read_json, write_json
-from camera.pruning.decision import Pruned
+from camera.pruning.summary import Pruned
 from camera.report.collect import collect_results
 from camera.report.layers import BINS, CURVE_POINTS
 from camera.report.schema import MODEL_IDS, read_results
