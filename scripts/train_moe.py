@@ -2,9 +2,9 @@
 
     python scripts/train_moe.py --out .camera/quality/moe --texts ../shared/data/text
 
-A DeepSeek-V2 of 2.1 million parameters: latent attention, the first of 4 layers dense, then 16 routed experts of width 64
+A DeepSeek-V2 of 1.7 million parameters: latent attention, the first of 4 layers dense, then 16 routed experts of width 64
 and a shared one, 4 for a token, their softmax weights scaled and not renormalised. Trained from scratch on one core in
-about six minutes on the stories before the last fifth of a sample of TinyStories. Balance is asked for as weakly as
+about five minutes on the stories before the last fifth of a sample of TinyStories. Balance is asked for as weakly as
 DeepSeek does, so experts stay uneven. The text is not ours to give on, so the model is made where it is needed and not
 kept in the repository. The same seed, threads and torch give the same weights.
 """
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """The command."""
-    parser = training.parser_of(__doc__, steps=600, threads=1, rate=4e-3)
+    parser = training.parser_of(__doc__, steps=1000, threads=1, rate=4e-3)
     parser.add_argument("--texts", type=Path, required=True, help=f"folder with {STORIES}")
     arguments = parser.parse_args()
     try:
