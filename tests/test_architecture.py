@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from camera.checkpoints.safetensors_file import read_tensors
 from camera.files import read_json, write_json
 from tests.conftest import REPOSITORY
 from tests.tiny import tiny_checkpoint
@@ -167,6 +169,9 @@ def test_a_file_each_adds_a_family_a_format_a_method_an_engine_and_a_data_set(
     shape = ("--samples", "2", "--length", "16", "--ratio", "0.25", "--multiple-of", "4")
     camera(distribution, "prune", toy, pruned, "--calibration", "counting", "--method", "first", *shape)
     assert read_json(pruned / "config.json")["intermediate_size"] == 144
+    name = "model.layers.1.mlp.gate_proj.weight"  # the method's choice, and not CAMERA's
+    before, after = (read_tensors(folder / "model.safetensors")[name] for folder in (toy, pruned))
+    assert torch.equal(after, before[:144])
     camera(distribution, "quantize", pruned, packed, "--type", "sign")
     assert read_json(packed / "quantized.json")["type"] == "sign"
     timed = camera(

@@ -231,8 +231,9 @@ class _Execution:
         if gram is not None:
             gram.merge(self.group)
             choice = self._broadcast(observed)
-        else:  # every rank comes to the same choice from the same statistics; without removals it is CAMERA's
-            choice = PRUNING_METHODS["camera"].decide(observed, plan)
+        else:  # every rank comes to the same choice from the same statistics; a block that loses nothing has no Gram matrix
+            method = "camera" if PRUNING_METHODS[plan.method].needs_gram else plan.method
+            choice = PRUNING_METHODS[method].decide(observed, plan)
         matrices = {} if choice.down_HK is None else {"down": choice.down_HK}
         record = choice.record
         if plan.sparsity:
@@ -359,10 +360,7 @@ class _Passes:
     def _narrower(self) -> "PreTrainedModel":
         """The pruned model's structure, on the meta device."""
         checkpoint, plan = self._execution.checkpoint, self._execution.plan
-        counts = {
-            key: value for key, value in plan.config_changes(checkpoint).items() if value == plan.experts_kept
-        }
-        return checkpoint.empty_model(IMPLEMENTATION, **counts)
+        return checkpoint.empty_model(IMPLEMENTATION, **plan.expert_count_changes(checkpoint))
 
     def narrower(self, index: int) -> nn.Module:
         """The sparse module of a layer of the pruned model."""

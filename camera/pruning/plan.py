@@ -121,7 +121,8 @@ class PrunePlan:
         Where experts go, those that stay get other tokens, and their channels are chosen by these.
         """
         may_drop = self.drops or bool(self.candidates)
-        return self.sequential or self.needs_gram or self.sparsity > 0 or may_drop
+        other = self.removes and self.method != "camera"  # scores alone are CAMERA's choice
+        return self.sequential or other or self.sparsity > 0 or may_drop
 
     @property
     def removed_share(self) -> float:
@@ -133,12 +134,18 @@ class PrunePlan:
         """The keys of config.json that a physically pruned model has other values of."""
         changes: dict[str, Any] = {cut.key: cut.kept for cut in self.cuts if cut.kept < cut.width}
         family = checkpoint.family
-        if self.drops and family.experts is not None:
-            keys = [key for key in family.experts.count_keys if key in checkpoint.config]
-            changes |= dict.fromkeys(keys or family.experts.count_keys[:1], self.experts_kept)
+        changes |= self.expert_count_changes(checkpoint)
         if changes and checkpoint.prediction_tensors:
             changes[str(family.prediction_layers_key)] = 0
         return changes | family.restated(checkpoint.config, changes)
+
+    def expert_count_changes(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The keys of config.json that say how many experts there are, with their new value."""
+        experts = checkpoint.family.experts
+        if not self.drops or experts is None:
+            return {}
+        keys = [key for key in experts.count_keys if key in checkpoint.config]
+        return dict.fromkeys(keys or experts.count_keys[:1], self.experts_kept)
 
     def with_split(self, losses: Sequence[Split]) -> "PrunePlan":
         """The plan with the first of the splits, which is the one to take."""
