@@ -223,7 +223,7 @@ class LlamaCppEngine(Engine):
         merged = {
             names[name] for name, placed in family.names(self.config).items() if placed.expert is not None
         }
-        sizes = {name: tensor.data.nbytes for name, tensor in self.gguf.tensors.items()}
+        sizes = {name: tensor.size_bytes for name, tensor in self.gguf.tensors.items()}
         for name in merged:
             assert family.experts is not None
             sizes[name] = family.experts.used(self.config, sizes[name])

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -14,7 +15,7 @@ from camera.digests import canonical_json
 from camera.errors import CameraError
 from camera.files import refuse_occupied
 from camera.formats.gguf_parser import BLOCK_TYPE_KEY, LINEAGE_KEY, TWIN_KEY
-from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
+from camera.formats.gguf_reader import GgufFile, GgufTensor, is_q4_0_64, open_gguf
 from camera.formats.gguf_tensors import output_tensors
 from camera.formats.gguf_tokenizer import write_tokenizer
 from camera.formats.gguf_writer import OutputTensor, Segment, gguf_file, stream_tensors
@@ -123,11 +124,16 @@ def _twins(file: GgufFile) -> list[OutputTensor]:
             raise CameraError(f"{file.path}: {tensor.name} is {tensor.type}, which is not written here")
         is_q4_0_64 = tensor.type == Q4_0_64.name
         turn = Q4_0_64().twin if is_q4_0_64 else np.asarray
-        matrices = np.split(tensor.data, tensor.shape[0]) if len(tensor.shape) > 2 else [tensor.data]
-        segments = tuple(Segment(partial(turn, matrix)) for matrix in matrices)
+        merged = len(tensor.shape) > 2
+        matrices = [tensor.item(index) for index in range(tensor.shape[0])] if merged else [tensor]
+        segments = tuple(Segment(partial(_turned, matrix, turn)) for matrix in matrices)
         type = "q4_0" if is_q4_0_64 else tensor.type
         tensors.append(OutputTensor(tensor.name, type, tensor.shape, segments))
     return tensors
+
+
+def _turned(matrix: GgufTensor, turn: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    return turn(matrix.data)
 
 
 _TYPE_KEYS = (

@@ -1,8 +1,8 @@
 """An open GGUF file: its keys and tensors, as the reader found them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 
 from camera.errors import CameraError
 from camera.formats import blocks
+from camera.formats.gguf_parser import map_file
 from camera.models import Family, family_of_architecture
 from camera.registry import BLOCK_FORMATS
 
@@ -33,8 +34,31 @@ class GgufTensor:
     """A BlockType, or the lower-case name of another ggml type (`q6_k`) in files of other makers."""
     shape: tuple[int, ...]
     """In torch's order: rows first, the length of a row last."""
-    data: np.ndarray = field(repr=False, compare=False)
-    """uint8 [rows, bytes per row], a read-only map of the file; a vector is one row."""
+    path: Path = field(repr=False, compare=False)
+    offset: int = field(repr=False, compare=False)
+    """Of its first byte in the file."""
+    packed_shape: tuple[int, int] = field(repr=False, compare=False)
+    """Rows and bytes per row; a vector is one row."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many it takes in the file."""
+        return prod(self.packed_shape)
+
+    @property
+    def data(self) -> np.ndarray:
+        """uint8 [rows, bytes per row], a read-only map of the file.
+
+        Each is a map of its own, so that what was read of it is this process's memory only as long as the array is.
+        """
+        content = np.frombuffer(map_file(self.path), np.uint8, self.size_bytes, self.offset)
+        return content.reshape(self.packed_shape)
+
+    def item(self, index: int) -> "GgufTensor":
+        """Of a tensor of three dimensions, one matrix."""
+        rows, row_bytes = self.shape[1], self.packed_shape[1]
+        start = self.offset + index * rows * row_bytes
+        return replace(self, shape=self.shape[1:], offset=start, packed_shape=(rows, row_bytes))
 
 
 @dataclass(frozen=True)

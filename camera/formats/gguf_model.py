@@ -199,11 +199,7 @@ def _gguf_names(placed: Placed) -> tuple[str, ...]:
 def _own(file: GgufFile, placed: Placed) -> GgufTensor:
     """The tensor of a weight; of an expert its rows of the tensor that holds all."""
     tensor = file.tensor(placed.gguf)
-    if placed.expert is None:
-        return tensor
-    _, rows, _ = tensor.shape
-    data = tensor.data[placed.expert * rows : (placed.expert + 1) * rows]
-    return GgufTensor(tensor.name, tensor.type, tensor.shape[1:], data)
+    return tensor if placed.expert is None else tensor.item(placed.expert)
 
 
 def _part_shapes(file: GgufFile, placed: Placed) -> list[tuple[int, int, int]]:

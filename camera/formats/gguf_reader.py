@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 
 from camera.errors import CameraError
 from camera.formats.gguf_file import GgufFile, GgufTensor
@@ -42,8 +41,7 @@ def open_gguf(path: Path | str) -> GgufFile:
     raw = map_file(path)
     parser = Parser(path, raw)
     metadata, entries, data_start = parser.parse()
-    content = np.frombuffer(raw, np.uint8)
-    tensors = {entry.name: _tensor(path, entry, content[data_start:], metadata) for entry in entries.values()}
+    tensors = {entry.name: _tensor(path, entry, data_start, len(raw), metadata) for entry in entries.values()}
     return GgufFile(path, metadata, parser.value_types, tensors)
 
 
@@ -52,7 +50,9 @@ def is_q4_0_64(file: GgufFile) -> bool:
     return any(tensor.type == "q4_0_64" for tensor in file.tensors.values())
 
 
-def _tensor(path: Path, entry: TensorEntry, content: np.ndarray, metadata: dict[str, Any]) -> GgufTensor:
+def _tensor(
+    path: Path, entry: TensorEntry, data_start: int, size: int, metadata: dict[str, Any]
+) -> GgufTensor:
     type_name, block_length, block_bytes = _type(path, entry, metadata)
     row_length = entry.shape[-1] if entry.shape else 1
     if row_length % block_length:
@@ -63,14 +63,12 @@ def _tensor(path: Path, entry: TensorEntry, content: np.ndarray, metadata: dict[
     row_bytes = row_length // block_length * block_bytes
     rows = prod(entry.shape[:-1])
     end = entry.offset + rows * row_bytes
-    if end > len(content):
+    if end > size - data_start:
         raise CameraError(
-            f"{path} ends before {entry.name} does ({len(content)} of {end} bytes of tensors): it is "
+            f"{path} ends before {entry.name} does ({size - data_start} of {end} bytes of tensors): it is "
             "truncated, fetch or write it again"
         )
-    return GgufTensor(
-        entry.name, type_name, entry.shape, content[entry.offset : end].reshape(rows, row_bytes)
-    )
+    return GgufTensor(entry.name, type_name, entry.shape, path, data_start + entry.offset, (rows, row_bytes))
 
 
 def _type(path: Path, entry: TensorEntry, metadata: dict[str, Any]) -> tuple[str, int, int]:

@@ -146,7 +146,7 @@ def _transformers_knows(model_type: str) -> bool:
 def _gguf_fact(file: GgufFile) -> GgufFact:
     bytes_of: Counter[str] = Counter()
     for tensor in file.tensors.values():
-        bytes_of[tensor.type] += tensor.data.nbytes
+        bytes_of[tensor.type] += tensor.size_bytes
     number, twin_of = file.metadata.get("general.file_type"), file.metadata.get(TWIN_KEY)
     declared = [
         name for name in bytes_of if name in BLOCK_FORMATS and BLOCK_FORMATS[name].file_number == number

@@ -209,7 +209,7 @@ def test_a_token_reads_all_weights_but_the_embedding(llama_cpp: Path, ggufs: dic
     engine.time_once(4, (16,))
     found = engine.footprint()
     tensors = open_gguf(ggufs["q4_0"]).tensors
-    everything = sum(tensor.data.nbytes for tensor in tensors.values())
+    everything = sum(tensor.size_bytes for tensor in tensors.values())
     assert found.weight_bytes_per_token == everything - tensors["token_embd.weight"].data.nbytes
     assert found.kv_bytes_per_position == 2 * 2 * 2 * 32 * 2  # keys and values, layers, kv heads, width, f16
     assert found.model_bytes == os.path.getsize(ggufs["q4_0"])
@@ -223,7 +223,7 @@ def test_a_token_reads_the_experts_it_is_routed_to(
     quantize_checkpoint(Checkpoint.open(source), tmp_path / "packed", QuantizeOptions(type="q4_0"))
     convert_to_gguf(tmp_path / "packed", tmp_path / "model.gguf", name="tiny")
     found = LlamaCppEngine(tmp_path / "model.gguf", options(llama_cpp)).footprint()
-    sizes = {name: tensor.data.nbytes for name, tensor in open_gguf(tmp_path / "model.gguf").tensors.items()}
+    sizes = {name: tensor.size_bytes for name, tensor in open_gguf(tmp_path / "model.gguf").tensors.items()}
     routed = sum(size for name, size in sizes.items() if "_exps." in name)
     everything = sum(sizes.values()) - sizes["token_embd.weight"]
     assert found.weight_bytes_per_token == everything - routed * 5 // 8
