@@ -8,7 +8,7 @@ SHARED := $(or $(CAMERA_SHARED_DATA),../shared/data)
 MOE := $(SHARED)/models/tiny-qwen3-moe
 MANUALS := $(SHARED)/text/manuals_sample.txt
 
-.PHONY: demo demo-moe test test-slow test-faults test-nightly serve serve-stop check format install clean
+.PHONY: demo demo-moe test test-slow test-faults test-real test-nightly serve serve-stop check format install clean
 
 demo: $(INSTALLED)  ## the whole pipeline of recipes/demo.yaml, on the CPU, offline
 	$(BIN)/camera run recipes/demo.yaml
@@ -24,10 +24,13 @@ else
 endif
 
 test: $(INSTALLED)  ## the whole quick suite
-	$(BIN)/python -m pytest -n 2 -m "not slow and not faults"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not faults and not real"
 
 test-slow: $(INSTALLED)  ## what takes longer: whole runs, kills, the README's commands
-	$(BIN)/python -m pytest -n 2 -m "slow and not faults"
+	$(BIN)/python -m pytest -n 2 -m "slow and not faults and not real"
+
+test-real: $(INSTALLED)  ## every command at openPangu-7B's shapes, two layers: results, time, memory; docs/limits.md
+	$(BIN)/python -m pytest -n 0 -m real tests/real
 
 test-nightly: $(INSTALLED)  ## schedule, server, worker, kill, resume, audit, for real: about ten minutes
 	$(BIN)/python scripts/nightly_check.py

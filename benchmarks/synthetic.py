@@ -1,5 +1,6 @@
 """Checkpoints of any size with random weights, for benchmarks: the shapes are real, what they say is not."""
 
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.files import write_json
 from camera.models import family_of
 
-_BLOCK = 1 << 20
+_BLOCK = (1 << 20) - 3
+"""Numbers that are drawn: a prime, so that no two rows of a matrix, however long, are the same ones."""
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How Qwen's tokenizers split text into words."""
 _MOE_CONFIG = {
@@ -61,11 +63,12 @@ def write_checkpoint(
     kv_heads: int,
     dtype: torch.dtype,
     positions: int = 2048,
-    shard_bytes: int = 5 << 30,
+    shard_bytes: int | None = 5 << 30,
 ) -> Path:
     """Write an openPangu checkpoint tensor by tensor, with a tokenizer of single bytes; memory stays at one tensor.
 
-    Weights are one block of a million normal numbers over and over, scaled as an initialisation would be.
+    Weights are one block of a million normal numbers over and over, scaled as an initialisation would be. Without
+    `shard_bytes` each decoder layer is a shard, and so are what is before the layers and what is behind them.
     """
     config = _CONFIG | {
         "hidden_size": hidden,
@@ -104,14 +107,17 @@ def write_moe_checkpoint(
     return folder
 
 
-def _write(folder: Path, config: dict[str, Any], dtype: torch.dtype, shard_bytes: int) -> None:
+def _write(folder: Path, config: dict[str, Any], dtype: torch.dtype, shard_bytes: int | None) -> None:
     """config.json and weights."""
     folder.mkdir(parents=True)
     hidden = config["hidden_size"]
     family = family_of(config)
     shapes = {name: family.shape(config, placed.weight) for name, placed in family.names(config).items()}
     block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(hidden**-0.5).to(dtype)
-    shards = _shards(shapes, dtype.itemsize, shard_bytes)
+    if shard_bytes is None:
+        shards = [list(names) for _, names in groupby(shapes, family.layer_of)]
+    else:
+        shards = _shards(shapes, dtype.itemsize, shard_bytes)
     index = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -143,6 +149,7 @@ def _write_byte_tokenizer(folder: Path) -> None:
 def _write_tokenizer(folder: Path) -> None:
     """A sentencepiece model of the special tokens and the 256 single bytes: enough for a GGUF that llama.cpp loads."""
     model = ModelProto()
+    model.trainer_spec.byte_fallback = True
     kinds = ModelProto.SentencePiece
     for piece, kind in (("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)):
         model.pieces.add(piece=piece, score=0.0, type=kind)

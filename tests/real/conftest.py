@@ -1,0 +1,59 @@
+"""The workshop of the suite, and the table at its end."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.real.checkpoint import write_model
+from tests.real.limits import rows_of, table, write_limits
+from tests.real.workshop import Done, Workshop
+
+_ORDER = ("test_prune", "test_quantize", "test_evaluate", "test_bench", "test_pipeline", "test_bounds")
+"""Of the modules: what one makes the next ones read."""
+_WORKSHOP = pytest.StashKey[Workshop]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules of this suite come last, in the order in which one needs another."""
+    items.sort(key=lambda item: _ORDER.index(item.path.stem) if item.get_closest_marker("real") else -1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What every command took, as a table; and in docs/limits.md where that was asked for."""
+    workshop = config.stash.get(_WORKSHOP, None)
+    if workshop is not None and workshop.done:
+        rows = rows_of(workshop.done.values())
+        terminalreporter.write_line(table(rows))
+        if os.environ.get("CAMERA_REAL_WRITE"):
+            write_limits(rows)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Workshop]:
+    """A folder with the checkpoint: CAMERA_REAL_FOLDER, whose checkpoint is used again; else a temporary one."""
+    kept = os.environ.get("CAMERA_REAL_FOLDER")
+    folder = Path(kept).resolve() if kept else tmp_path_factory.mktemp("real")
+    made = Workshop(folder)
+    if not (made.model / "tokenizer_config.json").is_file():
+        shutil.rmtree(made.model, ignore_errors=True)
+        write_model(made.model)
+    pytestconfig.stash[_WORKSHOP] = made
+    yield made
+    if not kept:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def run(workshop: Workshop) -> Iterator[Callable[[str], Done]]:
+    """Run a command of the list by its name."""
+    with workshop.using():
+        yield workshop.run
+
+
+@pytest.fixture
+def model(workshop: Workshop) -> Path:
+    """Folder of the checkpoint."""
+    return workshop.model
