@@ -1,7 +1,7 @@
 """From weights on disk, in any form that we read, to a transformers model on a device."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,25 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.names_in_model import dtype_in_model, names_in_model
 from camera.devices import resolve_device, resolve_dtype
 from camera.errors import CameraError
+from camera.formats.blocks import dequantize
 from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, packed_hf_tensor, read_hf_tensor
-from camera.formats.quantized_model import SUMMARY_NAME, QuantizedModel
+from camera.formats.quantized_model import SUMMARY_NAME, QuantizedModel, packed_shape
 from camera.formats.types.floats import Float
-from camera.models import Family, Fused, family_of
+from camera.mapped import release_pages
+from camera.models import Family, family_of
+from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Replace = Callable[[str, nn.Linear], nn.Module | None]
-"""From the name of a linear layer's weight and the layer itself (on the meta device) to what takes its place."""
+Joined = Mapping[str, tuple[int | slice, ...]]
+"""What a parameter is made of: the index of the part that each matrix fills, by the name in the source."""
+Rebuild = Callable[["PreTrainedModel", Mapping[str, str]], Mapping[str, Joined]]
+"""From a model on the meta device, and the source's names by those in the model: exchanges modules, and says which
+parameters are made of several matrices. What is not on the meta device afterwards is not read again."""
+_NUMBERS_AT_ONCE = 8 << 20
+"""Of a matrix of blocks, dequantised at once."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,14 @@ def _quantized_source(path: Path) -> Source:
         frozenset(model.tensors),
         dtype,
         model.dequantize,
-        lambda name: (model.tensors[name].type, model.packed(name)),
+        lambda name: _stored_blocks(model, name),
     )
+
+
+def _stored_blocks(model: QuantizedModel, name: str) -> tuple[str, np.ndarray]:
+    """A map of the tensor's bytes alone, whose pages can be released."""
+    record, (file, offset) = model.tensors[name], model.stored(name)
+    return record.type, np.memmap(file, np.uint8, "r", offset, packed_shape(record.type, record.shape))
 
 
 def _gguf_source(path: Path) -> Source:
@@ -133,12 +147,12 @@ def load_model(path: Path | str, dtype: str = "auto", device: str = "auto") -> "
 
 
 def assemble(
-    source: Source, dtype: torch.dtype, device: torch.device, replace: Replace | None = None
+    source: Source, dtype: torch.dtype, device: torch.device, rebuild: Rebuild | None = None
 ) -> "PreTrainedModel":
     """Build the model's structure without memory, then fill it tensor by tensor on the device.
 
-    `replace` may give another module for a linear layer; its weight is then not read here, and its bias neither. Experts
-    are no such layers: transformers holds those of a layer as one parameter, which is filled in the dtype.
+    `rebuild` may exchange modules before anything is read. Experts are no modules: transformers holds those of a layer as
+    one parameter, which is filled in the dtype.
 
     Raises:
         CameraError: if a tensor is missing, is misshapen, or holds NaN or infinity.
@@ -152,19 +166,16 @@ def assemble(
         )
     model.eval().requires_grad_(False)
     names = _names_on_disk(source, model)
-    experts = _experts(source)
+    joined = {**_experts(source), **(rebuild(model, names) if rebuild else {})}
     tied = dict(model.all_tied_weights_keys)
-    replaced = _replace_linears(model, replace, names) if replace else set()
-    for name, empty in model.state_dict().items():
-        if name in tied or name.rpartition(".")[0] in replaced:
-            continue
-        kept = dtype_in_model(model, name, empty.dtype)
-        if name in experts:
-            _set_tensor(model, name, _fuse(source, experts[name], empty, kept, device))
-        else:
-            _set_tensor(model, name, _read(source, names.get(name, name), empty.shape).to(device, kept))
+    empty = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_meta}
+    for name, tensor in empty.items():
+        if name not in tied:
+            kept = dtype_in_model(model, name, tensor.dtype)
+            parts = joined.get(name, {names.get(name, name): ()})
+            _set_tensor(model, name, _filled(source, parts, tensor.shape, kept, device))
     for name, owner in tied.items():
-        if name.rpartition(".")[0] not in replaced:
+        if name in empty:
             _set_tensor(model, name, model.get_parameter(owner))
     _compute_buffers(model, device)
     return model
@@ -176,36 +187,58 @@ def _names_on_disk(source: Source, model: "PreTrainedModel") -> dict[str, str]:
     return {rename(name): name for name in source.names}
 
 
-def _experts(source: Source) -> dict[str, dict[str, Fused]]:
-    """By the parameters that hold all experts of a layer: the matrices that they are made of, and where each goes."""
+def _experts(source: Source) -> dict[str, Joined]:
+    """The parameters that hold all experts of a layer."""
     config = source.config.to_dict()
-    found: dict[str, dict[str, Fused]] = {}
+    found: dict[str, dict[str, tuple[int | slice, ...]]] = {}
     if source.family.experts is not None:
         for layer in range(source.config.num_hidden_layers):
             for name, place in source.family.fused(config, layer).items():
-                found.setdefault(place.parameter, {})[name] = place
-    return found
+                found.setdefault(place.parameter, {})[name] = (place.expert, place.rows)
+    return dict(found)
 
 
-def _fuse(
-    source: Source, places: dict[str, Fused], empty: torch.Tensor, dtype: torch.dtype, device: torch.device
+def _filled(
+    source: Source, parts: Joined, shape: torch.Size, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """A parameter of all experts, filled matrix by matrix; the host holds one of them at a time."""
-    filled = torch.empty(empty.shape, dtype=dtype, device=device)
-    for name, place in places.items():
-        part = filled[place.expert, place.rows]
-        part.copy_(_read(source, name, part.shape))
+    """A parameter of one tensor or several; the host holds one of them at a time, of blocks some rows."""
+    if len(parts) == 1 and _blocks(source, next(iter(parts))) is None:
+        # On the CPU perhaps the file's own bytes, mapped.
+        return _read(source, next(iter(parts)), shape).to(device, dtype)
+    filled = torch.empty(shape, dtype=dtype, device=device)
+    for name, place in parts.items():
+        part, blocks = filled[place], _blocks(source, name)
+        if blocks is None:
+            part.copy_(_read(source, name, part.shape))
+        else:
+            _dequantize(source, name, blocks, part)
     return filled
 
 
-def _replace_linears(model: "PreTrainedModel", replace: Replace, names: dict[str, str]) -> set[str]:
-    done = set()
-    for name, module in list(model.named_modules()):
-        weight = f"{name}.weight"
-        if isinstance(module, nn.Linear) and (made := replace(names.get(weight, weight), module)) is not None:
-            model.set_submodule(name, made)
-            done.add(name)
-    return done
+def _blocks(source: Source, name: str) -> tuple[BlockType, np.ndarray] | None:
+    """Type and bytes of a matrix that is stored as blocks known here."""
+    if source.packed is None or name not in source.names:
+        return None
+    type, data = source.packed(name)
+    return (type, data) if type in BLOCK_FORMATS and len(data) > 1 else None
+
+
+def _dequantize(
+    source: Source, name: str, blocks: tuple[BlockType, np.ndarray], filled_RC: torch.Tensor
+) -> None:
+    """Fill a matrix, some rows at a time."""
+    type, data = blocks
+    form, (rows, columns) = BLOCK_FORMATS[type], filled_RC.shape
+    shape = [len(data), data.shape[1] // form.block_bytes * form.block_length]
+    if shape != [rows, columns]:
+        raise _misshapen(source, name, shape, filled_RC.shape)
+    step = max(1, _NUMBERS_AT_ONCE // columns)
+    for start in range(0, rows, step):
+        part = data[start : start + step]
+        numbers = torch.from_numpy(dequantize(part, type, columns))
+        _check_finite(source, name, numbers)
+        filled_RC[start : start + step].copy_(numbers)
+        release_pages(part)
 
 
 def _read(source: Source, name: str, shape: torch.Size) -> torch.Tensor:
@@ -213,12 +246,19 @@ def _read(source: Source, name: str, shape: torch.Size) -> torch.Tensor:
         raise CameraError(f"{source.path} has no tensor {name}, and its config asks for it")
     tensor = source.read(name)
     if tensor.shape != shape:
-        raise CameraError(
-            f"{source.path}: {name} has shape {list(tensor.shape)} and its config asks for {list(shape)}"
-        )
-    if not torch.isfinite(tensor).all():
-        raise CameraError(f"{source.path}: {name} holds NaN or infinity; the weights are damaged")
+        raise _misshapen(source, name, list(tensor.shape), shape)
+    _check_finite(source, name, tensor)
     return tensor
+
+
+def _misshapen(source: Source, name: str, found: list[int], asked: torch.Size) -> CameraError:
+    return CameraError(f"{source.path}: {name} has shape {found} and its config asks for {list(asked)}")
+
+
+def _check_finite(source: Source, name: str, tensor: torch.Tensor) -> None:
+    # aminmax passes NaN and infinity on, and needs no memory of the tensor's size as isfinite does.
+    if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
+        raise CameraError(f"{source.path}: {name} holds NaN or infinity; the weights are damaged")
 
 
 def _set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:

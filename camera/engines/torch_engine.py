@@ -19,9 +19,11 @@ from camera.devices import (
     synchronize,
 )
 from camera.engines import ENGINES, Engine, Footprint, Timing
-from camera.engines.parts.int4_linear import INT4_TYPES, KERNELS, Blocks, Int4Linear, int4_linear
+from camera.engines.parts.int4_linear import INT4_TYPES, KERNELS
 from camera.errors import CameraError
 from camera.loading import Source, assemble, open_source
+from camera.models import Family
+from camera.models.experts import Config
 from camera.options import BenchmarkOptions
 
 
@@ -47,19 +49,15 @@ class TorchEngine(Engine):
         """
         # Brings all of transformers, three seconds that a run which loads no model does not need.
         from camera.engines.parts.attention import GrowingCache, use_packed_attention
+        from camera.engines.parts.linears import DecodingLayers
 
         source = open_source(path)
         self.path, self.device, self.family = path, device, source.family
         self.positions = int(source.config.max_position_embeddings)
-        self._linears: Counter[str] = Counter()
-        self._fallbacks: Counter[str] = Counter()
         self.dtype = _dtype(source, device)
-        self.model = assemble(
-            source, self.dtype, device, lambda name, linear: self._int4(source, name, linear)
-        )
-        if source.packed is not None:
-            types = (source.packed(name)[0] for name in self._fused())
-            self._fallbacks.update(f"{type}: experts" for type in types if type in INT4_TYPES)
+        self._layers = DecodingLayers(source, device)
+        self.model = assemble(source, self.dtype, device, self._layers)
+        self._experts_in_16_bits = _experts_in_16_bits(source)
         if device.type == "cpu":
             use_packed_attention(self.model)
         self.cache = GrowingCache(self.model.config, min(capacity, self.positions))
@@ -73,24 +71,6 @@ class TorchEngine(Engine):
     @classmethod
     def build(cls, options: BenchmarkOptions) -> str:
         return torch.__version__
-
-    def _int4(self, source: Source, name: str, linear: nn.Linear) -> nn.Module | None:
-        """The 4-bit twin of a linear layer, if its weights are 4-bit and the device has a kernel for them."""
-        if name not in source.names and source.config.tie_word_embeddings:
-            name = source.family.name("embedding")
-        if source.packed is None or name not in source.names:
-            return None
-        block_type, data = source.packed(name)
-        if block_type not in INT4_TYPES:
-            self._linears[block_type] += 1
-            return None
-        bias = source.read(name.removesuffix("weight") + "bias") if linear.bias is not None else None
-        made = int4_linear(Blocks(block_type, data), bias, self.device)
-        if isinstance(made, str):
-            self._fallbacks[f"{block_type}: {made}"] += 1
-            return None
-        self._linears[f"{block_type} by {made.kernel}"] += 1
-        return made
 
     @torch.inference_mode()
     def prefill(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -146,47 +126,60 @@ class TorchEngine(Engine):
         return Timing(prefilled - start, decode_s)
 
     def footprint(self) -> Footprint:
-        embedding_VH = self.model.get_input_embeddings().get_parameter("weight")
-        is_head = getattr(self.model.get_output_embeddings(), "weight", None) is embedding_VH
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        weights = sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+        tensors = _tensors(self.model)
+        weights = sum(tensor.nbytes for tensor in tensors.values())
         held = weights + self.cache.nbytes
-        read = weights - self._unused_bytes()
+        embedding, head = map(
+            _tensors, (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        )
+        looked_up = sum(tensor.nbytes for key, tensor in embedding.items() if key not in head)
         return Footprint(
             model_bytes=_bytes_on_disk(self.path),
             held_bytes=held,
             peak_bytes=None if self._growth is None else held + self._growth,
-            weight_bytes_per_token=read if is_head else read - embedding_VH.nbytes,
+            weight_bytes_per_token=weights - looked_up - self._unused_bytes(),
             kv_bytes_per_position=self.cache.nbytes // self.cache.growing[0].capacity,
         )
 
-    def _fused(self) -> dict[str, str]:
-        """The parameter that holds a matrix of an expert, by the matrix's name."""
-        config = self.model.config.to_dict()
-        layers = (self.family.fused(config, layer) for layer in range(int(config["num_hidden_layers"])))
-        return {name: place.parameter for layer in layers for name, place in layer.items()}
-
     def _unused_bytes(self) -> int:
         """Of the experts that a token is not routed to."""
-        config = self.model.config.to_dict()
-        sizes = (self.model.get_parameter(name).nbytes for name in set(self._fused().values()))
-        experts = self.family.experts
+        config, experts = self.model.config.to_dict(), self.family.experts
+        parameters = set(_fused_experts(self.family, config).values())
+        sizes = (self.model.get_parameter(name).nbytes for name in parameters)
         return 0 if experts is None else sum(size - experts.used(config, size) for size in sizes)
 
     def describe(self) -> dict[str, Any]:
-        linears = sum(isinstance(module, (nn.Linear, Int4Linear)) for module in self.model.modules())
         return {
             "torch": torch.__version__,
             "dtype": dtype_name(self.dtype),
             "attention": self.model.config._attn_implementation,
-            "linears": dict(self._linears) or {dtype_name(self.dtype): linears},
-            "dequantised": dict(self._fallbacks),
+            "linears": dict(self._layers.linears),
+            "dequantised": dict(self._layers.fallbacks + self._experts_in_16_bits),
         }
 
     def close(self) -> None:
         del self.model, self.cache, self._next_11
         gc.collect()
         release_memory(self.device)
+
+
+def _tensors(module: nn.Module) -> dict[int, torch.Tensor]:
+    """All parameters and buffers, by identity."""
+    return {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+
+
+def _fused_experts(family: Family, config: Config) -> dict[str, str]:
+    """The parameter that holds a matrix of an expert, by the matrix's name."""
+    layers = (family.fused(config, layer) for layer in range(int(config["num_hidden_layers"])))
+    return {name: place.parameter for layer in layers for name, place in layer.items()}
+
+
+def _experts_in_16_bits(source: Source) -> Counter[str]:
+    """How many experts' matrices are stored in 4 bits and computed in 16, by the reason."""
+    if source.packed is None:
+        return Counter()
+    types = (source.packed(name)[0] for name in _fused_experts(source.family, source.config.to_dict()))
+    return Counter(f"{type}: experts" for type in types if type in INT4_TYPES)
 
 
 def _dtype(source: Source, device: torch.device) -> torch.dtype:

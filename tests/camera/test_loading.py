@@ -1,14 +1,17 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from camera import loading
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
 from camera.formats.convert import convert_to_gguf
-from camera.loading import assemble, load_model, open_source
+from camera.loading import Joined, assemble, load_model, open_source
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import MODEL_TYPES, MOE_TYPES, MOE_TYPES_IN_GGUF, tiny_checkpoint, tiny_moe_checkpoint
@@ -119,26 +122,39 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "model.bin")
 
 
-def test_linear_layers_are_replaced_by_the_names_of_the_checkpoint_and_experts_are_not(
-    tmp_path: Path,
-) -> None:
-    source = open_source(tiny_moe_checkpoint(tmp_path / "model", "hunyuan_v1_moe", layers=1))
-    asked: list[str] = []
-    assemble(source, torch.float32, torch.device("cpu"), lambda name, linear: asked.append(name))
-    expected = source.family.shared_inputs(source.config.to_dict(), 0)
-    paths = {f"model.layers.0.{path}.weight" for group in expected for path in group}
-    assert set(asked) == paths | {"lm_head.weight", "model.layers.0.mlp.gate.wg.weight"}
-    assert set(asked) <= source.names
-
-
-def test_a_linear_layer_can_be_replaced_even_if_it_is_tied(tmp_path: Path) -> None:
+def test_a_module_can_be_exchanged_before_anything_is_read_even_if_it_is_tied(tmp_path: Path) -> None:
     source = open_source(tiny_checkpoint(tmp_path / "model", tied=True))
     head = nn.Linear(64, 352)
-    model = assemble(
-        source,
-        torch.float32,
-        torch.device("cpu"),
-        lambda name, linear: head if name == "lm_head.weight" else None,
-    )
+
+    def exchange(model: PreTrainedModel, names: Mapping[str, str]) -> dict[str, Joined]:
+        model.lm_head = head
+        return {}
+
+    model = assemble(source, torch.float32, torch.device("cpu"), exchange)
     assert model.lm_head is head
     assert torch.equal(model.model.embed_tokens.weight, source.read("model.embed_tokens.weight"))
+
+
+def test_a_parameter_can_be_made_of_several_tensors(tmp_path: Path) -> None:
+    source = open_source(tiny_checkpoint(tmp_path / "model"))
+    gate, up = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
+
+    def join(model: PreTrainedModel, names: Mapping[str, str]) -> dict[str, Joined]:
+        model.model.layers[0].mlp.up_proj = nn.Linear(64, 384, bias=False, device="meta")
+        return {up: {gate: (slice(0, 192),), up: (slice(192, 384),)}}
+
+    model = assemble(source, torch.float32, torch.device("cpu"), join)
+    assert torch.equal(model.get_parameter(up), torch.cat([source.read(gate), source.read(up)]))
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0", "f16"])
+def test_matrices_of_blocks_are_dequantised_some_rows_at_a_time(
+    tmp_path: Path, kind: BlockType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Checkpoint.open(tiny_checkpoint(tmp_path / "model"))
+    quantize_checkpoint(source, tmp_path / "packed", QuantizeOptions(type=kind))
+    monkeypatch.setattr(loading, "_NUMBERS_AT_ONCE", 64 * 50)
+    model = load_model(tmp_path / "packed", device="cpu", dtype="float32")
+    packed = open_source(tmp_path / "packed")
+    for name in ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"):
+        assert torch.equal(model.get_parameter(name), packed.read(name))

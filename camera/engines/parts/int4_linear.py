@@ -7,15 +7,14 @@ kernel's 16-bit type. Before a kernel is used it is compared once with dequantis
 
 import importlib
 import logging
-from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from camera.engines.parts.blocks import Blocks, codes_of, scales_of
 from camera.formats.blocks import dequantize, quantize
 from camera.formats.types.q4_0 import Q4_0
 from camera.options import BlockType
@@ -25,62 +24,10 @@ log = logging.getLogger(__name__)
 
 INT4_TYPES = tuple(name for name, form in BLOCK_FORMATS.items() if isinstance(form, Q4_0))
 """The block types that these layers take."""
-_ROWS_AT_ONCE = 4096
-"""Rows of a matrix unpacked at once; a whole output head would take gigabytes as int32."""
 _KERNEL_TOKENS = 64
 """On the CPU the 4-bit kernel serves up to so many tokens; more are faster through dequantised rows."""
 _FRACTAL_NZ = 29
 """torch_npu's number of the tiled matrix layout that its int4 kernels are fastest on."""
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """The 4-bit blocks of one matrix, as a GGUF stores them."""
-
-    type: BlockType
-    """`q4_0` or `q4_0_64`."""
-    data: np.ndarray
-    """uint8 [N, bytes per row]; a memory map costs no memory until it is read."""
-
-    @property
-    def group(self) -> int:
-        return BLOCK_FORMATS[self.type].block_length
-
-    @property
-    def rows(self) -> int:
-        """N: output features."""
-        return int(self.data.shape[0])
-
-    @property
-    def columns(self) -> int:
-        """K: input features."""
-        return int(self.data.shape[1]) // BLOCK_FORMATS[self.type].block_bytes * self.group
-
-    def part(self, start: int, stop: int) -> "Blocks":
-        """Some of the rows."""
-        return Blocks(self.type, self.data[start:stop])
-
-    def parts(self) -> list["Blocks"]:
-        """All rows, in pieces that are small enough to unpack."""
-        return [self.part(start, start + _ROWS_AT_ONCE) for start in range(0, self.rows, _ROWS_AT_ONCE)]
-
-    def nibbles(self) -> torch.Tensor:
-        """uint8 [N, K], 0 to 15, of which 8 stands for zero."""
-        return torch.from_numpy(self._form.split(self.data)[0])
-
-    def scales(self) -> torch.Tensor:
-        """float16 [N, K / group]."""
-        return torch.from_numpy(self._form.split(self.data)[1])
-
-    def dequantize(self) -> torch.Tensor:
-        """float32 [N, K]."""
-        return torch.from_numpy(dequantize(self.data, self.type, self.columns))
-
-    @property
-    def _form(self) -> Q4_0:
-        form = BLOCK_FORMATS[self.type]
-        assert isinstance(form, Q4_0)
-        return form
 
 
 class Int4Linear(nn.Module):
@@ -90,6 +37,8 @@ class Int4Linear(nn.Module):
     """What activations must be."""
     kernel: ClassVar[str]
     """The operator, for people who read a report."""
+    rows_along: ClassVar[dict[str, int]] = {"packed": 0, "scales": 1}
+    """The buffers, and the dimension of each along which the matrix's rows lie."""
     packed: torch.Tensor
     scales: torch.Tensor
     bias: torch.Tensor | None
@@ -98,9 +47,8 @@ class Int4Linear(nn.Module):
         """Repack the blocks for the kernel, on the device. bias: [N] or None."""
         super().__init__()
         self.in_features, self.out_features, self.group = blocks.columns, blocks.rows, blocks.group
-        packed, scales = self.pack(blocks, device)
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("scales", scales, persistent=False)
+        for name, tensor in self._repacked(blocks, device).items():
+            self.register_buffer(name, tensor, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.to(device, self.dtype), persistent=False)
 
     @classmethod
@@ -108,9 +56,28 @@ class Int4Linear(nn.Module):
         """None if the kernel takes a matrix [rows, columns] in groups, else the rule it breaks."""
         raise NotImplementedError
 
-    def pack(self, blocks: Blocks, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weights and the scales as the kernel wants them."""
+    def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights and the scales of some rows as the kernel wants them, on the device.
+
+        Args:
+            stored: uint8 [rows, K / group, bytes of a block]; a multiple of 64 rows, or the last ones.
+            device: of the layer.
+        """
         raise NotImplementedError
+
+    def _repacked(self, blocks: Blocks, device: torch.device) -> dict[str, torch.Tensor]:
+        """Both for all rows, made piece by piece."""
+        found: dict[str, torch.Tensor] = {}
+        for start, stored in blocks.pieces():
+            parts = self.pack(stored, device)
+            for (name, along), part in zip(self.rows_along.items(), parts, strict=True):
+                size = part.shape[along]
+                if start == 0:
+                    shape = list(part.shape)
+                    shape[along] = size * blocks.rows // len(stored)
+                    found[name] = torch.empty(shape, dtype=part.dtype, device=device)
+                found[name].narrow(along, start * size // len(stored), size).copy_(part)
+        return found
 
     def matmul(self, x_MK: torch.Tensor) -> torch.Tensor:
         """x @ W.T, [M, N]."""
@@ -126,10 +93,10 @@ class Int4Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, group={self.group}, kernel={self.kernel}"
 
 
-def _scales_and_zeros(blocks: Blocks, device: torch.device) -> torch.Tensor:
+def _scales_and_zeros(stored: torch.Tensor) -> torch.Tensor:
     """bfloat16 [K / group, N, 2] of (scale, 0): what torch's int4pack kernels read."""
-    scales = blocks.scales().t().to(device, torch.bfloat16)
-    return torch.stack((scales, torch.zeros_like(scales)), dim=-1).contiguous()
+    scales = scales_of(stored).t().to(torch.bfloat16)
+    return torch.stack((scales, torch.zeros_like(scales)), dim=-1)
 
 
 class CpuInt4Linear(Int4Linear):
@@ -150,12 +117,13 @@ class CpuInt4Linear(Int4Linear):
     def why_not(cls, rows: int, columns: int, group: int) -> str | None:
         return None if rows % 16 == 0 else f"{rows} rows are no multiple of 16"
 
-    def pack(self, blocks: Blocks, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        packed = [
-            torch.ops.aten._convert_weight_to_int4pack_for_cpu(part.nibbles().to(torch.int32), 1)
-            for part in blocks.parts()
-        ]
-        return torch.cat(packed), _scales_and_zeros(blocks, device)
+    def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        nibbles, (rows, groups, _) = stored[..., 2:], stored.shape
+        codes = torch.empty((rows, groups, 2, self.group // 2), dtype=torch.int32)
+        torch.bitwise_and(nibbles, 15, out=codes[:, :, 0])
+        torch.bitwise_right_shift(nibbles, 4, out=codes[:, :, 1])
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.view(rows, -1), 1)
+        return packed, _scales_and_zeros(stored)
 
     def matmul(self, x_MK: torch.Tensor) -> torch.Tensor:
         if x_MK.shape[0] <= _KERNEL_TOKENS:
@@ -164,7 +132,7 @@ class CpuInt4Linear(Int4Linear):
             return product_MN
         x32_MK = x_MK.float()
         return torch.cat(
-            [F.linear(x32_MK, part.dequantize()).to(x_MK.dtype) for part in self.blocks.parts()], dim=1
+            [F.linear(x32_MK, part_NK).to(x_MK.dtype) for _, part_NK in self.blocks.dequantized()], dim=1
         )
 
 
@@ -180,15 +148,13 @@ class CudaInt4Linear(Int4Linear):
             return f"{rows} rows are no multiple of 8"
         return None if columns % 32 == 0 else f"{columns} columns are no multiple of 32"
 
-    def pack(self, blocks: Blocks, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        inner_tiles = next(tiles for tiles in (8, 4, 2) if blocks.columns % (16 * tiles) == 0)
-        packed = []
-        for part in blocks.parts():
-            nibbles = part.nibbles().to(device)
-            # Two weights to a byte, the one of the even column in the high half.
-            pairs = (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).contiguous()
-            packed.append(torch.ops.aten._convert_weight_to_int4pack(pairs, inner_tiles))
-        return torch.cat(packed), _scales_and_zeros(blocks, device)
+    def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        stored = stored.to(device)  # the fewest bytes that can cross the bus
+        inner_tiles = next(tiles for tiles in (8, 4, 2) if self.in_features % (16 * tiles) == 0)
+        codes = codes_of(stored)
+        # Two weights to a byte, the one of the even column in the high half.
+        pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).contiguous()
+        return torch.ops.aten._convert_weight_to_int4pack(pairs, inner_tiles), _scales_and_zeros(stored)
 
     def matmul(self, x_MK: torch.Tensor) -> torch.Tensor:
         multiply = torch.ops.aten._weight_int4pack_mm
@@ -204,6 +170,7 @@ class NpuInt4Linear(Int4Linear):
 
     dtype = torch.float16
     kernel = "npu_weight_quant_batchmatmul"
+    rows_along: ClassVar[dict[str, int]] = {"packed": 1, "scales": 1}
     limit: ClassVar[int] = 65535
 
     @classmethod
@@ -214,11 +181,12 @@ class NpuInt4Linear(Int4Linear):
             return f"{rows} rows are no multiple of 64"
         return None if group < columns else f"a group of {group} is a whole row of {columns}"
 
-    def pack(self, blocks: Blocks, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        torch_npu = importlib.import_module("torch_npu")
-        signed_KN = (blocks.nibbles().to(torch.int32) - 8).t().contiguous().to(device)
-        packed = torch_npu.npu_convert_weight_to_int4pack(signed_KN)
-        return packed, blocks.scales().t().contiguous().to(device)
+    def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        # What `npu_convert_weight_to_int4pack` makes of int32 [K, N], bit for bit, from an eighth of the bytes: eight
+        # weights of a column in an int32, the first in the lowest bits, as two's complements of four bits.
+        signed_KN = codes_of(stored).t().contiguous() ^ 8
+        packed = (signed_KN[:, ::2] | signed_KN[:, 1::2] << 4).view(torch.int32)
+        return packed.to(device), scales_of(stored).t().contiguous().to(device)
 
     def matmul(self, x_MK: torch.Tensor) -> torch.Tensor:
         torch_npu = importlib.import_module("torch_npu")
@@ -239,9 +207,10 @@ class TiledNpuInt4Linear(NpuInt4Linear):
             return f"the tiled layout takes groups of 64 or 128, not {group}"
         return super().why_not(rows, columns, group)
 
-    def pack(self, blocks: Blocks, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        packed, scales = super().pack(blocks, device)
-        return importlib.import_module("torch_npu").npu_format_cast(packed, _FRACTAL_NZ), scales
+    def _repacked(self, blocks: Blocks, device: torch.device) -> dict[str, torch.Tensor]:
+        found = super()._repacked(blocks, device)
+        found["packed"] = importlib.import_module("torch_npu").npu_format_cast(found["packed"], _FRACTAL_NZ)
+        return found
 
 
 KERNELS: dict[str, tuple[type[Int4Linear], ...]] = {
@@ -276,7 +245,7 @@ def usable(kind: type[Int4Linear], device: torch.device, block_type: BlockType) 
     data = quantize(torch.randn((rows, columns), generator=random), block_type)
     blocks = Blocks(block_type, data)
     x_MK = torch.randn((4, columns), generator=random).to(kind.dtype)
-    exact_MN = F.linear(x_MK.float(), blocks.dequantize())
+    exact_MN = F.linear(x_MK.float(), torch.from_numpy(dequantize(data, block_type, columns)))
     try:
         found_MN = kind(blocks, None, device)(x_MK.to(device)).float().cpu()
     except (RuntimeError, NotImplementedError, AttributeError, ImportError, TypeError) as error:

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from camera.engines.parts import int4_linear as module
+from camera.engines.parts import blocks as blocks_module
+from camera.engines.parts.blocks import Blocks, codes_of, scales_of
 from camera.engines.parts.int4_linear import (
     INT4_TYPES,
     KERNELS,
-    Blocks,
     CpuInt4Linear,
     CudaInt4Linear,
     Int4Linear,
@@ -30,6 +30,10 @@ def random_blocks(kind: BlockType, rows: int, columns: int) -> Blocks:
     return Blocks(kind, quantize(weight, kind))
 
 
+def weights(blocks: Blocks) -> torch.Tensor:
+    return torch.cat([part for _, part in blocks.dequantized()])
+
+
 def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.float().cpu() - exact).norm() / exact.norm())
 
@@ -42,9 +46,11 @@ def _forget_checks() -> None:
 @pytest.mark.parametrize("kind", INT4_TYPES)
 def test_blocks_come_apart_into_what_dequantising_multiplies(kind: BlockType) -> None:
     blocks = random_blocks(kind, 48, 192)
-    scales = blocks.scales().float().repeat_interleave(blocks.group, dim=1)
-    rebuilt = (blocks.nibbles().float() - 8) * scales
-    assert torch.equal(rebuilt, torch.from_numpy(dequantize(blocks.data, kind, 192)))
+    stored = blocks.read(0, 48)
+    scales = scales_of(stored).float().repeat_interleave(blocks.group, dim=1)
+    exact = torch.from_numpy(dequantize(blocks.matrices[0], kind, 192))
+    assert torch.equal((codes_of(stored).float() - 8) * scales, exact)
+    assert torch.equal(weights(blocks), exact)
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 64, 65, 130])
@@ -55,19 +61,26 @@ def test_on_the_cpu_it_equals_dequantised_weights_within_bfloat16(kind: BlockTyp
     layer = int4_linear(blocks, bias, CPU)
     assert isinstance(layer, CpuInt4Linear)
     x = torch.randn((1, tokens, 192), generator=torch.Generator().manual_seed(2)).bfloat16()
-    exact = F.linear(x.float(), blocks.dequantize(), bias.bfloat16().float())
+    exact = F.linear(x.float(), weights(blocks), bias.bfloat16().float())
     assert layer(x).shape == (1, tokens, 144)
     assert relative(layer(x), exact) < 0.006
 
 
-def test_packing_in_pieces_gives_the_same_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = random_blocks("q4_0_64", 256, 128)
+@pytest.mark.parametrize("rows", [(256,), (96, 32, 144)])
+def test_packing_in_pieces_gives_the_same_layer_wherever_matrices_meet(
+    monkeypatch: pytest.MonkeyPatch, rows: tuple[int, ...]
+) -> None:
+    matrices = [random_blocks("q4_0_64", count, 128).matrices[0] for count in rows]
+    blocks = Blocks("q4_0_64", *matrices)
     whole = CpuInt4Linear(blocks, None, CPU)
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(blocks_module, "_WEIGHTS_AT_ONCE", 1)
     pieces = CpuInt4Linear(blocks, None, CPU)
     assert torch.equal(whole.packed, pieces.packed)
-    x = torch.randn((100, 128)).bfloat16()  # long enough for the dequantised path, which goes by pieces too
-    assert relative(pieces(x), F.linear(x.float(), blocks.dequantize())) < 0.006
+    assert torch.equal(whole.scales, pieces.scales)
+    for tokens in (1, 100):  # 100 go through dequantised rows, which are read in pieces too
+        x = torch.randn((tokens, 128)).bfloat16()
+        alone = torch.cat([F.linear(x.float(), weights(Blocks("q4_0_64", each))) for each in matrices], dim=1)
+        assert relative(pieces(x), alone) < 0.006
 
 
 def test_it_holds_about_half_a_byte_for_a_weight() -> None:
@@ -110,7 +123,7 @@ def test_on_an_npu_it_obeys_the_operators_rules_and_equals_dequantised_weights(
     layer = int4_linear(blocks, bias, device)
     assert type(layer) is kernel
     x = torch.randn((2, 3, 256), generator=torch.Generator().manual_seed(2)).half()
-    exact = F.linear(x.float(), blocks.dequantize(), bias)
+    exact = F.linear(x.float(), weights(blocks), bias)
     found = layer(x.to(device))
     assert (found.device.type, found.dtype, tuple(found.shape)) == ("npu", torch.float16, (2, 3, 192))
     assert relative(found, exact) < 0.001
@@ -165,7 +178,7 @@ def test_on_a_gpu_it_equals_dequantised_weights_within_bfloat16(kind: BlockType)
     layer = int4_linear(blocks, None, torch.device("cuda", 0))
     assert isinstance(layer, CudaInt4Linear)
     x = torch.randn((5, 1024)).bfloat16()
-    assert relative(layer(x.cuda()), F.linear(x.float(), blocks.dequantize())) < 0.006
+    assert relative(layer(x.cuda()), F.linear(x.float(), weights(blocks))) < 0.006
 
 
 def test_every_kind_of_device_has_a_kernel() -> None:

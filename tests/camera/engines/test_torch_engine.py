@@ -66,7 +66,7 @@ def test_4_bit_logits_equal_the_dequantised_models_within_bfloat16(
 ) -> None:
     folder = quantised(tmp_path, model_type, kind, tied=model_type == "qwen2")
     engine = TorchEngine(folder, CPU, capacity=16)
-    assert sum(isinstance(module, CpuInt4Linear) for module in engine.model.modules()) == 2 * 7 + 1
+    assert sum(isinstance(module, CpuInt4Linear) for module in engine.model.modules()) == 2 * 4 + 1
     reference = dequantised(folder)
     with torch.no_grad():
         exact = reference(torch.tensor([PROMPT])).logits[0, -1]
@@ -91,13 +91,13 @@ def test_on_an_npu_the_head_that_is_too_large_stays_16_bit_and_the_rest_is_4_bit
     npu: types.ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(NpuInt4Linear, "limit", 383)
-    folder = quantised(tmp_path, "PanguEmbedded", "q4_0_64")
+    monkeypatch.setattr(NpuInt4Linear, "limit", 384)
+    folder = quantised(tmp_path, "PanguEmbedded", "q4_0_64", vocab=448)
     engine = TorchEngine(folder, torch.device("npu", 0), capacity=32)
     kinds = [type(module) for module in engine.model.modules()]
-    assert kinds.count(TiledNpuInt4Linear) == 2 * 7
+    assert kinds.count(TiledNpuInt4Linear) == 2 * 4
     assert type(engine.model.lm_head) is torch.nn.Linear
-    assert "384 rows or columns are more than 383" in str(engine.describe()["dequantised"])
+    assert "448 rows or columns are more than 384" in str(engine.describe()["dequantised"])
     with torch.no_grad():
         exact = dequantised(folder)(torch.tensor([PROMPT])).logits[0, -1]
     assert relative(engine.prefill(PROMPT), exact) < 0.005
