@@ -104,6 +104,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64: an NPU does not."""
+    return device.type in ("cpu", "cuda")
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was queued on it."""
     if device.type != "cpu":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from camera.checkpoints.safetensors_file import TensorInfo, map_tensor, read_header
+from camera.checkpoints.safetensors_file import TensorInfo, map_tensor, read_header, read_rows
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.checkpoints.trust import refuse_outside_links
 from camera.errors import CameraError
@@ -227,14 +227,11 @@ class Checkpoint:
             raise CameraError(f"{self.folder / info.file} cannot be read ({name}): {error}") from None
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Some rows of a matrix, read one by one and not through a map.
-
-        A map of a file in large pages takes megabytes of memory for every row that is touched, in the worst case the
-        whole matrix.
+        """Some rows of a matrix, not through a map: see `read_rows`.
 
         Args:
             name: a matrix [R, C].
-            rows: int64 [N], each in [0, R).
+            rows: int64 [N], ascending, each in [0, R).
 
         Returns:
             [N, C] in the matrix's dtype.
@@ -243,14 +240,7 @@ class Checkpoint:
             CameraError: if the file ends before a row does.
         """
         info = self.tensors[name]
-        width = info.size_bytes // info.shape[0]
-        data = bytearray(len(rows) * width)
-        with (self.folder / info.file).open("rb", buffering=0) as file:
-            for number, row in enumerate(rows.tolist()):
-                file.seek(info.offset + row * width)
-                if file.readinto(memoryview(data)[number * width : (number + 1) * width]) != width:
-                    raise CameraError(f"{self.folder / info.file} ends within {name}: it was truncated")
-        return torch.frombuffer(data, dtype=info.dtype).view(len(rows), info.shape[1])
+        return read_rows(self.folder / info.file, info, rows)
 
     def read_finite(self, name: str) -> torch.Tensor:
         """`read`, and refuse NaN and infinity.
@@ -259,8 +249,7 @@ class Checkpoint:
             CameraError: naming the tensor that holds them.
         """
         tensor = self.read(name)
-        # aminmax passes NaN and infinity on, and unlike isfinite it needs no memory of the tensor's size.
-        if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
+        if not is_finite(tensor):
             raise CameraError(f"{self.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
         return tensor
 
@@ -384,6 +373,17 @@ class Checkpoint:
                 f"{self.folder} has {beyond[0]}, and config.json asks for {self.layer_count} layers only: "
                 "config and weights do not belong together"
             )
+
+
+def is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether no number is NaN or infinite: bool, one number on the tensor's device."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    if tensor.device.type != "cpu":
+        return tensor.isfinite().all()
+    # aminmax passes NaN and infinity on, and unlike isfinite it needs no memory of the tensor's size.
+    least, largest = tensor.aminmax()
+    return least.isfinite() & largest.isfinite()
 
 
 def _weight_files(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -39,6 +39,12 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = (
     16 << 20
 )  # some 100,000 tensors; as objects it is many times that. The library's limit is 100 MB
+
+
+_AT_ONCE_BYTES = 16 << 20
+"""Most that is read in one call for a few rows in it."""
+_GAP_BYTES = 32 << 10
+"""Rows with less between them are read together: a call costs as much as reading so much."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,51 @@ def map_tensor(path: Path, info: TensorInfo) -> torch.Tensor:
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), inside + info.size_bytes, access=mmap.ACCESS_COPY, offset=start)
     return torch.frombuffer(mapped, dtype=info.dtype, count=prod(info.shape), offset=inside).view(info.shape)
+
+
+def read_rows(path: Path, info: TensorInfo, rows: torch.Tensor) -> torch.Tensor:
+    """Some rows of a matrix, read and not mapped; neighbouring ones together.
+
+    A map of a file in large pages takes megabytes of memory for every row that is touched, in the worst case the
+    whole matrix.
+
+    Args:
+        path: the file.
+        info: of a matrix [R, C] in it.
+        rows: int64 [N], ascending, each in [0, R).
+
+    Returns:
+        [N, C] in the matrix's dtype.
+
+    Raises:
+        CameraError: if the file ends before a row does.
+    """
+    width = info.size_bytes // info.shape[0]
+    found_NB = torch.empty(len(rows), width, dtype=torch.uint8)
+    with path.open("rb", buffering=0) as file:
+        for start, stop in _runs(rows.tolist(), width):
+            first, last = int(rows[start]), int(rows[stop - 1])
+            count = last - first + 1
+            dense = count == stop - start
+            span_RB = found_NB[start:stop] if dense else torch.empty(count, width, dtype=torch.uint8)
+            file.seek(info.offset + first * width)
+            if file.readinto(memoryview(span_RB.numpy())) != span_RB.nbytes:
+                raise CameraError(f"{path} ends within a tensor: it was truncated")
+            if not dense:
+                found_NB[start:stop] = span_RB[rows[start:stop] - first]
+    return found_NB.view(info.dtype)
+
+
+def _runs(rows: list[int], width: int) -> Iterator[tuple[int, int]]:
+    """First and behind the last of the rows that are read in one call."""
+    most, near = _AT_ONCE_BYTES // width, max(1, _GAP_BYTES // width)
+    start = 0
+    for number in range(1, len(rows)):
+        if rows[number] - rows[number - 1] > near or rows[number] - rows[start] >= most:
+            yield start, number
+            start = number
+    if rows:
+        yield start, len(rows)
 
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

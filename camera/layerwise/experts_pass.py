@@ -13,7 +13,6 @@ neither batch size nor chunks nor memory change a byte. Ranks add float64 sums i
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import repeat
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -28,12 +27,13 @@ from camera.layerwise.experts import (
     narrowed,
     output,
 )
-from camera.layerwise.feed_forward import Call, Samples, activation_room
+from camera.layerwise.feed_forward import Call, RouterSums, Samples, activation_room
 from camera.layerwise.gram import LayerGram
-from camera.layerwise.observers import squares
-from camera.layerwise.routing import by_expert, route, route_again, take_weights
+from camera.layerwise.routing import route, route_again, take_weights
 from camera.layerwise.runner import LayerRunner
-from camera.layerwise.statistics import BlockStatistics, gather_channels
+from camera.layerwise.statistics import BlockStatistics, StatisticsSum, gather_channels
+from camera.layerwise.sums import ExactSum, energies, sample_squares
+from camera.layerwise.visits import Visit, Visits
 from camera.models import Block
 
 CHUNK_BYTES = 64 << 20
@@ -61,30 +61,17 @@ class Buffers:
         return self._room().view(-1, self._width)
 
 
-class _Visit(NamedTuple):
-    """A chunk of the tokens that visit a block."""
-
-    token_N: torch.Tensor
-    """int64, ascending."""
-    weight_N: torch.Tensor | None
-    counts: list[int]
-    """How many of them are of each of the chunk's samples."""
-    samples: range
-
-
 class ExpertsPass:
     """A sparse layer's pass; see `LayerPass`.
 
     Attributes:
         blocks: the experts that are left, by their places in the source, and the network that they share.
-        tokens_E: int64, how many tokens the source's router sends to each expert.
-        energy_E: float64, Σ over its tokens of the squared norm of what each expert puts out.
-        stream: float64, Σ over tokens of the squared norm of what the layer puts out, once it is finished.
-        aims: whether blocks are to make good what the layer's output lacks.
-        squares: float64, where they are: the mean diagonal element of the Gram matrices of the experts that stay.
+        tokens_E: see `RouterSums`.
+        aims, squares: see `LayerPass`.
         act: the activation of the gates.
         device: where blocks compute.
         dtype: what they compute in.
+        hidden_size: of the hidden states.
     """
 
     def __init__(
@@ -114,24 +101,24 @@ class ExpertsPass:
         self._sparse = runner.sparse_module(layer)
         self._experts = attached(runner.experts_module(layer))
         routing = route(layer, call, samples, self._experts, _shared_path(self.blocks), buffers.normed_TH)
-        self._tokens = by_expert(routing, self._experts.count)
+        self._visited = Visits(routing, self._experts.count, len(samples.hidden_STH))
         self._places = {block.label: at for at, block in enumerate(self.blocks) if block.expert is not None}
-        self.tokens_E = torch.tensor([len(token_N) for token_N, _ in self._tokens])
-        self.energy_E = torch.zeros(len(self._tokens), dtype=torch.float64)
+        self.tokens_E = self._visited.tokens_E
+        self._energy_E = ExactSum((self._experts.count,), runner.device)
         self.act = self._experts.act
         self._heap = SteadyHeap(SLACK_BYTES) if runner.device.type == "cpu" else None
         self.device, self.dtype = runner.device, runner.dtype
+        self.hidden_size = samples.hidden_STH.shape[-1]
         self._put_out_before = False
         self.aims = False
         self.squares = torch.zeros((), dtype=torch.float64)
-        self.stream = torch.zeros((), dtype=torch.float64)
         self._held: list[torch.Tensor | None] = []
         self._observed: Block | None = None
         buffers.added_TH.zero_()
 
     def observe(self, block: Block, gram: LayerGram | None = None) -> BlockStatistics:
         """Compute the block's activations on the tokens that visit it; see `LayerPass`."""
-        statistics = BlockStatistics.zeros(block.width(self._runner.checkpoint.config))
+        statistics = StatisticsSum(block.width(self._runner.checkpoint.config), self._device)
         self._held, self._observed = [], block
         room = activation_room(self._device)
         matrices = self._matrices(block)
@@ -149,7 +136,7 @@ class ExpertsPass:
             holds = act_NF.nbytes <= room
             room -= act_NF.nbytes if holds else 0
             self._held.append(act_NF if holds else None)
-        return statistics
+        return statistics.read()
 
     def inputs(self, block: Block) -> Iterator[torch.Tensor]:
         """What enters the gate and up of a block: [N, H] on the device, in chunks of its tokens."""
@@ -195,39 +182,49 @@ class ExpertsPass:
             if self.aims:
                 self._add(self._buffers.missing_TH, visit, -out_NH)
             if place is not None:
-                self.energy_E[place] += _energy(out_NH, visit.counts)
+                self._energy_E[place].add(energies(out_NH, visit.counts))
             if counts:
                 self._add(self._buffers.added_TH, visit, out_NH)
         self._held, self._observed = [], None
         if self._heap is not None:  # as many tokens as visit it, each expert leaves holes of another size
             self._heap.end_round()
 
-    def _add(self, total_TH: torch.Tensor, visit: _Visit, out_NH: torch.Tensor) -> None:
+    def _add(self, total_TH: torch.Tensor, visit: Visit, out_NH: torch.Tensor) -> None:
         total_TH.index_add_(0, visit.token_N.to(total_TH.device), out_NH.to(total_TH))
 
-    def _missing(self, visit: _Visit) -> Iterable[torch.Tensor | None]:
+    def _missing(self, visit: Visit) -> Iterable[torch.Tensor | None]:
         if not self.aims:
             return repeat(None)
         missing_NH = gather_rows(self._buffers.missing_TH, visit.token_N).to(self._device)
         return list(missing_NH.split(visit.counts))
 
-    @property
     def input_squares_H(self) -> torch.Tensor:
         """See `LayerPass`; the sums of samples are added in order."""
-        total_H = torch.zeros(self._samples.hidden_STH.shape[-1], dtype=torch.float64)
+        total_H = ExactSum((self._samples.hidden_STH.shape[-1],), self._device)
         if self._observed is not None:
             for visit in self._visits(self._observed):
                 for part_NH in self._hidden(visit).split(visit.counts):
-                    total_H += squares(part_NH[None])
-        return total_H
+                    total_H.add(sample_squares(part_NH))
+        return total_H.read()
 
-    def finish(self) -> None:
+    def down_HF(self, block: Block) -> torch.Tensor | None:
+        """See `LayerPass`; an accelerator has it at hand."""
+        return None if self._device.type == "cpu" else self._matrices(block).down_HF
+
+    @property
+    def energy_E(self) -> torch.Tensor:
+        """See `RouterSums`, of what was put out until now."""
+        return self._energy_E.read()
+
+    def finish(self) -> RouterSums:
         """See `LayerPass`."""
+        stream = ExactSum((), self._samples.hidden_STH.device)
         hidden_STH, size = self._samples.hidden_STH, self._samples.batch_size
         added_STH = self._buffers.added_TH.view_as(hidden_STH)
         for batch_BTH, added_BTH in zip(hidden_STH.split(size), added_STH.split(size), strict=True):
             batch_BTH.add_(added_BTH)
-            self.stream += _energy(batch_BTH.flatten(0, 1), [hidden_STH.shape[1]] * len(batch_BTH))
+            stream.add(energies(batch_BTH.flatten(0, 1), [hidden_STH.shape[1]] * len(batch_BTH)))
+        return RouterSums(self.tokens_E, self.energy_E, stream.read())
 
     def drop(self, kept_E: torch.Tensor, narrower: nn.Module, *, keeps_output: bool, aims: bool) -> None:
         """Leave experts out, after all have been put out: the router chooses among those that stay.
@@ -251,13 +248,13 @@ class ExpertsPass:
         path = _shared_path(shared)
         name = None if path is None else path.rpartition(".")[2]
         routing = route_again(narrower, chosen, name, self._samples, self._buffers.normed_TH)
-        self._tokens = by_expert(routing, len(kept_E))
+        self._visited = Visits(routing, len(kept_E), len(self._samples.hidden_STH))
         if aims:
             self._aim()
 
     def _aim(self) -> None:
         """Leave missing what the experts that stay do not put out themselves."""
-        total, channels = torch.zeros((), dtype=torch.float64), 0
+        total, channels = ExactSum((), self._device), 0
         for block in self.blocks:
             if block.expert is None:
                 continue
@@ -266,39 +263,25 @@ class ExpertsPass:
             for visit in self._visits(block):
                 act_NF = activations(self._hidden(visit), matrices, self._experts.act)
                 assert visit.weight_N is not None
-                total += _energy(act_NF * visit.weight_N[:, None], visit.counts)
+                total.add(energies(act_NF * visit.weight_N[:, None], visit.counts))
                 self._add(self._buffers.missing_TH, visit, -output(act_NF, matrices.down_HF, visit.weight_N))
         self.aims = True
-        self.squares = total / channels
+        self.squares = total.read() / channels
 
     def _matrices(self, block: Block) -> Matrices:
         return self._runner.matrices(block) if block.expert is None else self._experts.matrices(block.expert)
 
-    def _hidden(self, visit: _Visit) -> torch.Tensor:
+    def _hidden(self, visit: Visit) -> torch.Tensor:
         return gather_rows(self._buffers.normed_TH, visit.token_N).to(self._device)
 
-    def _visits(self, block: Block) -> Iterator[_Visit]:
+    def _visits(self, block: Block) -> Iterator[Visit]:
         """The tokens that visit a block, in chunks of whole samples."""
-        samples, length, _ = self._samples.hidden_STH.shape
+        width = block.width(self._runner.checkpoint.config)
+        rows = max(1, CHUNK_BYTES // (width * self._runner.dtype.itemsize))
         if block.expert is None:
-            token_N = torch.arange(samples * length, device=self._device)
-            weight_N = self._shared_weights(block)
-        else:
-            place = next(at for at, other in enumerate(self.blocks) if other is block)
-            token_N, weight_N = self._tokens[place]
-        counts = torch.bincount(token_N // length, minlength=samples).tolist()
-        rows = max(
-            1, CHUNK_BYTES // (block.width(self._runner.checkpoint.config) * self._runner.dtype.itemsize)
-        )
-        begun, first = 0, 0
-        size = 0
-        for sample, count in enumerate(counts):
-            if size and size + count > rows:
-                yield _visit(token_N, weight_N, begun, counts[first:sample], range(first, sample))
-                begun, first, size = begun + size, sample, 0
-            size += count
-        if size:
-            yield _visit(token_N, weight_N, begun, counts[first:], range(first, samples))
+            return self._visited.of_all(self._shared_weights(block), rows)
+        place = next(at for at, other in enumerate(self.blocks) if other is block)
+        return self._visited.of_expert(place, rows)
 
     def _shared_weights(self, block: Block) -> torch.Tensor | None:
         """What scales the output of the network that experts share."""
@@ -316,16 +299,3 @@ def _shared_path(blocks: Sequence[Block]) -> str | None:
     """Path in the decoder layer of the network that experts share, if there is one."""
     shared = next((block for block in blocks if block.shared), None)
     return None if shared is None else shared.linear("down").rpartition(".")[0]
-
-
-def _visit(
-    token_N: torch.Tensor, weight_N: torch.Tensor | None, start: int, counts: list[int], samples: range
-) -> _Visit:
-    rows = slice(start, start + sum(counts))
-    return _Visit(token_N[rows], None if weight_N is None else weight_N[rows], counts, samples)
-
-
-def _energy(rows_NH: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Σ of squares, float64 on the CPU: float32 sums over samples of so many rows each."""
-    parts = [part_NH.float().square().sum().double() for part_NH in rows_NH.split(counts)]
-    return torch.stack(parts).sum().cpu() if parts else torch.zeros((), dtype=torch.float64)

@@ -6,15 +6,15 @@ the down projection is computed again; a batch beyond the budget runs through th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from camera.devices import free_memory_bytes
 from camera.layerwise.gram import LayerGram
-from camera.layerwise.observers import squares
-from camera.layerwise.statistics import BlockStatistics, gather_channels
+from camera.layerwise.statistics import BlockStatistics, StatisticsSum, gather_channels
+from camera.layerwise.sums import ExactSum, sample_squares
 from camera.models.family import FEED_FORWARD, Block
 
 ACTIVATION_BUDGET_BYTES = 1 << 30
@@ -43,12 +43,38 @@ class Samples:
         return [slice(start, start + size) for start in range(0, len(self.hidden_STH), size)]
 
 
+class RouterSums(NamedTuple):
+    """What a router did with all samples, on the CPU."""
+
+    tokens_E: torch.Tensor
+    """int64, how many tokens the source's router sends to each expert."""
+    energy_E: torch.Tensor
+    """float64, Σ over its tokens of the squared norm of what each expert puts out."""
+    stream: torch.Tensor
+    """float64, Σ over tokens of the squared norm of what the layer puts out."""
+
+
 class LayerPass(Protocol):
-    """One decoder layer and the hidden states of all samples: each of its blocks is observed, decided, and put out."""
+    """One decoder layer and the hidden states of all samples: each of its blocks is observed, decided, and put out.
+
+    Numbers stay where they are computed until a method returns them: within `observe` and `put_out` nothing waits for an
+    accelerator.
+    """
 
     @property
     def blocks(self) -> Sequence[Block]:
         """What is to be observed, in order."""
+
+    @property
+    def aims(self) -> bool:
+        """Whether blocks are to make good what the layer's output lacks."""
+
+    @property
+    def squares(self) -> torch.Tensor:
+        """float64, where they are: the mean diagonal element of the Gram matrices of the experts that stay."""
+
+    def down_HF(self, block: Block) -> torch.Tensor | None:
+        """The down projection as the layer computes with it, if it is at hand."""
 
     def observe(self, block: Block, gram: LayerGram | None = None) -> BlockStatistics:
         """Statistics of what enters the block's `down_proj`, and its Gram matrix added to `gram`."""
@@ -64,10 +90,9 @@ class LayerPass(Protocol):
             matrices: `gate`, `up` or `down` of these channels, where they are not slices of the block's own.
         """
 
-    def finish(self) -> None:
-        """Make the hidden states what the layer puts out."""
+    def finish(self) -> RouterSums | None:
+        """Make the hidden states what the layer puts out; what the router did, where there is one."""
 
-    @property
     def input_squares_H(self) -> torch.Tensor:
         """Σ x² of what enters gate and up of the block observed last, float64 on the CPU; where it was asked for."""
 
@@ -79,6 +104,9 @@ def activation_room(device: torch.device) -> int:
 
 class FeedForwardPass:
     """A dense layer's pass; see `LayerPass`."""
+
+    aims = False
+    squares = torch.zeros((), dtype=torch.float64)
 
     def __init__(
         self,
@@ -113,16 +141,19 @@ class FeedForwardPass:
         self._down = self._linear("down")
         self._device = self._down.weight.device
         self._held: dict[int, torch.Tensor] = {}  # activations by batch, as many as the budget allows
-        self.input_squares_H = torch.zeros(self._down.out_features, dtype=torch.float64)
+        self._input_squares_H = ExactSum((self._down.out_features,), self._device)
 
-    @property
-    def down_HF(self) -> torch.Tensor:
-        """The down projection as the layer computes with it."""
+    def down_HF(self, block: Block) -> torch.Tensor:
+        """See `LayerPass`."""
         return self._down.weight
+
+    def input_squares_H(self) -> torch.Tensor:
+        """See `LayerPass`."""
+        return self._input_squares_H.read()
 
     def observe(self, block: Block, gram: LayerGram | None = None) -> BlockStatistics:
         """Run the layer over all samples; see `LayerPass`."""
-        statistics = BlockStatistics.zeros(self._down.in_features)
+        statistics = StatisticsSum(self._down.in_features, self._device)
         room = activation_room(self._device) if self._hold else 0
         hook = None
         if not self._hold:
@@ -150,7 +181,7 @@ class FeedForwardPass:
         self._layer.set_submodule(block.linear("down"), self._down)
         if hook is not None:
             hook.remove()
-        return statistics
+        return statistics.read()
 
     def put_out(
         self, block: Block, kept_K: torch.Tensor | None, matrices: Mapping[str, torch.Tensor]
@@ -185,7 +216,7 @@ class FeedForwardPass:
         return linear
 
     def _see_input(self, gate: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.input_squares_H += squares(inputs[0])
+        self._input_squares_H.add(sample_squares(inputs[0]))
 
     def _narrow_matrices(self, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
         for role in FEED_FORWARD:

@@ -10,6 +10,7 @@ from itertools import repeat
 import torch
 
 from camera.layerwise.collectives import Collectives
+from camera.layerwise.sums import ExactSum
 
 _HELD_BACK_SHARE = 8
 _BLOCKS = 8
@@ -60,8 +61,10 @@ class LayerGram:
     def merge(self, ranks: Collectives) -> None:
         """Make this the Gram matrix of all ranks' samples."""
         tokens = torch.tensor([self.fit_tokens, self.held_tokens])
-        for sums in (tokens, self._fit_FF, self._held_FF, *(() if self.target is None else self.target.sums)):
+        for sums in (tokens, self._fit_FF, self._held_FF):
             ranks.all_reduce(sums)
+        if self.target is not None:
+            self.target.merge(ranks)
         self.fit_tokens, self.held_tokens = tokens.tolist()
 
     def parts(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +79,7 @@ class Target:
 
     Attributes:
         fit_FH, held_FH: AᵀR of the fitted and of the held-back samples, float32 [F, hidden] on the layer's device.
-        held_energy: ‖R‖² of the held-back samples, float64, one number.
+        held_energy: ‖R‖² of the held-back samples, float64, one number on the CPU; known once merged.
         damping: what is added to every diagonal element of AᵀA when R is fitted.
     """
 
@@ -84,6 +87,7 @@ class Target:
         self.fit_FH = torch.zeros(width, hidden, device=device)
         self.held_FH = torch.zeros(width, hidden, device=device)
         self.held_energy = torch.zeros((), dtype=torch.float64)
+        self._energy = ExactSum((), device)
         self.damping = damping
 
     def add(self, act_TF: torch.Tensor, missing_TH: torch.Tensor, held: bool) -> None:
@@ -91,12 +95,13 @@ class Target:
         missing_TH = missing_TH.float()
         (self.held_FH if held else self.fit_FH).addmm_(act_TF.float().T, missing_TH)
         if held:
-            self.held_energy += missing_TH.square().sum().double().cpu()
+            self._energy.add(missing_TH.square().sum())
 
-    @property
-    def sums(self) -> tuple[torch.Tensor, ...]:
-        """What adds up over ranks."""
-        return self.fit_FH, self.held_FH, self.held_energy
+    def merge(self, ranks: Collectives) -> None:
+        """Make this the target of all ranks' samples."""
+        self.held_energy = self._energy.read()
+        for sums in (self.fit_FH, self.held_FH, self.held_energy):
+            ranks.all_reduce(sums)
 
 
 def held_back(samples: int) -> list[bool]:

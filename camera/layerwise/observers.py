@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.layerwise.sums import ExactSum, sample_squares
 
 Layer = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Runs a module on hidden states [batch, tokens, hidden]; see `LayerRunner.caller`."""
@@ -63,16 +64,18 @@ def input_squares(
         shared_inputs: its linear layers, those that read the same input together (`Checkpoint.shared_inputs`).
 
     Yields:
-        float64 [I] on the CPU by the name of each linear layer in the module.
+        float64 [I] on the CPU by the name of each linear layer in the module, filled in when the block ends.
     """
+    sums: dict[tuple[str, ...], ExactSum] = {}
     totals: dict[str, torch.Tensor] = {}
     hooks = []
     for group in shared_inputs:
 
         def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], group: tuple[str, ...] = group) -> None:
-            squares_I = squares(inputs[0])
-            for linear in group:
-                totals[linear] = totals[linear] + squares_I if linear in totals else squares_I
+            squares_BI = sample_squares(inputs[0])
+            if group not in sums:
+                sums[group] = ExactSum((squares_BI.shape[-1],), squares_BI.device)
+            sums[group].add(squares_BI)
 
         hooks.append(module.get_submodule(group[0]).register_forward_pre_hook(add))
     try:
@@ -80,6 +83,8 @@ def input_squares(
     finally:
         for hook in hooks:
             hook.remove()
+    for group, total in sums.items():
+        totals |= dict.fromkeys(group, total.read())
 
 
 def products(hidden_BTI: torch.Tensor) -> torch.Tensor:
@@ -94,11 +99,6 @@ def sum_of_products(chunks: Iterable[torch.Tensor], width: int) -> torch.Tensor:
     for chunk_NI in chunks:
         total_II += products(chunk_NI)
     return total_II
-
-
-def squares(hidden_BTI: torch.Tensor) -> torch.Tensor:
-    """Σ x² over all but the last dimension: float32 sums of a sample, float64 over samples; on the CPU."""
-    return hidden_BTI.float().square().sum(-2).cpu().double().reshape(-1, hidden_BTI.shape[-1]).sum(0)
 
 
 def advance(

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from camera.layerwise.experts import Experts, Routing, attach, detach, routed
+from camera.layerwise.experts import Experts, Routing, attach, detach
 from camera.layerwise.feed_forward import Call, Samples
 
 
@@ -83,14 +83,6 @@ def route_again(
     detach(module)  # it would keep all that the router made
     sparse.to("meta")
     return Routing(normed_TH, torch.cat(index), torch.cat(weight))
-
-
-def by_expert(routing: Routing, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Tokens, int64 [N] ascending, and weights [N] of each expert, those without tokens included."""
-    found = [(routing.index_TK.new_empty(0), routing.weight_TK.new_empty(0))] * count
-    for expert, token_N, weight_N in routed(routing, count):
-        found[expert] = token_N, weight_N
-    return found
 
 
 def take_weights(narrower: nn.Module, whole: nn.Module, kept_E: torch.Tensor) -> None:

@@ -11,12 +11,23 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint, is_finite
 from camera.checkpoints.names_in_model import dtype_in_model, names_in_model
 from camera.errors import CameraError
 from camera.heap import SteadyHeap
-from camera.layerwise.experts import IMPLEMENTATION, Experts, Matrices, attach, detach, install
+from camera.layerwise.experts import (
+    IMPLEMENTATION,
+    Experts,
+    Matrices,
+    attach,
+    detach,
+    gather_rows,
+    install,
+)
 from camera.models import Block
+
+_EMBEDDED_BYTES = 16 << 20
+"""About so much of the hidden states is embedded at once."""
 
 
 class LayerRunner:
@@ -42,10 +53,15 @@ class LayerRunner:
         self._heap = SteadyHeap() if device.type == "cpu" else None
         self._ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
 
-    def embed(self, tokens_ST: torch.Tensor) -> torch.Tensor:
-        """Hidden states [samples, tokens, hidden] that enter layer 0, on the CPU.
+    def embed(self, tokens_ST: torch.Tensor, hidden_STH: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [samples, tokens, hidden] that enter layer 0.
 
-        Only the embedding rows in use are read.
+        Token by token in the order of their numbers, so that each row of the embedding is read once, no row that is not
+        in use, and a few megabytes at a time.
+
+        Args:
+            tokens_ST: int64.
+            hidden_STH: filled and given back, wherever it is; None for a new tensor on the CPU.
 
         Raises:
             CameraError: for a token that has no row, and for rows with NaN or infinity.
@@ -53,18 +69,27 @@ class LayerRunner:
         name = self.checkpoint.embedding
         if name not in self.checkpoint.tensors:
             raise CameraError(f"{self.checkpoint.folder} has no tensor {name}")
-        count = self.checkpoint.tensors[name].shape[0]
-        rows, inverse = torch.unique(tokens_ST, return_inverse=True)
-        outside = rows[(rows < 0) | (rows >= count)]
+        count, width = self.checkpoint.tensors[name].shape
+        tokens_N, place_N = tokens_ST.flatten().sort()
+        outside = tokens_N[(tokens_N < 0) | (tokens_N >= count)]
         if len(outside):
             raise CameraError(
                 f"token {int(outside[-1])} is outside the embedding's {count} rows: "
                 "the calibration tokens were made with another tokenizer"
             )
-        used = self.checkpoint.read_rows(name, rows)
-        if not torch.isfinite(used).all():
+        if hidden_STH is None:
+            hidden_STH = torch.empty(*tokens_ST.shape, width, dtype=self.dtype)
+        hidden_NH = hidden_STH.view(-1, width)
+        device, at_once = hidden_NH.device, max(1, _EMBEDDED_BYTES // (width * self.dtype.itemsize))
+        finite = torch.ones((), dtype=torch.bool, device=device)
+        for part_N, to_N in zip(tokens_N.split(at_once), place_N.split(at_once), strict=True):
+            rows_R, row_N = torch.unique_consecutive(part_N, return_inverse=True)
+            used_RH = self.checkpoint.read_rows(name, rows_R).to(device)
+            finite &= is_finite(used_RH)
+            hidden_NH.index_copy_(0, to_N.to(device), gather_rows(used_RH.to(self.dtype), row_N))
+        if not finite:
             raise CameraError(f"{self.checkpoint.folder}: {name} holds NaN or infinity")
-        return used.to(self.dtype)[inverse]
+        return hidden_STH
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:

@@ -11,6 +11,7 @@ import torch
 
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
+from camera.layerwise.sums import ExactSum
 
 Entry = TypeVar("Entry")
 Labelled = Mapping[str, Entry]
@@ -21,9 +22,7 @@ Labelled = Mapping[str, Entry]
 class BlockStatistics:
     """Statistics of what enters `down_proj`, per FFN channel of one feed-forward network, over all tokens that visit it.
 
-    Activations of an expert are multiplied by the weight that the router gives the token. Sums are float64: each sample is
-    summed in float32 (torch sums pairwise), samples are added in float64, so that a quarter of a million tokens do not
-    swamp small channels and neither the batch size nor the number of ranks matters.
+    Activations of an expert are multiplied by the weight that the router gives the token.
     """
 
     sum_squares_F: torch.Tensor
@@ -35,31 +34,8 @@ class BlockStatistics:
 
     @classmethod
     def zeros(cls, width: int) -> "BlockStatistics":
+        """Of no tokens."""
         return cls(torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float32))
-
-    def update(
-        self, samples: Iterable[torch.Tensor], weights: Iterable[torch.Tensor | None] = repeat(None)
-    ) -> None:
-        """Add activations.
-
-        Args:
-            samples: [tokens, F] of each sample, of any floating dtype and device: a tensor [batch, tokens, F] will do.
-            weights: [tokens] of each sample, what its activations are multiplied by; None is 1.
-        """
-        room: torch.Tensor | None = None
-        # One by one, in order: the same sum whatever the batch size.
-        for act_NF, weight_N in zip(samples, weights, strict=False):
-            if not len(act_NF):
-                continue
-            # In one buffer, in place: fresh memory for every sample costs more in page faults than the arithmetic.
-            if room is None or len(room) < len(act_NF):
-                room = torch.empty(act_NF.shape, dtype=torch.float32, device=act_NF.device)
-            work_NF = room[: len(act_NF)].copy_(act_NF).abs_()
-            if weight_N is not None:
-                work_NF.mul_(weight_N.float().abs()[:, None])
-            self.max_abs_F = torch.maximum(self.max_abs_F, work_NF.amax(dim=0).cpu())
-            self.sum_squares_F += work_NF.square_().sum(dim=0).cpu().double()
-            self.tokens += len(act_NF)
 
     def check_finite(self, where: str) -> None:
         """Raise CameraError if any activation was NaN or infinite.
@@ -77,6 +53,74 @@ class BlockStatistics:
                 f"activations of {where} are as large as {float(self.max_abs_F.max()):.1e}, and their "
                 "squares exceed float32: the checkpoint is damaged, or its layers are not normalised"
             )
+
+
+class StatisticsSum:
+    """Adds up the statistics of one feed-forward network on the device that computes it.
+
+    Each sample is summed in float32 (torch sums pairwise), samples are added in order and in float64 (`ExactSum`), so that a
+    quarter of a million tokens do not swamp small channels and neither the batch size nor the number of ranks matters.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        """Args:
+        width: FFN channels.
+        device: of the activations.
+        """
+        self._squares = ExactSum((width,), device)
+        self._max_abs_F = torch.zeros(width, dtype=torch.float32, device=device)
+        self._tokens = 0
+
+    def update(
+        self, samples: Iterable[torch.Tensor], weights: Iterable[torch.Tensor | None] = repeat(None)
+    ) -> None:
+        """Add activations.
+
+        Args:
+            samples: [tokens, F] of each sample, of any floating dtype: a tensor [batch, tokens, F] will do.
+            weights: [tokens] of each sample, what its activations are multiplied by; None is 1.
+        """
+        reduce = _ReducedInPlace() if self._max_abs_F.device.type == "cpu" else reduced
+        # One by one, in order: the same sum whatever the batch size.
+        for act_NF, weight_N in zip(samples, weights, strict=False):
+            if not len(act_NF):
+                continue
+            largest_F, squares_F = reduce(act_NF, weight_N)
+            torch.maximum(self._max_abs_F, largest_F, out=self._max_abs_F)
+            self._squares.add(squares_F)
+            self._tokens += len(act_NF)
+
+    def read(self) -> BlockStatistics:
+        """The statistics so far, on the CPU."""
+        return BlockStatistics(self._squares.read(), self._max_abs_F.to("cpu", copy=True), self._tokens)
+
+
+def reduced(act_NF: torch.Tensor, weight_N: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest magnitude and the sum of squares of each channel, float32 [F].
+
+    For an accelerator, whose memory is the limit: activations are read twice and written never, unless they are weighted.
+    """
+    if weight_N is not None:
+        act_NF = act_NF.float() * weight_N.float()[:, None]
+    norm_F = torch.linalg.vector_norm(act_NF, dim=0, dtype=torch.float32)
+    return torch.linalg.vector_norm(act_NF, torch.inf, dim=0).float(), norm_F.square()
+
+
+class _ReducedInPlace:
+    """The same for a CPU: in one buffer, as fresh memory for every sample costs more in page faults than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0, 0)
+
+    def __call__(
+        self, act_NF: torch.Tensor, weight_N: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(self._room) < len(act_NF):
+            self._room = torch.empty(act_NF.shape, dtype=torch.float32)
+        work_NF = self._room[: len(act_NF)].copy_(act_NF).abs_()
+        if weight_N is not None:
+            work_NF.mul_(weight_N.float().abs()[:, None])
+        return work_NF.amax(dim=0), work_NF.square_().sum(dim=0)
 
 
 def tensor_name(layer: int, label: str, what: str) -> str:

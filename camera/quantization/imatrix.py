@@ -25,8 +25,9 @@ from camera.errors import CameraError
 from camera.files import atomic_file
 from camera.formats.gguf_reader import open_gguf
 from camera.layerwise.experts_pass import ExpertsPass
-from camera.layerwise.observers import final_norm, input_squares, squares
+from camera.layerwise.observers import final_norm, input_squares
 from camera.layerwise.runner import LayerRunner
+from camera.layerwise.sums import ExactSum, sample_squares
 from camera.models import Placed, named_weights
 from camera.models.experts import Config
 from camera.options import QuantizeOptions
@@ -108,9 +109,10 @@ def collect_imatrix(
                 sums |= {f"{prefix}{linear}.weight": sums_I for linear, sums_I in by_linear.items()}
             progress(layer + 1, checkpoint.layer_count)
         norm = final_norm(checkpoint, device, runner.dtype)
-        sums[checkpoint.head] = torch.stack(
-            [squares(norm(batch_BTH.to(device))) for batch_BTH in states.batches_BTH]
-        ).sum(0)
+        head_H = ExactSum((checkpoint.hidden_size,), device)
+        for batch_BTH in states.batches_BTH:
+            head_H.add(sample_squares(norm(batch_BTH.to(device))))
+        sums[checkpoint.head] = head_H.read()
     for name, sums_I in sums.items():
         if not sums_I.float().isfinite().all():
             raise CameraError(
@@ -128,20 +130,20 @@ def _add_experts(
     run: ExpertsPass, config: Config, sums: dict[str, torch.Tensor], counts: dict[str, int]
 ) -> None:
     """The matrices of a layer's experts, over the tokens of each, and of the network that they share."""
-    width = run.input_squares_H.shape[0]
     for block in run.blocks:
-        hidden_H = torch.zeros(width, dtype=torch.float64)
-        act_F = torch.zeros(block.width(config), dtype=torch.float64)
+        inputs_H = ExactSum((run.hidden_size,), run.device)
+        act_F = ExactSum((block.width(config),), run.device)
         tokens = 0
         for hidden_NH in run.inputs(block):
-            hidden_H += squares(hidden_NH)
+            inputs_H.add(sample_squares(hidden_NH))
             tokens += len(hidden_NH)
 
-        def see(act_NF: torch.Tensor, act_F: torch.Tensor = act_F) -> None:
-            act_F += squares(act_NF)
+        def see(act_NF: torch.Tensor, act_F: ExactSum = act_F) -> None:
+            act_F.add(sample_squares(act_NF))
 
         run.put_out(block, None, {}, see)
-        sums |= {block.gate: hidden_H, block.up: hidden_H, block.down: act_F}
+        hidden_H = inputs_H.read()
+        sums |= {block.gate: hidden_H, block.up: hidden_H, block.down: act_F.read()}
         counts |= dict.fromkeys(block.names, tokens)
 
 

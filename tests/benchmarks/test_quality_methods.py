@@ -17,7 +17,7 @@ from quality_methods import (
 )
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.layerwise.statistics import BlockStatistics
+from camera.layerwise.statistics import StatisticsSum
 from camera.options import PruneOptions
 from camera.pruning.importance import importance
 from tests.tiny import TOKENS, tiny_checkpoint
@@ -30,9 +30,9 @@ def tokens() -> torch.Tensor:
 
 
 def camera_score(layer: Layer) -> torch.Tensor:
-    statistics = BlockStatistics.zeros(layer.down_HF.shape[1])
-    statistics.update(layer.act_TF[None])
-    return importance(statistics, layer.down_HF, 0.95)
+    total = StatisticsSum(layer.down_HF.shape[1], torch.device("cpu"))
+    total.update(layer.act_TF[None])
+    return importance(total.read(), layer.down_HF, 0.95)
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])

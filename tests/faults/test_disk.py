@@ -184,12 +184,12 @@ def map_hidden_states(folder: Path, disk: Path) -> None:
     import torch
 
     from camera.disk import explain_disk_errors
-    from camera.pruning import execute
+    from camera.pruning import passes
 
-    execute._SHARE_OF_FREE = 0.0  # as on a host whose memory is taken
+    passes._SHARE_OF_FREE = 0.0  # as on a host whose memory is taken
     try:
         with explain_disk_errors(disk):
-            room = execute._room((1 << 12, 1 << 8), torch.float32, torch.device("cpu"), disk, 1)
+            room = passes.hidden_room((1 << 12, 1 << 8), torch.float32, torch.device("cpu"), disk, 1)
             room.fill_(1)
     except Exception as error:
         (folder / "said").write_text(f"{type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ import logging
 
 import torch
 
+from camera.devices import has_float64
 from camera.layerwise.gram import Target
 from camera.pruning.importance import kept_channels
 from camera.pruning.methods import BlockRecord, Choice, ObservedBlock
@@ -231,8 +232,8 @@ def _refitted(
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """Where float64 is: an NPU has none."""
-    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+    """Where float64 is."""
+    return device if has_float64(device) else torch.device("cpu")
 
 
 PRUNING_METHODS.register("refit", Refit())

@@ -8,8 +8,9 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.files import read_json, write_json
+from camera.layerwise import runner as layer_runner
 from camera.layerwise.runner import LayerRunner
-from tests.tiny import MOE_TYPES, tiny_moe_checkpoint
+from tests.tiny import MOE_TYPES, tiny_checkpoint, tiny_moe_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -53,3 +54,21 @@ def test_a_window_shorter_than_the_positions_is_refused_and_one_as_long_is_none(
     write_json(folder / "config.json", config | {"sliding_window": 8})
     with pytest.raises(CameraError, match="sliding window of 8 tokens"):
         LayerRunner(Checkpoint.open(folder), CPU, torch.float32)
+
+
+def embedded(checkpoint: Checkpoint, ids_ST: torch.Tensor) -> torch.Tensor:
+    table = checkpoint.read(checkpoint.embedding)
+    return table[ids_ST].float()
+
+
+def test_tokens_are_embedded_whichever_rows_they_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_runner, "_EMBEDDED_BYTES", 1000)
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "model"))
+    count = checkpoint.tensors[checkpoint.embedding].shape[0]
+    runner = LayerRunner(checkpoint, CPU, torch.float32)
+    for ids_ST in (
+        torch.arange(count).view(1, -1),  # every row
+        torch.randint(count, (3, 70), generator=torch.Generator().manual_seed(0)),
+        torch.tensor([[count - 1, 0, count - 1, 0], [7, 7, 7, 7]]),
+    ):
+        assert torch.equal(runner.embed(ids_ST), embedded(checkpoint, ids_ST))

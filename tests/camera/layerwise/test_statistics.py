@@ -5,14 +5,20 @@ import torch
 
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
-from camera.layerwise.statistics import BlockStatistics, read_statistics, write_statistics
+from camera.layerwise.statistics import (
+    BlockStatistics,
+    StatisticsSum,
+    read_statistics,
+    reduced,
+    write_statistics,
+)
 
 
 def gathered(*batches: torch.Tensor) -> BlockStatistics:
-    statistics = BlockStatistics.zeros(batches[0].shape[-1])
+    total = StatisticsSum(batches[0].shape[-1], torch.device("cpu"))
     for batch_BTF in batches:
-        statistics.update(batch_BTF)
-    return statistics
+        total.update(batch_BTF)
+    return total.read()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -22,6 +28,28 @@ def test_statistics_are_the_sum_of_squares_and_the_largest_magnitude(dtype: torc
     exact = act_BTF.double().flatten(0, 1)
     torch.testing.assert_close(statistics.sum_squares_F, exact.square().sum(0), rtol=1e-6, atol=0)
     assert torch.equal(statistics.max_abs_F.double(), exact.abs().amax(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_on_an_accelerator_a_sample_is_reduced_to_the_same_numbers(
+    dtype: torch.dtype, weighted: bool
+) -> None:
+    act_NF = (torch.randn(300, 32) * 3).to(dtype)
+    weight_N = torch.rand(300) - 0.5 if weighted else None
+    largest_F, squares_F = reduced(act_NF, weight_N)
+    exact = act_NF.double() if weight_N is None else (act_NF.float() * weight_N[:, None]).double()
+    assert (largest_F.dtype, squares_F.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(largest_F.double(), exact.abs().amax(0))
+    torch.testing.assert_close(squares_F.double(), exact.square().sum(0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_on_an_accelerator_an_activation_that_is_not_finite_is_not_lost(bad: float) -> None:
+    act_NF = torch.randn(64, 3)
+    act_NF[17, 1] = bad
+    largest_F, _ = reduced(act_NF, None)
+    assert largest_F.isfinite().tolist() == [True, False, True]
 
 
 def test_the_largest_magnitude_may_be_of_a_negative_activation() -> None:

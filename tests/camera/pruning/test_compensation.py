@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from camera.layerwise.gram import LayerGram
-from camera.layerwise.statistics import BlockStatistics
+from camera.layerwise.statistics import StatisticsSum
 from camera.pruning.importance import importance, kept_channels
 from camera.pruning.methods import Choice, ObservedBlock
 from camera.pruning.plan import Cut, PrunePlan
@@ -35,8 +35,9 @@ def decided(
 ) -> tuple[Choice, torch.Tensor, torch.Tensor]:
     """The choice, the down projection, and what CAMERA keeps."""
     down_HF = torch.randn(HIDDEN, WIDTH, generator=torch.Generator().manual_seed(5)).to(dtype)
-    statistics, gram = BlockStatistics.zeros(WIDTH), LayerGram(WIDTH, torch.device("cpu"))
-    statistics.update(act_STF)
+    total, gram = StatisticsSum(WIDTH, torch.device("cpu")), LayerGram(WIDTH, torch.device("cpu"))
+    total.update(act_STF)
+    statistics = total.read()
     gram.update(act_STF, held)
     scores_F = importance(statistics, down_HF, PLAN.reduce_ratio)
     layer = ObservedBlock("layer 3", KEPT, statistics, scores_F, down_HF, gram)

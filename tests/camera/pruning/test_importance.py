@@ -4,18 +4,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camera.errors import CameraError
-from camera.layerwise.statistics import BlockStatistics
+from camera.layerwise.statistics import BlockStatistics, StatisticsSum
 from camera.pruning.importance import importance, kept_channels
 from camera.pruning.plan import kept_width
 from tests.camera.pruning import naive
+
+
+def statistics_of(act_BTF: torch.Tensor) -> BlockStatistics:
+    total = StatisticsSum(act_BTF.shape[-1], torch.device("cpu"))
+    total.update(act_BTF)
+    return total.read()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.95, 1.0])
 def test_importance_is_the_formula_of_the_paper(alpha: float) -> None:
     act_BTF = torch.randn(3, 20, 16)
     down_HF = torch.randn(8, 16)
-    statistics = BlockStatistics.zeros(16)
-    statistics.update(act_BTF)
+    statistics = statistics_of(act_BTF)
     found = importance(statistics, down_HF, alpha)
     assert found.dtype == torch.float64
     expected = naive.scores(act_BTF.double().flatten(0, 1), down_HF, alpha)
@@ -26,8 +31,7 @@ def test_alpha_decides_between_a_steady_channel_and_one_with_a_single_peak() -> 
     act_BTF = torch.full((1, 100, 2), 0.0)
     act_BTF[:, :, 0] = 1.0  # energy 100, peak 1
     act_BTF[:, 50, 1] = 5.0  # energy 25, peak 25
-    statistics = BlockStatistics.zeros(2)
-    statistics.update(act_BTF)
+    statistics = statistics_of(act_BTF)
     by_energy = importance(statistics, torch.ones(4, 2), 0.0)
     by_peak = importance(statistics, torch.ones(4, 2), 1.0)
     assert by_energy.tolist() == [400.0, 100.0]

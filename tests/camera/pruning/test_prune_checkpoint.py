@@ -22,7 +22,7 @@ from camera.layerwise import resume as saving
 from camera.layerwise.resume import StateFiles
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
-from camera.pruning import execute
+from camera.pruning import passes
 from camera.pruning.folders import KEPT
 from camera.pruning.model_writer import ModelWriter
 from camera.pruning.prune_checkpoint import prune_checkpoint
@@ -188,7 +188,7 @@ def test_hidden_states_that_exceed_memory_lie_in_a_mapped_file_and_change_nothin
         return from_file(*arguments, **options)
 
     monkeypatch.setattr(torch, "from_file", noting)
-    for module in (execute, visitor):
+    for module in (passes, visitor):
         monkeypatch.setattr(module, "free_memory_bytes", lambda device: 1000)
     out = tmp_path / "mapped" / "out"
     with pytest.raises(KilledError):
