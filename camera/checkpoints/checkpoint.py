@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from camera.checkpoints.safetensors_file import TensorInfo, map_tensor, read_header, read_rows
+from camera.checkpoints.safetensors_file import TensorInfo, map_tensor, read_chunks, read_header, read_rows
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.checkpoints.trust import refuse_outside_links
 from camera.errors import CameraError
@@ -225,6 +225,11 @@ class Checkpoint:
             return map_tensor(self.folder / info.file, info)
         except (OSError, ValueError) as error:
             raise CameraError(f"{self.folder / info.file} cannot be read ({name}): {error}") from None
+
+    def chunks(self, name: str) -> Iterator[torch.Tensor]:
+        """The bytes of a tensor, a few at a time and not through a map: see `read_chunks`."""
+        info = self.tensors[name]
+        return read_chunks(self.folder / info.file, info)
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix, not through a map: see `read_rows`.

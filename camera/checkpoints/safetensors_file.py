@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,6 +42,8 @@ _MAX_HEADER_BYTES = (
 )  # some 100,000 tensors; as objects it is many times that. The library's limit is 100 MB
 
 
+CHUNK_BYTES = 8 << 20
+"""So much of a tensor is read at once where it is not mapped."""
 _AT_ONCE_BYTES = 16 << 20
 """Most that is read in one call for a few rows in it."""
 _GAP_BYTES = 32 << 10
@@ -140,6 +143,26 @@ def map_tensor(path: Path, info: TensorInfo) -> torch.Tensor:
     return torch.frombuffer(mapped, dtype=info.dtype, count=prod(info.shape), offset=inside).view(info.shape)
 
 
+def read_chunks(path: Path, info: TensorInfo) -> Iterator[torch.Tensor]:
+    """The bytes of a tensor, uint8 [up to `CHUNK_BYTES`] at a time, in one buffer that is filled again and again.
+
+    Raises:
+        CameraError: if the file ends before the tensor does.
+    """
+    buffer = torch.empty(min(CHUNK_BYTES, info.size_bytes), dtype=torch.uint8)
+    with path.open("rb", buffering=0) as file:
+        file.seek(info.offset)
+        for start in range(0, info.size_bytes, CHUNK_BYTES):
+            chunk = buffer[: info.size_bytes - start]
+            _fill(file, chunk, path)
+            yield chunk
+
+
+def _fill(file: BinaryIO, target: torch.Tensor, path: Path) -> None:
+    if file.readinto(target.numpy().data) != target.nbytes:  # type: ignore[attr-defined]
+        raise CameraError(f"{path} ends within a tensor: it was truncated")
+
+
 def read_rows(path: Path, info: TensorInfo, rows: torch.Tensor) -> torch.Tensor:
     """Some rows of a matrix, read and not mapped; neighbouring ones together.
 
@@ -166,8 +189,7 @@ def read_rows(path: Path, info: TensorInfo, rows: torch.Tensor) -> torch.Tensor:
             dense = count == stop - start
             span_RB = found_NB[start:stop] if dense else torch.empty(count, width, dtype=torch.uint8)
             file.seek(info.offset + first * width)
-            if file.readinto(memoryview(span_RB.numpy())) != span_RB.nbytes:
-                raise CameraError(f"{path} ends within a tensor: it was truncated")
+            _fill(file, span_RB, path)
             if not dense:
                 found_NB[start:stop] = span_RB[rows[start:stop] - first]
     return found_NB.view(info.dtype)

@@ -1,7 +1,8 @@
 """The Gram matrix of what enters `down_proj`: all that a refit and a selection by OBS need to know of the tokens.
 
 It is kept apart for the samples that weights are fitted to and for those held back to check them. Two float32 [F, F] on
-the layer's device, 655 MB each for 12,800 channels, live as long as their layer is visited.
+the layer's device, 655 MB each for 12,800 channels, live as long as their layer is visited. What is computed from them
+is computed in float64, and takes of the two no more than it needs (`Moments`).
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ _HELD_BACK_SHARE = 8
 _BLOCKS = 8
 """Column blocks of a product: only those on and above the diagonal are computed, 9/16 of the work."""
 _LEAST_BLOCK = 128
+_ROWS_AT_ONCE = 1024
 
 
 class LayerGram:
@@ -72,6 +74,46 @@ class LayerGram:
         for matrix_FF in (self._fit_FF, self._held_FF):
             _mirror(matrix_FF)
         return self._fit_FF, self._held_FF
+
+
+class Moments:
+    """A sum of Gram matrices [F, F], of which parts are taken in float64: whole, it would be as large as two of them."""
+
+    def __init__(self, *grams_FF: torch.Tensor) -> None:
+        self._grams_FF = grams_FF
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return len(self._grams_FF[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self._grams_FF[0].device
+
+    def mean(self) -> float:
+        """Of the diagonal."""
+        first, *others = (gram_FF.diagonal().double() for gram_FF in self._grams_FF)
+        return float(sum(others, first).mean())
+
+    def wide(self) -> torch.Tensor:
+        """All of it, float64 [F, F], new."""
+        first_FF, *others_FF = self._grams_FF
+        whole_FF = first_FF.to(torch.float64, copy=True)
+        for gram_FF in others_FF:
+            whole_FF += gram_FF
+        return whole_FF
+
+    def select(self, rows_R: torch.Tensor, columns_C: torch.Tensor) -> torch.Tensor:
+        """Float64 [R, C]: what is asked for, a few rows at a time."""
+        first_FF, *others_FF = self._grams_FF
+        found_RC = torch.empty(len(rows_R), len(columns_C), dtype=torch.float64, device=self.device)
+        for part_PC, rows_P in zip(found_RC.split(_ROWS_AT_ONCE), rows_R.split(_ROWS_AT_ONCE), strict=True):
+            part_PC.copy_(first_FF.index_select(0, rows_P).index_select(1, columns_C))
+            for gram_FF in others_FF:
+                part_PC += gram_FF.index_select(0, rows_P).index_select(1, columns_C)
+        return found_RC
 
 
 class Target:

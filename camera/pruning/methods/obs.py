@@ -6,6 +6,7 @@ c of W costs ‖w_c‖² / [H⁻¹]_cc, H = AᵀA + λI, when the columns that s
 
 import torch
 
+from camera.layerwise.gram import Moments
 from camera.pruning.methods import ObservedBlock
 from camera.pruning.methods.refit import FACTOR_SLOWNESS, Refit
 from camera.pruning.plan import PrunePlan
@@ -26,7 +27,8 @@ class Obs(Refit):
         down_HF: torch.Tensor,
         plan: PrunePlan,
     ) -> torch.Tensor:
-        kept_K = obs_channels(fit_FF.double() + held_FF, down_HF, block.kept, plan.damping, plan.round)
+        gram = Moments(fit_FF, held_FF)
+        kept_K = obs_channels(gram, down_HF, block.kept, plan.damping, plan.round)
         if kept_K is None:
             raise ValueError("its Gram matrix cannot be inverted")
         return kept_K
@@ -37,12 +39,12 @@ class Obs(Refit):
 
 
 def obs_channels(
-    gram_FF: torch.Tensor, down_HF: torch.Tensor, count: int, damping: float, per_round: int
+    gram: Moments, down_HF: torch.Tensor, count: int, damping: float, per_round: int
 ) -> torch.Tensor | None:
     """The `count` channels that stay when the cheapest go in rounds, weights and inverse being updated after each.
 
     Args:
-        gram_FF: AᵀA of the activations, float64 [F, F], symmetric.
+        gram: AᵀA of the activations [F, F], symmetric.
         down_HF: the down projection [hidden, F], float64 on the same device.
         count: how many stay.
         damping: λ as a share of the mean diagonal; above 0.
@@ -51,16 +53,16 @@ def obs_channels(
     Returns:
         int64 [count] on the CPU, ascending; None where the matrix cannot be inverted.
     """
-    penalty = float(damping * gram_FF.diagonal().mean())
-    inverse_FF = gram_FF.clone()  # one name through its changes, to hold no more than two such matrices
+    penalty = damping * gram.mean()
+    inverse_FF = gram.wide()  # one name through its changes, to hold no more than two such matrices
     inverse_FF.diagonal().add_(penalty)
     inverse_FF, failed = torch.linalg.cholesky_ex(inverse_FF)
     if failed or not penalty > 0:
         return None
     inverse_FF = torch.cholesky_inverse(inverse_FF)
     down_HF = down_HF.clone()
-    gone_F = torch.zeros(len(gram_FF), dtype=torch.bool, device=gram_FF.device)
-    to_go = len(gram_FF) - count
+    gone_F = torch.zeros(gram.width, dtype=torch.bool, device=gram.device)
+    to_go = gram.width - count
     while to_go:
         cost_F = down_HF.square().sum(dim=0) / inverse_FF.diagonal()
         cost_F[gone_F] = torch.inf

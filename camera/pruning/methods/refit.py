@@ -12,7 +12,7 @@ import logging
 import torch
 
 from camera.devices import has_float64
-from camera.layerwise.gram import Target
+from camera.layerwise.gram import Moments, Target
 from camera.pruning.importance import kept_channels
 from camera.pruning.methods import BlockRecord, Choice, ObservedBlock
 from camera.pruning.plan import PrunePlan
@@ -87,7 +87,7 @@ class Refit:
         fit_FH, held_FH, every_FH = _missing(gram.target, device)
         down = exact_HF, kept_K, down_HF.dtype
         camera_error = output_error(held_FF, exact_HF, camera_K, down_HF[:, camera_K], held_FH)
-        tried_HK = _refitted(fit_FF.double(), *down, plan.damping, fit_FH)
+        tried_HK = _refitted(Moments(fit_FF), *down, plan.damping, fit_FH)
         if tried_HK is None:
             return fall_back("its Gram matrix cannot be factored", camera_error)
         error = output_error(held_FF, exact_HF, kept_K, tried_HK, held_FH)
@@ -99,7 +99,7 @@ class Refit:
                 error,
             )
         # It has passed; now every token counts.
-        down_HK = _refitted(fit_FF.double() + held_FF, *down, plan.damping, every_FH)
+        down_HK = _refitted(Moments(fit_FF, held_FF), *down, plan.damping, every_FH)
         if down_HK is None:
             return fall_back("its Gram matrix cannot be factored", camera_error)
         return Choice(kept_K, down_HK, BlockRecord(self.name, True, None, *tokens, camera_error, error))
@@ -110,13 +110,11 @@ class Refit:
         return judging + 2 * (FACTOR_SLOWNESS * kept**3 // 3 + kept**2 * hidden + kept * removed * hidden)
 
 
-def refit(
-    gram_FF: torch.Tensor, down_HF: torch.Tensor, kept_K: torch.Tensor, damping: float
-) -> torch.Tensor | None:
+def refit(gram: Moments, down_HF: torch.Tensor, kept_K: torch.Tensor, damping: float) -> torch.Tensor | None:
     """W' = argmin ‖A Wᵀ − A_S W'ᵀ‖² + λ‖W' − W_S‖², λ = `damping` · mean(diag AᵀA).
 
     Args:
-        gram_FF: AᵀA of the activations A [tokens, F], float64, symmetric.
+        gram: AᵀA of the activations A [tokens, F], symmetric.
         down_HF: W, the down projection [hidden, F], float64 on the same device.
         kept_K: int64 [K], the channels S that stay.
         damping: above 0; the larger, the nearer to W_S.
@@ -124,20 +122,24 @@ def refit(
     Returns:
         W', float64 [hidden, K]; None where the equations cannot be solved, because values are not finite or all zero.
     """
-    kept_K = kept_K.to(gram_FF.device)
-    gone_F = torch.ones(len(gram_FF), dtype=torch.bool, device=gram_FF.device)
+    kept_K = kept_K.to(gram.device)
+    gone_F = torch.ones(gram.width, dtype=torch.bool, device=gram.device)
     gone_F[kept_K] = False
     gone_R = gone_F.nonzero()[:, 0]
-    gram_KF = gram_FF.index_select(0, kept_K)
-    system_KK = gram_KF.index_select(1, kept_K)
-    penalty = float(damping * gram_FF.diagonal().mean())
-    system_KK.diagonal().add_(penalty)
-    lower_KK, failed = torch.linalg.cholesky_ex(system_KK)
+    penalty = damping * gram.mean()
+    lower_KK, failed = _factor(gram.select(kept_K, kept_K), penalty)
     if failed or not penalty > 0:
         return None
     # W' − W_S: as much of what the removed channels put out as the kept ones can.
-    missing_KH = gram_KF.index_select(1, gone_R) @ down_HF.index_select(1, gone_R).T
+    missing_KH = gram.select(kept_K, gone_R) @ down_HF.index_select(1, gone_R).T
     return down_HF.index_select(1, kept_K) + torch.cholesky_solve(missing_KH, lower_KK).T
+
+
+def _factor(system_KK: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Cholesky factor of a system that is not needed again, with a penalty added to its diagonal; and whether that failed."""
+    system_KK.diagonal().add_(penalty)
+    lower_KK, failed = torch.linalg.cholesky_ex(system_KK)
+    return lower_KK, failed
 
 
 Missing = tuple[torch.Tensor, float]
@@ -145,7 +147,7 @@ Missing = tuple[torch.Tensor, float]
 
 
 def fit_missing(
-    gram_FF: torch.Tensor,
+    gram: Moments,
     down_HF: torch.Tensor,
     kept_K: torch.Tensor,
     new_HK: torch.Tensor,
@@ -154,7 +156,7 @@ def fit_missing(
     """W' + argmin_D ‖R + A Wᵀ − A_S (W' + D)ᵀ‖² + λ‖D‖²: the block also makes good what its layer lacks.
 
     Args:
-        gram_FF: AᵀA of the activations A [tokens, F], float64, symmetric.
+        gram: AᵀA of the activations A [tokens, F], symmetric.
         down_HF: W, the down projection [hidden, F], float64.
         kept_K: int64 [K], the channels S that stay.
         new_HK: W' [hidden, K], float64.
@@ -163,12 +165,12 @@ def fit_missing(
     Returns:
         float64 [hidden, K]; None where the equations cannot be solved.
     """
-    kept_K = kept_K.to(gram_FF.device)
-    gram_KF = gram_FF.index_select(0, kept_K)
-    system_KK = gram_KF.index_select(1, kept_K)
-    wanted_KH = missing[0].index_select(0, kept_K).double() + gram_KF @ down_HF.T - system_KK @ new_HK.T
-    system_KK.diagonal().add_(missing[1])
-    lower_KK, failed = torch.linalg.cholesky_ex(system_KK)
+    kept_K = kept_K.to(gram.device)
+    system_KK = gram.select(kept_K, kept_K)
+    every_F = torch.arange(gram.width, device=gram.device)
+    wanted_KH = missing[0].index_select(0, kept_K).double() + gram.select(kept_K, every_F) @ down_HF.T
+    wanted_KH -= system_KK @ new_HK.T
+    lower_KK, failed = _factor(system_KK, missing[1])
     return None if failed else new_HK + torch.cholesky_solve(wanted_KH, lower_KK).T
 
 
@@ -216,7 +218,7 @@ def _missing(
 
 
 def _refitted(
-    gram_FF: torch.Tensor,
+    gram: Moments,
     down_HF: torch.Tensor,
     kept_K: torch.Tensor,
     dtype: torch.dtype,
@@ -224,9 +226,9 @@ def _refitted(
     missing: Missing | None,
 ) -> torch.Tensor | None:
     """A refit as it would be saved, on the CPU; None where it cannot be."""
-    new_HK = refit(gram_FF, down_HF, kept_K, damping)
+    new_HK = refit(gram, down_HF, kept_K, damping)
     if new_HK is not None and missing is not None:
-        new_HK = fit_missing(gram_FF, down_HF, kept_K, new_HK, missing)
+        new_HK = fit_missing(gram, down_HF, kept_K, new_HK, missing)
     saved_HK = None if new_HK is None else new_HK.to(dtype).cpu().contiguous()
     return saved_HK if saved_HK is not None and bool(saved_HK.isfinite().all()) else None
 

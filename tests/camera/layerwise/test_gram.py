@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from camera.layerwise.gram import LayerGram, held_back
+from camera.layerwise import gram as gram_module
+from camera.layerwise.gram import LayerGram, Moments, held_back
 
 
 @pytest.mark.parametrize("width", [5, 128, 300])
@@ -45,3 +46,13 @@ def test_one_sample_of_eight_is_held_back_and_never_all(samples: int, count: int
     assert (len(held), sum(held)) == (samples, count)
     gaps = [index for index, chosen in enumerate(held) if chosen]
     assert all(abs((right - left) - samples / count) < 1 for left, right in pairwise(gaps))
+
+
+def test_of_a_sum_of_gram_matrices_any_part_is_taken_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram_module, "_ROWS_AT_ONCE", 3)
+    one, two = torch.randn(10, 10), torch.randn(10, 10)
+    whole = one.double() + two
+    moments, rows, columns = Moments(one, two), torch.tensor([0, 3, 4, 9]), torch.tensor([5, 1])
+    assert torch.equal(moments.wide(), whole)
+    assert torch.equal(moments.select(rows, columns), whole[rows][:, columns])
+    assert moments.mean() == float(whole.diagonal().mean())

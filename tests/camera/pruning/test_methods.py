@@ -12,6 +12,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.layerwise import feed_forward as visitor
 from camera.layerwise import resume as saving
+from camera.layerwise.gram import Moments
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.folders import KEPT, SCORES, STATISTICS
@@ -142,7 +143,9 @@ def whole_model_reference(
             model(tokens_ST)
         hook.remove()
         act_TF = seen[0].flatten(0, 1).double()
-        new_HK = refit(act_TF.T @ act_TF, layer.mlp.down_proj.weight.detach().double(), kept_K, damping)
+        new_HK = refit(
+            Moments(act_TF.T @ act_TF), layer.mlp.down_proj.weight.detach().double(), kept_K, damping
+        )
         assert new_HK is not None
         weight_HF = torch.zeros_like(layer.mlp.down_proj.weight)
         weight_HF[:, kept_K] = new_HK.float()
