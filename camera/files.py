@@ -191,6 +191,13 @@ def reserve(descriptor: int, size: int) -> None:
                 raise
 
 
+def write_at(target: int, data: memoryview, offset: int) -> None:
+    """Write all of some bytes to a place in an open file."""
+    while data:
+        written = os.pwrite(target, data, offset)
+        data, offset = data[written:], offset + written
+
+
 def copy_bytes(source: Path, offset: int, target: int, target_offset: int, count: int) -> None:
     """Copy a range of a file into an open file, in the kernel where it can.
 

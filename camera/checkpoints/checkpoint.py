@@ -3,14 +3,16 @@
 import copy
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from camera.checkpoints.rows import StoredRows
 from camera.checkpoints.safetensors_file import TensorInfo, map_tensor, read_chunks, read_header, read_rows
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.checkpoints.trust import refuse_outside_links
@@ -230,6 +232,27 @@ class Checkpoint:
         """The bytes of a tensor, a few at a time and not through a map: see `read_chunks`."""
         info = self.tensors[name]
         return read_chunks(self.folder / info.file, info)
+
+    def rows(self, name: str) -> StoredRows:
+        """A tensor to be read by ranges of rows; reads nothing itself.
+
+        Raises:
+            CameraError: if the checkpoint has no such tensor.
+        """
+        if name not in self.tensors:
+            raise CameraError(f"{self.folder} has no tensor {name}")
+        info = self.tensors[name]
+        return StoredRows(self.folder / info.file, name, info)
+
+    def start(self, name: str, count: int) -> torch.Tensor:
+        """The first numbers of a tensor, at most so many, one after the other.
+
+        Raises:
+            CameraError: if the checkpoint has no such tensor, or its file cannot be read.
+        """
+        rows = self.rows(name)
+        flat = replace(rows.info, shape=(prod(rows.info.shape),))
+        return replace(rows, info=flat)[:count]
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix, not through a map: see `read_rows`.

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import BinaryIO
 
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from camera.errors import CameraError
-from camera.files import copy_bytes, reserve
+from camera.files import copy_bytes, reserve, write_at
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -231,6 +232,8 @@ class SafetensorsWriter:
         self.path = path
         self._layout = dict(layout)
         self._missing = set(self._layout)
+        self._rows_left: dict[str, int] = {}
+        self._lock = Lock()
         header = _header(self._layout)
         self._offsets: dict[str, int] = {}
         end = len(header)
@@ -276,6 +279,31 @@ class SafetensorsWriter:
             self._file.seek(self._offsets[name])
             self._file.write(raw.numpy().data)
         self._missing.discard(name)
+
+    def write_rows(self, name: str, start: int, rows: torch.Tensor) -> None:
+        """Put some rows of a tensor in their place. Threads may write side by side; each row is to be written once.
+
+        Args:
+            name: of the tensor.
+            start: the first row.
+            rows: on the CPU.
+
+        Raises:
+            ValueError: if the tensor was not announced, or has other rows.
+        """
+        dtype, shape = self._layout.get(name, (None, ()))
+        if not shape or (rows.dtype, *rows.shape[1:]) != (dtype, *shape[1:]) or start + len(rows) > shape[0]:
+            raise ValueError(
+                f"{self.path}: {name} was not announced with {rows.dtype} rows {start} to {start + len(rows)} of "
+                f"{list(rows.shape[1:])}"
+            )
+        row_bytes = prod(shape[1:]) * rows.dtype.itemsize
+        raw = rows.detach().contiguous().reshape(-1).view(torch.uint8)
+        write_at(self._file.fileno(), raw.numpy().data, self._offsets[name] + start * row_bytes)
+        with self._lock:
+            self._rows_left[name] = self._rows_left.get(name, shape[0]) - len(rows)
+            if not self._rows_left[name]:
+                self._missing.discard(name)
 
     def copy(self, name: str, source: Path, info: TensorInfo) -> None:
         """Put the bytes of another file's tensor in place, without taking them into memory.

@@ -1,22 +1,27 @@
 """Numbers to blocks and back, on all of torch's threads: pure functions, for every block format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from camera.checkpoints.rows import Rows
 from camera.errors import CameraError
-from camera.formats.format import to_float32
+from camera.formats.format import BlockFormat, to_float32
 from camera.formats.parallel import Scratch, map_chunks
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
 
 T = TypeVar("T")
 
-_CHUNK_WEIGHTS = 1 << 20
+Put = Callable[[int, np.ndarray], None]
+"""Takes rows of bytes to where they belong; see `store`."""
+
+CHUNK_WEIGHTS = 1 << 19
 """Weights that a thread works on at once: enough to hide the cost of a call, few enough for the last cache."""
+_SCRATCH = Scratch()
 _SAFE_POWER = 1e-20
 """Below it (and at infinity) a float32 sum of squares may have lost some."""
 
@@ -46,9 +51,14 @@ def quantize(weight: torch.Tensor, type: BlockType, *, name: str = "the tensor")
         CameraError: if the row length is not a multiple of the block, if there is NaN or infinity, or a value
             too large for the type (or for the fp16 scale of its block).
     """
-    rows, out = _rows(weight, type, name), _room(weight, type)
-    scratch = Scratch()
-    _each_chunk(rows, lambda chunk, start: _encode(chunk, start, out, type, scratch, name))
+    rows, out = as_rows(weight, type, name), _room(weight, type)
+    form = BLOCK_FORMATS[type]
+
+    def work(chunk: torch.Tensor, start: int) -> None:
+        chunk = chunk.detach().cpu().contiguous()
+        encode(form, chunk, out[start : start + len(chunk)], name=name)
+
+    each_chunk(rows, work)
     return out
 
 
@@ -60,30 +70,96 @@ def quantize_measured(
     Raises:
         CameraError: as `quantize`.
     """
-    rows, out = _rows(weight, type, name), _room(weight, type)
-    scratch = Scratch()
+    out = _room(weight, type)
+
+    def put(start: int, data: np.ndarray) -> None:
+        out[start : start + len(data)] = data
+
+    return out, store(weight, type, put, name=name)
+
+
+def store(rows: Rows, type: BlockType, put: Put, *, name: str = "the tensor") -> Squares:
+    """Numbers to bytes that are put in their place at once: chunks of rows are read, packed, measured and written side by
+    side, and peak memory is a few megabytes for each thread, whatever the matrix.
+
+    Args:
+        rows: [rows, row_length] or [row_length], any floating dtype, on any device or in a file.
+        type: what to store it as.
+        put: takes the number of a row and uint8 [rows, bytes per row] from there on, from several threads; the array is
+            overwritten afterwards.
+        name: of the tensor, for messages.
+
+    Raises:
+        CameraError: as `quantize`.
+    """
+    form = BLOCK_FORMATS[type]
 
     def work(chunk: torch.Tensor, start: int) -> Squares:
-        _encode(chunk, start, out, type, scratch, name)
-        return _squares(chunk, out[start : start + len(chunk)], type, scratch)
+        chunk = chunk.detach().cpu().contiguous()
+        packed = _SCRATCH.take("packed", (len(chunk), form.row_bytes(chunk.shape[1])), torch.uint8).numpy()
+        stored = _SCRATCH.take("stored", tuple(chunk.shape), torch.float32)
+        if chunk.dtype != torch.float64:
+            chunk = to_float32(chunk, _SCRATCH)
+        encode(form, chunk, packed, stored, name=name)
+        put(start, packed)
+        return lost(chunk, stored)
 
-    return out, _sum(_each_chunk(rows, work))
+    return sum_of(each_chunk(as_rows(rows, type, name), work))
 
 
-def measure(weight: torch.Tensor, packed: np.ndarray, type: BlockType) -> Squares:
+def encode(
+    form: BlockFormat, chunk: torch.Tensor, out: np.ndarray, stored: torch.Tensor | None = None, *, name: str
+) -> None:
+    """Whole rows to bytes, on this thread.
+
+    Args:
+        form: what to store them as.
+        chunk: [rows, row_length], contiguous, on the CPU.
+        out: uint8 [rows, bytes per row], to write to.
+        stored: float32 [rows, row_length], to write what the bytes stand for to.
+        name: of the tensor, for messages.
+
+    Raises:
+        CameraError: as `quantize`.
+    """
+    blocks = torch.from_numpy(out).view(-1, form.block_bytes)
+    numbers = None if stored is None else stored.view(-1, form.block_length)
+    if not form.encode(chunk, blocks, _SCRATCH, numbers):
+        _explain(chunk, form.name, name)
+
+
+def lost(chunk: torch.Tensor, stored: torch.Tensor) -> Squares:
+    """What storing some rows lost.
+
+    Args:
+        chunk: floating [rows, row_length], on the CPU.
+        stored: float32, what is stored in their place; overwritten.
+    """
+    original = to_float32(chunk, _SCRATCH)
+    power = _sum_of_rows(
+        torch.square(original, out=_SCRATCH.take("squares", tuple(chunk.shape), torch.float32))
+    )
+    if not _SAFE_POWER < power < float("inf"):
+        exact = original.double()
+        return Squares(float(exact.square().sum()), float((stored - exact).square().sum()))
+    return Squares(power, _sum_of_rows(stored.sub_(original).square_()))
+
+
+def measure(weight: Rows, packed: np.ndarray, type: BlockType) -> Squares:
     """What was lost of a tensor that is stored already.
 
     Args:
-        weight: [rows, row_length] or [row_length], any floating dtype, on any device.
+        weight: [rows, row_length] or [row_length], any floating dtype, on any device or in a file.
         packed: uint8 [rows, bytes per row], its bytes.
         type: what they are.
     """
-    rows, scratch = _rows(weight, type, "the tensor"), Scratch()
-    return _sum(
-        _each_chunk(
-            rows, lambda chunk, start: _squares(chunk, packed[start : start + len(chunk)], type, scratch)
-        )
-    )
+
+    def work(chunk: torch.Tensor, start: int) -> Squares:
+        stored = _SCRATCH.take("stored", tuple(chunk.shape), torch.float32)
+        decode(packed[start : start + len(chunk)], type, stored)
+        return lost(chunk.detach().cpu(), stored)
+
+    return sum_of(each_chunk(as_rows(weight, type, "the tensor"), work))
 
 
 def dequantize(data: np.ndarray, type: BlockType, row_length: int) -> np.ndarray:
@@ -107,20 +183,46 @@ def dequantize(data: np.ndarray, type: BlockType, row_length: int) -> np.ndarray
             f"({form.row_bytes(row_length)} bytes each)"
         )
     out = np.empty((data.shape[0], row_length), np.float32)
-    numbers, scratch = torch.from_numpy(out), Scratch()
 
-    def decode_chunk(chunk: torch.Tensor, start: int) -> None:
-        _decode(data[start : start + len(chunk)], type, chunk, scratch)
+    def work(chunk: torch.Tensor, start: int) -> None:
+        decode(data[start : start + len(chunk)], type, chunk)
 
-    _each_chunk(numbers, decode_chunk)
+    each_chunk(torch.from_numpy(out), work)
     return out
 
 
-def _rows(weight: torch.Tensor, type: BlockType, name: str) -> torch.Tensor:
-    """The tensor as rows that the type can hold."""
-    rows = weight.detach().reshape(1, -1) if weight.dim() == 1 else weight.detach()
-    if rows.dim() != 2:
-        raise CameraError(f"{name} has {weight.dim()} dimensions: only vectors and matrices are stored")
+def decode(data: np.ndarray, type: BlockType, out: torch.Tensor) -> None:
+    """Bytes of whole rows to numbers, on this thread.
+
+    Args:
+        data: uint8 [rows, bytes per row].
+        type: what they are.
+        out: float32 [rows, row_length], to write to.
+    """
+    form = BLOCK_FORMATS[type]
+    if not data.flags.writeable or not data.flags.c_contiguous:  # torch takes neither as it is
+        data = data.copy()
+    stored = torch.from_numpy(data).view(-1, form.block_bytes)
+    form.decode(stored, out.view(-1, form.block_length), _SCRATCH)
+
+
+def each_chunk(
+    rows: Rows, work: Callable[[torch.Tensor, int], T], chunk_weights: int = CHUNK_WEIGHTS
+) -> list[T]:
+    """Call `work` with chunks of whole rows and the number of the first, side by side."""
+    step = max(1, chunk_weights // max(1, rows.shape[1]))
+    return map_chunks(lambda start: work(rows[start : start + step], start), range(0, rows.shape[0], step))
+
+
+def as_rows(matrix: Rows, type: BlockType, name: str) -> Rows:
+    """A vector as the one row that it is stored as.
+
+    Raises:
+        CameraError: if the type cannot hold such rows.
+    """
+    rows = matrix[:].reshape(1, -1) if len(matrix.shape) == 1 else matrix
+    if len(rows.shape) != 2:
+        raise CameraError(f"{name} has {len(rows.shape)} dimensions: only vectors and matrices are stored")
     length = BLOCK_FORMATS[type].block_length
     if rows.shape[1] % length:
         raise CameraError(
@@ -129,54 +231,20 @@ def _rows(weight: torch.Tensor, type: BlockType, name: str) -> torch.Tensor:
     return rows
 
 
+def sum_of(parts: Iterable[Squares]) -> Squares:
+    """Of the chunks of a tensor."""
+    parts = list(parts)
+    return Squares(sum(part.power for part in parts), sum(part.noise for part in parts))
+
+
 def _room(weight: torch.Tensor, type: BlockType) -> np.ndarray:
     rows = weight.shape[0] if weight.dim() == 2 else 1
     return np.empty((rows, BLOCK_FORMATS[type].row_bytes(weight.shape[-1])), np.uint8)
 
 
-def _each_chunk(rows: torch.Tensor, work: Callable[[torch.Tensor, int], T]) -> list[T]:
-    """Call `work` with chunks of whole rows and the number of the first, side by side."""
-    step = max(1, _CHUNK_WEIGHTS // max(1, rows.shape[1]))
-    return map_chunks(lambda start: work(rows[start : start + step], start), range(0, len(rows), step))
-
-
-def _encode(
-    chunk: torch.Tensor, start: int, out: np.ndarray, type: BlockType, scratch: Scratch, name: str
-) -> None:
-    chunk = chunk.cpu().contiguous()
-    part = torch.from_numpy(out[start : start + len(chunk)]).view(-1, BLOCK_FORMATS[type].block_bytes)
-    if not BLOCK_FORMATS[type].encode(chunk, part, scratch):
-        _explain(chunk, type, name)
-
-
-def _decode(data: np.ndarray, type: BlockType, out: torch.Tensor, scratch: Scratch) -> None:
-    form = BLOCK_FORMATS[type]
-    if not data.flags.writeable or not data.flags.c_contiguous:  # torch takes neither as it is
-        data = data.copy()
-    stored = torch.from_numpy(data).view(-1, form.block_bytes)
-    form.decode(stored, out.view(-1, form.block_length), scratch)
-
-
-def _squares(chunk: torch.Tensor, packed: np.ndarray, type: BlockType, scratch: Scratch) -> Squares:
-    original = to_float32(chunk.cpu(), scratch)
-    stored = scratch.take("scaled", tuple(chunk.shape), torch.float32)
-    power = _sum_of_rows(torch.mul(original, original, out=stored))
-    _decode(packed, type, stored, scratch)
-    noise = _sum_of_rows(stored.sub_(original).square_())
-    if not _SAFE_POWER < power < float("inf"):
-        _decode(packed, type, stored, scratch)
-        exact = original.double()
-        return Squares(float(exact.square().sum()), float((stored - exact).square().sum()))
-    return Squares(power, noise)
-
-
 def _sum_of_rows(squares: torch.Tensor) -> float:
     """Rows in float32, whose errors are far below the six digits that are kept and differ in sign; their sum in float64."""
     return float(squares.sum(-1).double().sum())
-
-
-def _sum(parts: list[Squares]) -> Squares:
-    return Squares(sum(part.power for part in parts), sum(part.noise for part in parts))
 
 
 def _explain(chunk: torch.Tensor, type: BlockType, name: str) -> None:

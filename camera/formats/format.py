@@ -47,7 +47,9 @@ class BlockFormat(ABC):
     """What a GGUF file must say for its tensors to be read as this type; None for stock types."""
 
     @abstractmethod
-    def encode(self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> bool:
+    def encode(
+        self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch, numbers: torch.Tensor | None = None
+    ) -> bool:
         """Numbers to bytes.
 
         What bounds it is the number of passes over the chunk: each costs about 0.1 ns a weight. So every pass is an
@@ -57,6 +59,7 @@ class BlockFormat(ABC):
             chunk: whole rows, contiguous, on the CPU, of any floating dtype.
             out: uint8 [blocks, block_bytes], to write to.
             scratch: of the thread.
+            numbers: float32 [blocks, block_length], to write to what the bytes stand for, as `decode` would.
 
         Returns:
             False if some value does not fit.

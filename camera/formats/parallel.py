@@ -1,7 +1,9 @@
 """Chunks of a tensor worked on side by side, in memory that each thread takes again for every chunk."""
 
+import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from math import prod
 from threading import Barrier, local
 from typing import TypeVar
@@ -10,12 +12,12 @@ import torch
 
 T = TypeVar("T")
 
-_MOST_THREADS = 4
-"""So many pack faster than disks read, and each holds a chunk in several forms."""
+_MOST_THREADS = 16
+"""Each holds a chunk in several forms, and between operations they wait for one interpreter."""
 
 
 def map_chunks(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
-    """Call `work` with every start, on as many threads as torch uses (4 at most); the results in order.
+    """Call `work` with every start, on as many threads as torch uses (16 at most); the results in order.
 
     Each call computes on one core. torch's own threads wait for each other at the end of every operation, and operations
     here take a millisecond: if another program holds a core, nearly all the time is waiting. Inference mode holds in the
@@ -25,8 +27,8 @@ def map_chunks(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
         what `work` raises; of several, the first in order.
     """
     starts = list(starts)
-    threads = min(torch.get_num_threads(), _MOST_THREADS, len(starts))
-    if threads < 2:
+    threads = min(torch.get_num_threads(), _MOST_THREADS)
+    if min(threads, len(starts)) < 2:
         return [work(start) for start in starts]
     inference = torch.is_inference_mode_enabled()
 
@@ -34,9 +36,22 @@ def map_chunks(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
         with torch.inference_mode(inference):
             return work(start)
 
-    with ThreadPoolExecutor(threads) as pool:
-        _compute_alone(pool, threads)
-        return list(pool.map(as_here, starts))
+    futures = [_pool(threads, os.getpid()).submit(as_here, start) for start in starts]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)  # what they write to may be gone afterwards
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that stay, with their scratch memory: to start them costs as much as to pack a small expert. They are those of
+    one process; a forked one has none of its parent's."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
+    _compute_alone(pool, threads)
+    return pool
 
 
 def _compute_alone(pool: ThreadPoolExecutor, threads: int) -> None:
@@ -66,5 +81,6 @@ class Scratch(local):
         count = prod(shape)
         held = self._held.get(name)
         if held is None or held.dtype != dtype or held.numel() < count:
-            held = self._held[name] = torch.empty(count, dtype=dtype)
+            with torch.inference_mode(False):  # one made in it could not be written to outside
+                held = self._held[name] = torch.empty(count, dtype=dtype)
         return held[:count].view(shape)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
@@ -12,7 +13,7 @@ from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
 from camera.files import atomic_file, refuse_occupied, write_json
-from camera.formats import blocks
+from camera.formats.blocks import Squares
 from camera.formats.quantized_model import (
     SUMMARY_NAME,
     QuantizeReport,
@@ -24,7 +25,7 @@ from camera.formats.quantized_model import (
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 from camera.quantization.imatrix import Imatrix
-from camera.quantization.method import Calibration, Method, Packed
+from camera.quantization.method import Calibration, Method, Stored
 from camera.quantization.plan import PlannedTensor, choose_types, plan_types
 from camera.registry import BLOCK_FORMATS, QUANTIZATION_METHODS
 
@@ -46,7 +47,8 @@ def quantize_checkpoint(
 
     One shard for each decoder layer and one for the rest; each appears whole or not at all. A run into a
     folder that an equal run left unfinished (or that has lost a shard since) makes only what is missing.
-    Peak memory is one tensor and its packed form, and what the method needs to calibrate.
+    Tensors are read, packed and written by rows: peak memory is a few megabytes for each thread, whatever their size, and
+    what the method needs to calibrate; `gptq` has one whole matrix and its packed form as well.
 
     Args:
         checkpoint: the source; its config, generation config and tokenizer are copied.
@@ -109,10 +111,9 @@ def _write_shard(
     layout = {tensor.name: (torch.uint8, packed_shape(tensor.type, tensor.shape)) for tensor in planned}
     with atomic_file(path) as temporary, SafetensorsWriter(temporary, layout) as writer:
         for tensor in planned:
-            weight = checkpoint.read(tensor.name)
-            packed = method.pack(tensor, weight, f"{checkpoint.folder}: {tensor.name}")
-            writer.write(tensor.name, torch.from_numpy(packed.data))
-            rms, relative_error = _errors(weight, packed, tensor.type)
+            checkpoint.read_ahead([tensor.name])
+            stored = _store(checkpoint, tensor, method, writer)
+            rms, relative_error = _errors(tensor, stored.squares)
             records.append(
                 TensorRecord(
                     name=tensor.name,
@@ -123,20 +124,28 @@ def _write_shard(
                     rms=rms,
                     relative_error=relative_error,
                     weighted_error=None
-                    if packed.weighted_error is None
-                    else _six_digits(packed.weighted_error),
+                    if stored.weighted_error is None
+                    else _six_digits(stored.weighted_error),
                     fallback=tensor.fallback,
-                    few_tokens=packed.few_tokens,
+                    few_tokens=stored.few_tokens,
                 )
             )
             progress(done + len(records), total)
     return records
 
 
-def _errors(weight: torch.Tensor, packed: Packed, type: str) -> tuple[float, float]:
+def _store(
+    checkpoint: Checkpoint, tensor: PlannedTensor, method: Method, writer: SafetensorsWriter
+) -> Stored:
+    def put(start: int, data: np.ndarray) -> None:
+        writer.write_rows(tensor.name, start, torch.from_numpy(data))
+
+    return method.store(tensor, checkpoint.rows(tensor.name), put, f"{checkpoint.folder}: {tensor.name}")
+
+
+def _errors(tensor: PlannedTensor, squares: Squares) -> tuple[float, float]:
     """RMS of a tensor, and RMS of (stored − original) over it; six digits, which any summation order gives."""
-    squares = packed.squares or blocks.measure(weight, packed.data, type)
-    rms = (squares.power / weight.numel()) ** 0.5
+    rms = (squares.power / prod(tensor.shape)) ** 0.5
     return _six_digits(rms), _six_digits((squares.noise / squares.power) ** 0.5 if squares.power else 0.0)
 
 
@@ -171,7 +180,7 @@ def _source_digest(checkpoint: Checkpoint, options: QuantizeOptions, calibrated_
     """What tells two sources apart without reading them whole: their plan, and the start of every tensor."""
     samples = {}
     for name, info in checkpoint.needed.items():
-        start = checkpoint.read(name).reshape(-1)[:_SAMPLE].contiguous()
+        start = checkpoint.start(name, _SAMPLE)
         samples[name] = [str(info.dtype), list(info.shape), start.view(torch.uint8).numpy().tobytes().hex()]
     described = {"config": checkpoint.config, "samples": samples, "options": options.identity()}
     return digest_json(described if calibrated_on is None else {**described, "calibration": calibrated_on})

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.rows import Rows
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.options import QuantizeOptions
@@ -23,8 +24,19 @@ from camera.registry import QUANTIZATION_METHODS
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What storing a tensor lost."""
+
+    squares: blocks.Squares
+    weighted_error: float | None = None
+    """See `TensorRecord.weighted_error`."""
+    few_tokens: int | None = None
+    """See `TensorRecord.few_tokens`."""
+
+
+@dataclass(frozen=True)
 class Packed:
-    """A tensor's bytes."""
+    """A tensor's bytes, all of them in memory."""
 
     data: np.ndarray
     """uint8 [rows, bytes per row]."""
@@ -111,20 +123,41 @@ class Method(ABC):
         return sha256(f"{content.shape}".encode() + content.tobytes()).hexdigest()
 
     @abstractmethod
-    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
-        """The bytes of one tensor.
+    def store(self, tensor: PlannedTensor, rows: Rows, put: blocks.Put, name: str) -> Stored:
+        """Pack one tensor, and have its bytes put where they belong.
 
         Tensors are asked for shard by shard: decoder layers in order, then the rest; those of shards that an earlier
         run has finished are left out.
 
         Args:
             tensor: what it is to be stored as.
-            weight: its numbers.
+            rows: its numbers.
+            put: takes the bytes of all rows, in any order; see `blocks.store`.
             name: what to call it in messages.
         """
 
 
-def rounded_to_nearest(tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
+class WholeMatrices(Method):
+    """A method that has the whole of a matrix in memory, and its bytes, before any is written."""
+
+    def store(self, tensor: PlannedTensor, rows: Rows, put: blocks.Put, name: str) -> Stored:
+        weight = rows[:]
+        packed = self.pack(tensor, weight, name)
+        put(0, packed.data)
+        squares = packed.squares or blocks.measure(weight, packed.data, tensor.type)
+        return Stored(squares, packed.weighted_error, packed.few_tokens)
+
+    @abstractmethod
+    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
+        """The bytes of one tensor; see `store`."""
+
+
+def round_to_nearest(tensor: PlannedTensor, rows: Rows, put: blocks.Put, name: str) -> Stored:
     """A tensor packed alone, as llama.cpp's own quantisation without an importance matrix."""
+    return Stored(blocks.store(rows, tensor.type, put, name=name))
+
+
+def rounded_to_nearest(tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
+    """The same for a tensor that is in memory, as is what comes of it."""
     data, squares = blocks.quantize_measured(weight, tensor.type, name=name)
     return Packed(data, squares=squares)

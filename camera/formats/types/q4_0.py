@@ -18,7 +18,9 @@ class Q4_0(BlockFormat):
     fallback = "f16"
     in_mixtures = True
 
-    def encode(self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> bool:
+    def encode(
+        self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch, numbers: torch.Tensor | None = None
+    ) -> bool:
         length = self.block_length
         blocks = to_float32(chunk, scratch).view(-1, length)
         shape = len(blocks), length
@@ -42,6 +44,8 @@ class Q4_0(BlockFormat):
         pairs, half = torch.int16, length // 4
         low, high = codes.view(pairs)[:, :half], shifted.view(pairs)[:, half:]
         torch.bitwise_or(low, high, out=out.view(pairs)[:, 1:])
+        if numbers is not None:
+            numbers.copy_(codes.sub_(8).view(torch.int8)).mul_(stored_scales(out))
         return True
 
     def decode(self, stored: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> None:
@@ -84,17 +88,32 @@ def signed_extreme(blocks: torch.Tensor) -> torch.Tensor:
     Args:
         blocks: float32 [..., L].
     """
+    if blocks.device.type != "cpu":
+        return _signed_extreme_on_device(blocks)
     highest, lowest = blocks.amax(-1), blocks.amin(-1)
     larger = highest + lowest  # its sign says which has the larger magnitude; zero if neither
-    extreme = torch.maximum(highest, lowest.neg_()).copysign_(larger)
-    if not larger.all():  # the sign of the first decides; often so with the few values of 16 bits
-        ties = torch.nonzero(larger == 0, as_tuple=True)
-        tied, length = blocks[ties], blocks.shape[-1]
-        places = torch.arange(length, 0, -1, dtype=torch.uint8)
-        # argmax is far slower
-        first = length - ((tied.abs() == extreme[ties][:, None]) * places).amax(-1).long()
-        extreme[ties] = tied.gather(-1, first[:, None]).squeeze(1)
+    extreme = torch.maximum(highest, lowest.neg_()).copysign_(larger).contiguous()
+    # The sign of the first of them decides; often so with the few values of 16 bits. numpy finds ten times as fast.
+    ties = torch.from_numpy(np.flatnonzero(larger.numpy() == 0))
+    if len(ties):
+        tied = blocks.reshape(-1, blocks.shape[-1]).index_select(0, ties)
+        flat = extreme.view(-1)
+        largest = tied.abs() == flat.index_select(0, ties).abs_()[:, None]
+        first = torch.from_numpy(largest.numpy().argmax(-1))
+        flat[ties] = tied.gather(-1, first[:, None]).squeeze(1)
     return extreme
+
+
+def _signed_extreme_on_device(blocks: torch.Tensor) -> torch.Tensor:
+    """The same without waiting for the device."""
+    length = blocks.shape[-1]
+    magnitude = blocks.abs()
+    places = torch.arange(length, 0, -1, device=blocks.device)
+    largest = magnitude == magnitude.amax(-1, keepdim=True)
+    first = length - (largest * places).amax(-1, keepdim=True).clamp_min_(
+        1
+    )  # of NaN, which equals nothing, the last
+    return torch.where(magnitude.isnan().any(-1), torch.nan, blocks.gather(-1, first).squeeze(-1))
 
 
 BLOCK_FORMATS.register(Q4_0.name, Q4_0())

@@ -17,7 +17,9 @@ class Q8_0(BlockFormat):
     fallback = "f16"
     in_mixtures = True
 
-    def encode(self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> bool:
+    def encode(
+        self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch, numbers: torch.Tensor | None = None
+    ) -> bool:
         blocks = to_float32(chunk, scratch).view(-1, self.block_length)
         scale = torch.maximum(blocks.amax(-1), blocks.amin(-1).neg_()).abs_() / 127  # abs: no minus zero
         if not store_scale(scale, out):
@@ -34,10 +36,12 @@ class Q8_0(BlockFormat):
         codes = scratch.take("codes", tuple(blocks.shape), torch.int8)
         np.copyto(codes.numpy(), rest, casting="unsafe")
         out[:, 2:].view(torch.int8).copy_(codes)
+        if numbers is not None:
+            numbers.copy_(codes).mul_(stored_scales(out))
         return True
 
     def decode(self, stored: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> None:
-        torch.mul(stored[:, 2:].view(torch.int8), stored_scales(stored), out=out)
+        out.copy_(stored[:, 2:].view(torch.int8)).mul_(stored_scales(stored))
 
 
 BLOCK_FORMATS.register(Q8_0.name, Q8_0())

@@ -26,7 +26,7 @@ from camera.models.family import FEED_FORWARD
 from camera.options import QuantizeOptions
 from camera.quantization.compensation import inverse_factor, quantize_by_gptq
 from camera.quantization.hidden_states import HiddenStates
-from camera.quantization.method import Calibration, Method, Packed, rounded_to_nearest
+from camera.quantization.method import Calibration, Packed, WholeMatrices, rounded_to_nearest
 from camera.quantization.methods.search import quantize_by_search
 from camera.quantization.plan import PlannedTensor, plan_types
 from camera.quantization.q4 import error_by_products, is_q4
@@ -36,7 +36,7 @@ LEAST_TOKENS = 16
 """An expert that fewer calibration tokens come to is searched with equal weights: of so few, nothing can be learnt."""
 
 
-class Gptq(Method):
+class Gptq(WholeMatrices):
     """Error-compensated rounding, layer by layer: each linear layer's moments are of what the quantised ones before
     it put out, within a decoder layer too; an expert's are of the tokens that the router sends it.
 

@@ -1,8 +1,8 @@
 """Rounding to the nearest: each tensor alone, without calibration."""
 
-import torch
-
-from camera.quantization.method import Method, Packed, rounded_to_nearest
+from camera.checkpoints.rows import Rows
+from camera.formats.blocks import Put
+from camera.quantization.method import Method, Stored, round_to_nearest
 from camera.quantization.plan import PlannedTensor
 from camera.registry import QUANTIZATION_METHODS
 
@@ -12,8 +12,8 @@ class RoundToNearest(Method):
 
     calibrates = False
 
-    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
-        return rounded_to_nearest(tensor, weight, name)
+    def store(self, tensor: PlannedTensor, rows: Rows, put: Put, name: str) -> Stored:
+        return round_to_nearest(tensor, rows, put, name)
 
 
 QUANTIZATION_METHODS.register("rtn", RoundToNearest)

@@ -3,10 +3,12 @@
 import numpy as np
 import torch
 
+from camera.checkpoints.rows import Rows
 from camera.formats import blocks
-from camera.quantization.method import Method, Packed, rounded_to_nearest
+from camera.formats.blocks import Put, Squares, as_rows
+from camera.quantization.method import Method, Stored, round_to_nearest
 from camera.quantization.plan import PlannedTensor
-from camera.quantization.q4 import error_by_squares, is_q4, nearest_codes, pack_rows
+from camera.quantization.q4 import is_q4, nearest_codes, pack
 from camera.quantization.scales import best_scales
 from camera.registry import BLOCK_FORMATS, QUANTIZATION_METHODS
 
@@ -19,43 +21,76 @@ class Search(Method):
 
     reads_imatrix = True
 
-    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
+    def store(self, tensor: PlannedTensor, rows: Rows, put: Put, name: str) -> Stored:
         if not is_q4(tensor.type):
-            return rounded_to_nearest(tensor, weight, name)
-        importance = self.calibration.imatrix.importance(tensor.name)
-        data = quantize_by_search(weight, tensor.type, importance, name=name)
-        if importance is None:
-            return Packed(data)
-        stored = torch.from_numpy(blocks.dequantize(data, tensor.type, weight.shape[1]))
-        return Packed(data, error_by_squares(weight.float(), stored, importance))
+            return round_to_nearest(tensor, rows, put, name)
+        return store_by_search(
+            rows, tensor.type, put, self.calibration.imatrix.importance(tensor.name), name=name
+        )
 
 
 def quantize_by_search(
     weight: torch.Tensor, type: str, importance: torch.Tensor | None = None, *, name: str = "the tensor"
 ) -> np.ndarray:
-    """Numbers to blocks with the scales of `best_scales`; never more weighted error than `blocks.quantize`.
-
-    Args:
-        weight: [rows, row_length], any floating dtype.
-        type: `q4_0` or `q4_0_64`.
-        importance: [row_length], not negative: the second moment of each column's input; None weighs all alike.
-        name: of the tensor, for messages.
+    """As `store_by_search`, for a matrix and bytes in memory.
 
     Returns:
         uint8 [rows, bytes per row].
+    """
+    packed = np.empty((len(weight), BLOCK_FORMATS[type].row_bytes(weight.shape[1])), np.uint8)
+
+    def put(start: int, data: np.ndarray) -> None:
+        packed[start : start + len(data)] = data
+
+    store_by_search(weight, type, put, importance, name=name)
+    return packed
+
+
+def store_by_search(
+    rows: Rows, type: str, put: Put, importance: torch.Tensor | None = None, *, name: str = "the tensor"
+) -> Stored:
+    """Numbers to blocks with the scales of `best_scales`; never more weighted error than `blocks.store`, nor more memory.
+
+    Args:
+        rows: [rows, row_length], any floating dtype.
+        type: `q4_0` or `q4_0_64`.
+        put: takes the bytes; see `blocks.store`.
+        importance: [row_length], not negative: the second moment of each column's input; None weighs all alike.
+        name: of the tensor, for messages.
 
     Raises:
         CameraError: as `blocks.quantize`.
     """
-    length, row_length = BLOCK_FORMATS[type].block_length, weight.shape[1]
-    weights = _block_weights(importance, row_length, length)
+    form, width = BLOCK_FORMATS[type], rows.shape[1]
+    length = form.block_length
+    weights = _block_weights(importance, width, length)
 
-    def rounding(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        chunk = rows.reshape(-1, row_length // length, length)
-        scales = best_scales(chunk, weights)
-        return nearest_codes(chunk, scales).reshape(-1, row_length), scales
+    def work(chunk: torch.Tensor, start: int) -> tuple[Squares, Squares]:
+        exact = chunk.detach().cpu().float().contiguous()
+        data = np.empty((len(exact), form.row_bytes(width)), np.uint8)
+        blocks.encode(form, exact, data, name=name)  # refuses what no block can hold
+        by_block = exact.view(-1, width // length, length)
+        scales = best_scales(by_block, weights)
+        data = pack(nearest_codes(by_block, scales).view(-1, width), scales, type)
+        put(start, data)
+        stored = torch.empty_like(exact)
+        blocks.decode(data, type, stored)
+        weighted = _weighted(exact, stored, importance)
+        return blocks.lost(exact, stored), weighted
 
-    return pack_rows(weight, type, rounding, max(1, _CHUNK_WEIGHTS // row_length), name=name)
+    parts = blocks.each_chunk(as_rows(rows, type, name), work, _CHUNK_WEIGHTS)
+    weighted = blocks.sum_of(part for _, part in parts)
+    error = (weighted.noise / weighted.power) ** 0.5 if weighted.power > 0 else 0.0
+    return Stored(blocks.sum_of(part for part, _ in parts), None if importance is None else error)
+
+
+def _weighted(exact: torch.Tensor, stored: torch.Tensor, importance: torch.Tensor | None) -> Squares:
+    """Σ m·w² and Σ m·(stored − w)² over some rows, m being the second moment of a column's input."""
+    if importance is None:
+        return Squares(0.0, 0.0)
+    moments = importance.detach().cpu().double()
+    delta = (stored - exact).double().square_().sum(0)
+    return Squares(float(exact.double().square_().sum(0) @ moments), float(delta @ moments))
 
 
 def _block_weights(importance: torch.Tensor | None, row_length: int, length: int) -> torch.Tensor:
