@@ -138,7 +138,7 @@ def judge(found: dict[tuple[str, str], float]) -> list[dict[str, Any]]:
         goals.append({"goal": text, "value": value, "met": met})
 
     for type in TYPES:
-        plain, searched, compensated = (found[type, method] for method in METHODS)
+        plain, searched, compensated = (found[type, method] for method in ("rtn", "search", "gptq"))
         ratio = compensated / plain
         goal(f"{type}: gptq ≤ {GPTQ_SHARE} of rtn", ratio, ratio <= GPTQ_SHARE)
         goal(f"{type}: search between gptq and rtn", searched / plain, compensated <= searched <= plain)

@@ -12,6 +12,9 @@ from camera.layerwise.sums import ExactSum, sample_squares
 Layer = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Runs a module on hidden states [batch, tokens, hidden]; see `LayerRunner.caller`."""
 
+_STRIP = 1024
+"""Columns of second moments that are summed at once, without most of what is above their diagonal."""
+
 
 class _Seen(BaseException):
     """Ends a forward pass from which nothing more is wanted; no error, so nothing on its way may catch it."""
@@ -22,7 +25,7 @@ def input_products(
 ) -> torch.Tensor:
     """Σ x·xᵀ over all tokens, for the input x of one linear layer.
 
-    The pass of a batch ends where that layer is reached. A batch's sum is float32, their total float64.
+    The pass of a batch ends where that layer is reached. A batch's sum is float32, their total `total_dtype`.
 
     Args:
         module: a decoder layer.
@@ -32,13 +35,13 @@ def input_products(
         device: where the module computes.
 
     Returns:
-        float64 [I, I] on the CPU.
+        [I, I] on the device; above the diagonal it may be 0.
     """
     width = module.get_submodule(linear).get_parameter("weight").shape[1]
-    total_II = torch.zeros(width, width, dtype=torch.float64)
+    total_II = torch.zeros(width, width, dtype=total_dtype(device), device=device)
 
     def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        total_II.add_(products(inputs[0]))
+        _add_products(total_II, inputs[0])
         raise _Seen
 
     hook = module.get_submodule(linear).register_forward_pre_hook(add)
@@ -87,18 +90,25 @@ def input_squares(
         totals |= dict.fromkeys(group, total.read())
 
 
-def products(hidden_BTI: torch.Tensor) -> torch.Tensor:
-    """Σ x·xᵀ over all but the last dimension, float32 [I, I] on the CPU."""
-    rows_NI = hidden_BTI.reshape(-1, hidden_BTI.shape[-1]).float()
-    return (rows_NI.T @ rows_NI).cpu()
-
-
-def sum_of_products(chunks: Iterable[torch.Tensor], width: int) -> torch.Tensor:
-    """Σ x·xᵀ over chunks [N, I] in order, float64 [I, I] on the CPU."""
-    total_II = torch.zeros(width, width, dtype=torch.float64)
+def sum_of_products(chunks: Iterable[torch.Tensor], width: int, device: torch.device) -> torch.Tensor:
+    """Σ x·xᵀ over chunks [N, I] on a device, in order; [I, I] as of `input_products`."""
+    total_II = torch.zeros(width, width, dtype=total_dtype(device), device=device)
     for chunk_NI in chunks:
-        total_II += products(chunk_NI)
+        _add_products(total_II, chunk_NI)
     return total_II
+
+
+def total_dtype(device: torch.device) -> torch.dtype:
+    """What sums over many batches are held in: float64 where the device computes in it."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
+def _add_products(total_II: torch.Tensor, hidden_BTI: torch.Tensor) -> None:
+    """Add Σ x·xᵀ over all but the last dimension, a float32 sum, on and below the diagonal."""
+    rows_NI = hidden_BTI.reshape(-1, hidden_BTI.shape[-1]).float()
+    for start in range(0, rows_NI.shape[1], _STRIP):
+        strip = slice(start, start + _STRIP)
+        total_II[start:, strip] += rows_NI[:, start:].T @ rows_NI[:, strip]
 
 
 def advance(

@@ -32,7 +32,9 @@ from camera.models.family import FEED_FORWARD
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 from camera.pruning.importance import block_importance
-from camera.quantization.compensation import inverse_factor
+from camera.quantization.compensation import Block as Columns
+from camera.quantization.compensation import compensate
+from camera.quantization.factor import Factor, factor_moments
 from camera.quantization.hidden_states import HiddenStates
 
 SUMMARY_NAME = "camera_q.json"
@@ -185,30 +187,31 @@ class _Simulation:
         bits_F = torch.tensor([group.bits for group in self._scheme.groups])[groups_F]
         enough = block.expert is None or sum(map(len, run.inputs(block))) >= _LEAST_TOKENS
         enough = enough and self._scheme.compensates
-        factor_HH = torch.eye(down_HF.shape[0])
+        hidden = down_HF.shape[0]
+        factor_H = Factor.identity(hidden)
         if enough:
-            factor_HH = self._factor(sum_of_products(run.inputs(block), len(factor_HH)), block.gate)
+            factor_H = self._factor(sum_of_products(run.inputs(block), hidden, run.device), block.gate)
         both = torch.cat([gate_FH, up_FH])
         for bits in bits_F.unique().tolist():
             rows = torch.cat([bits_F, bits_F]) == bits
-            both[rows] = self._rounded(both[rows], factor_HH, torch.full((both.shape[1],), bits))
+            both[rows] = self._rounded(both[rows], factor_H, torch.full((both.shape[1],), bits))
         gate_FH, up_FH = both.split(len(gate_FH))
         order_F = torch.argsort(groups_F, stable=True)
-        factor_FF = torch.eye(len(order_F))
+        factor_F = Factor.identity(len(order_F))
         if enough:
             inner = Matrices(*(each.to(run.device, run.dtype) for each in (gate_FH, up_FH, down_HF)))
             acts = (activations(hidden_NH, inner, run.act)[:, order_F] for hidden_NH in run.inputs(block))
-            factor_FF = self._factor(sum_of_products(acts, len(order_F)), block.down)
-        down_HF[:, order_F] = self._rounded(down_HF[:, order_F], factor_FF, bits_F[order_F])
+            factor_F = self._factor(sum_of_products(acts, len(order_F), run.device), block.down)
+        down_HF[:, order_F] = self._rounded(down_HF[:, order_F], factor_F, bits_F[order_F])
         by_role = dict(zip(FEED_FORWARD, (gate_FH, up_FH, down_HF), strict=True))
         stored = {role: matrix.to(run.device, run.dtype) for role, matrix in by_role.items()}
         run.put_out(block, torch.arange(len(gate_FH)), stored)
         return {block.by_role[role]: matrix for role, matrix in by_role.items()}
 
-    def _factor(self, moments_II: torch.Tensor, name: str) -> torch.Tensor:
-        return inverse_factor(moments_II, self._options.damping, name=name)
+    def _factor(self, moments_II: torch.Tensor, name: str) -> Factor:
+        return factor_moments(moments_II.cpu(), self._options.damping, name=name)
 
-    def _rounded(self, weight: torch.Tensor, factor: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    def _rounded(self, weight: torch.Tensor, factor: Factor, bits: torch.Tensor) -> torch.Tensor:
         """`round_columns`, its bits counted."""
         rows = len(weight)
         self._weights += weight.numel()
@@ -229,27 +232,25 @@ def groups_by_rank(scores_F: torch.Tensor, groups: tuple[Group, ...]) -> torch.T
     return found_F
 
 
-def round_columns(weight: torch.Tensor, factor: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+def round_columns(weight: torch.Tensor, factor: Factor, bits: torch.Tensor) -> torch.Tensor:
     """Round a matrix, columns of so many bits each, so that later columns compensate the errors of earlier ones.
 
     Args:
         weight: float32 [R, C].
-        factor: float32 [C, C], of `inverse_factor`; the unit matrix compensates nothing.
+        factor: of the second moments of the C inputs; the identity compensates nothing.
         bits: int64 [C], 1 to 4; columns share a step as far as neighbours have equally many.
 
     Returns:
         float32 [R, C], the numbers that are stored.
     """
-    rest, out = weight.clone(), torch.empty_like(weight)
-    for columns in _runs(bits):
-        block_LR, inner_LL = rest[:, columns].T.contiguous(), factor[columns, columns]
-        numbers_LCR, errors_LCR = _round_group(block_LR, int(bits[columns.start]), inner_LL)
-        least_R = errors_LCR.square().sum(0).argmin(0)
-        rows = torch.arange(len(rest))
-        out[:, columns] = numbers_LCR[:, least_R, rows].T
-        rest[:, columns.stop :].addmm_(
-            errors_LCR[:, least_R, rows].T, factor[columns, columns.stop :], alpha=-1
-        )
+    out = torch.empty_like(weight)
+
+    def round_group(group: Columns) -> torch.Tensor:
+        numbers_LR = _round_group(group, int(bits[group.columns.start]))
+        out[:, group.columns] = numbers_LR.T
+        return numbers_LR
+
+    compensate(weight, factor, list(_runs(bits)), round_group)
     return out
 
 
@@ -264,23 +265,21 @@ def _runs(bits: torch.Tensor) -> Iterator[slice]:
         start = stop
 
 
-def _round_group(
-    block_LR: torch.Tensor, bits: int, inner_LL: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers [L, C, R] of columns rounded with each of several steps, and what each rounding left over its U_jj."""
-    half = 1 << (bits - 1)
-    suited_R = block_LR.square().mean(0).sqrt() * _SUITED_STEP[bits]
+def _round_group(group: Columns, bits: int) -> torch.Tensor:
+    """Numbers [L, R] of columns rounded with the best of several steps."""
+    half, best_LR, inverse_LL = 1 << (bits - 1), group.best_LR, group.inverse_LL
+    suited_R = best_LR.square().mean(0).sqrt() * _SUITED_STEP[bits]
     step_CR = torch.stack([suited_R * factor for factor in _FACTORS]).half().float().clamp_min(_LEAST_STEP)
-    rest_LCR = block_LR[:, None, :].repeat(1, len(step_CR), 1)
-    numbers_LCR, errors_LCR = torch.empty_like(rest_LCR), torch.empty_like(rest_LCR)
+    rest_LCR = best_LR[:, None, :].repeat(1, len(step_CR), 1)
+    numbers_LCR = torch.empty_like(rest_LCR)
     for column in range(len(rest_LCR)):
         codes_CR = (rest_LCR[column] / step_CR).floor_().clamp_(-half, half - 1).add_(0.5)
         torch.mul(codes_CR, step_CR, out=numbers_LCR[column])
-        torch.sub(rest_LCR[column], numbers_LCR[column], out=errors_LCR[column])
-        errors_LCR[column] /= inner_LL[column, column]
+        error_CR = rest_LCR[column].sub_(numbers_LCR[column])
         following = rest_LCR[column + 1 :].flatten(1)
-        following.addr_(inner_LL[column, column + 1 :], errors_LCR[column].flatten(), alpha=-1)
-    return numbers_LCR, errors_LCR
+        following.addr_(inverse_LL[column, column + 1 :], error_CR.flatten(), alpha=-1)
+    least_R = torch.einsum("l,lcr->cr", group.loss_L, rest_LCR.square()).argmin(0)
+    return numbers_LCR[:, least_R, torch.arange(best_LR.shape[1])]
 
 
 @contextmanager

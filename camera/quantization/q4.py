@@ -37,8 +37,12 @@ def nearest_codes(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         weight: float32 [..., L].
         scale: float32 [...], one for each block.
     """
-    inverse = torch.where(scale == 0, 0.0, 1 / scale)  # finite: fp16 has no number below 6e-8
-    return (weight * inverse[..., None]).round_().clamp_(LOWEST, HIGHEST)
+    return (weight * inverse(scale)[..., None]).round_().clamp_(LOWEST, HIGHEST)
+
+
+def inverse(scale: torch.Tensor) -> torch.Tensor:
+    """1 / scale, finite as fp16 has no number below 6e-8; 0 of 0."""
+    return torch.where(scale == 0, 0.0, 1 / scale)
 
 
 def pack(codes: torch.Tensor, scales: torch.Tensor, type: str) -> np.ndarray:
@@ -54,7 +58,7 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, type: str) -> np.ndarray:
     """
     form = BLOCK_FORMATS[type]
     assert isinstance(form, Q4_0)
-    return form.join((codes - LOWEST).to(torch.uint8).numpy(), scales.half().numpy())
+    return form.join((codes - LOWEST).to(torch.uint8).cpu().numpy(), scales.half().cpu().numpy())
 
 
 def pack_rows(
@@ -84,20 +88,9 @@ def error_by_squares(weight: torch.Tensor, stored: torch.Tensor, importance: tor
     """
     importance = importance.double()
     noise = (stored - weight).double().square().sum(0) @ importance
-    return _ratio(noise, weight.double().square().sum(0) @ importance)
+    return relative_error(float(noise), float(weight.double().square().sum(0) @ importance))
 
 
-def error_by_products(weight: torch.Tensor, stored: torch.Tensor, moments: torch.Tensor) -> float:
-    """√(tr Δ·H·Δᵀ / tr W·H·Wᵀ) with Δ = stored − W: of the output's RMS, exactly.
-
-    Args:
-        weight, stored: float32 [rows, I].
-        moments: [I, I], H = Σ x·xᵀ of the inputs.
-    """
-    moments = moments.float()
-    delta = stored - weight
-    return _ratio(((delta @ moments) * delta).sum().double(), ((weight @ moments) * weight).sum().double())
-
-
-def _ratio(noise: torch.Tensor, power: torch.Tensor) -> float:
-    return float((noise.clamp_min(0) / power).sqrt()) if power > 0 else 0.0
+def relative_error(noise: float, power: float) -> float:
+    """√(noise / power); 0 where there is no power."""
+    return (max(noise, 0.0) / power) ** 0.5 if power > 0 else 0.0

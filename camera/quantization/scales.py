@@ -40,58 +40,6 @@ def best_scales(weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
     return best
 
 
-def scales_by_weightings(
-    weight_LR: torch.Tensor, weighting_WL: torch.Tensor, shrink: Sequence[float], kept: int
-) -> torch.Tensor:
-    """The best scales of blocks by several weightings of their columns at once, and points of the grid.
-
-    As `best_scales` for each weighting, with the grid of `shrink`; codes are shared, and sums over columns are matrix products.
-
-    Args:
-        weight_LR: float32 [L, R], one block a column, contiguous.
-        weighting_WL: float32 [W, L], not negative.
-        shrink: as for `scales_around`.
-        kept: for so many of `shrink`, each end's scale and the least-squares scale by the first weighting.
-
-    Returns:
-        float32 [W + 4 · kept, R], numbers that fp16 holds.
-    """
-    extreme_R = signed_extreme(weight_LR.T)
-    weightings = range(len(weighting_WL))
-    codes_LR, product_LR = torch.empty_like(weight_LR), torch.empty_like(weight_LR)
-    best = [extreme_R] * len(weightings)
-    least = [torch.full_like(extreme_R, torch.inf)] * len(weightings)
-    grid: list[torch.Tensor] = []
-
-    def round_with(scale_R: torch.Tensor) -> None:
-        inverse_R = scale_R.reciprocal().masked_fill_(scale_R == 0, 0.0)
-        torch.mul(weight_LR, inverse_R, out=codes_LR).round_().clamp_(LOWEST, HIGHEST)
-
-    def square_error(scale_R: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(weight_LR, codes_LR, scale_R, value=-1, out=product_LR).square_()
-
-    def consider(number: int, scale_R: torch.Tensor, error_R: torch.Tensor) -> None:
-        better_R = error_R < least[number]
-        best[number] = torch.where(better_R, scale_R, best[number])
-        least[number] = torch.where(better_R, error_R, least[number])
-
-    for outermost in (LOWEST, HIGHEST):
-        for step, factor in enumerate(shrink):
-            scale_R = to_fp16(extreme_R / outermost * factor)
-            round_with(scale_R)
-            power_WR = weighting_WL @ torch.mul(codes_LR, codes_LR, out=product_LR)
-            cross_WR = weighting_WL @ torch.mul(codes_LR, weight_LR, out=product_LR)
-            suited_WR = to_fp16(torch.where(power_WR > 0, cross_WR / power_WR, scale_R))
-            error_WR = weighting_WL @ square_error(scale_R)
-            for number in weightings:
-                consider(number, scale_R, error_WR[number])
-                round_with(suited_WR[number])
-                consider(number, suited_WR[number], weighting_WL[number] @ square_error(suited_WR[number]))
-            if step < kept:
-                grid += [scale_R, suited_WR[0]]
-    return torch.stack([*best, *grid])
-
-
 def scales_around(
     weight: torch.Tensor, importance: torch.Tensor, shrink: Sequence[float]
 ) -> Iterator[torch.Tensor]:

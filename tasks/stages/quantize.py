@@ -10,8 +10,8 @@ from tasks.estimate import Known, Needs
 from tasks.stage import Context, Stage, register
 from tasks.stages.fetch import TOKENS
 
-_MOMENT_SQUARES = 5
-"""Of float64, alive at most while GPTQ inverts the moments of one input."""
+_MOMENT_SQUARES = 1.25
+"""Of float64: GPTQ factors the moments of one input where they lie, and rounds some rows at once."""
 
 
 def run(context: Context) -> dict[str, float]:
@@ -30,8 +30,7 @@ def run(context: Context) -> dict[str, float]:
 
 def needs(known: Known) -> Needs:
     """The packed weights, and a few tensors at once. A method that calibrates also holds hidden states and a decoder
-    layer (with experts, two more of each hidden state), and `gptq` the float64 squares of the widest input's moments while
-    they are inverted."""
+    layer (with experts, two more of each hidden state), and `gptq` the float64 square of the widest input's moments."""
     asked, source = known.options.of(QuantizeOptions), known.source
     elements = known.size("model") // source.dtype.itemsize
     memory = 4 * known.largest
@@ -41,7 +40,7 @@ def needs(known: Known) -> Needs:
         states = 3 if source.experts else 1
         memory += (states * known.tokens * source.hidden_size + layer) * compute.itemsize
     if QUANTIZATION_METHODS[asked.method].inverts_moments:
-        memory += _MOMENT_SQUARES * 8 * max(known.pruning.kept, source.hidden_size) ** 2
+        memory += round(_MOMENT_SQUARES * 8 * max(known.pruning.kept, source.hidden_size) ** 2)
     bits = asked.target_bpw or BLOCK_FORMATS[asked.type].bits_per_weight
     return Needs(disk=round(elements * bits / 8), memory=memory)
 
@@ -49,7 +48,7 @@ def needs(known: Known) -> Needs:
 STAGE = register(
     Stage(
         "quantize",
-        2,
+        3,
         run,
         {"quantize": QuantizeOptions},
         needs,

@@ -1,6 +1,6 @@
 """GPTQ: the layers rounded one after the other, each matrix for what the stored ones before it put out.
 
-The rounding itself is `camera.quantization.compensation`.
+The rounding itself is `camera.quantization.compensated_q4`.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,13 @@ from camera.layerwise.runner import LayerRunner
 from camera.models import Block
 from camera.models.family import FEED_FORWARD
 from camera.options import QuantizeOptions
-from camera.quantization.compensation import inverse_factor, quantize_by_gptq
+from camera.quantization.compensated_q4 import quantize_by_gptq
+from camera.quantization.factor import Factor, factor_moments
 from camera.quantization.hidden_states import HiddenStates
 from camera.quantization.method import Calibration, Packed, WholeMatrices, rounded_to_nearest
 from camera.quantization.methods.search import quantize_by_search
 from camera.quantization.plan import PlannedTensor, plan_types
-from camera.quantization.q4 import error_by_products, is_q4
+from camera.quantization.q4 import is_q4
 from camera.registry import QUANTIZATION_METHODS
 
 LEAST_TOKENS = 16
@@ -68,7 +69,8 @@ class Gptq(WholeMatrices):
         with torch.inference_mode():
             if layer is None:
                 self._pass_until(self.checkpoint.layer_count)
-                return self._compensated(tensor, weight, name, _Moments(self._head_products(self._states)))
+                factor_HH = self._factor(self._head_products(self._states), name)
+                return _compensated(tensor, weight, name, factor_HH)
             self._pass_until(layer)
             if self._next == layer:
                 self._quantize_layer()
@@ -80,7 +82,7 @@ class Gptq(WholeMatrices):
         if not self.checkpoint.tied:
             return Packed(quantize_by_search(weight, tensor.type, name=name))
         with torch.inference_mode():
-            return self._compensated(tensor, weight, name, _Moments(self._tied_products))
+            return _compensated(tensor, weight, name, self._tied_factor)
 
     @cached_property
     def _runner(self) -> LayerRunner:
@@ -94,7 +96,7 @@ class Gptq(WholeMatrices):
         rows, inverse_ST = torch.unique(self._tokens_ST, return_inverse=True)
         planned = self._planned[self.checkpoint.embedding]
         used = self.checkpoint.read(planned.name)[rows]
-        packed = self._pack_embedding(planned, used, f"{self.checkpoint.folder}: {planned.name}")
+        packed = self._pack_embedding(planned, used, self._label(planned.name))
         hidden_STH = _numbers(packed.data, planned.type, used.shape).to(self._runner.dtype)[inverse_ST]
         return HiddenStates(self._runner, hidden_STH, self.options.batch_size)
 
@@ -143,12 +145,12 @@ class Gptq(WholeMatrices):
         enough = block.expert is None or tokens >= LEAST_TOKENS
 
         def gather_inputs() -> torch.Tensor:
-            return sum_of_products(run.inputs(block), self.checkpoint.hidden_size)
+            return sum_of_products(run.inputs(block), self.checkpoint.hidden_size, self._device)
 
         def gather_activations() -> torch.Tensor:
             inner = Matrices(stored[block.gate], stored[block.up], stored[block.up].T)
             acts = (activations(hidden_NH, inner, run.act) for hidden_NH in run.inputs(block))
-            return sum_of_products(acts, block.width(self.checkpoint.config))
+            return sum_of_products(acts, block.width(self.checkpoint.config), self._device)
 
         few = None if enough else tokens
         stored = self._quantized([block.gate, block.up], gather_inputs, few)
@@ -168,39 +170,45 @@ class Gptq(WholeMatrices):
         Returns:
             their numbers as stored, on the device, by name.
         """
-        stored, moments = {}, None
+        stored: dict[str, torch.Tensor] = {}
+        compensated: dict[str, dict[str, torch.Tensor]] = {}
         for name in names:
             tensor, weight = self._planned[name], self.checkpoint.read(name)
-            label = f"{self.checkpoint.folder}: {name}"
-            if not is_q4(tensor.type):
-                packed = rounded_to_nearest(tensor, weight, label)
+            if is_q4(tensor.type) and few_tokens is None:
+                compensated.setdefault(tensor.type, {})[name] = weight
+                continue
+            if is_q4(tensor.type):
+                data = quantize_by_search(weight, tensor.type, name=self._label(name))
+                packed = self._ready[name] = Packed(data, few_tokens=few_tokens)
             else:
-                if few_tokens is not None:
-                    data = quantize_by_search(weight, tensor.type, name=label)
-                    packed = Packed(data, few_tokens=few_tokens)
-                else:
-                    moments = moments or _Moments(gather())
-                    packed = self._compensated(tensor, weight, label, moments)
-                self._ready[name] = packed
+                packed = rounded_to_nearest(tensor, weight, self._label(name))
             stored[name] = self._stored(name, packed.data)
-        return stored
+        if compensated:
+            factor = self._factor(gather(), self._label(names[0]))
+        for type, weights in compensated.items():
+            labelled = {self._label(name): weight for name, weight in weights.items()}
+            found = quantize_by_gptq(labelled, type, factor, self._runner.dtype)
+            for name, rounded in zip(weights, found.values(), strict=True):
+                assert rounded.stored is not None
+                stored[name] = rounded.stored
+                self._ready[name] = Packed(rounded.data, rounded.weighted_error, rounded.squares)
+        return {name: stored[name] for name in names}
 
-    def _compensated(
-        self, tensor: PlannedTensor, weight: torch.Tensor, name: str, moments: "_Moments"
-    ) -> Packed:
-        factor_II = moments.factor(self.options.damping, name)
-        data = quantize_by_gptq(weight, tensor.type, factor_II, moments.sums_II.diagonal(), name=name)
-        stored = _numbers(data, tensor.type, weight.shape)
-        return Packed(data, error_by_products(weight.float(), stored, moments.sums_II))
+    def _label(self, name: str) -> str:
+        """What to call a tensor in messages."""
+        return f"{self.checkpoint.folder}: {name}"
+
+    def _factor(self, moments_II: torch.Tensor, name: str) -> Factor:
+        return factor_moments(moments_II, self.options.damping, name=name)
 
     @cached_property
-    def _tied_products(self) -> torch.Tensor:
-        """Moments of the output head's inputs in the original model."""
+    def _tied_factor(self) -> Factor:
+        """Of the moments of the output head's inputs in the original model."""
         states = HiddenStates(self._runner, self._runner.embed(self._tokens_ST), self.options.batch_size)
         for layer in range(self.checkpoint.layer_count):
             with self._runner.layer(layer) as module:
                 states.advance(module)
-        return self._head_products(states)
+        return self._factor(self._head_products(states), self._label(self.checkpoint.embedding))
 
     def _head_products(self, states: HiddenStates) -> torch.Tensor:
         norm = final_norm(self.checkpoint, self._device, self._runner.dtype)
@@ -215,17 +223,10 @@ class Gptq(WholeMatrices):
         return _numbers(data, tensor.type, tensor.shape).to(self._device, self._runner.dtype)
 
 
-class _Moments:
-    """Second moments of an input, and their factor, made once."""
-
-    def __init__(self, sums_II: torch.Tensor) -> None:
-        self.sums_II = sums_II
-        self._factor_II: torch.Tensor | None = None
-
-    def factor(self, damping: float, name: str) -> torch.Tensor:
-        if self._factor_II is None:
-            self._factor_II = inverse_factor(self.sums_II, damping, name=name)
-        return self._factor_II
+def _compensated(tensor: PlannedTensor, weight: torch.Tensor, name: str, factor: Factor) -> Packed:
+    """The bytes of a matrix that no layer computes with afterwards."""
+    rounded = quantize_by_gptq({name: weight}, tensor.type, factor)[name]
+    return Packed(rounded.data, rounded.weighted_error, rounded.squares)
 
 
 def _gathering(

@@ -8,7 +8,8 @@ import torch
 
 from camera.formats import blocks
 from camera.formats.parallel import map_chunks
-from camera.quantization.compensation import quantize_by_gptq
+from camera.quantization.compensated_q4 import quantize_by_gptq
+from camera.quantization.factor import Factor
 from camera.registry import BLOCK_FORMATS
 
 
@@ -67,10 +68,10 @@ def test_threads_compute_in_inference_mode_where_the_caller_does() -> None:
 
 def test_a_matrix_of_several_chunks_is_packed_and_read_in_inference_mode() -> None:
     weight = torch.randn(1100, 1024, generator=torch.Generator().manual_seed(0))
-    factor = torch.eye(1024)
+    factor = Factor.identity(1024)
     with torch.inference_mode():
         matrix = weight.clone()
-        packed = quantize_by_gptq(matrix, "q4_0", factor)
+        packed = quantize_by_gptq({"w": matrix}, "q4_0", factor)["w"].data
         numbers = blocks.dequantize(packed, "q4_0", 1024)
-    np.testing.assert_array_equal(packed, quantize_by_gptq(weight, "q4_0", factor))
+    np.testing.assert_array_equal(packed, quantize_by_gptq({"w": weight}, "q4_0", factor)["w"].data)
     np.testing.assert_array_equal(numbers, blocks.dequantize(packed, "q4_0", 1024))

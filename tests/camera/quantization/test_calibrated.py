@@ -13,8 +13,9 @@ from camera.errors import CameraError
 from camera.formats import blocks
 from camera.formats.quantized_model import QuantizedModel
 from camera.options import QuantizeOptions
-from camera.quantization.compensation import inverse_factor, quantize_by_gptq
+from camera.quantization.compensated_q4 import quantize_by_gptq
 from camera.quantization.execute import quantize_checkpoint
+from camera.quantization.factor import factor_moments
 from camera.quantization.imatrix import collect_imatrix
 from camera.quantization.methods.search import quantize_by_search
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
@@ -60,7 +61,7 @@ def gptq_in_memory(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
     def compensate(name: str, moments: torch.Tensor) -> None:
         weight = checkpoint.read(name)
-        store(name, quantize_by_gptq(weight, "q4_0", inverse_factor(moments, 0.01), moments.diagonal()))
+        store(name, quantize_by_gptq({name: weight}, "q4_0", factor_moments(moments, 0.01))[name].data)
 
     embedding = "model.embed_tokens.weight"
     if tied:
@@ -71,7 +72,7 @@ def gptq_in_memory(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         for group in checkpoint.shared_inputs(0):
             moments = second_moments(model, f"model.layers.{layer}.{group[0]}")
             for linear in group:
-                compensate(f"model.layers.{layer}.{linear}.weight", moments)
+                compensate(f"model.layers.{layer}.{linear}.weight", moments.clone())
     if not tied:
         compensate("lm_head.weight", second_moments(model, "lm_head"))
     return made

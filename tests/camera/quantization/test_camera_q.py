@@ -10,7 +10,7 @@ from camera.errors import CameraError
 from camera.files import read_json
 from camera.options import QuantizeOptions
 from camera.quantization.camera_q import CameraQ, Group, groups_by_rank, round_columns, simulate_camera_q
-from camera.quantization.compensation import inverse_factor
+from camera.quantization.factor import Factor, factor_moments
 from tests.tiny import TOKENS, tiny_checkpoint, tiny_moe_checkpoint
 
 TOKENS_ST = torch.randint(3, TOKENS, (6, 48), generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ def test_the_most_important_channels_are_in_the_first_group() -> None:
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_a_group_of_columns_takes_as_many_numbers_as_its_bits_can_tell_apart(bits: int) -> None:
     weight = torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
-    found = round_columns(weight, torch.eye(128), torch.full((128,), bits))
+    found = round_columns(weight, Factor.identity(128), torch.full((128,), bits))
     for row in found:
         for part in row.split(64):
             assert numbers_in(part) <= 2**bits
@@ -53,8 +53,8 @@ def test_compensation_spares_the_output() -> None:
     inputs = torch.randn(500, 64, generator=generator) @ torch.randn(64, 128, generator=generator)
     weight, moments = torch.randn(16, 128, generator=generator), (inputs.T @ inputs).double()
     bits = torch.tensor([3] * 40 + [2] * 48 + [1] * 40)
-    alone = round_columns(weight, torch.eye(128), bits)
-    compensated = round_columns(weight, inverse_factor(moments, 0.01), bits)
+    alone = round_columns(weight, Factor.identity(128), bits)
+    compensated = round_columns(weight, factor_moments(moments, 0.01), bits)
     lost = [float((inputs @ (found - weight).T).square().mean()) for found in (alone, compensated)]
     assert lost[1] < 0.75 * lost[0]
 
@@ -120,7 +120,7 @@ def test_layers_are_rounded_for_what_the_rounded_ones_before_put_out(tmp_path: P
     assert not torch.equal(again.read(name), second.read(name))
     weight = source.read(name)  # without compensation nothing but the matrix itself counts
     bits = torch.ones(weight.shape[1], dtype=torch.int64)
-    assert torch.equal(alone.read(name), round_columns(weight, torch.eye(weight.shape[1]), bits))
+    assert torch.equal(alone.read(name), round_columns(weight, Factor.identity(weight.shape[1]), bits))
 
 
 def test_a_model_without_experts_and_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:

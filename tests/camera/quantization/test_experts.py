@@ -15,8 +15,9 @@ from camera.errors import CameraError
 from camera.formats.quantized_model import QuantizedModel
 from camera.models.family import FEED_FORWARD, Block
 from camera.options import QuantizeOptions
-from camera.quantization.compensation import inverse_factor, quantize_by_gptq
+from camera.quantization.compensated_q4 import quantize_by_gptq
 from camera.quantization.execute import quantize_checkpoint
+from camera.quantization.factor import factor_moments
 from camera.quantization.imatrix import collect_imatrix, read_imatrix, write_imatrix
 from camera.quantization.methods.gptq import LEAST_TOKENS
 from camera.quantization.methods.search import quantize_by_search
@@ -175,10 +176,8 @@ def test_gptq_rounds_each_expert_for_what_the_stored_matrices_before_it_put_out(
         rows_NI = inputs[name].double()
         if block.expert is not None and len(rows_NI) < LEAST_TOKENS:
             continue
-        moments_II = rows_NI.T @ rows_NI
-        expected = quantize_by_gptq(
-            source.read(name), "q4_0", inverse_factor(moments_II, GPTQ.damping), moments_II.diagonal()
-        )
+        factor = factor_moments(rows_NI.T @ rows_NI, GPTQ.damping)
+        expected = quantize_by_gptq({name: source.read(name)}, "q4_0", factor)[name].data
         # A tie in a sum of another order falls the other way, and moves what is rounded after it.
         assert (model.packed(name) == expected).mean() > 0.9, (block.label, role)
 

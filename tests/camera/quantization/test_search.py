@@ -11,8 +11,6 @@ from camera.quantization.methods.search import quantize_by_search
 from camera.quantization.q4 import nearest_codes
 from camera.quantization.scales import (
     best_scales,
-    scales_around,
-    scales_by_weightings,
     weighted_error,
 )
 from camera.registry import BLOCK_FORMATS
@@ -128,22 +126,3 @@ def test_what_no_block_can_hold_is_refused_by_its_name(value: float) -> None:
     weight[1, 3] = value
     with pytest.raises(CameraError, match="the tensor holds"):
         quantize_by_search(weight, "q4_0")
-
-
-@pytest.mark.parametrize("length", [32, 64])
-def test_several_weightings_at_once_find_what_each_finds_alone(length: int) -> None:
-    generator = torch.Generator().manual_seed(3)
-    weight = torch.randn(200, length, generator=generator)
-    weight[7] = 0
-    weightings = torch.rand(3, length, generator=generator) ** 4
-    shrink = (1.0, 1.05, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
-    found = scales_by_weightings(weight.T.contiguous(), weightings, shrink, kept=2)
-    assert found.shape == (3 + 4 * 2, 200)
-    for scales, importance in zip(found[:3], weightings, strict=True):
-        alone = best_scales(weight, importance)
-        errors = [
-            weighted_error(weight, nearest_codes(weight, each), each, importance) for each in (scales, alone)
-        ]
-        torch.testing.assert_close(errors[0], errors[1], rtol=1e-3, atol=1e-9)
-    grid = list(scales_around(weight, weightings[0], shrink[:2]))
-    torch.testing.assert_close(found[3:], torch.stack(grid), rtol=1e-3, atol=1e-9)
