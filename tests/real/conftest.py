@@ -33,17 +33,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Workshop]:
-    """A folder with the checkpoint: CAMERA_REAL_FOLDER, whose checkpoint is used again; else a temporary one."""
-    kept = os.environ.get("CAMERA_REAL_FOLDER")
-    folder = Path(kept).resolve() if kept else tmp_path_factory.mktemp("real")
-    made = Workshop(folder)
-    if not (made.model / "tokenizer_config.json").is_file():
-        shutil.rmtree(made.model, ignore_errors=True)
-        write_model(made.model)
-    pytestconfig.stash[_WORKSHOP] = made
+    """A temporary folder with the checkpoint; where CAMERA_REAL_MODEL names a folder, it stays there for the next time."""
+    folder = tmp_path_factory.mktemp("real")
+    model = Path(os.environ.get("CAMERA_REAL_MODEL", folder / "model")).resolve()
+    if not (model / "tokenizer_config.json").is_file():  # which is written last
+        shutil.rmtree(model, ignore_errors=True)
+        write_model(model)
+    if not model.is_relative_to(folder):
+        (folder / "model").symlink_to(model)
+    made = pytestconfig.stash[_WORKSHOP] = Workshop(folder)
     yield made
-    if not kept:
-        shutil.rmtree(folder)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
