@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -26,9 +26,15 @@ from camera.models import Family
 from camera.models.experts import Config
 from camera.options import BenchmarkOptions
 
+if TYPE_CHECKING:
+    from camera.engines.parts.step import DecodeStep
+
 
 class TorchEngine(Engine):
-    """Batch 1, greedy, one token at a time, no compilation.
+    """Batch 1, greedy, one token at a time.
+
+    On an accelerator a token is a step of fixed shapes, compiled where that is faster, and replayed as a graph; on the CPU
+    it is transformers' forward over what the context has filled.
 
     From a GGUF or a quantised folder, every linear layer whose weights are Q4_0 or Q4_0_64 stays 4-bit where the device
     has a kernel for its shape (see `int4_linear`); everything else, the embedding and experts too, is held in 16 bits.
@@ -58,11 +64,24 @@ class TorchEngine(Engine):
         self._layers = DecodingLayers(source, device)
         self.model = assemble(source, self.dtype, device, self._layers)
         self._experts_in_16_bits = _experts_in_16_bits(source)
-        if device.type == "cpu":
-            use_packed_attention(self.model)
+        use_packed_attention(self.model)
         self.cache = GrowingCache(self.model.config, min(capacity, self.positions))
         self._next_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self._growth: int | None = None
+        self.step: DecodeStep | None = None
+        if device.type != "cpu":  # where Python is as fast as a graph, and every position costs
+            self.step = self.fixed_step()
+            self.step.prepare()
+
+    @torch.inference_mode()
+    def fixed_step(self) -> "DecodeStep":
+        """Decoding in steps of fixed shapes; it binds the model to itself."""
+        from camera.engines.parts.step import DecodeStep
+
+        self.prefill([0])
+        prefixes = map(self.family.layer_prefix, range(self.model.config.num_hidden_layers))
+        layers = [self.model.get_submodule(prefix[:-1]) for prefix in prefixes]
+        return DecodeStep(self.model, layers, self.cache, self.device)
 
     @classmethod
     def load(cls, path: Path, options: BenchmarkOptions, device: torch.device) -> Self:
@@ -77,7 +96,10 @@ class TorchEngine(Engine):
         """Forget the context, then compute a prompt; returns the logits of its last token, [vocabulary]."""
         self.cache.clear()
         tokens_1T = torch.tensor([list(tokens)], dtype=torch.int64, device=self.device)
-        return self._step(tokens_1T)[0, -1]
+        logits_V = self._forward(tokens_1T)[0, -1]
+        if self.step is not None:
+            self.step.begin(self._next_11, len(tokens))
+        return logits_V
 
     @torch.inference_mode()
     def decode(self, count: int) -> torch.Tensor:
@@ -85,13 +107,15 @@ class TorchEngine(Engine):
 
         End-of-text tokens are tokens like any other here: a benchmark decodes as many as it was asked to.
         """
+        if self.step is not None:
+            return self.step.decode(count)
         chosen = []
         for _ in range(count):
             chosen.append(self._next_11)
-            self._step(self._next_11)
+            self._forward(self._next_11)
         return torch.cat(chosen, dim=1)[0]
 
-    def _step(self, tokens_1T: torch.Tensor) -> torch.Tensor:
+    def _forward(self, tokens_1T: torch.Tensor) -> torch.Tensor:
         logits_11V: torch.Tensor = self.model(
             input_ids=tokens_1T, past_key_values=self.cache, use_cache=True, logits_to_keep=1
         ).logits
@@ -153,12 +177,13 @@ class TorchEngine(Engine):
             "torch": torch.__version__,
             "dtype": dtype_name(self.dtype),
             "attention": self.model.config._attn_implementation,
+            "step": "grows with the context" if self.step is None else self.step.describe(),
             "linears": dict(self._layers.linears),
             "dequantised": dict(self._layers.fallbacks + self._experts_in_16_bits),
         }
 
     def close(self) -> None:
-        del self.model, self.cache, self._next_11
+        del self.model, self.cache, self._next_11, self.step
         gc.collect()
         release_memory(self.device)
 

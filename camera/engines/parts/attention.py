@@ -1,4 +1,4 @@
-"""The torch engine's attention: a key-value cache that grows in place, and heads that share keys packed together."""
+"""The torch engine's attention: a key-value cache that is written in place, and heads that share keys packed together."""
 
 from typing import Any
 
@@ -17,7 +17,8 @@ class GrowingLayer(CacheLayerMixin):
     """Keys and values of one decoder layer: [1, kv heads, capacity, head_dim], of which `length` positions count.
 
     transformers' StaticCache gives attention its whole capacity, so that token 1 costs as much as token 1024, and
-    DynamicCache copies all it holds at every token. This one gives a view of what is filled.
+    DynamicCache copies all it holds at every token. This one gives a view of what is filled; or, for a step whose shapes
+    and addresses stay the same, of as many positions as `fix` says.
     """
 
     is_sliding = False
@@ -26,6 +27,21 @@ class GrowingLayer(CacheLayerMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
         self.length = 0
+        self.position_1: torch.Tensor | None = None
+        self.visible = 0
+
+    def fix(self, position_1: torch.Tensor | None, visible: int = 0) -> None:
+        """From now on write where a tensor says and show so many positions; or, with None, grow again.
+
+        Args:
+            position_1: int64 [1] on the device; below `visible`.
+            visible: positions that attention sees; a mask must hide those behind the written one.
+        """
+        self.position_1, self.visible = position_1, visible
+
+    @property
+    def is_compileable(self) -> bool:  # type: ignore[override] # transformers then always makes a mask
+        return self.position_1 is not None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -41,6 +57,10 @@ class GrowingLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
+        if self.position_1 is not None:
+            self.keys.index_copy_(2, self.position_1, key_states)
+            self.values.index_copy_(2, self.position_1, value_states)
+            return self.keys[:, :, : self.visible], self.values[:, :, : self.visible]
         end = self.length + key_states.shape[2]
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
@@ -48,10 +68,14 @@ class GrowingLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return (self.length + query_length if self.position_1 is None else self.visible), 0
 
     def get_seq_length(self) -> int:
-        return self.length
+        length: Any = (
+            self.length if self.position_1 is None else self.position_1
+        )  # as transformers' StaticLayer
+        found: int = length
+        return found
 
     def get_max_length(self) -> int:
         return self.capacity
@@ -65,9 +89,15 @@ class GrowingCache(Cache):
         super().__init__(layers=list(self.growing))
 
     def clear(self) -> None:
-        """Forget every position; the memory stays."""
+        """Forget every position, and grow; the memory stays."""
         for layer in self.growing:
             layer.length = 0
+            layer.fix(None)
+
+    def fix(self, position_1: torch.Tensor, visible: int) -> None:
+        """`GrowingLayer.fix` of every layer."""
+        for layer in self.growing:
+            layer.fix(position_1, visible)
 
     @property
     def nbytes(self) -> int:
@@ -84,7 +114,7 @@ def packed_sdpa(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' `sdpa`, but for one unmasked query token: [B, heads, 1, D] against keys [B, kv heads, L, D].
+    """transformers' `sdpa`, but for one query token: [B, heads, 1, D] against keys [B, kv heads, L, D].
 
     There transformers asks torch for `enable_gqa`, which on the CPU in bfloat16 takes ten times as long (18 ms
     against 1.6 for 32 query heads on 8 of width 128 at L = 1024, one thread of an EPYC with AVX-512). The heads that
@@ -92,17 +122,22 @@ def packed_sdpa(
     """
     batch, heads, length, width = query.shape
     kv_heads = key.shape[1]
-    if length != 1 or attention_mask is not None:
+    if length != 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     packed = query.reshape(batch, kv_heads, heads // kv_heads, width)
     out = F.scaled_dot_product_attention(
-        packed, key, value, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling")
+        packed,
+        key,
+        value,
+        attn_mask=attention_mask,
+        dropout_p=kwargs.get("dropout", 0.0),
+        scale=kwargs.get("scaling"),
     )
     return out.reshape(batch, 1, heads, value.shape[-1]), None
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Make a model on the CPU decode with it."""
+    """Make a model decode with it."""
     AttentionInterface.register(_NAME, packed_sdpa)
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.set_attn_implementation(_NAME)

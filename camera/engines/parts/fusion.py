@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class FusedLinear(nn.Module):
+class FusedLinear:
     """Several linear layers of one input as one, whose rows are theirs one below the other.
 
     Decoding reads every weight once whatever the number of products, but each product is a launch, and small ones leave
@@ -18,18 +18,17 @@ class FusedLinear(nn.Module):
         linear: all of them.
         sizes: how many outputs each has.
         """
-        super().__init__()
         self.linear, self.sizes = linear, list(sizes)
         self._input: torch.Tensor | None = None
-        self._outputs: list[torch.Tensor] = []
+        self._outputs: Sequence[torch.Tensor] = ()
 
     def outputs_of(self, member: int, x: torch.Tensor) -> torch.Tensor:
         """A member's outputs, [..., its size]; the first to ask has all computed, and the last frees them."""
         if x is not self._input:
-            self._input, self._outputs = x, list(self.linear(x).split(self.sizes, dim=-1))
+            self._input, self._outputs = x, self.linear(x).split_with_sizes(self.sizes, -1)
         found = self._outputs[member]
         if member == len(self.sizes) - 1:
-            self._input, self._outputs = None, []
+            self._input, self._outputs = None, ()
         return found
 
 
@@ -38,12 +37,10 @@ class Member(nn.Module):
 
     def __init__(self, fused: FusedLinear, number: int) -> None:
         super().__init__()
-        self.__dict__["fused"] = fused  # not as a child: it has its own place, and its weights count once
-        self.number = number
+        self.fused, self.number = fused, number
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fused: FusedLinear = self.__dict__["fused"]
-        return fused.outputs_of(self.number, x)
+        return self.fused.outputs_of(self.number, x)
 
 
 def put_in_place(parent: nn.Module, names: Sequence[str], linear: nn.Module, sizes: Sequence[int]) -> str:
@@ -59,7 +56,7 @@ def put_in_place(parent: nn.Module, names: Sequence[str], linear: nn.Module, siz
         the path of `linear` in the parent.
     """
     fused, name = FusedLinear(linear, sizes), "_and_".join(names)
-    parent.add_module(name, fused)
+    parent.add_module(name, linear)
     for number, member in enumerate(names):
         parent.set_submodule(member, Member(fused, number))
-    return f"{name}.linear"
+    return name

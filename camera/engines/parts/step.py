@@ -1,0 +1,237 @@
+"""One decoded token as work of fixed shapes, which a device can be given whole, as a graph, or compiled.
+
+A step reads its token and position from tensors and leaves the next ones there, so that nothing of it waits for the
+host, and steps can be queued one after another. Attention sees a number of positions that is rounded up, with a mask;
+for each such number there is one graph.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from camera.devices import synchronize
+from camera.engines.parts.attention import GrowingCache
+from camera.errors import CameraError
+
+log = logging.getLogger(__name__)
+
+POSITIONS_TOGETHER = 256
+"""The least by which the number of visible positions grows."""
+_MOST_GRAPHS = 8
+"""Of one model; a longer capacity grows in larger strides."""
+_GRAPHS = {"cuda": "CUDAGraph", "npu": "NPUGraph"}
+"""What records and replays work, in torch's module of each kind of device."""
+COMPILERS: dict[str, dict[str, dict[str, Any]]] = {
+    "cuda": {"compiled": {}, "compiled, tuned": {"options": {"coordinate_descent_tuning": True}}}
+}
+"""Ways of compiling decoder layers that are tried on each kind of device: arguments of torch.compile, by their names."""
+_TRIED_STEPS, _TRIAL_SECONDS = 20, 120.0
+_FAILURES = (RuntimeError, NotImplementedError, AttributeError, ImportError, TypeError, ValueError)
+"""What torch, its compilers and graphs raise where they cannot do something."""
+
+
+class StepGraph:
+    """What a function asks of a device, recorded once and replayed."""
+
+    def __init__(self, run: Callable[[], None], device: torch.device, pool: Any = None) -> None:
+        """Run it twice, as what is lazy must not be recorded, and record it.
+
+        Args:
+            run: launches work on tensors that stay where they are, and never waits for it.
+            device: a CUDA or NPU device.
+            pool: of another graph, whose memory is used too.
+
+        Raises:
+            RuntimeError: if the device cannot record it.
+        """
+        api: Any = torch.get_device_module(device.type)
+        self._graph = getattr(api, _GRAPHS[device.type])()
+        with api.device(device):
+            side = api.Stream()
+            side.wait_stream(api.current_stream())
+            with api.stream(side):
+                run()
+                run()
+            api.current_stream().wait_stream(side)
+            with api.graph(self._graph, pool=pool):
+                run()
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+    @property
+    def pool(self) -> Any:
+        return self._graph.pool()
+
+
+class DecodeStep:
+    """Greedy decoding of a model, one token a step."""
+
+    def __init__(
+        self, model: PreTrainedModel, layers: Sequence[nn.Module], cache: GrowingCache, device: torch.device
+    ) -> None:
+        """Bind the model's layers to the cache; it must have been filled once, so that its memory is there.
+
+        Args:
+            model: with `use_packed_attention`.
+            layers: its decoder layers.
+            cache: the only one that it is used with from now on.
+            device: where both are.
+        """
+        self.model, self.cache, self.device = model, cache, device
+        self.capacity = cache.growing[0].capacity
+        self.token_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        self.position_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        self.fed_P = torch.zeros(self.capacity, dtype=torch.int64, device=device)
+        """The token at each position."""
+        self.logits_11V = torch.empty(0)
+        self.compiled: str | None = None
+        """How the layers are compiled, by its name in COMPILERS."""
+        self.problems: dict[str, str] = {}
+        """What was tried and failed, with the reason."""
+        self._length = 0  # what position_1 holds, known without asking the device
+        self._layers = [_BoundLayer(layer, cache, number) for number, layer in enumerate(layers)]
+        self._graphs: dict[int, StepGraph] = {}
+        stride = -(-self.capacity // (_MOST_GRAPHS * POSITIONS_TOGETHER)) * POSITIONS_TOGETHER
+        self.visible = [min(end, self.capacity) for end in range(stride, self.capacity + stride, stride)]
+        """How many positions attention can see, ascending."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON: whether steps are replayed as graphs, how layers are compiled, and what failed."""
+        return {"graph": bool(self._graphs), "layers": self.compiled or "plain", "failed": self.problems}
+
+    @torch.inference_mode()
+    def begin(self, token_11: torch.Tensor, length: int) -> None:
+        """Go on after a prefill: the token that it chose, and how many positions are filled."""
+        self.token_11.copy_(token_11)
+        self.position_1.fill_(length)
+        self._length = length
+
+    @torch.inference_mode()
+    def decode(self, count: int) -> torch.Tensor:
+        """Feed so many tokens, each the likeliest after those before it; returns them, int64 [count].
+
+        Raises:
+            CameraError: if the cache has no room for them.
+        """
+        start, self._length = self._length, self._length + count
+        if self._length > self.capacity:
+            raise CameraError(
+                f"{self._length} positions do not fit a cache of {self.capacity}: load with more"
+            )
+        for length in range(start, self._length):
+            visible = next(end for end in self.visible if length < end)
+            if (graph := self._graphs.get(visible)) is not None:
+                graph()
+            else:
+                self.run(visible)
+        return self.fed_P[start : self._length].clone()
+
+    @torch.inference_mode()
+    def run(self, visible: int) -> None:
+        """Launch one step in which attention sees so many positions."""
+        self.cache.fix(self.position_1, visible)
+        output = self.model(
+            input_ids=self.token_11,
+            position_ids=self.position_1[None],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.logits_11V = output.logits
+        self.fed_P.index_copy_(0, self.position_1, self.token_11[0])
+        self.token_11.copy_(self.logits_11V.argmax(dim=-1))
+        self.position_1.add_(1)
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Find the fastest of plain and compiled layers on this device, and record a graph for every length.
+
+        What fails is logged, kept in `problems`, and done without.
+        """
+        if self.device.type not in _GRAPHS:
+            return
+        began, times = perf_counter(), {}
+        for name in (None, *COMPILERS.get(self.device.type, {})):
+            if name is not None and perf_counter() - began > _TRIAL_SECONDS:
+                self.problems[name] = f"not tried: {_TRIAL_SECONDS:.0f} s were over"
+                continue
+            with _noting(self.problems, name or "plain"):
+                self._compile(name)
+                self._record(self.visible[:1])
+                times[name] = self._time()
+        self._compile(min(times, key=lambda name: times[name]) if times else None)
+        self._record(self.visible)
+
+    def _compile(self, name: str | None) -> None:
+        self._graphs.clear()
+        self.compiled = name
+        for layer in self._layers:
+            layer.compile(COMPILERS[self.device.type][name] if name else None)
+
+    def _record(self, visible: Sequence[int]) -> None:
+        pool = None
+        with _noting(self.problems, "graph"):
+            for end in visible:
+                self.begin(self.token_11, 0)
+                self._graphs[end] = StepGraph(functools.partial(self.run, end), self.device, pool)
+                pool = self._graphs[end].pool
+            return
+        self._graphs.clear()
+
+    def _time(self) -> float:
+        """Seconds of some steps, after as many that do not count."""
+        for _ in range(2):
+            self.begin(self.token_11, 0)
+            synchronize(self.device)
+            start = perf_counter()
+            self.decode(min(_TRIED_STEPS, self.visible[0]))
+            synchronize(self.device)
+        return perf_counter() - start
+
+
+class _BoundLayer:
+    """A decoder layer that is handed its own part of a cache, so that all layers alike are compiled as one.
+
+    transformers hands every layer the whole cache, of which it takes what its number says: code that is compiled for one
+    number would be compiled again for each.
+    """
+
+    def __init__(self, layer: nn.Module, cache: GrowingCache, number: int) -> None:
+        self._own = cache.growing[number]
+        self._cache = Cache(layers=[self._own])
+        self._plain = self._step = layer.forward
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = 0  # type: ignore[assignment] # a number, of no parameter
+        layer.forward = self
+
+    def compile(self, options: dict[str, Any] | None) -> None:
+        """Compile what a step runs; None for as it is. A prefill, whose shapes vary, is never compiled."""
+        self._step = self._plain if options is None else torch.compile(self._plain, **options)
+
+    def __call__(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        run = self._plain if self._own.position_1 is None else self._step
+        return run(*args, past_key_values=self._cache, **kwargs)
+
+
+class _noting(AbstractContextManager[None]):
+    """Turn a failure into a log line and an entry of a dictionary."""
+
+    def __init__(self, problems: dict[str, str], what: str) -> None:
+        self._problems, self._what = problems, what
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, _FAILURES):
+            return False
+        self._problems[self._what] = reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("decoding goes on without %s: %s", self._what, reason)
+        return True
