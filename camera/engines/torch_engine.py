@@ -179,6 +179,7 @@ class TorchEngine(Engine):
             "attention": self.model.config._attn_implementation,
             "step": "grows with the context" if self.step is None else self.step.describe(),
             "linears": dict(self._layers.linears),
+            "kernel trials, µs": self._layers.kernels.microseconds,
             "dequantised": dict(self._layers.fallbacks + self._experts_in_16_bits),
         }
 

@@ -2,12 +2,10 @@
 
 A block is a group of 32 (Q4_0) or 64 (Q4_0_64) weights of a row with one scale: w = d · (nibble − 8). Every kernel
 here takes that mapping as it is, with no zero point, so nothing is quantised a second time; only d is rounded to the
-kernel's 16-bit type. Before a kernel is used it is compared once with dequantised weights (`usable`).
+kernel's 16-bit type. Which one is used is chosen in `int4_choice`.
 """
 
 import importlib
-import logging
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -15,17 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from camera.engines.parts.blocks import Blocks, codes_of, scales_of
-from camera.formats.blocks import dequantize, quantize
 from camera.formats.types.q4_0 import Q4_0
-from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
-
-log = logging.getLogger(__name__)
 
 INT4_TYPES = tuple(name for name, form in BLOCK_FORMATS.items() if isinstance(form, Q4_0))
 """The block types that these layers take."""
 _KERNEL_TOKENS = 64
 """On the CPU the 4-bit kernel serves up to so many tokens; more are faster through dequantised rows."""
+_SINGLE_TOKENS, _ROWS_AT_ONCE = 8, 4096
+"""The compiled product takes so many tokens, one by one; more are multiplied with so many dequantised rows at once."""
 _FRACTAL_NZ = 29
 """torch_npu's number of the tiled matrix layout that its int4 kernels are fastest on."""
 
@@ -37,6 +33,8 @@ class Int4Linear(nn.Module):
     """What activations must be."""
     kernel: ClassVar[str]
     """The operator, for people who read a report."""
+    challenges: ClassVar[bool] = False
+    """Whether it is used only where it is timed as clearly faster than the first kernel that needs no trial."""
     rows_along: ClassVar[dict[str, int]] = {"packed": 0, "scales": 1}
     """The buffers, and the dimension of each along which the matrix's rows lie."""
     packed: torch.Tensor
@@ -162,6 +160,55 @@ class CudaInt4Linear(Int4Linear):
         return product_MN
 
 
+class BlockwiseInt4Linear(Int4Linear):
+    """The file's own nibbles and scales, multiplied by what torch.compile makes of three lines of torch.
+
+    A token moves the bytes of the file and no more, where tinygemm reads scales with zero points; whether a compiled
+    reduction moves them faster than a kernel made for it, only a trial on the device can tell.
+    """
+
+    dtype = torch.bfloat16
+    kernel = "compiled product of blocks"
+    challenges = True
+
+    rows_along: ClassVar[dict[str, int]] = {"packed": 0, "scales": 0}
+
+    @classmethod
+    def why_not(cls, rows: int, columns: int, group: int) -> str | None:
+        return None
+
+    def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        stored = stored.to(device)
+        return stored[..., 2:].contiguous(), scales_of(stored)
+
+    def matmul(self, x_MK: torch.Tensor) -> torch.Tensor:
+        if len(x_MK) > _SINGLE_TOKENS:
+            rows = range(0, self.out_features, _ROWS_AT_ONCE)
+            parts = [slice(start, start + _ROWS_AT_ONCE) for start in rows]
+            return torch.cat([F.linear(x_MK, self._weights(part)) for part in parts], dim=1)
+        product = _compiled_product if x_MK.is_cuda else blockwise_product
+        return torch.stack([product(x_K, self.packed, self.scales) for x_K in x_MK]).to(x_MK.dtype)
+
+    def _weights(self, rows: slice) -> torch.Tensor:
+        """Some rows dequantised, [rows, K]."""
+        nibbles, scales = self.packed[rows], self.scales[rows]
+        codes = torch.cat((nibbles & 15, nibbles >> 4), dim=-1).to(self.dtype) - 8
+        return (codes * scales[..., None].to(self.dtype)).flatten(1)
+
+
+def blockwise_product(x_K: torch.Tensor, nibbles_NGH: torch.Tensor, scales_NG: torch.Tensor) -> torch.Tensor:
+    """W @ x in float32, [N], of blocks: the low nibbles of a block's H bytes are its first half, the high ones the second."""
+    x_G2H = x_K.float().view(scales_NG.shape[1], 2, -1)
+    low_NGH, high_NGH = (nibbles_NGH & 15).float() - 8, (nibbles_NGH >> 4).float() - 8
+    products_NGH = low_NGH * x_G2H[:, 0] + high_NGH * x_G2H[:, 1]
+    return (products_NGH * scales_NG[..., None].float()).sum((1, 2))
+
+
+_compiled_product = torch.compile(
+    blockwise_product, dynamic=False, options={"coordinate_descent_tuning": True}
+)
+
+
 class NpuInt4Linear(Int4Linear):
     """torch_npu's `npu_weight_quant_batchmatmul`, float16: bfloat16 would round the scales eight times coarser.
 
@@ -215,46 +262,7 @@ class TiledNpuInt4Linear(NpuInt4Linear):
 
 KERNELS: dict[str, tuple[type[Int4Linear], ...]] = {
     "cpu": (CpuInt4Linear,),
-    "cuda": (CudaInt4Linear,),
+    "cuda": (CudaInt4Linear, BlockwiseInt4Linear),
     "npu": (TiledNpuInt4Linear, NpuInt4Linear),
 }
-"""The 4-bit linear layers of each kind of device, best first."""
-
-
-def int4_linear(blocks: Blocks, bias: torch.Tensor | None, device: torch.device) -> Int4Linear | str:
-    """The best 4-bit linear layer on the device, or why it must be a 16-bit one."""
-    reasons = []
-    for kind in KERNELS[device.type]:
-        reason = kind.why_not(blocks.rows, blocks.columns, blocks.group)
-        reason = reason or usable(kind, device, blocks.type)  # type: ignore[arg-type] # a class is hashable
-        if reason is None:
-            return kind(blocks, bias, device)
-        reasons.append(reason)
-    return "; ".join(reasons)
-
-
-@cache
-def usable(kind: type[Int4Linear], device: torch.device, block_type: BlockType) -> str | None:
-    """Try a kernel once on a small random matrix against dequantised weights.
-
-    Returns:
-        None if they agree within the rounding of the kernel's dtype, else what went wrong, which is logged too.
-    """
-    rows, columns = 128, 512
-    random = torch.Generator().manual_seed(0)
-    data = quantize(torch.randn((rows, columns), generator=random), block_type)
-    blocks = Blocks(block_type, data)
-    x_MK = torch.randn((4, columns), generator=random).to(kind.dtype)
-    exact_MN = F.linear(x_MK.float(), torch.from_numpy(dequantize(data, block_type, columns)))
-    try:
-        found_MN = kind(blocks, None, device)(x_MK.to(device)).float().cpu()
-    except (RuntimeError, NotImplementedError, AttributeError, ImportError, TypeError) as error:
-        reason = f"{kind.kernel} failed on {device}: {error}"
-    else:
-        # Each term may be off by the rounding of its scale and the sum by the rounding of the result.
-        error_ratio = float((found_MN - exact_MN).norm() / exact_MN.norm())
-        if error_ratio <= 4 * torch.finfo(kind.dtype).eps:
-            return None
-        reason = f"{kind.kernel} on {device} is off by {error_ratio:.1%} against dequantised weights"
-    log.warning("%s is not used for %s: %s", kind.kernel, block_type, reason)
-    return reason
+"""The 4-bit linear layers of each kind of device, best first; which is used is chosen in `int4_choice`."""

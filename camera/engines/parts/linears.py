@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from camera.engines.parts.blocks import Blocks
 from camera.engines.parts.embedding import BLOCK_DEVICES, BlockEmbedding
 from camera.engines.parts.fusion import put_in_place
-from camera.engines.parts.int4_linear import INT4_TYPES, Int4Linear, int4_linear
+from camera.engines.parts.int4_choice import KernelChoice
+from camera.engines.parts.int4_linear import INT4_TYPES, Int4Linear
 from camera.loading import Joined, Source
 
 
@@ -23,6 +24,7 @@ class DecodingLayers:
 
     def __init__(self, source: Source, device: torch.device) -> None:
         self.source, self.device = source, device
+        self.kernels = KernelChoice(device)
         self.linears: Counter[str] = Counter()
         """How many matrices there are of each kind."""
         self.fallbacks: Counter[str] = Counter()
@@ -96,7 +98,7 @@ class DecodingLayers:
         bias = None
         if has_bias:
             bias = torch.cat([self.source.read(self._stored(f"{path}.bias")) for path in paths])
-        return int4_linear(Blocks(packed[0][0], *(data for _, data in packed)), bias, self.device)
+        return self.kernels.layer(Blocks(packed[0][0], *(data for _, data in packed)), bias)
 
     def _embed(self, model: PreTrainedModel) -> None:
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

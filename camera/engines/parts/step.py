@@ -7,7 +7,7 @@ for each such number there is one graph.
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import Any
@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 
 from camera.devices import synchronize
 from camera.engines.parts.attention import GrowingCache
+from camera.engines.parts.graph import FAILURES, GRAPHS, Graph
 from camera.errors import CameraError
 
 log = logging.getLogger(__name__)
@@ -27,49 +28,11 @@ POSITIONS_TOGETHER = 256
 """The least by which the number of visible positions grows."""
 _MOST_GRAPHS = 8
 """Of one model; a longer capacity grows in larger strides."""
-_GRAPHS = {"cuda": "CUDAGraph", "npu": "NPUGraph"}
-"""What records and replays work, in torch's module of each kind of device."""
 COMPILERS: dict[str, dict[str, dict[str, Any]]] = {
     "cuda": {"compiled": {}, "compiled, tuned": {"options": {"coordinate_descent_tuning": True}}}
 }
 """Ways of compiling decoder layers that are tried on each kind of device: arguments of torch.compile, by their names."""
 _TRIED_STEPS, _TRIAL_SECONDS = 20, 120.0
-_FAILURES = (RuntimeError, NotImplementedError, AttributeError, ImportError, TypeError, ValueError)
-"""What torch, its compilers and graphs raise where they cannot do something."""
-
-
-class StepGraph:
-    """What a function asks of a device, recorded once and replayed."""
-
-    def __init__(self, run: Callable[[], None], device: torch.device, pool: Any = None) -> None:
-        """Run it twice, as what is lazy must not be recorded, and record it.
-
-        Args:
-            run: launches work on tensors that stay where they are, and never waits for it.
-            device: a CUDA or NPU device.
-            pool: of another graph, whose memory is used too.
-
-        Raises:
-            RuntimeError: if the device cannot record it.
-        """
-        api: Any = torch.get_device_module(device.type)
-        self._graph = getattr(api, _GRAPHS[device.type])()
-        with api.device(device):
-            side = api.Stream()
-            side.wait_stream(api.current_stream())
-            with api.stream(side):
-                run()
-                run()
-            api.current_stream().wait_stream(side)
-            with api.graph(self._graph, pool=pool):
-                run()
-
-    def __call__(self) -> None:
-        self._graph.replay()
-
-    @property
-    def pool(self) -> Any:
-        return self._graph.pool()
 
 
 class DecodeStep:
@@ -99,7 +62,7 @@ class DecodeStep:
         """What was tried and failed, with the reason."""
         self._length = 0  # what position_1 holds, known without asking the device
         self._layers = [_BoundLayer(layer, cache, number) for number, layer in enumerate(layers)]
-        self._graphs: dict[int, StepGraph] = {}
+        self._graphs: dict[int, Graph] = {}
         stride = -(-self.capacity // (_MOST_GRAPHS * POSITIONS_TOGETHER)) * POSITIONS_TOGETHER
         self.visible = [min(end, self.capacity) for end in range(stride, self.capacity + stride, stride)]
         """How many positions attention can see, ascending."""
@@ -157,7 +120,7 @@ class DecodeStep:
 
         What fails is logged, kept in `problems`, and done without.
         """
-        if self.device.type not in _GRAPHS:
+        if self.device.type not in GRAPHS:
             return
         began, times = perf_counter(), {}
         for name in (None, *COMPILERS.get(self.device.type, {})):
@@ -182,7 +145,7 @@ class DecodeStep:
         with _noting(self.problems, "graph"):
             for end in visible:
                 self.begin(self.token_11, 0)
-                self._graphs[end] = StepGraph(functools.partial(self.run, end), self.device, pool)
+                self._graphs[end] = Graph(functools.partial(self.run, end), self.device, pool)
                 pool = self._graphs[end].pool
             return
         self._graphs.clear()
@@ -230,7 +193,7 @@ class _noting(AbstractContextManager[None]):
         self._problems, self._what = problems, what
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, _FAILURES):
+        if not isinstance(error, FAILURES):
             return False
         self._problems[self._what] = reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning("decoding goes on without %s: %s", self._what, reason)

@@ -6,17 +6,19 @@ import torch
 import torch.nn.functional as F
 
 from camera.engines.parts import blocks as blocks_module
+from camera.engines.parts import int4_choice
 from camera.engines.parts.blocks import Blocks, codes_of, scales_of
+from camera.engines.parts.int4_choice import KernelChoice, usable
 from camera.engines.parts.int4_linear import (
     INT4_TYPES,
     KERNELS,
+    BlockwiseInt4Linear,
     CpuInt4Linear,
     CudaInt4Linear,
     Int4Linear,
     NpuInt4Linear,
     TiledNpuInt4Linear,
-    int4_linear,
-    usable,
+    blockwise_product,
 )
 from camera.formats.blocks import dequantize, quantize
 from camera.options import BlockType
@@ -36,6 +38,10 @@ def weights(blocks: Blocks) -> torch.Tensor:
 
 def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.float().cpu() - exact).norm() / exact.norm())
+
+
+def int4_linear(blocks: Blocks, bias: torch.Tensor | None, device: torch.device) -> Int4Linear | str:
+    return KernelChoice(device).layer(blocks, bias)
 
 
 @pytest.fixture(autouse=True)
@@ -183,3 +189,35 @@ def test_on_a_gpu_it_equals_dequantised_weights_within_bfloat16(kind: BlockType)
 
 def test_every_kind_of_device_has_a_kernel() -> None:
     assert set(KERNELS) == {"cpu", "cuda", "npu"}
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("kind", INT4_TYPES)
+def test_a_product_of_the_files_own_blocks_equals_dequantised_weights(kind: BlockType, tokens: int) -> None:
+    blocks = random_blocks(kind, 144, 192)
+    layer = BlockwiseInt4Linear(blocks, torch.linspace(-3, 3, 144), CPU)
+    x = torch.randn((tokens, 192), generator=torch.Generator().manual_seed(2)).bfloat16()
+    exact = F.linear(x.float(), weights(blocks), torch.linspace(-3, 3, 144).bfloat16().float())
+    assert relative(layer(x), exact) < 0.006
+    assert layer.packed.nbytes + layer.scales.nbytes == blocks.matrices[0].nbytes
+
+
+def test_a_challenger_is_timed_once_for_a_shape_and_must_save_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KERNELS, "cpu", (CpuInt4Linear, BlockwiseInt4Linear))
+    for share, winner in ((1.0, CpuInt4Linear), (-1e9, BlockwiseInt4Linear)):
+        monkeypatch.setattr(int4_choice, "_MUST_WIN_BY", share)
+        kernels = KernelChoice(CPU)
+        made = [kernels.layer(random_blocks("q4_0", 64, 256), None) for _ in range(2)]
+        assert [type(layer) for layer in made] == [winner, winner]
+        (trial,) = kernels.microseconds.values()
+        assert trial.keys() == {CpuInt4Linear.kernel, BlockwiseInt4Linear.kernel}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", INT4_TYPES)
+def test_the_product_of_blocks_can_be_compiled(kind: BlockType) -> None:
+    blocks = random_blocks(kind, 144, 192)
+    layer = BlockwiseInt4Linear(blocks, None, CPU)
+    x_K = torch.randn(192, generator=torch.Generator().manual_seed(2))
+    compiled = torch.compile(blockwise_product, dynamic=False)(x_K, layer.packed, layer.scales)
+    assert relative(compiled, F.linear(x_K, weights(blocks))) < 1e-5
