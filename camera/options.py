@@ -291,8 +291,8 @@ class PerplexityOptions(Options):
     layer_by_layer: Annotated[bool | None, Setting] = Field(
         default=None, exclude_if=lambda value: value is None
     )
-    """Texts: run a checkpoint layer by layer, with the weights of one layer in memory; the default is to where its
-    weights take more than half of the device's free memory."""
+    """Run the model layer by layer, with the weights of one layer in memory; the default is to on the CPU, and on an
+    accelerator where they take more than half of its free memory."""
 
 
 class TaskOptions(Options):
@@ -308,6 +308,11 @@ class TaskOptions(Options):
     """What the layers compute in; `auto` is the checkpoint's own."""
     device: Annotated[str, Setting] = "auto"
     """As in capture."""
+    layer_by_layer: Annotated[bool | None, Setting] = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    """Run the model layer by layer, with the weights of one layer in memory; the default is to on the CPU, and on an
+    accelerator where they take more than half of its free memory."""
 
 
 class EvaluateOptions(TaskOptions, PerplexityOptions):

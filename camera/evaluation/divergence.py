@@ -1,7 +1,7 @@
 """How far a model's predictions are from a reference's: the Kullback-Leibler divergence on a held-out text.
 
 Windows are those of perplexity; every token but the first of each is a prediction to compare.
-Log-probabilities are float32, sums float64, the mean is over predictions.
+Logits and their exponentials are float32, the divergence of a prediction and its sum float64, the mean is over predictions.
 """
 
 import math
@@ -13,8 +13,9 @@ import torch
 
 from camera.devices import dtype_name
 from camera.errors import CameraError
+from camera.evaluation.head import divergences
 from camera.evaluation.text_model import TextModel
-from camera.evaluation.windows import TextSettings, Windows, pieces
+from camera.evaluation.windows import TextSettings, Windows
 from camera.options import EvaluateOptions
 from camera.progress import Progress, silent
 
@@ -49,7 +50,7 @@ def divergence(
     progress: Progress = silent,
     **settings: Unpack[TextSettings],
 ) -> DivergenceResult:
-    """Compare the next-token distributions of two models; both are in memory at once if they run whole.
+    """Compare the next-token distributions of two models, which run one after the other.
 
     Args:
         reference: what `open_text_model` opens, a transformers model on its device among them.
@@ -70,15 +71,16 @@ def divergence(
             "tokenizer can be compared"
         )
     total, agreed = 0.0, 0
-    for start, batch_BT, hidden_BTH in windows.run(progress):
-        batch_total, batch_agreed = _compare(windows.models, hidden_BTH)
-        if not math.isfinite(batch_total):
+    for part in windows.run(progress):
+        found_N, same_N = divergences(windows.models, part.hidden_NH, part.tell)
+        part_total = float(part.scored(found_N).sum())
+        if not math.isfinite(part_total):
             raise CameraError(
-                f"windows {start} to {start + len(batch_BT) - 1}: a model computes NaN or infinity: "
+                f"windows {part.first} to {part.first + len(part.tokens_WT) - 1}: a model computes NaN or infinity: "
                 "measure its perplexity, which names the layer"
             )
-        total += batch_total
-        agreed += batch_agreed
+        total += part_total
+        agreed += int(part.scored(same_N).sum())
     return DivergenceResult(
         total / windows.scored,
         agreed / windows.scored,
@@ -89,18 +91,3 @@ def divergence(
         dtype_name(first.dtype),
         str(second.device),
     )
-
-
-def _compare(models: tuple[TextModel, ...], hidden_BTH: tuple[torch.Tensor, ...]) -> tuple[float, int]:
-    """Sum of the divergences of a batch, and how many likeliest tokens agree."""
-    hidden_NH = [hidden[:, :-1].flatten(0, 1) for hidden in hidden_BTH]
-    total, agreed = 0.0, 0
-    for piece in pieces(len(hidden_NH[0]), models[0].vocabulary, models=2):
-        log_p_CV, log_q_CV = (
-            model.head(hidden[piece]).float().log_softmax(-1).to(models[0].device)
-            for model, hidden in zip(models, hidden_NH, strict=True)
-        )
-        agreed += int((log_p_CV.argmax(-1) == log_q_CV.argmax(-1)).sum())
-        # Summed over predictions on the CPU: an NPU has no float64 sum.
-        total += float((log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(-1).cpu().double().sum())
-    return total, agreed

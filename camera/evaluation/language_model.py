@@ -14,16 +14,19 @@ from lm_eval.api.model import TemplateLM
 
 from camera.devices import dtype_name
 from camera.errors import CameraError
-from camera.evaluation.text_model import hidden_states
-from camera.evaluation.windows import pieces
+from camera.evaluation.head import log_likelihoods
+from camera.evaluation.text_model import Advance, TextModel, windows_at_once
 from camera.progress import Progress, silent
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     Tokens = tuple[tuple[str, str], list[int], list[int]]
     """Texts, tokens of the context, tokens of the continuation."""
+
+SHORTEST_SHARE = 0.8
+"""Of the longest sequence of a part: how long each is at least, so that little of it is padding."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ class _Continuation:
 
 
 class CameraLM(TemplateLM):  # type: ignore[misc]
-    """A transformers model on its device, for tasks that are scored by likelihood.
+    """A model for tasks that are scored by likelihood.
 
     Requests that end in different single tokens after the same text (yes or no) are one sequence.
     """
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        model: TextModel,
         tokenizer: "PreTrainedTokenizerBase",
         batch_size: int = 8,
         progress: Progress = silent,
@@ -50,15 +53,16 @@ class CameraLM(TemplateLM):  # type: ignore[misc]
         """Wrap a model.
 
         Args:
-            model: what `camera.loading.load_model` gives, or any other causal model in eval mode.
+            model: what `open_text_model` gives.
             tokenizer: the model's own.
             batch_size: sequences computed at once; changes memory and speed, and results only by rounding.
-            progress: called with (requests done, requests in all).
+            progress: called with (requests done, requests in all); of a model that runs layer by layer each layer is a
+                part of every request.
         """
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.batch_size, self.progress = batch_size, progress
-        self.max_length = int(model.config.max_position_embeddings)
+        self.max_length = model.positions
         self._device = model.device
 
     @property
@@ -109,51 +113,57 @@ class CameraLM(TemplateLM):  # type: ignore[misc]
         # The longest first: memory runs out at once or never, and the time left is not underestimated.
         sequences = sorted(wanted, key=lambda sequence: (-len(sequence), sequence))
         answers: list[tuple[float, bool]] = [(math.nan, False)] * len(requests)
-        done = 0
-        for start in range(0, len(sequences), self.batch_size):
-            batch = sequences[start : start + self.batch_size]
-            asked = [
-                (row, continuation) for row, sequence in enumerate(batch) for continuation in wanted[sequence]
-            ]
-            for (_, scored), answer in zip(asked, self._score(batch, asked), strict=True):
+        passed, in_all = 0, len(sequences) * (1 + self.model.layers)
+
+        def advance(count: int) -> None:
+            nonlocal passed
+            passed += count
+            self.progress(len(requests) * passed // in_all, len(requests))
+
+        for part in self._parts(sequences):
+            asked = [(row, each) for row, sequence in enumerate(part) for each in wanted[sequence]]
+            for (_, scored), answer in zip(asked, self._score(part, asked, advance), strict=True):
                 if not math.isfinite(answer[0]):
                     raise CameraError(
                         f"the model computes NaN or infinity in {dtype_name(self.model.dtype)} on the text "
                         f"{requests[scored.request][0][0][-80:]!r}: measure its perplexity, which names the layer"
                     )
                 answers[scored.request] = answer
-            done += len(asked)
-            self.progress(done, len(requests))
+            advance(len(part))
         return answers
 
+    def _parts(self, sequences: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Sequences that go through the model together, padded to the longest of them, which is the first."""
+        start = 0
+        while start < len(sequences):
+            longest = len(sequences[start])
+            stop = start + windows_at_once([self.model], longest, self.batch_size)
+            part = [
+                sequence for sequence in sequences[start:stop] if len(sequence) >= SHORTEST_SHARE * longest
+            ]
+            yield part
+            start += len(part)
+
     def _score(
-        self, batch: list[tuple[int, ...]], asked: list[tuple[int, _Continuation]]
+        self, part: list[tuple[int, ...]], asked: list[tuple[int, _Continuation]], advance: Advance
     ) -> Iterator[tuple[float, bool]]:
         """Sum of the log-probabilities of each continuation asked for, and whether each token is the likeliest."""
-        ids_BT = torch.zeros((len(batch), len(batch[0])), dtype=torch.int64)
-        for row, sequence in enumerate(batch):
-            ids_BT[row, : len(sequence)] = torch.tensor(sequence)
-        hidden_BTH = hidden_states(self.model, ids_BT)
+        ids_ST = torch.zeros((len(part), len(part[0])), dtype=torch.int64)
+        for row, sequence in enumerate(part):
+            ids_ST[row, : len(sequence)] = torch.tensor(sequence)
+        hidden_STH = self.model.hidden(ids_ST, self.batch_size, advance)
         hidden_NH = torch.cat(
             [
-                hidden_BTH[row, len(batch[row]) - len(continuation.tokens) : len(batch[row])]
+                hidden_STH[row, len(part[row]) - len(continuation.tokens) : len(part[row])]
                 for row, continuation in asked
             ]
         )
-        targets_N = torch.tensor(
-            [token for _, continuation in asked for token in continuation.tokens], device=hidden_NH.device
-        )
-        head = self.model.get_output_embeddings()
-        scores, likeliest = [], []
-        for piece in pieces(len(targets_N), int(self.model.config.vocab_size)):
-            log_p_CV = head(hidden_NH[piece]).float().log_softmax(-1)
-            scores.append(log_p_CV.gather(-1, targets_N[piece, None])[:, 0].cpu())
-            likeliest.append((log_p_CV.argmax(-1) == targets_N[piece]).cpu())
+        targets_N = torch.tensor([token for _, continuation in asked for token in continuation.tokens])
+        log_p_N, likeliest_N = log_likelihoods(self.model, hidden_NH, targets_N, lambda tokens: None)
         lengths = [len(continuation.tokens) for _, continuation in asked]
-        for score, greedy in zip(
-            torch.cat(scores).split(lengths), torch.cat(likeliest).split(lengths), strict=True
-        ):
-            yield float(score.double().sum()), bool(greedy.all())
+        greedy_N = likeliest_N == targets_N
+        for log_p, greedy in zip(log_p_N.split(lengths), greedy_N.split(lengths), strict=True):
+            yield float(log_p.sum()), bool(greedy.all())
 
 
 def _name(requests: "list[Instance]") -> str:

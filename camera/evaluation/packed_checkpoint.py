@@ -1,44 +1,61 @@
-"""A folder of packed tensors as the layers of a model read it: dequantised one by one."""
+"""A folder of packed tensors or a GGUF file as the layers of a model read it: dequantised one by one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import TensorInfo
-from camera.formats import blocks
-from camera.formats.quantized_model import QuantizedModel
+from camera.formats.gguf_file import numbers
+from camera.loading import Source, open_source
+from camera.models import named_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
 class PackedCheckpoint(Checkpoint):
-    """What `quantize` wrote, in place of the checkpoint that it was made from; all tensors are float32."""
+    """What `quantize` or `convert` wrote, in place of the checkpoint that it was made from; all tensors are float32."""
 
-    model: QuantizedModel
+    source: Source
 
     @classmethod
-    def open(cls, folder: Path | str) -> "PackedCheckpoint":
+    def open(cls, place: Path | str) -> "PackedCheckpoint":
         """Read config, summary and headers; no weights.
 
         Raises:
-            CameraError: as `QuantizedModel.open`.
+            CameraError: as `open_source`.
         """
-        model = QuantizedModel.open(folder)
+        source = open_source(place)
+        config, family = source.config.to_dict(), source.family
         tensors = {
-            name: TensorInfo(record.file, torch.float32, tuple(record.shape), 0)
-            for name, record in model.tensors.items()
+            name: TensorInfo(source.path.name, torch.float32, family.shape(config, placed.weight), 0)
+            for name, placed in named_weights(family, config).items()
+            if name in source.names
         }
-        return cls(model.folder, model.config, model.family, tensors, model)
+        return cls(source.path, config, family, tensors, source)
+
+    @property
+    def hf_config(self) -> "PreTrainedConfig":
+        """The config as transformers reads it."""
+        return self.source.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What `dtype: auto` means."""
+        return self.source.dtype
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU, dequantised.
 
         Raises:
-            CameraError: as `QuantizedModel.dequantize`.
+            CameraError: if there is no such tensor or its file cannot be read.
         """
-        return self.model.dequantize(name)
+        return self.source.read(name)
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix [R, C], dequantised: float32 [N, C].
@@ -47,9 +64,10 @@ class PackedCheckpoint(Checkpoint):
             name: of the matrix.
             rows: int64 [N], each in [0, R).
         """
-        record = self.model.tensors[name]
-        packed = self.model.packed(name)[rows.numpy()]
-        return torch.from_numpy(blocks.dequantize(packed, record.type, record.shape[-1]))
+        assert self.source.packed is not None
+        type, data = self.source.packed(name)
+        columns = self.tensors[name].shape[1]
+        return torch.from_numpy(numbers(data[rows.numpy()], type, columns, f"{self.folder}: {name}"))
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Nothing: what is read is a fraction of what it becomes."""

@@ -2,7 +2,7 @@
 
 The protocol is that of the GPTQ and CAMERA evaluations: the text is joined and tokenised once, cut into consecutive
 windows that do not overlap, and each window is scored alone, every token but its first; a last, partial window is
-dropped. The loss is float32, its sum float64, the mean is over scored tokens.
+dropped. Logits and their exponentials are float32, the loss of a token and its sum float64, the mean is over scored tokens.
 """
 
 import math
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import torch
-import torch.nn.functional as F
 
 from camera.devices import dtype_name
 from camera.errors import CameraError
+from camera.evaluation.head import log_likelihoods
 from camera.evaluation.text_model import TextModel
-from camera.evaluation.windows import TextSettings, Windows, pieces
+from camera.evaluation.windows import TextSettings, Windows
 from camera.options import EvaluateOptions
 from camera.progress import Progress, silent
 
@@ -65,10 +65,12 @@ def perplexity(
     windows = Windows((model,), tokens, EvaluateOptions.model_validate(settings))
     [opened] = windows.models
     nll_sum = 0.0
-    for first, batch_BT, (hidden_BTH,) in windows.run(progress):
-        for row, nll in enumerate(_score(opened, hidden_BTH, batch_BT.to(opened.device))):
+    for part in windows.run(progress):
+        targets_N = part.tokens_WT.roll(-1, 1).flatten()  # the last of each window is none
+        log_p_N, _ = log_likelihoods(opened, part.hidden_NH[0], targets_N, part.tell)
+        for row, nll in enumerate((-part.scored(log_p_N)).sum(-1).tolist()):
             if not math.isfinite(nll):
-                raise CameraError(_damage(opened, batch_BT[row : row + 1], first + row))
+                raise CameraError(_damage(opened, part.tokens_WT[row : row + 1], part.first + row))
             nll_sum += nll
     mean = nll_sum / windows.scored
     try:
@@ -86,25 +88,6 @@ def perplexity(
         dtype_name(opened.dtype),
         str(opened.device),
     )
-
-
-def _score(model: TextModel, hidden_BTH: torch.Tensor, batch_BT: torch.Tensor) -> list[float]:
-    """Negative log-likelihood of each window; NaN for a window whose logits are not all finite."""
-    return [
-        math.fsum(
-            _nll(model, hidden_TH[piece], targets_T[piece])
-            for piece in pieces(len(targets_T), model.vocabulary)
-        )
-        for hidden_TH, targets_T in zip(hidden_BTH[:, :-1], batch_BT[:, 1:], strict=True)
-    ]
-
-
-def _nll(model: TextModel, hidden_CH: torch.Tensor, targets_C: torch.Tensor) -> float:
-    logits_CV = model.head(hidden_CH).float()
-    if not bool(torch.isfinite(logits_CV).all()):
-        return math.nan
-    # Summed on the CPU: an NPU has no float64 sum.
-    return float(F.cross_entropy(logits_CV, targets_C, reduction="none").cpu().double().sum())
 
 
 def _damage(model: TextModel, window_1T: torch.Tensor, number: int) -> str:

@@ -11,8 +11,8 @@ from camera.devices import dtype_name, resolve_device
 from camera.digests import digest_file, digest_folder, digest_json
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version, open_task, task_files
+from camera.evaluation.text_model import TextModel, open_text_model
 from camera.files import read_json, write_json
-from camera.loading import load_model
 from camera.options import EvaluateOptions
 from camera.results import Result
 
@@ -75,10 +75,12 @@ class TaskSettings(TypedDict, total=False):
     """As for `camera.loading.load_model`; a loaded model keeps its own."""
     device: str
     """The same."""
+    layer_by_layer: bool | None
+    """See `open_text_model`."""
 
 
 def evaluate_tasks(
-    model: "PreTrainedModel | Path | str",
+    model: "TextModel | PreTrainedModel | Path | str",
     tasks: Sequence[str],
     *,
     tokenizer: "PreTrainedTokenizerBase | Path | None" = None,
@@ -89,14 +91,15 @@ def evaluate_tasks(
     """Measure a model on tasks, one after the other.
 
     Args:
-        model: what `camera.loading.load_model` opens (a checkpoint, a quantised folder, a GGUF), or a transformers
-            model on its device, in eval mode.
+        model: what `open_text_model` opens: a checkpoint, a quantised folder, a GGUF, or a transformers model on its
+            device, in eval mode.
         tasks: as lm-eval calls them; see `NINE_TASKS`.
         tokenizer: the model's, or a folder that has it. May be left out where `model` is a folder.
         out: folder for `<task>.json`, each written when its task is done. Tasks that are there already are not
             measured again, so that what was killed goes on. For models given by their place only.
         progress: called with (task, requests done, requests in all).
-        settings: few_shot, limit, task_folder, batch_size, dtype, device: see `TaskSettings`.
+        settings: few_shot, limit, task_folder, batch_size, dtype, device,
+            layer_by_layer: see `TaskSettings`.
 
     Returns:
         By task, in the order asked for.
@@ -118,16 +121,16 @@ def evaluate_tasks(
     missing = [name for name in options.tasks if name not in found]
     if missing:
         reader = _tokenizer(model, tokenizer)
-        loaded = load_model(model, options.dtype, options.device) if isinstance(model, (str, Path)) else model
+        opened = open_text_model(model, options.dtype, options.device, options.layer_by_layer)
         for name in missing:
-            found[name] = _measure(loaded, reader, name, options, progress)
+            found[name] = _measure(opened, reader, name, options, progress)
             if out is not None:
                 content = {"asked": asked[name], **found[name].model_dump(mode="json")}
                 write_json(out / f"{name}.json", content)
     return {name: found[name] for name in options.tasks}
 
 
-def _asked(model: "PreTrainedModel | Path | str", options: EvaluateOptions) -> dict[str, str]:
+def _asked(model: "TextModel | PreTrainedModel | Path | str", options: EvaluateOptions) -> dict[str, str]:
     """For each task a digest of all that decides its result."""
     if not isinstance(model, (str, Path)):
         raise CameraError(
@@ -167,7 +170,7 @@ def read_task_result(path: Path) -> TaskResult:
 
 
 def _measure(
-    model: "PreTrainedModel",
+    model: TextModel,
     tokenizer: "PreTrainedTokenizerBase",
     name: str,
     options: EvaluateOptions,
@@ -210,7 +213,7 @@ def _measure(
 
 
 def _tokenizer(
-    model: "PreTrainedModel | Path | str", given: "PreTrainedTokenizerBase | Path | None"
+    model: "TextModel | PreTrainedModel | Path | str", given: "PreTrainedTokenizerBase | Path | None"
 ) -> "PreTrainedTokenizerBase":
     if given is not None and not isinstance(given, (str, Path)):
         return given

@@ -4,7 +4,7 @@ The model is whole in memory, or its decoder layers run one after the other, eac
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import free_memory_bytes, resolve_device, resolve_dtype
 from camera.errors import CameraError
+from camera.evaluation.head import Logits, slice_rows
 from camera.evaluation.packed_checkpoint import PackedCheckpoint
 from camera.formats.quantized_model import SUMMARY_NAME
 from camera.layerwise.experts_pass import Buffers, ExpertsPass
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WHOLE_SHARE = 0.5
-"""A checkpoint that takes more of the device's free memory runs layer by layer."""
+"""A model that takes more of an accelerator's free memory runs layer by layer; on the CPU every model does."""
 HIDDEN_SHARE = 0.25
 """Of the host's free memory: what the hidden states of the windows may take that go through the layers at once."""
-_SPARSE_COPIES = 3
+HIDDEN_BYTES = 512 << 20
+"""On the CPU no more than that: 65,536 tokens of a 7B model, beside whose computing reading the weights again is nothing."""
+SPARSE_COPIES = 3
 """Of the hidden states, where tokens are routed to experts: as they are, as the experts read them, what these put out."""
 
 Advance = Callable[[int], None]
@@ -48,53 +52,77 @@ class TextModel(ABC):
     """Rows of the embedding."""
     positions: int
     """Most tokens of a window."""
+    token_bytes: int
+    """What `hidden` takes for a token."""
     layers: int = 0
-    """How often `hidden` tells that a window has passed a layer."""
-    head: Callable[[torch.Tensor], torch.Tensor]
-    """From hidden states [N, H] on the device to logits [N, V]."""
+    """How often `hidden` tells that a window has passed a layer; 0 if all layers are in memory."""
+    slice_rows: int
+    """See `Headed`."""
 
     @abstractmethod
-    def hidden(self, windows_WT: torch.Tensor, batch_size: int, advance: Advance) -> Iterator[torch.Tensor]:
-        """What the output head reads, [B, T, H] on the device, for one batch of windows after the other."""
+    def hidden(self, windows_WT: torch.Tensor, batch_size: int, advance: Advance) -> torch.Tensor:
+        """What the output head reads, [W, T, H] on any device."""
+
+    @abstractmethod
+    def head(self, first: int, stop: int) -> Logits:
+        """See `Headed`."""
 
     @abstractmethod
     def states(self, windows_WT: torch.Tensor) -> Iterator[torch.Tensor]:
         """The hidden states [W, T, H] after each decoder layer."""
 
 
+def hidden_room(devices: Sequence[torch.device]) -> int:
+    """Bytes that hidden states may take on the host which go through layers on such devices together."""
+    room = int(HIDDEN_SHARE * free_memory_bytes(torch.device("cpu")))
+    return min(room, HIDDEN_BYTES) if all(device.type == "cpu" for device in devices) else room
+
+
+def windows_at_once(models: Sequence[TextModel], length: int, batch_size: int) -> int:
+    """How many windows of so many tokens go through the layers of models together: a batch if the layers are in memory, else
+    as many as their hidden states have room for, so that weights are read seldom."""
+    if not any(model.layers for model in models):
+        return batch_size
+    room = hidden_room([model.device for model in models])
+    return max(1, room // (length * sum(model.token_bytes for model in models)) // batch_size) * batch_size
+
+
 def open_text_model(
-    model: "TextModel | PreTrainedModel | Path | str", dtype: str, device: str, layer_by_layer: bool | None
+    model: "TextModel | PreTrainedModel | Path | str",
+    dtype: str = "auto",
+    device: str = "auto",
+    layer_by_layer: bool | None = None,
 ) -> TextModel:
     """Open what is measured.
 
     Args:
         model: what `camera.loading.load_model` opens; or a model that is open already, which stays as it is.
         dtype, device: as for `load_model`.
-        layer_by_layer: how a checkpoint or a quantised folder runs; None: layer by layer if its weights, as they are
-            computed with, take more than half of the device's free memory. A GGUF always runs whole.
+        layer_by_layer: whether it runs so; None: on the CPU it does, and on an accelerator if its weights, as they are
+            computed with, take more than half of the free memory.
 
     Raises:
-        CameraError: as `load_model`; if a GGUF is to run layer by layer.
+        CameraError: as `load_model`.
     """
     if isinstance(model, TextModel):
         return model
     if not isinstance(model, (str, Path)):
         return _Whole(model)
-    path = Path(model)
-    if path.is_dir():
-        packed = (path / SUMMARY_NAME).is_file()
-        checkpoint = PackedCheckpoint.open(path) if packed else Checkpoint.open(path)
-        place = resolve_device(device)
-        own = getattr(checkpoint.hf_config, "dtype", None) or torch.float32 if packed else checkpoint.dtype
-        as_dtype = resolve_dtype(dtype, own)
-        if layer_by_layer is None:
-            weights = sum(prod(tensor.shape) for tensor in checkpoint.needed.values()) * as_dtype.itemsize
-            layer_by_layer = weights > WHOLE_SHARE * free_memory_bytes(place)
-        if layer_by_layer:
-            return _LayerByLayer(checkpoint, place, as_dtype)
-    elif layer_by_layer:
-        raise CameraError(f"{path}: a GGUF file does not run layer by layer: leave layer_by_layer out")
+    path, place = Path(model), resolve_device(device)
+    packed = path.is_file() or (path / SUMMARY_NAME).is_file()
+    checkpoint = PackedCheckpoint.open(path) if packed else Checkpoint.open(path)
+    as_dtype = resolve_dtype(dtype, checkpoint.dtype)
+    if layer_by_layer is None:
+        layer_by_layer = place.type == "cpu" or not fits(checkpoint, place, as_dtype)
+    if layer_by_layer:
+        return _LayerByLayer(checkpoint, place, as_dtype)
     return _Whole(load_model(path, dtype, device))
+
+
+def fits(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether an accelerator has room for all weights."""
+    weights = sum(prod(tensor.shape) for tensor in checkpoint.needed.values()) * dtype.itemsize
+    return weights <= WHOLE_SHARE * free_memory_bytes(device)
 
 
 def hidden_states(model: "PreTrainedModel", batch_BT: torch.Tensor) -> torch.Tensor:
@@ -107,13 +135,27 @@ def hidden_states(model: "PreTrainedModel", batch_BT: torch.Tensor) -> torch.Ten
 class _Whole(TextModel):
     def __init__(self, model: "PreTrainedModel") -> None:
         self._model = model
+        self._head: nn.Module = model.get_output_embeddings()
         self.dtype, self.device = model.dtype, model.device
-        self.vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+        self.vocabulary, width = model.get_input_embeddings().get_parameter("weight").shape
         self.positions = int(model.config.max_position_embeddings)
-        self.head = model.get_output_embeddings()
+        self.token_bytes = width * self.dtype.itemsize
+        # Another layer, that computes with blocks, cannot be cut.
+        plain = type(self._head) is nn.Linear
+        self.slice_rows = (
+            slice_rows(self.device, self.vocabulary, self.token_bytes) if plain else self.vocabulary
+        )
 
-    def hidden(self, windows_WT: torch.Tensor, batch_size: int, advance: Advance) -> Iterator[torch.Tensor]:
-        return (hidden_states(self._model, batch_BT) for batch_BT in windows_WT.split(batch_size))
+    def hidden(self, windows_WT: torch.Tensor, batch_size: int, advance: Advance) -> torch.Tensor:
+        return torch.cat([hidden_states(self._model, batch_BT) for batch_BT in windows_WT.split(batch_size)])
+
+    def head(self, first: int, stop: int) -> Logits:
+        if stop - first == self.vocabulary:
+            return self._head
+        whole = self._head
+        assert isinstance(whole, nn.Linear)
+        bias = None if whole.bias is None else whole.bias[first:stop]
+        return partial(F.linear, weight=whole.weight[first:stop], bias=bias)
 
     def states(self, windows_WT: torch.Tensor) -> Iterator[torch.Tensor]:
         # The first is the embedding; the last has passed the final norm, which leaves NaN and infinity in place.
@@ -123,24 +165,29 @@ class _Whole(TextModel):
 
 class _LayerByLayer(TextModel):
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self._checkpoint = checkpoint
         self._runner = LayerRunner(checkpoint, device, dtype)
         self._norm = final_norm(checkpoint, device, dtype)
         self.dtype, self.device, self.layers = dtype, device, checkpoint.layer_count
         self._sparse = any(checkpoint.is_sparse(layer) for layer in range(self.layers))
         self.vocabulary = checkpoint.tensors[checkpoint.embedding].shape[0]
         self.positions = int(checkpoint.hf_config.max_position_embeddings)
-        self.head = partial(F.linear, weight=checkpoint.read_finite(checkpoint.head).to(device, dtype))
+        row_bytes = checkpoint.hidden_size * dtype.itemsize
+        self.token_bytes = (SPARSE_COPIES if self._sparse else 1) * row_bytes
+        self.slice_rows = slice_rows(device, self.vocabulary, row_bytes)
 
-    def hidden(self, windows_WT: torch.Tensor, batch_size: int, advance: Advance) -> Iterator[torch.Tensor]:
-        copies = _SPARSE_COPIES if self._sparse else 1
-        window_bytes = (
-            copies * windows_WT.shape[1] * self._runner.checkpoint.hidden_size * self.dtype.itemsize
-        )
-        at_once = int(HIDDEN_SHARE * free_memory_bytes(torch.device("cpu")) / window_bytes)
-        for part_WT in windows_WT.split(max(1, at_once // batch_size) * batch_size):
-            *_, hidden_WTH = self._run(part_WT, batch_size, advance)
-            for batch_BTH in hidden_WTH.split(batch_size):
-                yield self._norm(batch_BTH.to(self.device))
+    def hidden(self, windows_WT: torch.Tensor, batch_size: int, advance: Advance) -> torch.Tensor:
+        *_, hidden_WTH = self._run(windows_WT, batch_size, advance)
+        for batch_BTH in hidden_WTH.split(batch_size):
+            batch_BTH.copy_(self._norm(batch_BTH.to(self.device)))
+        return hidden_WTH
+
+    def head(self, first: int, stop: int) -> Logits:
+        name = self._checkpoint.head
+        weight_SH = self._checkpoint.read_rows(name, torch.arange(first, stop))
+        if not all(map(torch.isfinite, weight_SH.aminmax())):
+            raise CameraError(f"{self._checkpoint.folder}: {name} holds NaN or infinity; it is damaged")
+        return partial(F.linear, weight=weight_SH.to(self.device, self.dtype))
 
     def states(self, windows_WT: torch.Tensor) -> Iterator[torch.Tensor]:
         return self._run(windows_WT, len(windows_WT), lambda windows: None)

@@ -1,21 +1,18 @@
 """Windows of tokens, and what one or two models compute on them: shared by every measurement on text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 
 from camera.errors import CameraError
-from camera.evaluation.text_model import TextModel, open_text_model
+from camera.evaluation.text_model import TextModel, open_text_model, windows_at_once
 from camera.options import EvaluateOptions
 from camera.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LOGITS_AT_ONCE = 1 << 25
-"""Logits that exist at once (128 MiB in float32): a vocabulary of 153,376 times a window of 2048 would be 1.2 GiB."""
 
 
 class TextSettings(TypedDict, total=False):
@@ -71,24 +68,45 @@ class Windows:
         """Tokens that are predicted: all but the first of each window."""
         return self.count * (self.length - 1)
 
-    def run(self, progress: Progress) -> Iterator[tuple[int, torch.Tensor, tuple[torch.Tensor, ...]]]:
-        """For each batch the number of its first window, its tokens [B, T], and the hidden states of every model.
+    def run(self, progress: Progress) -> Iterator["Part"]:
+        """The windows in parts, with the hidden states of every model.
 
         `progress` is called with (windows done, all); of models that run layer by layer each layer counts.
         """
-        total, done, start = self.count * (1 + sum(model.layers for model in self.models)), 0, 0
+        total, done = self.count * (1 + sum(model.layers for model in self.models)), 0
 
         def advance(windows: int) -> None:
             nonlocal done
             done += windows
             progress(done, total)
 
-        passes = (model.hidden(self.tokens_WT, self.batch_size, advance) for model in self.models)
+        first, at_once = 0, windows_at_once(self.models, self.length, self.batch_size)
         with torch.inference_mode():
-            for batch_BT, *hidden_BTH in zip(self.tokens_WT.split(self.batch_size), *passes, strict=True):
-                yield start, batch_BT, tuple(hidden_BTH)
-                start += len(batch_BT)
-                advance(len(batch_BT))
+            for part_WT in self.tokens_WT.split(at_once):
+                hidden = [model.hidden(part_WT, self.batch_size, advance) for model in self.models]
+                before = done
+
+                def head(tokens: int, before: int = before, windows: int = len(part_WT)) -> None:
+                    advance(before + windows * tokens // self.models[0].vocabulary - done)
+
+                yield Part(first, part_WT, [each.flatten(0, 1) for each in hidden], head)
+                first += len(part_WT)
+
+
+class Part(NamedTuple):
+    """Some windows, and what models have made of them."""
+
+    first: int
+    """Number of the first window."""
+    tokens_WT: torch.Tensor
+    hidden_NH: list[torch.Tensor]
+    """By model: what the output head reads, of the tokens of all windows."""
+    tell: Callable[[int], None]
+    """To be told how many tokens of the vocabulary are done."""
+
+    def scored(self, found_N: torch.Tensor) -> torch.Tensor:
+        """Of what was found for every token of the windows, what is of predictions: [W, T - 1]."""
+        return found_N.view(self.tokens_WT.shape)[:, :-1]
 
 
 def cut_windows(tokens: torch.Tensor, window: int, max_windows: int | None) -> torch.Tensor:
@@ -108,10 +126,3 @@ def cut_windows(tokens: torch.Tensor, window: int, max_windows: int | None) -> t
     if max_windows is not None:
         count = min(count, max_windows)
     return tokens[: count * length].view(count, length)
-
-
-def pieces(rows: int, vocabulary: int, models: int = 1) -> Iterator[slice]:
-    """Slices of so many rows of hidden states, each small enough for the logits of so many models at once."""
-    step = max(1, LOGITS_AT_ONCE // (vocabulary * models))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))

@@ -54,6 +54,14 @@ class GgufTensor:
         content = np.frombuffer(map_file(self.path), np.uint8, self.size_bytes, self.offset)
         return content.reshape(self.packed_shape)
 
+    def numbers(self, data: np.ndarray) -> np.ndarray:
+        """float32 rows from its bytes, or from such bytes in another order of rows.
+
+        Raises:
+            CameraError: if the type cannot be read here.
+        """
+        return numbers(data, self.type, self.shape[-1] if self.shape else 1, f"{self.path}: {self.name}")
+
     def item(self, index: int) -> "GgufTensor":
         """Of a tensor of three dimensions, one matrix."""
         rows, row_bytes = self.shape[1], self.packed_shape[1]
@@ -125,18 +133,20 @@ class GgufFile:
             CameraError: if there is no such tensor, or its type cannot be read here.
         """
         tensor = self.tensor(name)
-        return torch.from_numpy(numbers(self.path, tensor, tensor.data)).reshape(tensor.shape)
+        return torch.from_numpy(tensor.numbers(tensor.data)).reshape(tensor.shape)
 
 
-def numbers(path: Path, tensor: GgufTensor, data: np.ndarray) -> np.ndarray:
-    """float32 rows from a tensor's bytes, or from such bytes in another order of rows."""
-    row_length = tensor.shape[-1] if tensor.shape else 1
-    if tensor.type in BLOCK_FORMATS:
-        return blocks.dequantize(data, tensor.type, row_length)
+def numbers(data: np.ndarray, type: str, row_length: int, what: str) -> np.ndarray:
+    """float32 rows from the bytes of rows: uint8 [rows, bytes per row].
+
+    Raises:
+        CameraError: if the type cannot be read here; names what it is.
+    """
+    if type in BLOCK_FORMATS:
+        return blocks.dequantize(data, type, row_length)
     try:
-        return gguf.dequantize(data, gguf.GGMLQuantizationType[tensor.type.upper()])
+        return gguf.dequantize(data, gguf.GGMLQuantizationType[type.upper()])
     except (NotImplementedError, KeyError):
         raise CameraError(
-            f"{path}: {tensor.name} is {tensor.type}, which cannot be turned into numbers here: "
-            "requantise the file as q4_0, q8_0 or f16"
+            f"{what} is {type}, which cannot be turned into numbers here: requantise the file as q4_0, q8_0 or f16"
         ) from None

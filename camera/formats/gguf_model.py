@@ -8,7 +8,7 @@ import torch
 
 from camera.errors import CameraError
 from camera.formats import blocks
-from camera.formats.gguf_file import GgufFile, GgufTensor, numbers
+from camera.formats.gguf_file import GgufFile, GgufTensor
 from camera.formats.gguf_tensors import transposed_items
 from camera.formats.rope import (
     DEFAULT_THETA,
@@ -99,7 +99,7 @@ def read_hf_tensor(file: GgufFile, hf_name: str) -> torch.Tensor:
         return torch.from_numpy(blocks.dequantize(data, type, _part_shapes(file, placed)[0][2]))
     tensor = _own(file, placed)
     shape = (1, *tensor.shape) if placed.weight.shape[0] == "1" else tensor.shape
-    return torch.from_numpy(numbers(file.path, tensor, data)).reshape(shape)
+    return torch.from_numpy(tensor.numbers(data)).reshape(shape)
 
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -225,7 +225,7 @@ def _joined(file: GgufFile, placed: Placed) -> tuple[str, np.ndarray]:
     type = tensors[0].type if len(types) == 1 and tensors[0].type in ("f32", "f16", "bf16") else "f32"
     parts = []
     for part, tensor, shape in zip(placed.weight.parts, tensors, _part_shapes(file, placed), strict=True):
-        data = tensor.data if tensor.type == type else numbers(file.path, tensor, tensor.data).view(np.uint8)
+        data = tensor.data if tensor.type == type else tensor.numbers(tensor.data).view(np.uint8)
         data = data.reshape(*tensor.shape[:2], -1)
         rows = transposed_items(data, type) if part.transposed else data
         parts.append(rows.reshape(shape[0], shape[1], -1))

@@ -2,19 +2,19 @@
 
 from dataclasses import asdict
 
-import torch
-
 from camera.checkpoints.safetensors_file import read_tensors
-from camera.devices import free_memory_bytes, resolve_device, resolve_dtype
+from camera.devices import resolve_device, resolve_dtype
 from camera.evaluation.perplexity import perplexity
-from camera.evaluation.text_model import HIDDEN_SHARE, WHOLE_SHARE
+from camera.evaluation.text_model import SPARSE_COPIES, fits, hidden_room
 from camera.files import write_json
-from camera.options import PerplexityOptions
+from camera.options import PerplexityOptions, TaskOptions
 from tasks.estimate import Known, Needs
 from tasks.stage import Context, Stage, register
 from tasks.stages.fetch import TOKENS
 
 RESULT = "perplexity.json"
+_HEAD_BYTES = 128 << 20
+"""A slice of a large output head, and logits."""
 
 
 class EvaluateTextOptions(PerplexityOptions):
@@ -35,20 +35,26 @@ def run(context: Context) -> dict[str, float]:
 
 
 def needs(known: Known) -> Needs:
-    """The whole model, as it is computed; or a decoder layer of it and the hidden states of the text."""
-    asked, source = known.options.of(EvaluateTextOptions), known.source
-    compute = resolve_dtype(asked.dtype, source.dtype).itemsize
-    free = free_memory_bytes(resolve_device(asked.device))
-    too_large = known.elements * compute > WHOLE_SHARE * free
-    if too_large if asked.layer_by_layer is None else asked.layer_by_layer:
-        layers = round(2 * known.layer * (1 + compute / source.dtype.itemsize))
-        head = known.largest * compute // source.dtype.itemsize
-        states = round(HIDDEN_SHARE * free_memory_bytes(torch.device("cpu")))
-        if asked.max_windows is not None:
-            copies = 3 if source.expert_count else 1
-            states = min(states, copies * asked.max_windows * asked.window * source.hidden_size * compute)
-        return Needs(memory=layers + head + states)
-    return Needs(memory=known.elements * compute + 2 * known.largest)
+    """As on so many tokens as the text's windows have."""
+    asked = known.options.of(EvaluateTextOptions)
+    return needs_on(known, asked, asked.max_windows and asked.max_windows * asked.window)
+
+
+def needs_on(known: Known, asked: PerplexityOptions | TaskOptions, tokens: int | None) -> Needs:
+    """A decoder layer of the model as it is computed, and the hidden states of so many tokens, None: of as many as go
+    through it at once; or the whole model."""
+    source, device = known.source, resolve_device(asked.device)
+    dtype = resolve_dtype(asked.dtype, source.dtype)
+    whole = asked.layer_by_layer is False or device.type != "cpu"
+    if whole and (asked.layer_by_layer is not None or fits(source, device, dtype)):
+        return Needs(memory=known.elements * dtype.itemsize + 2 * known.largest)
+    layers = round(2 * known.layer * (1 + dtype.itemsize / source.dtype.itemsize))
+    head = min(_HEAD_BYTES, known.largest * dtype.itemsize // source.dtype.itemsize)
+    states = hidden_room([device])
+    if tokens is not None:
+        copies = SPARSE_COPIES if source.expert_count else 1
+        states = min(states, copies * tokens * source.hidden_size * dtype.itemsize)
+    return Needs(memory=layers + head + states)
 
 
 STAGE = register(

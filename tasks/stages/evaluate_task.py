@@ -41,7 +41,7 @@ def run(context: Context) -> dict[str, float]:
 
 def needs(known: Known) -> Needs:
     """As on a text, and the library lm-eval."""
-    on_text = evaluate.needs(known)
+    on_text = evaluate.needs_on(known, known.options.of(EvaluateTaskOptions), None)
     return replace(on_text, memory=on_text.memory + _LM_EVAL_BYTES)
 
 

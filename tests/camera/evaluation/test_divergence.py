@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
-from camera.evaluation import windows
+from camera.evaluation import head
 from camera.evaluation.divergence import divergence
 from camera.options import QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
@@ -88,7 +88,7 @@ def test_batches_and_pieces_of_logits_do_not_change_it(
     reference: PreTrainedModel, other: PreTrainedModel, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = divergence(reference, other, tokens, window=32, batch_size=100)
-    monkeypatch.setattr(windows, "LOGITS_AT_ONCE", 7 * TOKENS)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", 7 * TOKENS)
     pieces = divergence(reference, other, tokens, window=32, batch_size=3)
     assert pieces.divergence == pytest.approx(whole.divergence, rel=1e-5)
     assert pieces.top_1_agreement == whole.top_1_agreement

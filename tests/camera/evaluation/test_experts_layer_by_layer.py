@@ -14,6 +14,7 @@ from camera.checkpoints.safetensors_file import write_tensors
 from camera.evaluation import text_model
 from camera.evaluation.divergence import divergence
 from camera.evaluation.perplexity import perplexity
+from camera.formats.convert import convert_to_gguf
 from camera.options import QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import TOKENS, tiny_moe_checkpoint
@@ -37,14 +38,18 @@ def test_perplexity_is_the_whole_models(tmp_path: Path, tokens: torch.Tensor, mo
     assert (layers.tokens, layers.windows) == (whole.tokens, whole.windows)
 
 
-def test_quantised_experts_are_measured_as_the_whole_model(tmp_path: Path, tokens: torch.Tensor) -> None:
-    source = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "model", "qwen2_moe"))
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "deepseek_v2"])
+def test_quantised_experts_are_measured_as_the_whole_model(
+    tmp_path: Path, tokens: torch.Tensor, model_type: str
+) -> None:
+    source = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "model", model_type))
     quantize_checkpoint(source, tmp_path / "packed", QuantizeOptions(type="q4_0"))
-    whole, layers = (
-        perplexity(tmp_path / "packed", tokens, window=50, device="cpu", layer_by_layer=each)
-        for each in (False, True)
-    )
-    assert layers.nll_sum == pytest.approx(whole.nll_sum, rel=1e-5)
+    convert_to_gguf(tmp_path / "packed", tmp_path / "model.gguf", name="tiny")
+    for place in (tmp_path / "packed", tmp_path / "model.gguf"):
+        whole, layers = (
+            perplexity(place, tokens, window=50, device="cpu", layer_by_layer=each) for each in (False, True)
+        )
+        assert layers.nll_sum == pytest.approx(whole.nll_sum, rel=1e-5)
 
 
 def test_divergence_is_the_whole_models(tmp_path: Path, tokens: torch.Tensor) -> None:
@@ -80,12 +85,12 @@ def test_what_does_not_fit_is_counted_with_all_experts(
     needed = Checkpoint.open(folder).needed.values()
     size = sum(4 * prod(info.shape) for info in needed)
 
-    def layers(free: float) -> int:
+    def fits(free: float) -> bool:
         monkeypatch.setattr(text_model, "free_memory_bytes", lambda device: free)
-        return text_model.open_text_model(folder, "float32", "cpu", None).layers
+        return text_model.fits(Checkpoint.open(folder), torch.device("meta"), torch.float32)
 
-    assert layers(2 * size + 2) == 0  # whole
-    assert layers(2 * size - 2) == 3
+    assert fits(2 * size + 2)
+    assert not fits(2 * size - 2)
 
 
 MEASURE = """

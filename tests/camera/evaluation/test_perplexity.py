@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
-from camera.evaluation import windows
+from camera.evaluation import head
 from camera.evaluation.perplexity import perplexity
 from camera.formats.convert import convert_to_gguf
 from camera.formats.quantized_model import QuantizedModel
@@ -67,7 +67,7 @@ def test_a_vocabulary_too_large_for_one_piece_of_logits_does_not_change_it(
     model: PreTrainedModel, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = perplexity(model, tokens, window=100)
-    monkeypatch.setattr(windows, "LOGITS_AT_ONCE", 7 * TOKENS)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", 7 * TOKENS)
     assert perplexity(model, tokens, window=100).nll_sum == pytest.approx(whole.nll_sum, rel=1e-6)
 
 

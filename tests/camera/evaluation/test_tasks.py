@@ -15,11 +15,12 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.engines.parts.int4_linear import Int4Linear
 from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
+from camera.evaluation import head
 from camera.evaluation import tasks as module
-from camera.evaluation import text_model, windows
 from camera.evaluation.language_model import CameraLM
 from camera.evaluation.lm_eval_tasks import open_task
 from camera.evaluation.tasks import TaskResult, evaluate_tasks, read_task_result
+from camera.evaluation.text_model import open_text_model
 from camera.formats.convert import convert_to_gguf
 from camera.formats.quantized_model import QuantizedModel
 from camera.loading import load_model
@@ -76,7 +77,9 @@ REQUESTS = [
 def test_log_likelihoods_are_those_of_transformers(tmp_path: Path, model_type: str, batch_size: int) -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path / "m", model_type, tied=model_type == "qwen2"))
     model, tokenizer = checkpoint.load_model(torch.float32), checkpoint.load_tokenizer()
-    found = CameraLM(model, tokenizer, batch_size).loglikelihood([request(*texts) for texts in REQUESTS])
+    found = CameraLM(open_text_model(model), tokenizer, batch_size).loglikelihood(
+        [request(*texts) for texts in REQUESTS]
+    )
     for (score, greedy), texts in zip(found, REQUESTS, strict=True):
         expected, expected_greedy = by_hand(model, tokenizer, *texts)
         assert score == pytest.approx(expected, rel=1e-5)
@@ -90,7 +93,7 @@ def test_the_likeliest_continuation_is_known_as_such(
     ids = tokenizer(context, return_tensors="pt").input_ids
     with torch.no_grad():
         likeliest = int(model(input_ids=ids).logits[0, -1].argmax())
-    language_model = CameraLM(model, tokenizer)
+    language_model = CameraLM(open_text_model(model), tokenizer)
     for token in (likeliest, (likeliest + 7) % TOKENS):
         (_, greedy), *_ = language_model._loglikelihood_tokens([(("", ""), ids[0].tolist(), [token])])
         assert greedy == (token == likeliest)
@@ -100,10 +103,10 @@ def test_a_vocabulary_too_large_for_one_piece_of_logits_does_not_change_them(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [request(*texts) for texts in REQUESTS]
-    whole = CameraLM(model, tokenizer).loglikelihood(requests)
-    monkeypatch.setattr(windows, "LOGITS_AT_ONCE", 2 * TOKENS)
+    whole = CameraLM(open_text_model(model), tokenizer).loglikelihood(requests)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", 2 * TOKENS)
     for (score, _), (expected, _) in zip(
-        CameraLM(model, tokenizer).loglikelihood(requests), whole, strict=True
+        CameraLM(open_text_model(model), tokenizer).loglikelihood(requests), whole, strict=True
     ):
         assert score == pytest.approx(expected, rel=1e-6)
 
@@ -113,11 +116,14 @@ def test_answers_of_one_token_share_their_sequence(
 ) -> None:
     context = tokenizer("The old lighthouse keeper").input_ids
     seen: list[int] = []
+    opened = open_text_model(model)
+    hidden = opened.hidden
     monkeypatch.setattr(
-        "camera.evaluation.language_model.hidden_states",
-        lambda model, ids_BT: (seen.append(len(ids_BT)), text_model.hidden_states(model, ids_BT))[1],
+        opened, "hidden", lambda ids_BT, *how: (seen.append(len(ids_BT)), hidden(ids_BT, *how))[1]
     )
-    CameraLM(model, tokenizer)._loglikelihood_tokens([(("", ""), context, [token]) for token in (40, 50, 60)])
+    CameraLM(opened, tokenizer)._loglikelihood_tokens(
+        [(("", ""), context, [token]) for token in (40, 50, 60)]
+    )
     assert seen == [1]
 
 
@@ -147,7 +153,7 @@ def test_what_is_longer_than_the_model_is_cut_as_by_lm_evals_own_wrapper(
     long = "The wind pushed hard against the windows of the tower. " * 60
     assert len(tokenizer(long).input_ids) > model.config.max_position_embeddings
     requests = [request(long, answer) for answer in (" yes", " the light keeps burning")]
-    ours = CameraLM(model, tokenizer).loglikelihood(requests)
+    ours = CameraLM(open_text_model(model), tokenizer).loglikelihood(requests)
     theirs = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
     for (score, _), (expected, _) in zip(ours, theirs, strict=True):
         assert score == pytest.approx(expected, rel=1e-5)
@@ -310,6 +316,8 @@ def test_a_model_on_4_bit_kernels_answers_as_with_dequantised_weights_but_for_ro
     assert any(isinstance(module, Int4Linear) for module in kernels.modules())
     exact = load_model(tmp_path / "packed", "float32", "cpu")
     requests = [request(*texts) for texts in REQUESTS]
-    found, expected = (CameraLM(each, tokenizer).loglikelihood(requests) for each in (kernels, exact))
+    found, expected = (
+        CameraLM(open_text_model(each), tokenizer).loglikelihood(requests) for each in (kernels, exact)
+    )
     for (score, _), (wanted, _) in zip(found, expected, strict=True):
         assert score == pytest.approx(wanted, rel=0.02)
