@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.devices import has_float64
 from camera.layerwise.sums import ExactSum, sample_squares
 
 Layer = Callable[[nn.Module, torch.Tensor], torch.Tensor]
@@ -100,7 +101,7 @@ def sum_of_products(chunks: Iterable[torch.Tensor], width: int, device: torch.de
 
 def total_dtype(device: torch.device) -> torch.dtype:
     """What sums over many batches are held in: float64 where the device computes in it."""
-    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+    return torch.float64 if has_float64(device) else torch.float32
 
 
 def _add_products(total_II: torch.Tensor, hidden_BTI: torch.Tensor) -> None:
