@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -22,11 +22,14 @@ from camera.formats.gguf_writer import OutputTensor, Segment, gguf_file, stream_
 from camera.formats.model_keys import size_label, write_model_keys
 from camera.formats.quantized_model import QuantizedModel
 from camera.formats.types.q4_0_64 import Q4_0_64
+from camera.mapped import release_pages
 from camera.progress import Progress, silent
 from camera.registry import BLOCK_FORMATS
 
 _log = logging.getLogger(__name__)
 _QUANTIZATION_VERSION = 2  # ggml's, of the block types' layouts
+_PIECE_BYTES = 1 << 20
+"""Of a tensor, in memory at once."""
 
 
 def convert_to_gguf(
@@ -122,18 +125,19 @@ def _twins(file: GgufFile) -> list[OutputTensor]:
     for tensor in file.tensors.values():
         if tensor.type not in BLOCK_FORMATS:
             raise CameraError(f"{file.path}: {tensor.name} is {tensor.type}, which is not written here")
-        is_q4_0_64 = tensor.type == Q4_0_64.name
-        turn = Q4_0_64().twin if is_q4_0_64 else np.asarray
-        merged = len(tensor.shape) > 2
-        matrices = [tensor.item(index) for index in range(tensor.shape[0])] if merged else [tensor]
-        segments = tuple(Segment(partial(_turned, matrix, turn)) for matrix in matrices)
-        type = "q4_0" if is_q4_0_64 else tensor.type
-        tensors.append(OutputTensor(tensor.name, type, tensor.shape, segments))
+        type, turn = ("q4_0", Q4_0_64().twin) if tensor.type == Q4_0_64.name else (tensor.type, np.asarray)
+        segment = Segment(partial(_in_pieces, tensor, turn))
+        tensors.append(OutputTensor(tensor.name, type, tensor.shape, (segment,)))
     return tensors
 
 
-def _turned(matrix: GgufTensor, turn: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    return turn(matrix.data)
+def _in_pieces(tensor: GgufTensor, turn: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
+    data = tensor.data
+    step = max(1, _PIECE_BYTES // max(1, data.shape[1]))
+    for start in range(0, len(data), step):
+        piece = data[start : start + step]
+        yield turn(piece)
+        release_pages(piece)
 
 
 _TYPE_KEYS = (

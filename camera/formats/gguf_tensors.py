@@ -61,12 +61,12 @@ def _segment(model: QuantizedModel, placed: Placed) -> Segment:
     return Segment(read, model.stored(placed.name) if permuted is None else None)
 
 
-def _rows(model: QuantizedModel, hf_name: str, permuted_heads: int | None) -> np.ndarray:
+def _rows(model: QuantizedModel, hf_name: str, permuted_heads: int | None) -> list[np.ndarray]:
     data = model.packed(hf_name)
     if permuted_heads is None:
-        return data
+        return [data]
     # Of a vector, which is one row, the elements are what is permuted.
-    return interleave(data.reshape(model.tensors[hf_name].shape[0], -1), permuted_heads).reshape(data.shape)
+    return [interleave(data.reshape(model.tensors[hf_name].shape[0], -1), permuted_heads).reshape(data.shape)]
 
 
 def _merged(model: QuantizedModel, experts: Sequence[Placed]) -> OutputTensor:
@@ -115,11 +115,11 @@ def _parts(model: QuantizedModel, placed: Placed, record: TensorRecord) -> list[
 
 def _part(
     model: QuantizedModel, record: TensorRecord, heads: int, start: int, count: int, transposed: bool
-) -> np.ndarray:
+) -> list[np.ndarray]:
     """Rows `start` to `start + count` of each head: uint8 [heads · rows, bytes per row]."""
     data = model.packed(record.name)
     data = data.reshape(heads, -1, data.shape[-1])[:, start : start + count]
-    return transposed_items(data, record.type) if transposed else data.reshape(heads * count, -1)
+    return [transposed_items(data, record.type) if transposed else data.reshape(heads * count, -1)]
 
 
 def transposed_items(data: np.ndarray, type: str) -> np.ndarray:

@@ -21,8 +21,8 @@ from camera.registry import BLOCK_FORMATS
 class Segment:
     """Rows of a tensor; their bytes are made when their turn comes."""
 
-    read: Callable[[], np.ndarray]
-    """Gives uint8 [rows, bytes per row]."""
+    read: Callable[[], Iterable[np.ndarray]]
+    """Gives uint8 [rows, bytes per row], in pieces or at once."""
     stored: tuple[Path, int] | None = None
     """A file, and the offset in it at which these very bytes lie: they are then copied without being read."""
 
@@ -107,7 +107,8 @@ def stream_tensors(writer: gguf.GGUFWriter, tensors: list[OutputTensor]) -> Iter
         size = tensor.size // len(tensor.segments)
         for segment in tensor.segments:
             if segment.stored is None:
-                segment.read().tofile(file)
+                for piece in segment.read():
+                    piece.tofile(file)
             else:
                 file.flush()
                 copy_bytes(*segment.stored, file.fileno(), file.tell(), size)

@@ -86,7 +86,7 @@ def rotary_share(config: dict[str, Any], default: float) -> float:
 def _computed(name: str, factors: np.ndarray) -> OutputTensor:
     bytes_ = factors.view(np.uint8).reshape(1, -1)
     assert bytes_.size == 4 * prod(factors.shape)
-    return OutputTensor(name, "f32", factors.shape, (Segment(lambda: bytes_),))
+    return OutputTensor(name, "f32", factors.shape, (Segment(lambda: [bytes_]),))
 
 
 def _check_layers(model: QuantizedModel, stated: dict[str, Number]) -> None:

@@ -11,11 +11,12 @@ the router multiplies its output by is in no such file, and is taken as 1 over t
 without tokens adds nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.rows import Rows
 from camera.formats import blocks
 from camera.options import BlockType
 from camera.progress import Progress, silent
@@ -51,12 +52,12 @@ def sensitivities(
     share[checkpoint.family.name("head")] = _HEAD
     found: dict[str, dict[BlockType, float]] = {}
     for name, choices in types.items():
-        weight, importance = checkpoint.read(name), imatrix.importance(name)
-        noise = _relative_errors(weight, tuple(choices), importance, name)
+        rows, importance = checkpoint.rows(name), imatrix.importance(name)
+        noise = _relative_errors(rows, tuple(choices), importance, name)
         if (
             name == checkpoint.embedding == checkpoint.head
         ):  # it is the head as well, which its importance is of
-            as_embedding = _relative_errors(weight, tuple(choices), None, name)
+            as_embedding = _relative_errors(rows, tuple(choices), None, name)
             noise = {type: _HEAD * error + as_embedding[type] for type, error in noise.items()}
         found[name] = {type: share.get(name, 1.0) * error for type, error in noise.items()}
         progress(len(found), len(types))
@@ -65,7 +66,7 @@ def sensitivities(
 
 def _branch_shares(checkpoint: Checkpoint, imatrix: Imatrix) -> dict[str, float]:
     """Of each matrix in a decoder layer: what its branch adds to the stream, over the stream's power after that."""
-    embedding = checkpoint.read(checkpoint.embedding)
+    embedding = checkpoint.rows(checkpoint.embedding)
     stream = float(_powers(embedding).sum()) / embedding.shape[0]
     shares: dict[str, float] = {}
     for layer in range(checkpoint.layer_count):
@@ -96,7 +97,7 @@ def _added(checkpoint: Checkpoint, imatrix: Imatrix, name: str, stream: float, *
     importance = imatrix.importance(name)
     if importance is None:
         return stream
-    power = float(_powers(checkpoint.read(name)) @ importance.double())
+    power = float(_powers(checkpoint.rows(name)) @ importance.double())
     if not routed:
         return power
     experts = checkpoint.experts
@@ -105,23 +106,29 @@ def _added(checkpoint: Checkpoint, imatrix: Imatrix, name: str, stream: float, *
     return power * share / experts.chosen(checkpoint.config) ** 2
 
 
-def _powers(weight: torch.Tensor) -> torch.Tensor:
+def _powers(matrix: Rows) -> torch.Tensor:
     """Σ w² of each column, float64."""
-    step = max(1, _ROWS_WEIGHTS // weight.shape[1])
-    return torch.stack([rows.float().square().sum(0).double() for rows in weight.split(step)]).sum(0)
+    return torch.stack([rows.square().sum(0).double() for rows in _in_pieces(matrix)]).sum(0)
 
 
 def _relative_errors(
-    weight: torch.Tensor, types: tuple[BlockType, ...], importance: torch.Tensor | None, name: str
+    matrix: Rows, types: tuple[BlockType, ...], importance: torch.Tensor | None, name: str
 ) -> dict[BlockType, float]:
     """e² of a matrix for each type."""
-    width = weight.shape[1]
+    width = matrix.shape[1]
     importance = torch.ones(width).double() if importance is None else importance.double()
-    noise = dict.fromkeys(types, 0.0)
-    for rows in weight.split(max(1, _ROWS_WEIGHTS // width)):
-        exact = rows.float()
+    noise, powers = dict.fromkeys(types, 0.0), []
+    for rows in _in_pieces(matrix):
+        powers.append(rows.square().sum(0).double())
         for type in types:
             stored = torch.from_numpy(blocks.dequantize(blocks.quantize(rows, type, name=name), type, width))
-            noise[type] += float(stored.sub_(exact).square_().sum(0).double() @ importance)
-    power = float(_powers(weight) @ importance)
+            noise[type] += float(stored.sub_(rows).square_().sum(0).double() @ importance)
+    power = float(torch.stack(powers).sum(0) @ importance)
     return {type: error / power if power > 0 else 0.0 for type, error in noise.items()}
+
+
+def _in_pieces(matrix: Rows) -> Iterator[torch.Tensor]:
+    """float32 [rows, width]."""
+    step = max(1, _ROWS_WEIGHTS // matrix.shape[1])
+    for start in range(0, matrix.shape[0], step):
+        yield matrix[start : start + step].float()

@@ -58,22 +58,16 @@ class Q4_0(BlockFormat):
         for codes, part in ((low, out[:, :half]), (high, out[:, half:])):
             torch.mul(codes.bitwise_and_(15).view(torch.int8).sub_(8), scales, out=part)
 
-    def split(self, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The parts of a matrix's bytes.
+    def join(self, nibbles: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """The bytes of a matrix.
 
         Args:
-            data: uint8 [rows, bytes per row].
+            nibbles: uint8 [rows, row_length].
+            scales: float16 [rows, blocks in a row].
 
         Returns:
-            nibbles uint8 [rows, row_length], and scales float16 [rows, blocks in a row].
+            uint8 [rows, bytes per row].
         """
-        blocks = data.reshape(len(data), -1, self.block_bytes)
-        nibbles = np.concatenate((blocks[..., 2:] & 15, blocks[..., 2:] >> 4), axis=-1)
-        scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
-        return nibbles.reshape(len(data), -1), scales
-
-    def join(self, nibbles: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        """The inverse of `split`."""
         rows, half = len(nibbles), self.block_length // 2
         low_high = nibbles.reshape(rows, -1, 2, half)
         out = np.empty((rows, low_high.shape[1], self.block_bytes), np.uint8)

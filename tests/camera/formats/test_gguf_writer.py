@@ -55,8 +55,8 @@ def test_segments_lie_end_to_end_whether_copied_or_made(tmp_path: Path) -> None:
     experts = np.arange(3 * 2 * 5, dtype=np.float32).reshape(3, 2, 5)
     (tmp_path / "shard").write_bytes(b"head" + experts[1].tobytes())
 
-    def made(number: int) -> np.ndarray:
-        return experts[number].view(np.uint8)
+    def made(number: int) -> list[np.ndarray]:
+        return [row.view(np.uint8) for row in experts[number]]
 
     segments = (
         Segment(lambda: made(0)),
@@ -65,7 +65,7 @@ def test_segments_lie_end_to_end_whether_copied_or_made(tmp_path: Path) -> None:
     )
     tensors = [
         OutputTensor("merged", "f32", (3, 2, 5), segments),
-        OutputTensor("next", "f32", (5,), (Segment(lambda: experts[0, :1].view(np.uint8)),)),
+        OutputTensor("next", "f32", (5,), (Segment(lambda: [experts[0, :1].view(np.uint8)]),)),
     ]
     with gguf_file(tmp_path / "out.gguf", "llama") as writer:
         assert [tensor.name for tensor in stream_tensors(writer, tensors)] == ["merged", "next"]
