@@ -254,7 +254,7 @@ class QuantizeOptions(Options):
     dtype: Annotated[DTypeName, UsedWhen(lambda options: options.calibrates)] = "float32"
     """Calibration: what the layers compute in; `auto` is the checkpoint's own."""
     device: Annotated[str, Setting] = "auto"
-    """Calibration: as in capture."""
+    """Where rounding to the nearest and calibration compute, as in capture; bytes rounded to the nearest are the same everywhere."""
 
     @property
     def calibrates(self) -> bool:

@@ -10,12 +10,15 @@ import torch
 from camera.checkpoints.rows import Rows
 from camera.errors import CameraError
 from camera.formats.format import BlockFormat, to_float32
+from camera.formats.on_device import CHUNK_WEIGHTS as DEVICE_CHUNK_WEIGHTS
+from camera.formats.on_device import packs_like_the_cpu, send
 from camera.formats.parallel import Scratch, map_chunks
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
 
 T = TypeVar("T")
 
+CPU = torch.device("cpu")
 Put = Callable[[int, np.ndarray], None]
 """Takes rows of bytes to where they belong; see `store`."""
 
@@ -78,7 +81,14 @@ def quantize_measured(
     return out, store(weight, type, put, name=name)
 
 
-def store(rows: Rows, type: BlockType, put: Put, *, name: str = "the tensor") -> Squares:
+def store(
+    rows: Rows,
+    type: BlockType,
+    put: Put,
+    *,
+    name: str = "the tensor",
+    device: torch.device = CPU,
+) -> Squares:
     """Numbers to bytes that are put in their place at once: chunks of rows are read, packed, measured and written side by
     side, and peak memory is a few megabytes for each thread, whatever the matrix.
 
@@ -88,23 +98,49 @@ def store(rows: Rows, type: BlockType, put: Put, *, name: str = "the tensor") ->
         put: takes the number of a row and uint8 [rows, bytes per row] from there on, from several threads; the array is
             overwritten afterwards.
         name: of the tensor, for messages.
+        device: where to pack; the bytes are the same everywhere.
 
     Raises:
         CameraError: as `quantize`.
     """
-    form = BLOCK_FORMATS[type]
+    form, there = BLOCK_FORMATS[type], device.type != "cpu" and packs_like_the_cpu(type, device)
 
     def work(chunk: torch.Tensor, start: int) -> Squares:
-        chunk = chunk.detach().cpu().contiguous()
-        packed = _SCRATCH.take("packed", (len(chunk), form.row_bytes(chunk.shape[1])), torch.uint8).numpy()
-        stored = _SCRATCH.take("stored", tuple(chunk.shape), torch.float32)
-        if chunk.dtype != torch.float64:
-            chunk = to_float32(chunk, _SCRATCH)
-        encode(form, chunk, packed, stored, name=name)
-        put(start, packed)
-        return lost(chunk, stored)
+        if there:
+            data, squares = _store_on_device(form, chunk.detach(), device, name)
+        else:
+            data, squares = _store_here(form, chunk.detach().cpu().contiguous(), name)
+        put(start, data)
+        return squares
 
-    return sum_of(each_chunk(as_rows(rows, type, name), work))
+    chunk_weights = DEVICE_CHUNK_WEIGHTS if there else CHUNK_WEIGHTS
+    return sum_of(each_chunk(as_rows(rows, type, name), work, chunk_weights))
+
+
+def _store_here(form: BlockFormat, chunk: torch.Tensor, name: str) -> tuple[np.ndarray, Squares]:
+    """The bytes of some rows, in scratch memory, and what was lost."""
+    packed = _SCRATCH.take("packed", (len(chunk), form.row_bytes(chunk.shape[1])), torch.uint8).numpy()
+    stored = _SCRATCH.take("stored", tuple(chunk.shape), torch.float32)
+    if chunk.dtype != torch.float64:
+        chunk = to_float32(chunk, _SCRATCH)
+    encode(form, chunk, packed, stored, name=name)
+    return packed, lost(chunk, stored)
+
+
+def _store_on_device(
+    form: BlockFormat, chunk: torch.Tensor, device: torch.device, name: str
+) -> tuple[np.ndarray, Squares]:
+    """The same, packed and measured on a device."""
+    sent = send(chunk, device)
+    encoded = form.encode_on_device(sent)
+    original, stored = sent.float(), encoded.numbers.view(sent.shape)
+    sums_2R = torch.stack((original.square().sum(-1), (stored - original).square().sum(-1))).cpu()
+    if not encoded.fits:
+        _explain(chunk, form.name, name)
+    power, noise = sums_2R.double().sum(-1).tolist()
+    exactly = not _SAFE_POWER < power < float("inf")
+    squares = lost(chunk.cpu(), stored.cpu()) if exactly else Squares(power, noise)
+    return encoded.data.cpu().view(len(chunk), -1).numpy(), squares
 
 
 def encode(

@@ -28,6 +28,18 @@ class Marker:
     """What stock files mean by the number."""
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as blocks, on the device that packed them."""
+
+    data: torch.Tensor
+    """uint8 [blocks, block_bytes]."""
+    numbers: torch.Tensor
+    """float32 [blocks, block_length]: what the bytes stand for."""
+    fits: torch.Tensor
+    """bool []: False if some value does not fit, and then the rest means nothing."""
+
+
 class BlockFormat(ABC):
     """A type that matrices are stored as, and the numbers by which GGUF knows it."""
 
@@ -63,6 +75,14 @@ class BlockFormat(ABC):
 
         Returns:
             False if some value does not fit.
+        """
+
+    @abstractmethod
+    def encode_on_device(self, chunk: torch.Tensor) -> Encoded:
+        """The bytes of `encode` by torch's operations alone, on whatever device the numbers are; none waits for it.
+
+        Args:
+            chunk: whole rows, contiguous, of any floating dtype.
         """
 
     @abstractmethod

@@ -15,6 +15,7 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.rows import Rows
+from camera.devices import resolve_device
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.options import QuantizeOptions
@@ -112,6 +113,11 @@ class Method(ABC):
         self.out = out
         self.calibration = calibration
 
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return resolve_device(self.options.device)
+
     @property
     def source(self) -> str | None:
         """Hex sha256 of what decides the bytes beside the checkpoint and the options; None if nothing does."""
@@ -136,6 +142,10 @@ class Method(ABC):
             name: what to call it in messages.
         """
 
+    def round_to_nearest(self, tensor: PlannedTensor, rows: Rows, put: blocks.Put, name: str) -> Stored:
+        """`store` for a tensor alone, as llama.cpp's own quantisation without an importance matrix."""
+        return Stored(blocks.store(rows, tensor.type, put, name=name, device=self.device))
+
 
 class WholeMatrices(Method):
     """A method that has the whole of a matrix in memory, and its bytes, before any is written."""
@@ -152,12 +162,7 @@ class WholeMatrices(Method):
         """The bytes of one tensor; see `store`."""
 
 
-def round_to_nearest(tensor: PlannedTensor, rows: Rows, put: blocks.Put, name: str) -> Stored:
-    """A tensor packed alone, as llama.cpp's own quantisation without an importance matrix."""
-    return Stored(blocks.store(rows, tensor.type, put, name=name))
-
-
 def rounded_to_nearest(tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
-    """The same for a tensor that is in memory, as is what comes of it."""
+    """`Method.round_to_nearest` for a tensor that is in memory, as is what comes of it."""
     data, squares = blocks.quantize_measured(weight, tensor.type, name=name)
     return Packed(data, squares=squares)

@@ -108,7 +108,10 @@ def _added(checkpoint: Checkpoint, imatrix: Imatrix, name: str, stream: float, *
 
 def _powers(matrix: Rows) -> torch.Tensor:
     """Σ w² of each column, float64."""
-    return torch.stack([rows.square().sum(0).double() for rows in _in_pieces(matrix)]).sum(0)
+    power = torch.zeros(matrix.shape[1], dtype=torch.float64)
+    for rows in _in_pieces(matrix):
+        power += rows.square().sum(0)
+    return power
 
 
 def _relative_errors(
@@ -117,13 +120,14 @@ def _relative_errors(
     """e² of a matrix for each type."""
     width = matrix.shape[1]
     importance = torch.ones(width).double() if importance is None else importance.double()
-    noise, powers = dict.fromkeys(types, 0.0), []
+    power_I = torch.zeros(width, dtype=torch.float64)
+    noise = dict.fromkeys(types, 0.0)
     for rows in _in_pieces(matrix):
-        powers.append(rows.square().sum(0).double())
+        power_I += rows.square().sum(0)
         for type in types:
             stored = torch.from_numpy(blocks.dequantize(blocks.quantize(rows, type, name=name), type, width))
             noise[type] += float(stored.sub_(rows).square_().sum(0).double() @ importance)
-    power = float(torch.stack(powers).sum(0) @ importance)
+    power = float(power_I @ importance)
     return {type: error / power if power > 0 else 0.0 for type, error in noise.items()}
 
 

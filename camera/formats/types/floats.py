@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 
-from camera.formats.format import BlockFormat, to_float32
+from camera.formats.format import BlockFormat, Encoded, to_float32
 from camera.formats.parallel import Scratch
 from camera.registry import BLOCK_FORMATS
 
@@ -27,6 +27,10 @@ class Float(BlockFormat):
         if numbers is not None:
             self.decode(out, numbers, scratch)
         return True
+
+    def encode_on_device(self, chunk: torch.Tensor) -> Encoded:
+        stored = (chunk.float() if self.dtype == torch.bfloat16 else chunk).to(self.dtype).view(-1, 1)
+        return Encoded(stored.view(torch.uint8), stored.float(), stored.isfinite().all())
 
     def decode(self, stored: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> None:
         out.copy_(stored.view(self.dtype))

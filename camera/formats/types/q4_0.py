@@ -3,7 +3,15 @@
 import numpy as np
 import torch
 
-from camera.formats.format import BlockFormat, inverse_scale, store_scale, stored_scales, to_float32
+from camera.formats.format import (
+    FP16_OVERFLOW,
+    BlockFormat,
+    Encoded,
+    inverse_scale,
+    store_scale,
+    stored_scales,
+    to_float32,
+)
 from camera.formats.parallel import Scratch
 from camera.registry import BLOCK_FORMATS
 
@@ -47,6 +55,19 @@ class Q4_0(BlockFormat):
         if numbers is not None:
             numbers.copy_(codes.sub_(8).view(torch.int8)).mul_(stored_scales(out))
         return True
+
+    def encode_on_device(self, chunk: torch.Tensor) -> Encoded:
+        blocks, middle = chunk.float().view(-1, self.block_length), self.block_length // 2
+        scale = _signed_extreme_on_device(blocks) / -8
+        inverse = scale.reciprocal()
+        infinite = inverse.isinf()
+        shifted = blocks * torch.where(infinite, 0.0, inverse)[:, None] + 8.5
+        shifted = torch.where((infinite & (scale != 0))[:, None], 0.0, shifted)
+        codes = shifted.trunc().clamp_max(15)
+        pairs = codes[:, :middle] + codes[:, middle:] * 16
+        half = scale.half()[:, None]
+        data = torch.cat((half.view(torch.uint8), pairs.to(torch.uint8)), dim=1)
+        return Encoded(data, (codes - 8) * half.float(), (scale.abs() < FP16_OVERFLOW).all())
 
     def decode(self, stored: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> None:
         half = self.block_length // 2

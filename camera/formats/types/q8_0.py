@@ -3,7 +3,15 @@
 import numpy as np
 import torch
 
-from camera.formats.format import BlockFormat, inverse_scale, store_scale, stored_scales, to_float32
+from camera.formats.format import (
+    FP16_OVERFLOW,
+    BlockFormat,
+    Encoded,
+    inverse_scale,
+    store_scale,
+    stored_scales,
+    to_float32,
+)
 from camera.formats.parallel import Scratch
 from camera.registry import BLOCK_FORMATS
 
@@ -39,6 +47,18 @@ class Q8_0(BlockFormat):
         if numbers is not None:
             numbers.copy_(codes).mul_(stored_scales(out))
         return True
+
+    def encode_on_device(self, chunk: torch.Tensor) -> Encoded:
+        blocks = chunk.float().view(-1, self.block_length)
+        largest = blocks.abs().amax(-1)
+        scale = largest / torch.full_like(largest, 127)  # by a number, CUDA would multiply with its inverse
+        inverse = scale.reciprocal()
+        rest = blocks * torch.where(inverse.isinf(), 0.0, inverse)[:, None]
+        whole = rest.trunc()
+        codes = whole + ((rest - whole) * 2).trunc()
+        half = scale.half()[:, None]
+        data = torch.cat((half.view(torch.uint8), codes.to(torch.int8).view(torch.uint8)), dim=1)
+        return Encoded(data, codes * half.float(), (scale < FP16_OVERFLOW).all())
 
     def decode(self, stored: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> None:
         out.copy_(stored[:, 2:].view(torch.int8)).mul_(stored_scales(stored))

@@ -2,7 +2,7 @@
 
 from camera.checkpoints.rows import Rows
 from camera.formats.blocks import Put
-from camera.quantization.method import Method, Stored, round_to_nearest
+from camera.quantization.method import Method, Stored
 from camera.quantization.plan import PlannedTensor
 from camera.registry import QUANTIZATION_METHODS
 
@@ -13,7 +13,7 @@ class RoundToNearest(Method):
     calibrates = False
 
     def store(self, tensor: PlannedTensor, rows: Rows, put: Put, name: str) -> Stored:
-        return round_to_nearest(tensor, rows, put, name)
+        return self.round_to_nearest(tensor, rows, put, name)
 
 
 QUANTIZATION_METHODS.register("rtn", RoundToNearest)

@@ -6,7 +6,7 @@ import torch
 from camera.checkpoints.rows import Rows
 from camera.formats import blocks
 from camera.formats.blocks import Put, Squares, as_rows
-from camera.quantization.method import Method, Stored, round_to_nearest
+from camera.quantization.method import Method, Stored
 from camera.quantization.plan import PlannedTensor
 from camera.quantization.q4 import is_q4, nearest_codes, pack
 from camera.quantization.scales import best_scales
@@ -23,7 +23,7 @@ class Search(Method):
 
     def store(self, tensor: PlannedTensor, rows: Rows, put: Put, name: str) -> Stored:
         if not is_q4(tensor.type):
-            return round_to_nearest(tensor, rows, put, name)
+            return self.round_to_nearest(tensor, rows, put, name)
         return store_by_search(
             rows, tensor.type, put, self.calibration.imatrix.importance(tensor.name), name=name
         )
