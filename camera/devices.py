@@ -109,6 +109,17 @@ def has_float64(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda")
 
 
+def pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """New memory of the host that an accelerator copies from and to while the host goes on; for a CPU any memory."""
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type != "cpu")
+
+
+def use_device(device: torch.device) -> None:
+    """Make a device this thread's own: each thread begins with the first of its kind."""
+    if device.type != "cpu":
+        torch.get_device_module(device.type).set_device(device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was queued on it."""
     if device.type != "cpu":
@@ -156,9 +167,11 @@ def reset_peak_memory(device: torch.device) -> bool:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated."""
+    """Bytes that can still be allocated; on an accelerator those that torch's allocator keeps unused are among them."""
     if device.type != "cpu":
-        return int(torch.get_device_module(device.type).mem_get_info(device)[0])
+        module = torch.get_device_module(device.type)
+        kept = module.memory_reserved(device) - module.memory_allocated(device)
+        return int(module.mem_get_info(device)[0] + kept)
     return int(psutil.virtual_memory().available)
 
 

@@ -7,7 +7,10 @@ and refusing what the real ones refuse.
 
 import importlib.machinery
 import sys
+import threading
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 CPU = torch.device("cpu")
+_torch_empty = torch.empty
 FRACTAL_NZ = 29
 _TAKES_BOTH_DEVICES = {
     "aten::copy_",
@@ -25,6 +29,55 @@ _TAKES_BOTH_DEVICES = {
     "aten::index",
     "aten::index_put_",
 }
+
+
+waits: list[str] = []
+"""Operators that would have made the main thread wait for the device: reads, and copies that are not `non_blocking`."""
+
+
+def _wait(name: str) -> None:
+    if threading.current_thread() is threading.main_thread():
+        waits.append(name)
+
+
+class Event:
+    """A mark in a stream. What waits for it must find it recorded."""
+
+    def __init__(self) -> None:
+        self.recorded = False
+
+    def record(self, stream: "Stream") -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        """Nothing to wait for, as for an event of the real one that was never recorded."""
+
+
+class Stream:
+    """A queue of work; here work is done at once, and only the order of calls can be wrong."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+
+    def wait_event(self, event: Event) -> None:
+        assert event.recorded, "it would wait for nothing"
+
+
+class _Streams(threading.local):
+    def __init__(self) -> None:
+        self.current = Stream()
+
+
+_streams = _Streams()
+
+
+@contextmanager
+def _on_stream(stream: Stream) -> Iterator[None]:
+    before, _streams.current = _streams.current, stream
+    try:
+        yield
+    finally:
+        _streams.current = before
 
 
 class NpuTensor(torch.Tensor):
@@ -56,10 +109,19 @@ class NpuTensor(torch.Tensor):
                 raise RuntimeError(f"{name}: expected all tensors on one device, found npu:0 and cpu")
         wrapper_of = {id(leaf.host): leaf for leaf in leaves if isinstance(leaf, NpuTensor)}
         to_cpu = name == "aten::_to_copy" and torch.device(kwargs.get("device") or "npu") == CPU
+        if to_cpu or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"):
+            _wait(name)
+        from_host = name == "aten::copy_" and not all(isinstance(each, NpuTensor) for each in args[:2])
+        if from_host and not (kwargs.get("non_blocking") or args[2:3] == (True,)):
+            _wait(name)
         result = op(*tree_map(_host, args), **tree_map(_host, kwargs))
         if name == "aten::copy_":
             return args[0]
         return result if to_cpu else tree_map(lambda value: _wrap(value, wrapper_of), result)
+
+    def record_stream(self, stream: Stream) -> None:
+        """The real one's takes no stream but its own kind."""
+        assert stream is _streams.current, "for the stream that goes on to use the tensor"
 
     def __repr__(self) -> str:
         return f"NpuTensor({self.host!r})"
@@ -96,6 +158,11 @@ def _install_device() -> tuple[types.ModuleType, list[torch.library.Library]]:
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
         "memory_allocated": lambda device=None: 0,
+        "memory_reserved": lambda device=None: 0,
+        "Stream": Stream,
+        "Event": Event,
+        "stream": _on_stream,
+        "current_stream": lambda device=None: _streams.current,
         "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
         "mem_get_info": lambda device=None: (allocated, allocated),
@@ -127,7 +194,14 @@ def _factory(overload: str) -> Any:
     return make
 
 
+def _empty(*shape: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+    """torch's, without pinned memory, which only a real device can give."""
+    return _torch_empty(*shape, **kwargs)
+
+
 def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    if not non_blocking:
+        _wait("aten::_copy_from")
     _host(target).copy_(_host(source))
     return target
 
@@ -217,4 +291,5 @@ def npu(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setitem(sys.modules, "torch_npu", module)
     monkeypatch.setattr(torch.get_device_module("npu"), "is_available", lambda: True)
     monkeypatch.setattr(torch.get_device_module("npu"), "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "empty", _empty)
     return module

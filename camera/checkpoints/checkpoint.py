@@ -278,8 +278,12 @@ class Checkpoint:
         """
         tensor = self.read(name)
         if not is_finite(tensor):
-            raise CameraError(f"{self.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
+            raise self.not_finite(name)
         return tensor
+
+    def not_finite(self, name: str) -> CameraError:
+        """What to raise for a tensor with NaN or infinity."""
+        return CameraError(f"{self.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Ask the system to have the bytes of tensors at hand; a hint, and nothing where there is no such call."""

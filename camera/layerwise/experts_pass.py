@@ -17,6 +17,7 @@ from itertools import repeat
 import torch
 from torch import nn
 
+from camera.devices import synchronize
 from camera.heap import SteadyHeap
 from camera.layerwise.experts import (
     Experts,
@@ -207,9 +208,9 @@ class ExpertsPass:
                     total_H.add(sample_squares(part_NH))
         return total_H.read()
 
-    def down_HF(self, block: Block) -> torch.Tensor | None:
-        """See `LayerPass`; an accelerator has it at hand."""
-        return None if self._device.type == "cpu" else self._matrices(block).down_HF
+    def matrices(self, block: Block) -> Matrices | None:
+        """See `LayerPass`; an accelerator has them at hand."""
+        return None if self._device.type == "cpu" else self._matrices(block)
 
     @property
     def energy_E(self) -> torch.Tensor:
@@ -218,8 +219,10 @@ class ExpertsPass:
 
     def finish(self) -> RouterSums:
         """See `LayerPass`."""
-        stream = ExactSum((), self._samples.hidden_STH.device)
         hidden_STH, size = self._samples.hidden_STH, self._samples.batch_size
+        stream = ExactSum((), hidden_STH.device)
+        if hidden_STH.device != self._device:
+            synchronize(self._device)  # the host adds, to what the device has stored
         added_STH = self._buffers.added_TH.view_as(hidden_STH)
         for batch_BTH, added_BTH in zip(hidden_STH.split(size), added_STH.split(size), strict=True):
             batch_BTH.add_(added_BTH)

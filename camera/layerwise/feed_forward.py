@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from camera.devices import free_memory_bytes
+from camera.layerwise.experts import Matrices
 from camera.layerwise.gram import LayerGram
 from camera.layerwise.statistics import BlockStatistics, StatisticsSum, gather_channels
 from camera.layerwise.sums import ExactSum, sample_squares
 from camera.models.family import FEED_FORWARD, Block
 
 ACTIVATION_BUDGET_BYTES = 1 << 30
-"""Most memory that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
+"""Most memory of a host that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
 _SHARE_OF_FREE = 0.5
 Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Runs a layer on hidden states; see `LayerRunner.caller`."""
@@ -41,6 +42,14 @@ class Samples:
     def batches(self) -> list[slice]:
         size = self.batch_size
         return [slice(start, start + size) for start in range(0, len(self.hidden_STH), size)]
+
+    def load(self, batch: slice, device: torch.device) -> torch.Tensor:
+        """A batch on a device; the host does not wait for it."""
+        return self.hidden_STH[batch].to(device, non_blocking=True)
+
+    def store(self, batch: slice, out_BTH: torch.Tensor) -> None:
+        """Replace a batch; where it lies in pinned memory the host must `synchronize` before it looks."""
+        self.hidden_STH[batch].copy_(out_BTH, non_blocking=True)
 
 
 class RouterSums(NamedTuple):
@@ -73,8 +82,8 @@ class LayerPass(Protocol):
     def squares(self) -> torch.Tensor:
         """float64, where they are: the mean diagonal element of the Gram matrices of the experts that stay."""
 
-    def down_HF(self, block: Block) -> torch.Tensor | None:
-        """The down projection as the layer computes with it, if it is at hand."""
+    def matrices(self, block: Block) -> Matrices | None:
+        """The block's matrices as the layer computes with them, if they are at hand; before it is put out."""
 
     def observe(self, block: Block, gram: LayerGram | None = None) -> BlockStatistics:
         """Statistics of what enters the block's `down_proj`, and its Gram matrix added to `gram`."""
@@ -98,8 +107,9 @@ class LayerPass(Protocol):
 
 
 def activation_room(device: torch.device) -> int:
-    """Bytes that activations of one layer may take on a device."""
-    return min(ACTIVATION_BUDGET_BYTES, int(_SHARE_OF_FREE * free_memory_bytes(device)))
+    """Bytes that activations of one layer may take on a device: of an accelerator, which is there for it, half of what is free."""
+    free = int(_SHARE_OF_FREE * free_memory_bytes(device))
+    return min(ACTIVATION_BUDGET_BYTES, free) if device.type == "cpu" else free
 
 
 class FeedForwardPass:
@@ -143,9 +153,9 @@ class FeedForwardPass:
         self._held: dict[int, torch.Tensor] = {}  # activations by batch, as many as the budget allows
         self._input_squares_H = ExactSum((self._down.out_features,), self._device)
 
-    def down_HF(self, block: Block) -> torch.Tensor:
+    def matrices(self, block: Block) -> Matrices:
         """See `LayerPass`."""
-        return self._down.weight
+        return Matrices(self._linear("gate").weight, self._linear("up").weight, self._down.weight)
 
     def input_squares_H(self) -> torch.Tensor:
         """See `LayerPass`."""
@@ -173,10 +183,10 @@ class FeedForwardPass:
 
         self._layer.set_submodule(block.linear("down"), _Recorder(self._down, see))
         for number, batch in enumerate(self._batches):
-            out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
+            out_BTH = self._call(self._layer, self._samples.load(batch, self._device))
             # Output, or residual stream.
             if not self._last and (not self._sequential or number in self._held):
-                self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
+                self._samples.store(batch, out_BTH)
             self._samples.tell(min(batch.stop, len(self._hidden_STH)))
         self._layer.set_submodule(block.linear("down"), self._down)
         if hook is not None:
@@ -199,13 +209,13 @@ class FeedForwardPass:
         for number, batch in enumerate(self._batches):
             if (act_BTF := self._held.pop(number, None)) is not None:
                 ffn_BTH = nn.functional.linear(gather_channels(act_BTF, kept_K), kept_down_HK, bias)
-                out_BTH = self._hidden_STH[batch].to(self._device) + ffn_BTH
+                out_BTH = self._samples.load(batch, self._device) + ffn_BTH
             else:
                 if not narrowed:
                     self._narrow_matrices(kept_K, {**matrices, "down": kept_down_HK})
                     narrowed = True
-                out_BTH = self._call(self._layer, self._hidden_STH[batch].to(self._device))
-            self._hidden_STH[batch] = out_BTH.to(self._hidden_STH.device)
+                out_BTH = self._call(self._layer, self._samples.load(batch, self._device))
+            self._samples.store(batch, out_BTH)
 
     def finish(self) -> None:
         """See `LayerPass`: nothing is left to do."""

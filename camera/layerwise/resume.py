@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 
@@ -19,11 +20,22 @@ from camera.errors import CameraError
 from camera.files import atomic_file
 from camera.layerwise.collectives import Collectives
 
-_SHARE = 0.015
-_SHARE_FACTOR = 3
-"""How many times its share a state may take that would keep a kill from losing more than two layers."""
+_BYTES_PER_SECOND = 1e9
+"""What writing the first state is taken to cost, until it has been measured."""
 _FINGERPRINT = "fingerprint"
 _HIDDEN = "hidden"
+
+
+class SaveRule(NamedTuple):
+    """When a state is worth its price."""
+
+    seconds: float
+    """What a kill may lose without one."""
+    share: float
+    """Of a run's time that saving may take."""
+
+
+RULE = SaveRule(60.0, 0.02)
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,10 @@ def _layers_of(path: Path) -> int:
 
 
 class StateSaver:
-    """Saves one run's state for 1.5 % of its time, and 4.5 % where a kill would else lose more than two layers.
+    """Saves one run's state where a kill in the next layer would lose more than a minute, for at most 2 % of its time.
+
+    A run of a minute so saves none. Where two per cent are not enough for a state a minute, a kill loses more; and never less
+    than the layer that it comes in.
 
     A state is written before the run goes on, which changes the hidden states in place; a thread then waits until
     the disk has it, while the next layer computes. Several ranks, which must agree on what counts, wait themselves.
@@ -128,9 +143,8 @@ class StateSaver:
         self._before = before
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._last: Future[None] | None = None
-        self._since = time.monotonic()
-        self._cost = 0.0
-        self._saved = 0
+        self._since = self._layer = time.monotonic()
+        self._cost: float | None = None
 
     def __enter__(self) -> "StateSaver":
         return self
@@ -149,8 +163,11 @@ class StateSaver:
             DiskError: if this state or the last one could not be written.
         """
         begun = time.monotonic()
-        share = _SHARE if count < self._saved + 2 else _SHARE_FACTOR * _SHARE
-        if not self._ranks.broadcast_int((begun - self._since) * share >= self._cost):
+        since, next_layer = begun - self._since, begun - self._layer  # as long as the last
+        self._layer = begun
+        cost = hidden_STH.nbytes / _BYTES_PER_SECOND if self._cost is None else self._cost
+        due = since + next_layer > RULE.seconds and cost <= RULE.share * since
+        if not self._ranks.broadcast_int(due):
             return
         self._wait()
         written = self._states.write(count, tensors(), hidden_STH)
@@ -158,8 +175,7 @@ class StateSaver:
             self._last = self._disk.submit(self._make_count, written, count)
         else:
             self._make_count(written, count)
-        self._saved = count
-        self._since = time.monotonic()
+        self._since = self._layer = time.monotonic()
         self._cost = self._since - begun
 
     def _make_count(self, written: ExitStack, count: int) -> None:

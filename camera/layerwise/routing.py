@@ -41,8 +41,7 @@ def route(
     experts.watch = watch
     device = next(weight.device for weight in layer.parameters() if not weight.is_meta)
     for batch in samples.batches:
-        out_BTH = call(layer, samples.hidden_STH[batch].to(device))
-        samples.hidden_STH[batch] = out_BTH.to(samples.hidden_STH.device)
+        samples.store(batch, call(layer, samples.load(batch, device)))
         samples.tell(min(batch.stop, len(samples.hidden_STH)))
     experts.watch = None
     if shared is not None and own is not None:

@@ -7,12 +7,14 @@ again per family; a layer's weights are read from the memory-mapped files just b
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint, is_finite
 from camera.checkpoints.names_in_model import dtype_in_model, names_in_model
+from camera.devices import use_device
 from camera.errors import CameraError
 from camera.heap import SteadyHeap
 from camera.layerwise.experts import (
@@ -24,6 +26,7 @@ from camera.layerwise.experts import (
     gather_rows,
     install,
 )
+from camera.layerwise.transfer import Transfer, Uploaded
 from camera.models import Block
 
 _EMBEDDED_BYTES = 16 << 20
@@ -48,10 +51,14 @@ class LayerRunner:
         self._rename = names_in_model(self._model)
         rotary = type(self._model.get_submodule(checkpoint.family.rotary_module))
         self._rotary = rotary(checkpoint.hf_config).to(device)
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._reader = ThreadPoolExecutor(
+            1, thread_name_prefix="read-ahead", initializer=use_device, initargs=(device,)
+        )
         # An accelerator's allocator uses its blocks again as they are.
         self._heap = SteadyHeap() if device.type == "cpu" else None
-        self._ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
+        self._ahead: tuple[int, Future[Uploaded]] | None = None
+        self._unchecked: list[tuple[tuple[str, ...], torch.Tensor]] = []
+        self._transfer = None if device.type == "cpu" else Transfer(device)
 
     def embed(self, tokens_ST: torch.Tensor, hidden_STH: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states [samples, tokens, hidden] that enter layer 0.
@@ -116,7 +123,10 @@ class LayerRunner:
         if self.checkpoint.is_sparse(index):
             attach(self.experts_module(module), self._experts(module, index))
         try:
-            yield module
+            try:
+                yield module
+            finally:  # rather than that activations were not finite either
+                self._check_experts()
         finally:
             module.to("meta")
             if self.checkpoint.is_sparse(index):
@@ -125,29 +135,39 @@ class LayerRunner:
                 self._heap.end_round()
 
     def _taken(self, index: int) -> dict[str, torch.Tensor]:
-        """The weights of a layer on the device: those read ahead, or read now."""
+        """The weights of a layer on the device, but its experts', by their names in the module: read ahead, or now."""
+        if self._transfer is None:
+            return {name: tensor.to(dtype) for name, tensor, dtype in self._weights(index, finite=True)}
         ahead, self._ahead = self._ahead, None
-        return ahead[1].result() if ahead is not None and ahead[0] == index else self._load(index)
+        if ahead is None or ahead[0] != index:
+            ahead = (index, self._reader.submit(self._upload, index, self._transfer))
+        return ahead[1].result().take()
 
     def _read_ahead(self, index: int) -> None:
         """Read the next layer in a thread: to the accelerator, or on the CPU into the page cache, which is no
         memory of this process."""
-        if self.device.type == "cpu":
+        if self._transfer is None:
             self._reader.submit(self.checkpoint.read_ahead, self._plain_tensors(index))
         else:
-            self._ahead = (index, self._reader.submit(self._load, index))
+            self._ahead = (index, self._reader.submit(self._upload, index, self._transfer))
 
-    def _load(self, index: int) -> dict[str, torch.Tensor]:
-        """The weights of a layer but its experts', by their names in the module."""
+    def _upload(self, index: int, transfer: Transfer) -> Uploaded:
+        uploaded = transfer.upload(self._weights(index, finite=False))
+        if bad := transfer.names_not_finite(uploaded):
+            prefix = self.checkpoint.family.layer_prefix(index)
+            names = [name for name in self._plain_tensors(index) if self._rename(name) == prefix + bad[0]]
+            raise self.checkpoint.not_finite(names[0])
+        return uploaded
+
+    def _weights(self, index: int, *, finite: bool) -> Iterator[tuple[str, torch.Tensor, torch.dtype]]:
+        """Name in the module of each weight, itself as the file has it, and the dtype to compute in."""
         prefix = self.checkpoint.family.layer_prefix(index)
         built = self._model.get_submodule(prefix.removesuffix(".")).state_dict()
-        loaded = {}
         for name in self._plain_tensors(index):
             inside = self._rename(name).removeprefix(prefix)
             dtype = built[inside].dtype if inside in built else self.dtype
-            dtype = dtype_in_model(self._model, inside, dtype)
-            loaded[inside] = self.checkpoint.read_finite(name).to(self.device, dtype)
-        return loaded
+            read = self.checkpoint.read_finite if finite else self.checkpoint.read
+            yield inside, read(name), dtype_in_model(self._model, inside, dtype)
 
     def _plain_tensors(self, index: int) -> list[str]:
         experts = {
@@ -166,15 +186,39 @@ class LayerRunner:
         """
         width, hidden = block.width(self.checkpoint.config), self.checkpoint.hidden_size
         shapes = (width, hidden), (width, hidden), (hidden, width)
-        return Matrices(*map(self._matrix, block.names, shapes))
+        found = map(self._matrix, block.names, shapes)
+        if self.device.type == "cpu":
+            return Matrices(*(matrix.to(self.dtype) for matrix in found))
+        uploaded = self._direct.upload(
+            (name, matrix, self.dtype) for name, matrix in zip(block.names, found, strict=True)
+        )
+        self._unchecked.append((block.names, uploaded.finite))
+        return Matrices(*uploaded.take().values())
 
     def _matrix(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
-        matrix = self.checkpoint.read_finite(name)
+        on_cpu = self.device.type == "cpu"
+        matrix = self.checkpoint.read_finite(name) if on_cpu else self.checkpoint.read(name)
         if matrix.shape != shape:
             raise CameraError(
                 f"{self.checkpoint.folder}: {name} has shape {list(matrix.shape)} and config.json asks for {list(shape)}"
             )
-        return matrix.to(self.device, self.dtype)
+        return matrix
+
+    @cached_property
+    def _direct(self) -> Transfer:
+        """For this thread; the other is the reader's."""
+        return Transfer(self.device)
+
+    def _check_experts(self) -> None:
+        """Refuse experts with NaN or infinity that an accelerator was given for this layer: read once."""
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        names = [name for of_block, _ in unchecked for name in of_block]
+        flags = torch.cat([finite for _, finite in unchecked]).cpu().tolist()
+        for name, finite in zip(names, flags, strict=True):
+            if not finite:
+                raise self.checkpoint.not_finite(name)
 
     def sparse_module(self, layer: nn.Module) -> nn.Module:
         """Router, experts and what they share, of a decoder layer that routes its tokens."""

@@ -9,7 +9,7 @@ from camera.layerwise.collectives import Collectives
 from camera.layerwise.experts_pass import ExpertsPass
 from camera.layerwise.feed_forward import LayerPass
 from camera.layerwise.gram import LayerGram, Target
-from camera.layerwise.statistics import BlockStatistics
+from camera.layerwise.statistics import BlockStatistics, gather_channels
 from camera.models import Block
 from camera.pruning.decision import BlockDecision, Decision, Routed
 from camera.pruning.importance import block_importance, joint_channels, kept_experts
@@ -32,6 +32,8 @@ class LayerDecider:
     plan: PrunePlan
     device: torch.device
     group: Collectives
+    slices: bool
+    """Whether slices are wanted of the matrices that an accelerator has."""
 
     def decide(self, index: int, run: LayerPass, passes: Passes) -> Decision:
         """Decide every block of a layer, and let it put out what stays."""
@@ -70,6 +72,7 @@ class LayerDecider:
             gram = self._gram(block, run)
             statistics = self._observe(index, block, run, gram)
             decision, matrices = self._decide(index, block, run, statistics, gram)
+            decision.slices.update(self._slices(block, run, decision))
             gram = None  # as large as a layer or more: not kept while the caller writes
             counts = self.plan.sequential or run.aims
             run.put_out(block, decision.kept_K if counts else None, matrices)
@@ -141,10 +144,24 @@ class LayerDecider:
 
         On the CPU the layer's own, as a second map would count twice.
         """
-        own_HF = run.down_HF(block)
+        matrices = run.matrices(block)
+        own_HF = None if matrices is None else matrices.down_HF
         if own_HF is None or own_HF.dtype != self.checkpoint.tensors[block.down].dtype:
             own_HF = self.checkpoint.read(block.down)
         return own_HF, own_HF if own_HF.device.type == "cpu" else self.checkpoint.read(block.down)
+
+    def _slices(self, block: Block, run: LayerPass, decision: BlockDecision) -> dict[str, torch.Tensor]:
+        """What stays of the block's matrices where the accelerator has them as the checkpoint does: by name."""
+        matrices = run.matrices(block) if self.slices and self.plan.mode == "physical" else None
+        if matrices is None:
+            return {}
+        found, kept_K = {}, decision.kept_K.to(self.device)
+        for (role, name), matrix in zip(block.by_role.items(), matrices, strict=True):
+            if name not in decision.matrices and matrix.dtype == self.checkpoint.tensors[name].dtype:
+                found[name] = (
+                    gather_channels(matrix, kept_K) if role == "down" else matrix.index_select(0, kept_K)
+                )
+        return found
 
     def _broadcast(self, block: ObservedBlock) -> Choice:
         """The choice of the first rank, on every rank."""

@@ -36,6 +36,8 @@ class BlockDecision:
     """By Hugging Face name, of the kept channels: those that are no slices of the source's; none if resumed."""
     record: BlockRecord | None
     """How a method beyond CAMERA's decided it."""
+    slices: dict[str, torch.Tensor] = field(default_factory=dict)
+    """By Hugging Face name, of the kept channels, where an accelerator has them: slices of the source's, in its dtype."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Decision:
     def stays(self) -> "Stays":
         """What of the layer goes into the model."""
         kept = {block.label: block.kept_K for block in self.blocks}
-        return Stays(kept, None if self.routed is None else self.routed.kept_E, self.matrices)
+        slices = {name: matrix for block in self.blocks for name, matrix in block.slices.items()}
+        return Stays(kept, None if self.routed is None else self.routed.kept_E, slices | self.matrices)
 
     def without_matrices(self) -> "Decision":
         """The same, without what takes memory."""
@@ -91,7 +94,7 @@ class Stays:
     kept_E: torch.Tensor | None = None
     """int64, ascending, the experts that stay; None for a dense layer, and where all do."""
     matrices: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """By the source's Hugging Face name: those of the kept channels that are no slices."""
+    """By the source's Hugging Face name, of the kept channels: those that are no slices, and slices that are at hand."""
 
 
 def decision_tensors(decisions: Sequence[Decision]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ In one-shot propagation a layer's output is the original model's. In sequential 
 it is decided, and the next one sees what the narrowed layer puts out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.devices import dtype_name, resolve_device, resolve_dtype
+from camera.devices import dtype_name, resolve_device, resolve_dtype, synchronize
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.layerwise.collectives import Collectives, ranks
@@ -26,6 +26,7 @@ from camera.pruning.deciding import LayerDecider
 from camera.pruning.decision import Decision, decision_tensors, decisions_from
 from camera.pruning.passes import Passes, hidden_room
 from camera.pruning.plan import PrunePlan
+from camera.pruning.sink import NoSink, Sink
 
 
 def decide(
@@ -34,7 +35,7 @@ def decide(
     plan: PrunePlan,
     options: CaptureOptions,
     work: Path,
-    before_saving: Callable[[], None] = lambda: None,
+    sink: Sink | None = None,
     progress: Progress = silent,
 ) -> Iterator[Decision]:
     """Run the layers and decide each; what is yielded is to be written before the next is asked for.
@@ -49,7 +50,7 @@ def decide(
         plan: what to decide.
         options: batch size, dtype, device, and over how many devices the samples are split.
         work: an existing folder for the resume state.
-        before_saving: called before a state counts, in a thread, to make durable what was done with its layers.
+        sink: where the caller writes them to, if anywhere.
         progress: told (samples done × layers, all).
 
     Raises:
@@ -59,14 +60,14 @@ def decide(
     arguments = (checkpoint.folder, tokens_ST, plan, options, work)
     with ranks(options.devices, _other_rank, *arguments) as group:
         execution = _Execution(checkpoint, tokens_ST, plan, options, work, group)
-        yield from execution.layers(before_saving, progress)
+        yield from execution.layers(sink or NoSink(), progress)
 
 
 def _other_rank(group: Collectives, folder: Path, *arguments: Any) -> None:
     """What the other ranks do: the same layers over their samples."""
     tokens_ST, plan, options, work = arguments
     execution = _Execution(Checkpoint.open(folder), tokens_ST, plan, options, work, group)
-    for _ in execution.layers(lambda: None, silent):
+    for _ in execution.layers(NoSink(), silent):
         pass
 
 
@@ -81,7 +82,7 @@ class _Execution:
     work: Path
     group: Collectives
 
-    def layers(self, before_saving: Callable[[], None], progress: Progress) -> Iterator[Decision]:
+    def layers(self, sink: Sink, progress: Progress) -> Iterator[Decision]:
         checkpoint, plan, group = self.checkpoint, self.plan, self.group
         device = self._device()
         dtype = resolve_dtype(self.options.dtype, checkpoint.dtype)
@@ -92,12 +93,17 @@ class _Execution:
         held_S = group.share(torch.tensor(held_back(len(self.tokens_ST)))).tolist()
         runner = LayerRunner(checkpoint, device, dtype)
         count, samples = checkpoint.layer_count, len(mine_ST)
-        with torch.inference_mode(), StateSaver(states, group, before_saving) as saver:
+        with torch.inference_mode(), StateSaver(states, group, sink.sync) as saver:
             decisions, hidden_STH = self._start(runner, states, mine_ST)
             yield from decisions
             room = partial(self._room, runner)
             passes = Passes(runner, plan, hidden_STH, self.options.batch_size, held_S, room)
-            decider = LayerDecider(checkpoint, plan, device, group)
+            decider = LayerDecider(checkpoint, plan, device, group, sink.slices)
+
+            def known() -> dict[str, torch.Tensor]:
+                synchronize(device)  # which stores hidden states in memory of the host while that goes on
+                return decision_tensors(decisions)
+
             for index in range(len(decisions), count):
                 done = index * samples
 
@@ -112,7 +118,7 @@ class _Execution:
                 yield decision
                 del decision
                 if index + 1 < count:
-                    saver.save_if_due(index + 1, lambda: decision_tensors(decisions), hidden_STH)
+                    saver.save_if_due(index + 1, known, hidden_STH)
         group.barrier()
         progress(samples * count, samples * count)
 

@@ -113,6 +113,12 @@ class ModelWriter:
                     self._write(name, None)
                 tell(self._source.tensors[name].size_bytes)
 
+    def write_outside_layers(self) -> None:
+        """Write the tensors that are no decoder layer's, embedding and head: at any time, as no decision changes them."""
+        for name in self.tensors:
+            if self._source.family.layer_of(name) is None:
+                self._write(name, None)
+
     def sync(self) -> None:
         """Make durable what was written so far."""
         for writer in self._writers.values():

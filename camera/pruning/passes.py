@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from camera.devices import free_memory_bytes
+from camera.devices import free_memory_bytes, pinned
 from camera.files import reserve, temporary_sibling
 from camera.layerwise.experts import IMPLEMENTATION
 from camera.layerwise.experts_pass import Buffers, ExpertsPass
@@ -31,7 +31,7 @@ def hidden_room(
     if device.type != "cpu" and size <= _SHARE_OF_FREE * free_memory_bytes(device):
         return torch.empty(shape, dtype=dtype, device=device)
     if ranks_of_host * size <= _SHARE_OF_FREE * free_memory_bytes(torch.device("cpu")):
-        return torch.empty(shape, dtype=dtype)
+        return pinned(shape, dtype, device)
     path = temporary_sibling(work / "hidden")
     with path.open("wb") as file:  # a full disk is an error here; through the map it would be a SIGBUS
         reserve(file.fileno(), size)

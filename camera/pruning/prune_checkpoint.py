@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.devices import resolve_dtype
+from camera.devices import resolve_device, resolve_dtype
 from camera.disk import explain_disk_errors
 from camera.errors import CameraError
 from camera.files import move_into_place, read_json, refuse_occupied, remove_stale_temporaries, write_json
@@ -26,6 +26,7 @@ from camera.pruning.execute import decide, fingerprint
 from camera.pruning.folders import Scored, write_captured, write_kept
 from camera.pruning.model_writer import ModelWriter
 from camera.pruning.plan import PrunePlan, plan_prune
+from camera.pruning.sink import model_sink
 from camera.pruning.split import split_by_pass
 from camera.pruning.summary import write_summary
 
@@ -71,23 +72,26 @@ def prune_checkpoint(
         if not resume:
             shutil.rmtree(partial, ignore_errors=True)
             work.mkdir(parents=True)
-        plan = split_by_pass(checkpoint, tokens_ST, plan, capture, work, progress)
-        writer = _open_writer(checkpoint, plan, partial, resume=resume)
-        if not resume:  # only now, so that what can be resumed has all its shards
-            writer.sync()
-            write_json(work / _BEGUN, asked)
+        chosen = split_by_pass(checkpoint, tokens_ST, plan, capture, work, progress)
+        writer = _open_writer(checkpoint, chosen, partial, resume=resume)
+
+        def durable() -> None:  # not before, so that what can be resumed has all its shards
+            if not (work / _BEGUN).is_file():
+                write_json(work / _BEGUN, asked)
+
+        sink = model_sink(writer, durable, resolve_device(capture.device))
         decisions: list[Decision] = []
         try:
-            for decision in decide(checkpoint, tokens_ST, plan, capture, work, writer.sync, progress):
-                if decision.resumed:
-                    writer.already_written(decision.layer)
-                else:
-                    writer.write(decision.layer, decision.stays())
+            if chosen is not plan:
+                sink.sync()  # that pass is not to be made again
+            for decision in decide(checkpoint, tokens_ST, chosen, capture, work, sink, progress):
+                sink.take(decision)
                 decisions.append(decision.without_matrices())
-            writer.write_rest()
-            writer.finish()
+                del decision
+            sink.finish()
         finally:
-            writer.abandon()
+            sink.close()
+        plan = chosen
         write_captured(work, checkpoint, tokens_ST, capture, decisions)
         scored, layers = Scored.of(decisions), [decision.stays() for decision in decisions]
         scored.write(work, plan.reduce_ratio)

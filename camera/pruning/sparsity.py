@@ -6,8 +6,8 @@ Source: Sun et al., A Simple and Effective Pruning Approach for Large Language M
 
 import torch
 
-_ROWS_AT_ONCE = 1024
-"""Rows whose metric exists at once: 26 MB for 12,800 inputs, twice for their order."""
+_ROWS_AT_ONCE = 128
+"""Rows whose metric exists at once: 7 MB for 12,800 inputs, twice for their order."""
 
 
 def sparsified(weight_OI: torch.Tensor, squares_I: torch.Tensor, sparsity: float) -> torch.Tensor:

@@ -116,7 +116,7 @@ def test_a_killed_walk_of_two_ranks_goes_on_at_the_layer_it_was_in(
 ) -> None:
     folder = build(model_type="llama")
     undisturbed = run_capture(folder, seven, tmp_path / "undisturbed", 1, "sequential")
-    monkeypatch.setattr(saving, "_SHARE", 1e9)  # the first rank decides when to save
+    monkeypatch.setattr(saving, "RULE", saving.SaveRule(0, 1e9))  # the first rank decides when to save
     with pytest.raises(KilledError):
         run_capture(folder, seven, tmp_path / "killed", 2, "sequential", kill_at(2 * 4 + 1))
     saved = {f"resume-0002-{rank}of2.safetensors" for rank in range(2)}
@@ -136,7 +136,7 @@ def test_a_state_that_not_every_rank_can_read_is_no_state(
     build: Build, seven: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     folder = build(model_type="llama")
-    monkeypatch.setattr(saving, "_SHARE", 1e9)
+    monkeypatch.setattr(saving, "RULE", saving.SaveRule(0, 1e9))
     with pytest.raises(KilledError):
         run_capture(folder, seven, tmp_path / "out", 2, "one-shot", kill_at(2 * 4 + 1))
     theirs = tmp_path / "out" / "resume-0002-1of2.safetensors"

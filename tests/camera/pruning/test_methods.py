@@ -50,7 +50,7 @@ FILES = (KEPT, SUMMARY, STATISTICS, "capture.json", SCORES, "scores.json")
 
 @pytest.fixture(autouse=True)
 def _save_after_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "_SHARE", 1e9)
+    monkeypatch.setattr(saving, "RULE", saving.SaveRule(0, 1e9))
 
 
 @pytest.fixture

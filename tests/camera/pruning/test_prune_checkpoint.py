@@ -46,7 +46,7 @@ PANGU = {"model_type": "PanguEmbedded", "ffn": 172, "shards": 3}
 
 @pytest.fixture(autouse=True)
 def _save_after_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "_SHARE", 1e9)
+    monkeypatch.setattr(saving, "RULE", saving.SaveRule(0, 1e9))
 
 
 def stream(

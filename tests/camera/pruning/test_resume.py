@@ -29,7 +29,7 @@ def state_after(layers: int) -> str:
 
 @pytest.fixture(autouse=True)
 def _save_after_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "_SHARE", 1e9)
+    monkeypatch.setattr(saving, "RULE", saving.SaveRule(0, 1e9))
 
 
 def run_capture(
@@ -105,17 +105,6 @@ def test_a_damaged_resume_file_is_ignored(
                               "hidden": torch.ones(5, 24, 64)})  # fmt: skip
     run_capture(folder, tokens, tmp_path / "killed", "sequential")
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
-
-
-def test_after_the_first_layer_saving_takes_no_more_than_its_share(
-    build: Build, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(saving, "_SHARE", 0.0)
-    checkpoint = Checkpoint.open(build(model_type="llama"))
-    options = CaptureOptions(propagate="one-shot", device="cpu")
-    with pytest.raises(KilledError):
-        capture(checkpoint, tokens, tmp_path, options, progress=kill_at(12))
-    assert set(contents(tmp_path)) == {state_after(1)}
 
 
 def test_a_state_of_other_inputs_is_ignored(build: Build, tokens: torch.Tensor, tmp_path: Path) -> None:
