@@ -30,7 +30,7 @@ test-slow: $(INSTALLED)  ## what takes longer: whole runs, kills, the README's c
 	$(BIN)/python -m pytest -n 2 -m "slow and not faults and not real"
 
 test-real: $(INSTALLED)  ## every command at openPangu-7B's shapes, two layers: results, time, memory; docs/limits.md
-	$(BIN)/python -m pytest -n 0 -m real tests/real
+	$(BIN)/python -m pytest -n 0 -m "real and not slow" tests/real
 
 test-nightly: $(INSTALLED)  ## schedule, server, worker, kill, resume, audit, for real: about ten minutes
 	$(BIN)/python scripts/nightly_check.py

@@ -25,6 +25,8 @@ class Command:
     """How the name of `{out}` ends."""
     needs: tuple[str, ...] = ()
     """Modules without which it is left out."""
+    slow: bool = False
+    """Whether it takes minutes, and is left out unless asked for."""
     after: tuple[str, ...] = ()
     """Commands that must have run before, whose output no argument names."""
 
@@ -40,6 +42,8 @@ class Command:
 
 
 TOKENS = "--calibration stdlib --samples 2 --length 128"
+MANY = "--calibration stdlib --samples 30 --length 2048 --batch-size 1"
+"""A refit wants four tokens for each of 12,800 channels: minutes a layer."""
 TEXT = "--text stdlib --window 128 --max-windows 1"
 
 PRUNE, ROUND, STREAM, GRAM, EVALUATE = 1.3, 1.0, 1.5, 4.0, 2.0
@@ -56,8 +60,11 @@ COMMANDS = {
     "prune-ranks": Command(
         f"prune {{model}} {{out}} --nproc 2 --batch-size 1 --dtype bfloat16 {TOKENS}", PRUNE
     ),
-    "prune-refit": Command(f"prune {{model}} {{out}} --method refit --damping 0.01 --json {TOKENS}", GRAM),
-    "prune-obs": Command(f"prune {{model}} {{out}} --method obs --round 1280 --json {TOKENS}", GRAM),
+    "prune-few": Command(f"prune {{model}} {{out}} --method refit --json {TOKENS}", GRAM),
+    "prune-refit": Command(
+        f"prune {{model}} {{out}} --method refit --damping 0.01 --json {MANY}", GRAM, slow=True
+    ),
+    "prune-obs": Command(f"prune {{model}} {{out}} --method obs --round 400 --json {MANY}", GRAM, slow=True),
     "prune-killed": Command(f"prune {{model}} {{out}} --ratio 0.2 {TOKENS}", PRUNE),
     "capture": Command(f"capture {{model}} {{out}} --propagate one-shot {TOKENS}", PRUNE),
     "capture-sequential": Command(
@@ -117,7 +124,7 @@ COMMANDS = {
         "bench {prune} --engine torch --prompt 4 --decode 4 --repeats 1 --json", 0.5, beside="prune"
     ),
     "bench-llama": Command(
-        "bench {twin} --baseline {twin} --engine llama.cpp --prompt 4 --decode 4 --repeats 1 --json",
+        "bench {convert} --baseline {twin} --engine llama.cpp --prompt 4 --decode 4 --repeats 1 --json",
         0.5,
         beside="twin",
         needs=("xllamacpp",),

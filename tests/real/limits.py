@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from tests.conftest import REPOSITORY
-from tests.real.commands import TEXT, TOKENS
+from tests.real.commands import MANY, TEXT, TOKENS
 from tests.real.workshop import Done
 
 PAGE = REPOSITORY / "docs" / "limits.md"
@@ -20,7 +20,7 @@ def rows_of(done: Iterable[Done]) -> list[tuple[str, ...]]:
             f"{one.cpu_seconds:.0f} s",
             f"{one.peak_bytes / 1e9:.2f} GB" + (" **over**" if one.peak_bytes > one.bound_bytes else ""),
             f"{one.bound_bytes / 1e9:.2f} GB",
-            "`" + one.command.replace(TOKENS, "TOKENS").replace(TEXT, "TEXT") + "`",
+            "`" + one.command.replace(TOKENS, "TOKENS").replace(MANY, "MANY").replace(TEXT, "TEXT") + "`",
         )
         for one in done
         if one.code == 0

@@ -8,7 +8,10 @@ from tests.real.workshop import Workshop
 pytestmark = pytest.mark.real
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if each.slow else []) for name, each in COMMANDS.items()],
+)
 def test_a_command_stays_within_its_memory(workshop: Workshop, name: str) -> None:
     with workshop.using():
         done = workshop.measured(name)

@@ -144,6 +144,17 @@ def test_a_mask_zeroes_the_least_important_channels_and_then_the_least_weights(
         assert (least_R >= (1 - ROUNDING) * metric_RK.masked_fill(stays_RK, 0).amax(1)).all()
 
 
+def test_a_refit_to_too_few_tokens_falls_back(run: Run, model: Path, act_TF: torch.Tensor):
+    done = run("prune-few")
+    for decision in done.json["decisions"]:
+        assert not decision["refitted"]
+        assert "calibration tokens to fit are fewer than" in decision["fallback"]
+    kept_K = kept_channels(model, done.out, 0)
+    assert_highest(kept_K, importance(act_TF, read(model, DOWN.format(0)), 0.95))
+    assert_sliced(model, done.out, 0, kept_K)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prune-refit", "prune-obs"])
 def test_refitted_projections_put_out_more_of_what_the_model_did(
     run: Run, model: Path, act_TF: torch.Tensor, name: str
