@@ -94,6 +94,13 @@ class GrowingCache(Cache):
             layer.length = 0
             layer.fix(None)
 
+    def zero(self) -> None:
+        """Overwrite what every position holds."""
+        for layer in self.growing:
+            for tensor in (layer.keys, layer.values):
+                if tensor is not None:
+                    tensor.zero_()
+
     def fix(self, position_1: torch.Tensor, visible: int) -> None:
         """`GrowingLayer.fix` of every layer."""
         for layer in self.growing:

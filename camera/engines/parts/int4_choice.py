@@ -31,6 +31,7 @@ class KernelChoice:
         self.microseconds: dict[str, dict[str, float]] = {}
         """Of one token, by shape and kernel, where several were tried."""
         self._chosen: dict[str, type[Int4Linear]] = {}
+        torch.compiler.reset()  # the shapes that other models' kernels were compiled for count against a limit
 
     def layer(self, blocks: Blocks, bias: torch.Tensor | None) -> Int4Linear | str:
         """The best 4-bit linear layer for some blocks, or why they must be dequantised."""

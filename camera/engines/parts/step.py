@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from camera.devices import synchronize
+from camera.devices import release_memory, synchronize
 from camera.engines.parts.attention import GrowingCache
 from camera.engines.parts.graph import FAILURES, GRAPHS, Graph
 from camera.errors import CameraError
@@ -55,7 +55,8 @@ class DecodeStep:
         self.position_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.fed_P = torch.zeros(self.capacity, dtype=torch.int64, device=device)
         """The token at each position."""
-        self.logits_11V = torch.empty(0)
+        self._logits: dict[int, torch.Tensor] = {}
+        self._last = 0
         self.compiled: str | None = None
         """How the layers are compiled, by its name in COMPILERS."""
         self.problems: dict[str, str] = {}
@@ -91,12 +92,17 @@ class DecodeStep:
                 f"{self._length} positions do not fit a cache of {self.capacity}: load with more"
             )
         for length in range(start, self._length):
-            visible = next(end for end in self.visible if length < end)
-            if (graph := self._graphs.get(visible)) is not None:
+            self._last = next(end for end in self.visible if length < end)
+            if (graph := self._graphs.get(self._last)) is not None:
                 graph()
             else:
-                self.run(visible)
+                self.run(self._last)
         return self.fed_P[start : self._length].clone()
+
+    @property
+    def logits_V(self) -> torch.Tensor:
+        """Of the last step."""
+        return self._logits[self._last][0, 0]
 
     @torch.inference_mode()
     def run(self, visible: int) -> None:
@@ -109,9 +115,9 @@ class DecodeStep:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.logits_11V = output.logits
+        self._logits[visible] = output.logits
         self.fed_P.index_copy_(0, self.position_1, self.token_11[0])
-        self.token_11.copy_(self.logits_11V.argmax(dim=-1))
+        self.token_11.copy_(output.logits.argmax(dim=-1))
         self.position_1.add_(1)
 
     @torch.inference_mode()
@@ -133,10 +139,13 @@ class DecodeStep:
                 times[name] = self._time()
         self._compile(min(times, key=lambda name: times[name]) if times else None)
         self._record(self.visible)
+        self.cache.zero()  # what was tried may have left NaN, which a mask does not hide from a sum
+        release_memory(self.device)
 
     def _compile(self, name: str | None) -> None:
         self._graphs.clear()
         self.compiled = name
+        torch.compiler.reset()  # what other models' layers were compiled to counts against a limit
         for layer in self._layers:
             layer.compile(COMPILERS[self.device.type][name] if name else None)
 
