@@ -65,6 +65,7 @@ class TorchEngine(Engine):
         self.model = assemble(source, self.dtype, device, self._layers)
         self._experts_in_16_bits = _experts_in_16_bits(source)
         use_packed_attention(self.model)
+        self.model.get_output_embeddings().register_forward_pre_hook(_with_usual_strides)
         self.cache = GrowingCache(self.model.config, min(capacity, self.positions))
         self._next_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self._growth: int | None = None
@@ -187,6 +188,13 @@ class TorchEngine(Engine):
         del self.model, self.cache, self._next_11, self.step
         gc.collect()
         release_memory(self.device)
+
+
+def _with_usual_strides(head: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    """The head reads the last token, cut from a prompt; by its strides torch takes it for a batch and, on the CPU, copies
+    the head's whole matrix to multiply with it."""
+    (x,) = inputs
+    return x.reshape(-1).view(x.shape)
 
 
 def _tensors(module: nn.Module) -> dict[int, torch.Tensor]:

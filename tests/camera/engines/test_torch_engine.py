@@ -46,6 +46,16 @@ def test_a_new_prompt_forgets_the_old_one(tmp_path: Path) -> None:
     assert torch.equal(engine.prefill(PROMPT), first)
 
 
+def test_a_prompt_does_not_copy_the_heads_matrix(tmp_path: Path) -> None:
+    engine = TorchEngine(tiny_checkpoint(tmp_path / "model", dtype=torch.bfloat16), CPU, capacity=64)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as seen:
+        engine.prefill(PROMPT)
+    head = list(engine.model.lm_head.weight.shape)
+    copies = [event.input_shapes for event in seen.events() if event.name == "aten::copy_"]
+    assert copies
+    assert not [shapes for shapes in copies if sorted(shapes[0])[-2:] == sorted(head)]
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("kind", ["q4_0", "q4_0_64"])
 def test_4_bit_logits_equal_the_dequantised_models_within_bfloat16(
