@@ -149,7 +149,9 @@ class _Model:
                 else not (default is None or default is False)
             )
             option = typer.Option(
-                *([] if default is True else [_flag(flag)]),  # and typer's own --no-... form
+                *(
+                    [] if default is True or (kind is bool and default is None) else [_flag(flag)]
+                ),  # and typer's --no-...
                 help=f"{words} May be repeated." if repeats else words,
                 show_default=shown,
                 rich_help_panel=panel,

@@ -12,10 +12,11 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.tokenizer import load_tokenizer
 from camera.engines.parts.int4_linear import Int4Linear
 from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
-from camera.evaluation import head
+from camera.evaluation import head, text_model
 from camera.evaluation import tasks as module
 from camera.evaluation.language_model import CameraLM
 from camera.evaluation.lm_eval_tasks import open_task
@@ -26,7 +27,7 @@ from camera.formats.quantized_model import QuantizedModel
 from camera.loading import load_model
 from camera.options import QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
-from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
+from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint, tiny_moe_checkpoint
 
 TASKS = ("arc_easy", "boolq")
 
@@ -172,6 +173,36 @@ def test_a_trained_model_agrees_with_lm_evals_own_wrapper_on_real_questions(shar
     for metric, measured in found.metrics.items():
         assert list(measured.of_documents) == [entry[metric] for entry in expected["samples"]["piqa"]]
         assert measured.value == pytest.approx(expected["results"]["piqa"][f"{metric},none"])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
+def test_layer_by_layer_every_answer_is_the_whole_models(
+    tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tiny_checkpoint if model_type == "llama" else tiny_moe_checkpoint
+    folder = make(tmp_path / "model", model_type)
+    tokenizer = load_tokenizer(folder)
+    requests = [request(*texts) for texts in REQUESTS]
+    whole, layers = (
+        CameraLM(open_text_model(folder, device="cpu", layer_by_layer=each), tokenizer, batch_size=2)
+        for each in (False, True)
+    )
+    expected = whole.loglikelihood(requests)
+    done: list[int] = []
+    layers.progress = lambda answered, total: done.append(answered)
+    for found in (layers.loglikelihood(requests), _in_parts_of_two(layers, requests, monkeypatch)):
+        for (score, greedy), (wanted, wanted_greedy) in zip(found, expected, strict=True):
+            assert score == pytest.approx(wanted, rel=1e-5)
+            assert greedy == wanted_greedy
+    assert done[-1] == len(requests)
+    assert any(0 < each < len(requests) for each in done)
+
+
+def _in_parts_of_two(
+    model: CameraLM, requests: list[Instance], monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[float, bool]]:
+    monkeypatch.setattr(text_model, "HIDDEN_BYTES", 0)
+    return model.loglikelihood(requests)
 
 
 @pytest.mark.parametrize("form", ["packed", "gguf"])
