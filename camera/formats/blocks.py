@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 Put = Callable[[int, np.ndarray], None]
 """Takes rows of bytes to where they belong; see `store`."""
 
-CHUNK_WEIGHTS = 1 << 19
+CHUNK_WEIGHTS = 1 << 20
 """Weights that a thread works on at once: enough to hide the cost of a call, few enough for the last cache."""
 _SCRATCH = Scratch()
 _SAFE_POWER = 1e-20
@@ -173,7 +173,7 @@ def lost(chunk: torch.Tensor, stored: torch.Tensor) -> Squares:
     """
     original = to_float32(chunk, _SCRATCH)
     power = _sum_of_rows(
-        torch.square(original, out=_SCRATCH.take("squares", tuple(chunk.shape), torch.float32))
+        torch.square(original, out=_SCRATCH.take("scaled", tuple(chunk.shape), torch.float32))
     )
     if not _SAFE_POWER < power < float("inf"):
         exact = original.double()

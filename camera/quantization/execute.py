@@ -1,7 +1,9 @@
 """Pack a checkpoint's tensors, one at a time, into a folder of shards; a run that was killed is resumed."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from camera.formats.quantized_model import (
 )
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
+from camera.quantization.finishing import Finishing
 from camera.quantization.imatrix import Imatrix
 from camera.quantization.method import Calibration, Method, Stored
 from camera.quantization.plan import PlannedTensor, choose_types, plan_types
@@ -45,7 +48,7 @@ def quantize_checkpoint(
 ) -> QuantizeReport:
     """Write a folder with every tensor packed, from which `convert_to_gguf` needs nothing else.
 
-    One shard for each decoder layer and one for the rest; each appears whole or not at all. A run into a
+    One shard for each decoder layer and one for the rest; each appears whole or not at all, while the next is packed. A run into a
     folder that an equal run left unfinished (or that has lost a shard since) makes only what is missing.
     Tensors are read, packed and written by rows: peak memory is a few megabytes for each thread, whatever their size, and
     what the method needs to calibrate; `gptq` has one whole matrix and its packed form as well.
@@ -71,15 +74,24 @@ def quantize_checkpoint(
     plan = plan_types(checkpoint, options)
     source = _source_digest(checkpoint, options, method.source)
     finished = _resume(out, options, source)
+
+    def record(shard: ShardRecord, records: list[TensorRecord]) -> None:
+        finished[shard.file] = shard, records
+        _write_report(out / _PARTIAL_NAME, options, source, finished)
+
     done = 0
-    for file, planned in _shards(checkpoint, plan).items():
-        if file not in finished:
-            records = _write_shard(checkpoint, out / file, planned, method, progress, done, len(plan))
-            shard = ShardRecord(file=file, size=(out / file).stat().st_size, sha256=digest_file(out / file))
-            finished[file] = shard, records
-            _write_report(out / _PARTIAL_NAME, options, source, finished)
-        done += len(planned)
-        progress(done, len(plan))
+    with Finishing(record) as finishing:
+        for file, planned in _shards(checkpoint, plan).items():
+            if file not in finished:
+                with ExitStack() as writing:
+                    temporary = writing.enter_context(atomic_file(out / file))
+                    records = []
+                    for tensor, stored in _write_shard(checkpoint, temporary, planned, method):
+                        records.append(_record_of(tensor, stored, file))
+                        progress(done + len(records), len(plan))
+                    finishing.add(out / file, writing, records)
+            done += len(planned)
+            progress(done, len(plan))
     for name in _side_files(checkpoint):
         with atomic_file(out / name) as temporary:
             shutil.copyfile(checkpoint.folder / name, temporary)
@@ -99,48 +111,37 @@ def _shards(checkpoint: Checkpoint, plan: Iterable[PlannedTensor]) -> dict[str, 
 
 
 def _write_shard(
-    checkpoint: Checkpoint,
-    path: Path,
-    planned: list[PlannedTensor],
-    method: Method,
-    progress: Progress,
-    done: int,
-    total: int,
-) -> list[TensorRecord]:
-    records = []
+    checkpoint: Checkpoint, path: Path, planned: list[PlannedTensor], method: Method
+) -> Iterator[tuple[PlannedTensor, Stored]]:
+    """Write the tensors of a shard one after the other; gives each when it is written."""
     layout = {tensor.name: (torch.uint8, packed_shape(tensor.type, tensor.shape)) for tensor in planned}
-    with atomic_file(path) as temporary, SafetensorsWriter(temporary, layout) as writer:
+    with SafetensorsWriter(path, layout) as writer:
         for tensor in planned:
             checkpoint.read_ahead([tensor.name])
-            stored = _store(checkpoint, tensor, method, writer)
-            rms, relative_error = _errors(tensor, stored.squares)
-            records.append(
-                TensorRecord(
-                    name=tensor.name,
-                    type=tensor.type,
-                    shape=tensor.shape,
-                    file=path.name,
-                    bits_per_weight=BLOCK_FORMATS[tensor.type].bits_per_weight,
-                    rms=rms,
-                    relative_error=relative_error,
-                    weighted_error=None
-                    if stored.weighted_error is None
-                    else _six_digits(stored.weighted_error),
-                    fallback=tensor.fallback,
-                    few_tokens=stored.few_tokens,
-                )
-            )
-            progress(done + len(records), total)
-    return records
+            rows = checkpoint.rows(tensor.name)
+            put = partial(_put, writer, tensor.name)
+            yield tensor, method.store(tensor, rows, put, f"{checkpoint.folder}: {tensor.name}")
 
 
-def _store(
-    checkpoint: Checkpoint, tensor: PlannedTensor, method: Method, writer: SafetensorsWriter
-) -> Stored:
-    def put(start: int, data: np.ndarray) -> None:
-        writer.write_rows(tensor.name, start, torch.from_numpy(data))
+def _put(writer: SafetensorsWriter, name: str, start: int, data: np.ndarray) -> None:
+    writer.write_rows(name, start, torch.from_numpy(data))
 
-    return method.store(tensor, checkpoint.rows(tensor.name), put, f"{checkpoint.folder}: {tensor.name}")
+
+def _record_of(tensor: PlannedTensor, stored: Stored, file: str) -> TensorRecord:
+    rms, relative_error = _errors(tensor, stored.squares)
+    weighted = stored.weighted_error
+    return TensorRecord(
+        name=tensor.name,
+        type=tensor.type,
+        shape=tensor.shape,
+        file=file,
+        bits_per_weight=BLOCK_FORMATS[tensor.type].bits_per_weight,
+        rms=rms,
+        relative_error=relative_error,
+        weighted_error=None if weighted is None else _six_digits(weighted),
+        fallback=tensor.fallback,
+        few_tokens=stored.few_tokens,
+    )
 
 
 def _errors(tensor: PlannedTensor, squares: Squares) -> tuple[float, float]:
