@@ -12,8 +12,8 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-from camera.checkpoints.checkpoint import INDEX_NAME
 from camera.checkpoints.safetensors_file import SafetensorsWriter
+from camera.checkpoints.weights import INDEX_NAME
 from camera.files import write_json
 from camera.models import family_of
 

@@ -19,8 +19,9 @@ import train_tiny_tokenizer as tiny_tokenizer
 import training
 import transformers
 
-from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import write_tensors
+from camera.checkpoints.weights import INDEX_NAME
 from camera.data.sets import stdlib
 from camera.files import atomic_folder, write_json
 from camera.models.pangu.modeling import PanguEmbeddedConfig, PanguEmbeddedForCausalLM

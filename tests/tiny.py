@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from camera.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME
 from camera.checkpoints.safetensors_file import write_tensors
+from camera.checkpoints.weights import INDEX_NAME, SINGLE_NAME
 
 TOKENS = 352
 """Tokens of the tiny tokenizers; an embedding may have more rows."""

@@ -1,21 +1,18 @@
 """A Hugging Face checkpoint folder, opened lazily and checked before anything is computed from it."""
 
 import copy
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from camera.checkpoints.rows import StoredRows
-from camera.checkpoints.safetensors_file import TensorInfo, map_tensor, read_chunks, read_header, read_rows
+from camera.checkpoints.safetensors_file import TensorInfo, read_header
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.checkpoints.trust import refuse_outside_links
+from camera.checkpoints.weights import Weights, check_index, weight_files
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.models import Block, Experts, Family, family_of
@@ -23,23 +20,9 @@ from camera.models import Block, Experts, Family, family_of
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Weights):
     """A folder with config.json, safetensors (one file, or shards with an index) and tokenizer files."""
 
     folder: Path
@@ -65,9 +48,9 @@ class Checkpoint:
             raise CameraError(f"{folder / 'config.json'} does not hold a JSON object")
         family = family_of(config, str(folder / "config.json"))
         tensors: dict[str, TensorInfo] = {}
-        for file in _weight_files(folder):
+        for file in weight_files(folder):
             tensors.update(read_header(folder / file))
-        _check_index(folder, tensors)
+        check_index(folder, tensors)
         checkpoint = cls(folder, config, family, tensors)
         _ = checkpoint.experts  # what it refuses must not be counted through
         for name in checkpoint.ffn_names(0):
@@ -160,28 +143,6 @@ class Checkpoint:
             raise CameraError(f"{self.folder / 'config.json'}: {key} is {value!r}, not a positive integer")
         return value
 
-    @property
-    def weight_files(self) -> list[str]:
-        """Names of the safetensors files, in order."""
-        return list(dict.fromkeys(info.file for info in self.tensors.values()))
-
-    @property
-    def side_files(self) -> list[str]:
-        """Every other file that a copy of the model needs: config, tokenizer, generation config, remote code."""
-        return sorted(
-            path.name
-            for path in self.folder.iterdir()
-            if path.is_file()
-            and not path.name.startswith(".")
-            and path.name != INDEX_NAME
-            and not path.name.endswith((*_WEIGHT_SUFFIXES, ".bin.index.json"))
-        )
-
-    @property
-    def tokenizer_files(self) -> list[str]:
-        """Those of the side files that decide how text becomes tokens."""
-        return [name for name in self.side_files if name in _TOKENIZER_FILES]
-
     @cached_property
     def needed(self) -> dict[str, TensorInfo]:
         """The tensors that a loader reads: all but those the family ignores, and layers that predict further tokens."""
@@ -213,89 +174,6 @@ class Checkpoint:
         if name not in self.tensors:
             raise CameraError(f"{self.folder} has no tensor {name}: it is quantised, or of another family")
         return self.tensors[name].dtype
-
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, backed by a private memory map of its file until it is changed.
-
-        Raises:
-            CameraError: if the checkpoint has no such tensor or its file cannot be read.
-        """
-        if name not in self.tensors:
-            raise CameraError(f"{self.folder} has no tensor {name}")
-        info = self.tensors[name]
-        try:
-            return map_tensor(self.folder / info.file, info)
-        except (OSError, ValueError) as error:
-            raise CameraError(f"{self.folder / info.file} cannot be read ({name}): {error}") from None
-
-    def chunks(self, name: str) -> Iterator[torch.Tensor]:
-        """The bytes of a tensor, a few at a time and not through a map: see `read_chunks`."""
-        info = self.tensors[name]
-        return read_chunks(self.folder / info.file, info)
-
-    def rows(self, name: str) -> StoredRows:
-        """A tensor to be read by ranges of rows; reads nothing itself.
-
-        Raises:
-            CameraError: if the checkpoint has no such tensor.
-        """
-        if name not in self.tensors:
-            raise CameraError(f"{self.folder} has no tensor {name}")
-        info = self.tensors[name]
-        return StoredRows(self.folder / info.file, name, info)
-
-    def start(self, name: str, count: int) -> torch.Tensor:
-        """The first numbers of a tensor, at most so many, one after the other.
-
-        Raises:
-            CameraError: if the checkpoint has no such tensor, or its file cannot be read.
-        """
-        rows = self.rows(name)
-        flat = replace(rows.info, shape=(prod(rows.info.shape),))
-        return replace(rows, info=flat)[:count]
-
-    def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Some rows of a matrix, not through a map: see `read_rows`.
-
-        Args:
-            name: a matrix [R, C].
-            rows: int64 [N], ascending, each in [0, R).
-
-        Returns:
-            [N, C] in the matrix's dtype.
-
-        Raises:
-            CameraError: if the file ends before a row does.
-        """
-        info = self.tensors[name]
-        return read_rows(self.folder / info.file, info, rows)
-
-    def read_finite(self, name: str) -> torch.Tensor:
-        """`read`, and refuse NaN and infinity.
-
-        Raises:
-            CameraError: naming the tensor that holds them.
-        """
-        tensor = self.read(name)
-        if not is_finite(tensor):
-            raise self.not_finite(name)
-        return tensor
-
-    def not_finite(self, name: str) -> CameraError:
-        """What to raise for a tensor with NaN or infinity."""
-        return CameraError(f"{self.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
-
-    def read_ahead(self, names: Iterable[str]) -> None:
-        """Ask the system to have the bytes of tensors at hand; a hint, and nothing where there is no such call."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for name in names:
-            info = self.tensors[name]
-            descriptor = os.open(self.folder / info.file, os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, info.offset, info.size_bytes, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
 
     def layer_tensors(self, layer: int) -> list[str]:
         """Names of one decoder layer's tensors, in file order, without those the family ignores."""
@@ -405,45 +283,3 @@ class Checkpoint:
                 f"{self.folder} has {beyond[0]}, and config.json asks for {self.layer_count} layers only: "
                 "config and weights do not belong together"
             )
-
-
-def is_finite(tensor: torch.Tensor) -> torch.Tensor:
-    """Whether no number is NaN or infinite: bool, one number on the tensor's device."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return torch.ones((), dtype=torch.bool, device=tensor.device)
-    if tensor.device.type != "cpu":
-        return tensor.isfinite().all()
-    # aminmax passes NaN and infinity on, and unlike isfinite it needs no memory of the tensor's size.
-    least, largest = tensor.aminmax()
-    return least.isfinite() & largest.isfinite()
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """The safetensors files in order, from the index or the single file; paths that leave the folder refused."""
-    if (folder / SINGLE_NAME).is_file():  # transformers looks for it first, index or not
-        return [SINGLE_NAME]
-    if (folder / INDEX_NAME).is_file():
-        index = read_json(folder / INDEX_NAME)
-        try:
-            files = sorted(set(index["weight_map"].values()))
-            outside = [file for file in files if file in ("", "..") or Path(file).name != file]
-        except (KeyError, TypeError, AttributeError):
-            raise CameraError(f"{folder / INDEX_NAME} has no weight_map: fetch it again") from None
-        for file in outside:
-            raise CameraError(f"{folder / INDEX_NAME} names {file!r}, which is outside its folder")
-        if not files:
-            raise CameraError(f"{folder / INDEX_NAME} names no tensor: fetch it again")
-        return files
-    raise CameraError(
-        f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}: only safetensors checkpoints are read "
-        "(convert .bin files with transformers' save_pretrained)"
-    )
-
-
-def _check_index(folder: Path, tensors: dict[str, TensorInfo]) -> None:
-    """Refuse an index that promises a tensor which its file does not hold."""
-    if (folder / SINGLE_NAME).is_file():
-        return
-    for name, file in read_json(folder / INDEX_NAME)["weight_map"].items():
-        if name not in tensors or tensors[name].file != file:
-            raise CameraError(f"{folder / file} does not hold {name}, which {INDEX_NAME} places there")

@@ -4,16 +4,24 @@ Of a map every page that was touched counts as memory of the process until the m
 touched whole when it is packed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from camera.checkpoints.safetensors_file import TensorInfo
 from camera.errors import CameraError
+
+CHUNK_BYTES = 8 << 20
+"""So much of a tensor is read at once where it does not matter which rows that is."""
+_AT_ONCE_BYTES = 16 << 20
+"""Most that is read in one call for a few rows in it."""
+_GAP_BYTES = 32 << 10
+"""Rows with less between them are read together: a call costs as much as reading so much."""
 
 
 class Rows(Protocol):
@@ -56,18 +64,71 @@ class StoredRows:
         count = max(0, stop - start)
         found = torch.empty((count, *self.shape[1:]), dtype=self.dtype)
         if found.numel():
-            offset = self.info.offset + start * (found.nbytes // count)
-            self._read_into(found.reshape(-1).view(torch.uint8).numpy(), offset)
+            with self._file() as file:
+                self._fill(file, found.reshape(-1).view(torch.uint8), start * (found.nbytes // count))
         return found
 
-    def _read_into(self, out: np.ndarray, offset: int) -> None:
-        left = out.data
+    def pick(self, rows_N: torch.Tensor) -> torch.Tensor:
+        """Some rows of a matrix, [N, C] in memory of their own; neighbouring ones are read together.
+
+        Args:
+            rows_N: int64, ascending.
+
+        Raises:
+            CameraError: if the file cannot be read, or ends before a row does.
+        """
+        width = self.info.size_bytes // self.shape[0]
+        found_NB = torch.empty(len(rows_N), width, dtype=torch.uint8)
+        with self._file() as file:
+            for start, stop in _runs(rows_N.tolist(), width):
+                first, last = int(rows_N[start]), int(rows_N[stop - 1])
+                count = last - first + 1
+                dense = count == stop - start
+                span_RB = found_NB[start:stop] if dense else torch.empty(count, width, dtype=torch.uint8)
+                self._fill(file, span_RB.view(-1), first * width)
+                if not dense:
+                    found_NB[start:stop] = span_RB[rows_N[start:stop] - first]
+        return found_NB.view(self.dtype)
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """The bytes, uint8 [up to `CHUNK_BYTES`] at a time, in one buffer that is filled again and again.
+
+        Raises:
+            CameraError: if the file cannot be read, or ends before the tensor does.
+        """
+        size = self.info.size_bytes
+        buffer = torch.empty(min(CHUNK_BYTES, size), dtype=torch.uint8)
+        with self._file() as file:
+            for start in range(0, size, CHUNK_BYTES):
+                chunk = buffer[: size - start]
+                self._fill(file, chunk, start)
+                yield chunk
+
+    @contextmanager
+    def _file(self) -> Iterator[FileIO]:
         try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(offset)
-                while left:
-                    if not (got := file.readinto(left)):
-                        raise CameraError(f"{self.path} ends within {self.name}: it was truncated")
-                    left = left[got:]
+            with FileIO(self.path) as file:
+                yield file
         except OSError as error:
             raise CameraError(f"{self.path} cannot be read ({self.name}): {error}") from None
+
+    def _fill(self, file: FileIO, target_B: torch.Tensor, start: int) -> None:
+        """Read bytes from `start` in the tensor on."""
+        left = target_B.numpy().data
+        file.seek(self.info.offset + start)
+        while left:
+            if not (got := file.readinto(left)):
+                raise CameraError(f"{self.path} ends within {self.name}: it was truncated")
+            left = left[got:]
+
+
+def _runs(rows: list[int], width: int) -> Iterator[tuple[int, int]]:
+    """First and behind the last of the rows that are read in one call."""
+    most, near = _AT_ONCE_BYTES // width, max(1, _GAP_BYTES // width)
+    start = 0
+    for number in range(1, len(rows)):
+        if rows[number] - rows[number - 1] > near or rows[number] - rows[start] >= most:
+            yield start, number
+            start = number
+    if rows:
+        yield start, len(rows)

@@ -9,13 +9,12 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,14 +40,6 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = (
     16 << 20
 )  # some 100,000 tensors; as objects it is many times that. The library's limit is 100 MB
-
-
-CHUNK_BYTES = 8 << 20
-"""So much of a tensor is read at once where it is not mapped."""
-_AT_ONCE_BYTES = 16 << 20
-"""Most that is read in one call for a few rows in it."""
-_GAP_BYTES = 32 << 10
-"""Rows with less between them are read together: a call costs as much as reading so much."""
 
 
 @dataclass(frozen=True)
@@ -142,70 +133,6 @@ def map_tensor(path: Path, info: TensorInfo) -> torch.Tensor:
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), inside + info.size_bytes, access=mmap.ACCESS_COPY, offset=start)
     return torch.frombuffer(mapped, dtype=info.dtype, count=prod(info.shape), offset=inside).view(info.shape)
-
-
-def read_chunks(path: Path, info: TensorInfo) -> Iterator[torch.Tensor]:
-    """The bytes of a tensor, uint8 [up to `CHUNK_BYTES`] at a time, in one buffer that is filled again and again.
-
-    Raises:
-        CameraError: if the file ends before the tensor does.
-    """
-    buffer = torch.empty(min(CHUNK_BYTES, info.size_bytes), dtype=torch.uint8)
-    with path.open("rb", buffering=0) as file:
-        file.seek(info.offset)
-        for start in range(0, info.size_bytes, CHUNK_BYTES):
-            chunk = buffer[: info.size_bytes - start]
-            _fill(file, chunk, path)
-            yield chunk
-
-
-def _fill(file: BinaryIO, target: torch.Tensor, path: Path) -> None:
-    if file.readinto(target.numpy().data) != target.nbytes:  # type: ignore[attr-defined]
-        raise CameraError(f"{path} ends within a tensor: it was truncated")
-
-
-def read_rows(path: Path, info: TensorInfo, rows: torch.Tensor) -> torch.Tensor:
-    """Some rows of a matrix, read and not mapped; neighbouring ones together.
-
-    A map of a file in large pages takes megabytes of memory for every row that is touched, in the worst case the
-    whole matrix.
-
-    Args:
-        path: the file.
-        info: of a matrix [R, C] in it.
-        rows: int64 [N], ascending, each in [0, R).
-
-    Returns:
-        [N, C] in the matrix's dtype.
-
-    Raises:
-        CameraError: if the file ends before a row does.
-    """
-    width = info.size_bytes // info.shape[0]
-    found_NB = torch.empty(len(rows), width, dtype=torch.uint8)
-    with path.open("rb", buffering=0) as file:
-        for start, stop in _runs(rows.tolist(), width):
-            first, last = int(rows[start]), int(rows[stop - 1])
-            count = last - first + 1
-            dense = count == stop - start
-            span_RB = found_NB[start:stop] if dense else torch.empty(count, width, dtype=torch.uint8)
-            file.seek(info.offset + first * width)
-            _fill(file, span_RB, path)
-            if not dense:
-                found_NB[start:stop] = span_RB[rows[start:stop] - first]
-    return found_NB.view(info.dtype)
-
-
-def _runs(rows: list[int], width: int) -> Iterator[tuple[int, int]]:
-    """First and behind the last of the rows that are read in one call."""
-    most, near = _AT_ONCE_BYTES // width, max(1, _GAP_BYTES // width)
-    start = 0
-    for number in range(1, len(rows)):
-        if rows[number] - rows[number - 1] > near or rows[number] - rows[start] >= most:
-            yield start, number
-            start = number
-    if rows:
-        yield start, len(rows)
 
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

@@ -12,8 +12,9 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from camera.checkpoints.checkpoint import Checkpoint, is_finite
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.names_in_model import dtype_in_model, names_in_model
+from camera.checkpoints.weights import is_finite
 from camera.devices import use_device
 from camera.errors import CameraError
 from camera.heap import SteadyHeap

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from camera.checkpoints.checkpoint import is_finite
+from camera.checkpoints.weights import is_finite
 from camera.devices import pinned
 
 _BUFFER_BYTES = 64 << 20

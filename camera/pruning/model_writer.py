@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
-from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
-from camera.checkpoints.safetensors_file import CHUNK_BYTES, SafetensorsWriter
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.rows import CHUNK_BYTES
+from camera.checkpoints.safetensors_file import SafetensorsWriter
+from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.layerwise.statistics import gather_channels
@@ -284,14 +286,14 @@ def compare(
         meant = tensors(name)
         if meant is None:
             same = info.shape == source.tensors[name].shape and all(
-                map(torch.equal, written.chunks(name), source.chunks(name))
+                map(torch.equal, written.rows(name).chunks(), source.rows(name).chunks())
             )
         else:
             raw = (
                 meant.contiguous().reshape(-1).view(torch.uint8)
             )  # so that NaN equals NaN and −0 does not equal 0
             same = info.size_bytes == len(raw) and all(
-                map(torch.equal, written.chunks(name), raw.split(CHUNK_BYTES))
+                map(torch.equal, written.rows(name).chunks(), raw.split(CHUNK_BYTES))
             )
         if not same:
             raise CameraError(

@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import SafetensorsWriter
+from camera.checkpoints.weights import INDEX_NAME
 from camera.devices import resolve_device, resolve_dtype
 from camera.errors import CameraError
 from camera.files import atomic_folder, write_json

@@ -13,8 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_header, read_tensors
+from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, read_hf_tensor

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_header
+from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.secrets import without_secrets

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from camera.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.checkpoints.tokenizer import load_tokenizer
+from camera.checkpoints.weights import INDEX_NAME, SINGLE_NAME
 from camera.errors import CameraError
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 

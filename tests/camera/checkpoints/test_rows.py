@@ -2,7 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from camera.checkpoints import rows as rows_module
 from camera.checkpoints.rows import StoredRows
 from camera.checkpoints.safetensors_file import DTYPES, SafetensorsWriter, read_header, write_tensors
 from camera.errors import CameraError
@@ -65,3 +68,44 @@ def test_rows_that_were_not_announced_are_refused(tmp_path: Path, wrong: torch.T
         with pytest.raises(ValueError, match="x was not announced with"):
             writer.write_rows("x", 0, wrong)
         writer.write_rows("x", 0, torch.ones(4, 3))
+
+
+@given(
+    wanted=st.sets(st.integers(0, 199)).map(sorted),
+    near=st.sampled_from([1, 40, 400, 4000]),
+    at_once=st.sampled_from([1, 160, 1 << 20]),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_rows_are_picked_however_far_apart_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: list[int], near: int, at_once: int
+) -> None:
+    path, matrix = tmp_path / "picked.safetensors", torch.arange(2000, dtype=torch.float32).view(200, 10)
+    if not path.exists():
+        write_tensors(path, {"before": torch.ones(3), "m": matrix})
+    monkeypatch.setattr(rows_module, "_GAP_BYTES", near)
+    monkeypatch.setattr(rows_module, "_AT_ONCE_BYTES", at_once)
+    rows_N = torch.tensor(wanted, dtype=torch.int64)
+    assert torch.equal(StoredRows(path, "m", read_header(path)["m"]).pick(rows_N), matrix[rows_N])
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 20])
+def test_all_bytes_come_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    path, vector = tmp_path / "chunks.safetensors", torch.arange(40, dtype=torch.uint8)
+    write_tensors(path, {"before": torch.ones(3), "v": vector, "none": torch.empty(0)})
+    monkeypatch.setattr(rows_module, "CHUNK_BYTES", at_once)
+    infos = read_header(path)
+    assert torch.equal(
+        torch.cat([each.clone() for each in StoredRows(path, "v", infos["v"]).chunks()]), vector
+    )
+    assert list(StoredRows(path, "none", infos["none"]).chunks()) == []
+
+
+def test_a_file_that_was_truncated_since_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "short.safetensors"
+    write_tensors(path, {"m": torch.ones(4, 4)})
+    stored = StoredRows(path, "m", read_header(path)["m"])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CameraError, match=r"short\.safetensors ends within m: it was truncated"):
+        stored.pick(torch.tensor([3]))
+    with pytest.raises(CameraError, match="it was truncated"):
+        list(stored.chunks())

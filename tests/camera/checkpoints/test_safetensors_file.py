@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from camera.checkpoints import safetensors_file
 from camera.checkpoints.safetensors_file import (
     DTYPES,
     SafetensorsWriter,
     TensorInfo,
     read_header,
-    read_rows,
     read_tensors,
     write_tensors,
 )
@@ -348,25 +346,3 @@ def test_a_promise_of_a_huge_header_takes_no_memory(tmp_path: Path, promised: in
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
-
-
-# Rows
-
-
-@given(
-    rows=st.sets(st.integers(0, 199)).map(sorted),
-    near=st.sampled_from([1, 40, 400, 4000]),
-    at_once=st.sampled_from([1, 160, 1 << 20]),
-)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_rows_are_those_of_the_matrix_however_far_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[int], near: int, at_once: int
-) -> None:
-    path = tmp_path / "rows.safetensors"
-    matrix = torch.arange(2000, dtype=torch.float32).view(200, 10)
-    if not path.exists():
-        write_tensors(path, {"before": torch.ones(3), "m": matrix})
-    monkeypatch.setattr(safetensors_file, "_GAP_BYTES", near)
-    monkeypatch.setattr(safetensors_file, "_AT_ONCE_BYTES", at_once)
-    wanted = torch.tensor(rows, dtype=torch.int64)
-    assert torch.equal(read_rows(path, read_header(path)["m"], wanted), matrix[wanted])

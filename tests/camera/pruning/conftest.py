@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 import torch
 
-from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
+from camera.checkpoints.weights import SINGLE_NAME
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress
 from camera.pruning.folders import Scored

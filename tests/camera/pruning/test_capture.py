@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from camera.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
+from camera.checkpoints.weights import SINGLE_NAME
 from camera.errors import CameraError
 from camera.layerwise import feed_forward as visitor
 from camera.layerwise.statistics import BlockStatistics, read_statistics

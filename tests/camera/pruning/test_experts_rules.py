@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
+from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.options import CaptureOptions, PruneOptions

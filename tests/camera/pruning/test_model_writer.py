@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_header
+from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.pruning.decision import Stays
 from camera.pruning.model_writer import ModelWriter, changing_tensors, compare, pruned_tensor

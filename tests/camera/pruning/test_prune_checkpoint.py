@@ -14,8 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from camera.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
+from camera.checkpoints.weights import INDEX_NAME, SINGLE_NAME
 from camera.errors import CameraError
 from camera.layerwise import feed_forward as visitor
 from camera.layerwise import resume as saving

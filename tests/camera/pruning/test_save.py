@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from camera.checkpoints.checkpoint import INDEX_NAME, Checkpoint
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.options import PruneOptions
 from camera.pruning.stages import save

@@ -1,0 +1,171 @@
+"""The files of a checkpoint folder, and its tensors, read one by one."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import torch
+
+from camera.checkpoints.rows import StoredRows
+from camera.checkpoints.safetensors_file import TensorInfo, map_tensor
+from camera.errors import CameraError
+from camera.files import read_json
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+class Weights:
+    """What the folder of a checkpoint holds; tensors are read by name."""
+
+    folder: Path
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def weight_files(self) -> list[str]:
+        """Names of the safetensors files, in order."""
+        return list(dict.fromkeys(info.file for info in self.tensors.values()))
+
+    @property
+    def side_files(self) -> list[str]:
+        """Every other file that a copy of the model needs: config, tokenizer, generation config, remote code."""
+        return sorted(
+            path.name
+            for path in self.folder.iterdir()
+            if path.is_file()
+            and not path.name.startswith(".")
+            and path.name != INDEX_NAME
+            and not path.name.endswith((*_WEIGHT_SUFFIXES, ".bin.index.json"))
+        )
+
+    @property
+    def tokenizer_files(self) -> list[str]:
+        """Those of the side files that decide how text becomes tokens."""
+        return [name for name in self.side_files if name in _TOKENIZER_FILES]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU, backed by a private memory map of its file until it is changed.
+
+        Raises:
+            CameraError: if the checkpoint has no such tensor or its file cannot be read.
+        """
+        if name not in self.tensors:
+            raise CameraError(f"{self.folder} has no tensor {name}")
+        info = self.tensors[name]
+        try:
+            return map_tensor(self.folder / info.file, info)
+        except (OSError, ValueError) as error:
+            raise CameraError(f"{self.folder / info.file} cannot be read ({name}): {error}") from None
+
+    def rows(self, name: str) -> StoredRows:
+        """A tensor to be read by ranges of rows; reads nothing itself.
+
+        Raises:
+            CameraError: if the checkpoint has no such tensor.
+        """
+        if name not in self.tensors:
+            raise CameraError(f"{self.folder} has no tensor {name}")
+        info = self.tensors[name]
+        return StoredRows(self.folder / info.file, name, info)
+
+    def start(self, name: str, count: int) -> torch.Tensor:
+        """The first numbers of a tensor, at most so many, one after the other.
+
+        Raises:
+            CameraError: if the checkpoint has no such tensor, or its file cannot be read.
+        """
+        rows = self.rows(name)
+        flat = replace(rows.info, shape=(prod(rows.info.shape),))
+        return replace(rows, info=flat)[:count]
+
+    def read_rows(self, name: str, rows_N: torch.Tensor) -> torch.Tensor:
+        """Some rows of a matrix [R, C]: [N, C] in its dtype, in memory of their own; see `StoredRows.pick`.
+
+        Args:
+            name: of the matrix.
+            rows_N: int64, ascending, each in [0, R).
+        """
+        return self.rows(name).pick(rows_N)
+
+    def read_finite(self, name: str) -> torch.Tensor:
+        """`read`, and refuse NaN and infinity.
+
+        Raises:
+            CameraError: naming the tensor that holds them.
+        """
+        tensor = self.read(name)
+        if not is_finite(tensor):
+            raise self.not_finite(name)
+        return tensor
+
+    def not_finite(self, name: str) -> CameraError:
+        """What to raise for a tensor with NaN or infinity."""
+        return CameraError(f"{self.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Ask the system to have the bytes of tensors at hand; a hint, and nothing where there is no such call."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for name in names:
+            info = self.tensors[name]
+            descriptor = os.open(self.folder / info.file, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, info.offset, info.size_bytes, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+
+def is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether no number is NaN or infinite: bool, one number on the tensor's device."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    if tensor.device.type != "cpu":
+        return tensor.isfinite().all()
+    # aminmax passes NaN and infinity on, and unlike isfinite it needs no memory of the tensor's size.
+    least, largest = tensor.aminmax()
+    return least.isfinite() & largest.isfinite()
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The safetensors files in order, from the index or the single file; paths that leave the folder refused."""
+    if (folder / SINGLE_NAME).is_file():  # transformers looks for it first, index or not
+        return [SINGLE_NAME]
+    if (folder / INDEX_NAME).is_file():
+        index = read_json(folder / INDEX_NAME)
+        try:
+            files = sorted(set(index["weight_map"].values()))
+            outside = [file for file in files if file in ("", "..") or Path(file).name != file]
+        except (KeyError, TypeError, AttributeError):
+            raise CameraError(f"{folder / INDEX_NAME} has no weight_map: fetch it again") from None
+        for file in outside:
+            raise CameraError(f"{folder / INDEX_NAME} names {file!r}, which is outside its folder")
+        if not files:
+            raise CameraError(f"{folder / INDEX_NAME} names no tensor: fetch it again")
+        return files
+    raise CameraError(
+        f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}: only safetensors checkpoints are read "
+        "(convert .bin files with transformers' save_pretrained)"
+    )
+
+
+def check_index(folder: Path, tensors: dict[str, TensorInfo]) -> None:
+    """Refuse an index that promises a tensor which its file does not hold."""
+    if (folder / SINGLE_NAME).is_file():
+        return
+    for name, file in read_json(folder / INDEX_NAME)["weight_map"].items():
+        if name not in tensors or tensors[name].file != file:
+            raise CameraError(f"{folder / file} does not hold {name}, which {INDEX_NAME} places there")
