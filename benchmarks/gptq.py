@@ -16,13 +16,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from common import apart, parser_of, save, show, timed
 
 from camera.devices import peak_memory_bytes, resolve_device, synchronize
 from camera.layerwise.observers import sum_of_products
-from camera.quantization.compensated_q4 import quantize_by_gptq
+from camera.quantization.compensated_q4 import put_into, store_by_gptq
 from camera.quantization.factor import factor_moments
+from camera.registry import BLOCK_FORMATS
 
 DAMPING = 0.01
 _BATCH = 1024  # tokens
@@ -103,7 +105,8 @@ def measure(lengths: list[int], columns: int, given: dict[str, Any]) -> dict[str
     batches = [batch_NI.to(device) for batch_NI in inputs(columns, given["tokens"]).split(_BATCH)]
     moments = [clocked("moments", lambda: sum_of_products(batches, columns, device))]
     factor = clocked("factor", lambda: factor_moments(moments.pop(), DAMPING))
-    clocked("rounding", lambda: quantize_by_gptq(weights, given["type"], factor, torch.float32))
+    puts = {name: put_into(room(weight, given["type"])) for name, weight in weights.items()}
+    clocked("rounding", lambda: store_by_gptq(weights, given["type"], puts, factor, torch.float32))
     return {**result, "peak": peak_memory_bytes(device)}
 
 
@@ -118,7 +121,8 @@ def compare(given: dict[str, Any]) -> dict[str, Any]:
 
     def ours() -> None:
         factor = factor_moments(moments_II.clone(), DAMPING)
-        stored = quantize_by_gptq({"": weight}, given["type"], factor, torch.float32)[""].stored
+        put = put_into(room(weight, given["type"]))
+        stored = store_by_gptq({"": weight}, given["type"], {"": put}, factor, torch.float32)[""].numbers
         assert stored is not None
         made["ours"] = stored
 
@@ -152,6 +156,11 @@ def plain_gptq(weight_RI: torch.Tensor, moments_II: torch.Tensor, length: int) -
         error_R = (rest_RI[:, column] - stored_RI[:, column]) / upper_II[column, column]
         rest_RI[:, column:].addr_(error_R, upper_II[column, column:], alpha=-1)
     return stored_RI
+
+
+def room(weight: torch.Tensor, type: str) -> np.ndarray:
+    """Memory for the bytes of a matrix."""
+    return np.empty((len(weight), BLOCK_FORMATS[type].row_bytes(weight.shape[1])), np.uint8)
 
 
 def inputs(columns: int, tokens: int) -> torch.Tensor:

@@ -1,19 +1,21 @@
 """Compensated rounding into exactly the 4-bit block formats: several scales round a block, and a row keeps the one that
 loses least."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from camera.checkpoints.rows import Rows
 from camera.formats import blocks
+from camera.formats.blocks import Put
 from camera.formats.parallel import map_chunks
 from camera.formats.types.q4_0 import signed_extreme
 from camera.quantization.compensation import Block, Loss, compensate
 from camera.quantization.factor import Factor
-from camera.quantization.q4 import HIGHEST, LOWEST, inverse, pack, relative_error, to_fp16
+from camera.quantization.method import Stored
+from camera.quantization.q4 import HIGHEST, LOWEST, inverse, pack, to_fp16
 from camera.registry import BLOCK_FORMATS
 
 _SHRINK = (1.04, 0.98, 0.93, 0.88, 0.83, 0.77, 0.7, 0.62, 0.52, 0.4)
@@ -27,85 +29,110 @@ _ROWS_OF_A_DEVICE = 32768
 
 
 class Rounded(NamedTuple):
-    """A matrix in blocks."""
+    """What became of a matrix."""
 
-    data: np.ndarray
-    """uint8 [rows, bytes per row]."""
-    stored: torch.Tensor | None
-    """The numbers that they stand for [rows, row_length], on the device of the factor, if asked for."""
-    weighted_error: float
-    """√(Δ·H·Δᵀ / w·H·wᵀ) over all rows, Δ = stored − w: of the output's RMS, exactly."""
-    squares: blocks.Squares
+    lost: Stored
+    """Its weighted error is √(Δ·H·Δᵀ / w·H·wᵀ) over all rows, Δ = stored − w: of the output's RMS, exactly."""
+    numbers: torch.Tensor | None
+    """What is stored [rows, row_length], on the device of the factor, if asked for."""
 
 
-def quantize_by_gptq(
-    weights: Mapping[str, torch.Tensor], type: str, factor: Factor, stored_dtype: torch.dtype | None = None
+def quantize_by_gptq(weights: Mapping[str, Rows], type: str, factor: Factor) -> dict[str, np.ndarray]:
+    """As `store_by_gptq`, for bytes in memory.
+
+    Returns:
+        uint8 [rows, bytes per row], by name.
+    """
+    form = BLOCK_FORMATS[type]
+    packed = {
+        name: np.empty((rows.shape[0], form.row_bytes(rows.shape[1])), np.uint8)
+        for name, rows in weights.items()
+    }
+    store_by_gptq(weights, type, {name: put_into(data) for name, data in packed.items()}, factor)
+    return packed
+
+
+def store_by_gptq(
+    weights: Mapping[str, Rows],
+    type: str,
+    puts: Mapping[str, Put],
+    factor: Factor,
+    numbers_dtype: torch.dtype | None = None,
 ) -> dict[str, Rounded]:
     """Matrices that share an input to blocks, by error-compensated rounding.
 
     Args:
         weights: [rows, row_length] each, any floating dtype, by what to call them in messages.
         type: `q4_0` or `q4_0_64`.
+        puts: take the bytes of each, see `blocks.store`.
         factor: of the second moments of the input; its device is where the work is done.
-        stored_dtype: of `Rounded.stored`; None if it is not wanted.
+        numbers_dtype: of `Rounded.numbers`; None if they are not wanted.
 
     Returns:
-        the blocks, by name. A row's do not depend on how many threads there are.
+        what is lost, by name. What a row becomes does not depend on how many threads there are.
 
     Raises:
         CameraError: as `blocks.quantize`.
     """
     device, width = factor.loss_I.device, len(factor.loss_I)
-    form, names = BLOCK_FORMATS[type], list(weights)
-    lengths = [len(weight) for weight in weights.values()]
+    form = BLOCK_FORMATS[type]
+    lengths = {name: weight.shape[0] for name, weight in weights.items()}
     columns = [slice(at, at + form.block_length) for at in range(0, width, form.block_length)]
-    data = [np.empty((rows, form.row_bytes(width)), np.uint8) for rows in lengths]
-    stored = [
-        None if stored_dtype is None else torch.empty(rows, width, dtype=stored_dtype, device=device)
-        for rows in lengths
-    ]
+    numbers: dict[str, torch.Tensor] = {}
+    if numbers_dtype is not None:
+        for name, rows in lengths.items():
+            numbers[name] = torch.empty(rows, width, dtype=numbers_dtype, device=device)
 
-    def work(start: int) -> list[tuple[int, list[float]]]:
+    def work(start: int) -> list[tuple[str, list[float]]]:
         parts = list(_parts(lengths, start, start + at_once))
-        for number, rows in parts:  # refuses what no block can hold
-            blocks.quantize(weights[names[number]][rows], type, name=names[number])
-        chunk_RI = torch.cat([weights[names[number]][rows].to(device).float() for number, rows in parts])
+        chunks = [weights[name][rows].detach() for name, rows in parts]
+        for (name, _), chunk_RI in zip(parts, chunks, strict=True):
+            blocks.quantize(chunk_RI, type, name=name)  # refuses what no block can hold
+        chunk_RI = torch.cat([chunk_RI.to(device).float() for chunk_RI in chunks])
         rounding = Q4Rounding(len(chunk_RI), width, form.block_length, device)
         loss = compensate(chunk_RI, factor, columns, rounding)
-        packed = pack(rounding.codes_IR.T, rounding.scales_BR.T, type)
-        found, begun = [], 0
-        for number, rows in parts:
+        data = pack(rounding.codes_IR.T, rounding.scales_BR.T, type)
+        losses, begun = [], 0
+        for name, rows in parts:
             here = slice(begun, begun + rows.stop - rows.start)
-            data[number][rows] = packed[here]
-            if (out := stored[number]) is not None:
-                out[rows] = rounding.stored_RI(here)
-            found.append((number, [float(part_R[here].double().sum()) for part_R in loss]))
+            puts[name](rows.start, data[here])
+            if numbers:
+                numbers[name][rows] = rounding.numbers_RI(here)
+            losses.append((name, [float(part_R[here].double().sum()) for part_R in loss]))
             begun = here.stop
-        return found
+        return losses
 
     at_once = _ROWS_OF_A_CORE if device.type == "cpu" else _ROWS_OF_A_DEVICE
-    starts = range(0, sum(lengths), at_once)
+    starts = range(0, sum(lengths.values()), at_once)
     found = map_chunks(work, starts) if device.type == "cpu" else [work(start) for start in starts]
-    losses = [Loss(*[0.0] * 4)] * len(names)
-    for number, loss in (part for parts in found for part in parts):
-        losses[number] = Loss(*(a + b for a, b in zip(losses[number], loss, strict=True)))
-    return {
-        name: Rounded(
-            data[number],
-            stored[number],
-            relative_error(loss.noise, loss.power),
-            blocks.Squares(loss.squares, loss.squared_error),
-        )
-        for number, (name, loss) in enumerate(zip(names, losses, strict=True))
-    }
+    totals = dict.fromkeys(weights, [0.0] * len(Loss._fields))
+    for name, losses in (part for parts in found for part in parts):
+        totals[name] = [total + part for total, part in zip(totals[name], losses, strict=True)]
+    return {name: Rounded(_stored(Loss(*total)), numbers.get(name)) for name, total in totals.items()}
 
 
-def _parts(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, slice]]:
+def _stored(loss: Loss[float]) -> Stored:
+    error = (max(loss.noise, 0.0) / loss.power) ** 0.5 if loss.power > 0 else 0.0
+    return Stored(blocks.Squares(loss.squares, loss.squared_error), error)
+
+
+def _parts(lengths: Mapping[str, int], start: int, stop: int) -> Iterator[tuple[str, slice]]:
     """Which rows of which matrix some rows are, of matrices that lie one below the other."""
-    for number, end in enumerate(accumulate(lengths)):
-        begin = end - lengths[number]
+    begin = 0
+    for name, length in lengths.items():
+        end = begin + length
         if begin < stop and start < end:
-            yield number, slice(max(start, begin) - begin, min(stop, end) - begin)
+            yield name, slice(max(start, begin) - begin, min(stop, end) - begin)
+        begin = end
+
+
+def put_into(data: np.ndarray) -> Put:
+    """Puts rows of bytes into memory."""
+
+    def put(start: int, part: np.ndarray) -> None:
+        data[start : start + len(part)] = part
+
+    return put
 
 
 class Q4Rounding:
@@ -150,11 +177,11 @@ class Q4Rounding:
         self.scales_BR[block.columns.start // length] = scale_R
         return codes_LR * scale_R
 
-    def stored_RI(self, rows: slice) -> torch.Tensor:
+    def numbers_RI(self, rows: slice) -> torch.Tensor:
         """The numbers that codes and scales stand for, float32."""
         codes_BLR = self.codes_IR[:, rows].unflatten(0, (len(self.scales_BR), -1))
-        stored_BLR: torch.Tensor = codes_BLR * self.scales_BR[:, None, rows]
-        return stored_BLR.flatten(0, 1).T
+        numbers_BLR: torch.Tensor = codes_BLR * self.scales_BR[:, None, rows]
+        return numbers_BLR.flatten(0, 1).T
 
     def _try(self, best_LR: torch.Tensor, scale_CR: torch.Tensor, inverse_LL: torch.Tensor) -> torch.Tensor:
         """Round a block column by column with each of several scales: errors [L, C, R]."""

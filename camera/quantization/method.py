@@ -35,20 +35,6 @@ class Stored:
     """See `TensorRecord.few_tokens`."""
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A tensor's bytes, all of them in memory."""
-
-    data: np.ndarray
-    """uint8 [rows, bytes per row]."""
-    weighted_error: float | None = None
-    """See `TensorRecord.weighted_error`."""
-    squares: blocks.Squares | None = None
-    """What storing lost, where packing has measured it on its way."""
-    few_tokens: int | None = None
-    """See `TensorRecord.few_tokens`."""
-
-
 @dataclass
 class Calibration:
     """What a run calibrates on: tokens, or an importance matrix in their place."""
@@ -145,24 +131,3 @@ class Method(ABC):
     def round_to_nearest(self, tensor: PlannedTensor, rows: Rows, put: blocks.Put, name: str) -> Stored:
         """`store` for a tensor alone, as llama.cpp's own quantisation without an importance matrix."""
         return Stored(blocks.store(rows, tensor.type, put, name=name, device=self.device))
-
-
-class WholeMatrices(Method):
-    """A method that has the whole of a matrix in memory, and its bytes, before any is written."""
-
-    def store(self, tensor: PlannedTensor, rows: Rows, put: blocks.Put, name: str) -> Stored:
-        weight = rows[:]
-        packed = self.pack(tensor, weight, name)
-        put(0, packed.data)
-        squares = packed.squares or blocks.measure(weight, packed.data, tensor.type)
-        return Stored(squares, packed.weighted_error, packed.few_tokens)
-
-    @abstractmethod
-    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
-        """The bytes of one tensor; see `store`."""
-
-
-def rounded_to_nearest(tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
-    """`Method.round_to_nearest` for a tensor that is in memory, as is what comes of it."""
-    data, squares = blocks.quantize_measured(weight, tensor.type, name=name)
-    return Packed(data, squares=squares)

@@ -1,23 +1,16 @@
-"""Codes and scales of Q4_0 and Q4_0_64, the bytes that hold them, and what rounding loses of a layer's output.
+"""Codes and scales of Q4_0 and Q4_0_64, and the bytes that hold them.
 
 A block is weights w_j ≈ d·q_j: one fp16 scale d of either sign, and codes q_j from −8 to 7 (docs/formats.md).
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
-from camera.formats import blocks
-from camera.formats.parallel import map_chunks
 from camera.formats.types.q4_0 import Q4_0
 from camera.registry import BLOCK_FORMATS
 
 LOWEST, HIGHEST = -8, 7
 _FP16_MAX = 65504.0
-
-Rounding = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From float32 rows [N, row_length] to codes [N, row_length] and scales [N, blocks in a row]."""
 
 
 def is_q4(type: str) -> bool:
@@ -49,7 +42,7 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, type: str) -> np.ndarray:
     """The bytes of a matrix.
 
     Args:
-        codes: [rows, row_length], whole numbers from −8 to 7.
+        codes: [rows, row_length], whole numbers from −8 to 7, on the device where they are joined.
         scales: float32 [rows, blocks in a row], each a number that fp16 holds.
         type: `q4_0` or `q4_0_64`.
 
@@ -58,39 +51,4 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, type: str) -> np.ndarray:
     """
     form = BLOCK_FORMATS[type]
     assert isinstance(form, Q4_0)
-    return form.join((codes - LOWEST).to(torch.uint8).cpu().numpy(), scales.half().cpu().numpy())
-
-
-def pack_rows(
-    weight: torch.Tensor, type: str, rounding: Rounding, rows_at_once: int, *, name: str
-) -> np.ndarray:
-    """The bytes of a matrix whose rows are rounded independently of each other, chunks of them side by side.
-
-    Raises:
-        CameraError: as `blocks.quantize`.
-    """
-    packed = blocks.quantize(weight, type, name=name)  # refuses what no block can hold
-
-    def work(start: int) -> None:
-        rows = slice(start, start + rows_at_once)
-        packed[rows] = pack(*rounding(weight[rows].detach().cpu().float()), type)
-
-    map_chunks(work, range(0, len(weight), rows_at_once))
-    return packed
-
-
-def error_by_squares(weight: torch.Tensor, stored: torch.Tensor, importance: torch.Tensor) -> float:
-    """√(Σ m_j·(stored − w)² / Σ m_j·w²): of the output's RMS, if the inputs were not correlated.
-
-    Args:
-        weight, stored: float32 [rows, I].
-        importance: [I], second moments m of the inputs.
-    """
-    importance = importance.double()
-    noise = (stored - weight).double().square().sum(0) @ importance
-    return relative_error(float(noise), float(weight.double().square().sum(0) @ importance))
-
-
-def relative_error(noise: float, power: float) -> float:
-    """√(noise / power); 0 where there is no power."""
-    return (max(noise, 0.0) / power) ** 0.5 if power > 0 else 0.0
+    return form.join((codes - LOWEST).to(torch.uint8), scales.half()).cpu().numpy()

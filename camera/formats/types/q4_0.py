@@ -79,8 +79,8 @@ class Q4_0(BlockFormat):
         for codes, part in ((low, out[:, :half]), (high, out[:, half:])):
             torch.mul(codes.bitwise_and_(15).view(torch.int8).sub_(8), scales, out=part)
 
-    def join(self, nibbles: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        """The bytes of a matrix.
+    def join(self, nibbles: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """The bytes of a matrix, on the device of its parts.
 
         Args:
             nibbles: uint8 [rows, row_length].
@@ -90,11 +90,11 @@ class Q4_0(BlockFormat):
             uint8 [rows, bytes per row].
         """
         rows, half = len(nibbles), self.block_length // 2
-        low_high = nibbles.reshape(rows, -1, 2, half)
-        out = np.empty((rows, low_high.shape[1], self.block_bytes), np.uint8)
-        out[..., :2] = np.ascontiguousarray(scales, np.float16)[..., None].view(np.uint8)
-        np.bitwise_or(low_high[..., 0, :], low_high[..., 1, :] << 4, out=out[..., 2:])
-        return out.reshape(rows, -1)
+        low, high = nibbles.reshape(rows, -1, 2, half).unbind(2)
+        out = torch.empty(rows, low.shape[1], self.block_bytes, dtype=torch.uint8, device=nibbles.device)
+        out[..., :2] = scales.contiguous()[..., None].view(torch.uint8)
+        torch.bitwise_or(low, high << 4, out=out[..., 2:])
+        return out.flatten(1)
 
 
 def signed_extreme(blocks: torch.Tensor) -> torch.Tensor:

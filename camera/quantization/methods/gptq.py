@@ -4,6 +4,7 @@ The rounding itself is `camera.quantization.compensated_q4`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 from torch import nn
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.rows import Rows
 from camera.checkpoints.safetensors_file import read_tensors
-from camera.devices import resolve_device, resolve_dtype
+from camera.devices import resolve_dtype
 from camera.formats import blocks
-from camera.formats.quantized_model import layer_file
+from camera.formats.blocks import Put
+from camera.formats.quantized_model import layer_file, packed_shape
 from camera.layerwise.experts import Matrices, activations
 from camera.layerwise.experts_pass import ExpertsPass
 from camera.layerwise.observers import final_norm, input_products, sum_of_products
@@ -24,11 +27,11 @@ from camera.layerwise.runner import LayerRunner
 from camera.models import Block
 from camera.models.family import FEED_FORWARD
 from camera.options import QuantizeOptions
-from camera.quantization.compensated_q4 import quantize_by_gptq
+from camera.quantization.compensated_q4 import put_into, store_by_gptq
 from camera.quantization.factor import Factor, factor_moments
 from camera.quantization.hidden_states import HiddenStates
-from camera.quantization.method import Calibration, Packed, WholeMatrices, rounded_to_nearest
-from camera.quantization.methods.search import quantize_by_search
+from camera.quantization.method import Calibration, Method, Stored
+from camera.quantization.methods.search import store_by_search
 from camera.quantization.plan import PlannedTensor, plan_types
 from camera.quantization.q4 import is_q4
 from camera.registry import QUANTIZATION_METHODS
@@ -37,7 +40,7 @@ LEAST_TOKENS = 16
 """An expert that fewer calibration tokens come to is searched with equal weights: of so few, nothing can be learnt."""
 
 
-class Gptq(WholeMatrices):
+class Gptq(Method):
     """Error-compensated rounding, layer by layer: each linear layer's moments are of what the quantised ones before
     it put out, within a decoder layer too; an expert's are of the tokens that the router sends it.
 
@@ -56,38 +59,39 @@ class Gptq(WholeMatrices):
         super().__init__(checkpoint, options, out, calibration)
         self._tokens_ST = calibration.tokens
         self._planned = {planned.name: planned for planned in plan_types(checkpoint, options)}
-        self._device = resolve_device(options.device)
         self._next = 0
-        self._ready: dict[str, Packed] = {}
+        self._ready: dict[str, tuple[np.ndarray, Stored]] = {}
 
-    def pack(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
-        if tensor.name == self.checkpoint.embedding:
-            return self._pack_embedding(tensor, weight, name)
+    def store(self, tensor: PlannedTensor, rows: Rows, put: Put, name: str) -> Stored:
         if not is_q4(tensor.type):
-            return rounded_to_nearest(tensor, weight, name)
+            return self.round_to_nearest(tensor, rows, put, name)
+        if tensor.name == self.checkpoint.embedding:
+            return self._store_embedding(tensor, rows, put, name)
         layer = self.checkpoint.family.layer_of(tensor.name)
         with torch.inference_mode():
             if layer is None:
                 self._pass_until(self.checkpoint.layer_count)
                 factor_HH = self._factor(self._head_products(self._states), name)
-                return _compensated(tensor, weight, name, factor_HH)
+                return _compensated(tensor, rows, put, name, factor_HH)
             self._pass_until(layer)
             if self._next == layer:
                 self._quantize_layer()
-        return self._ready.pop(tensor.name)
+        data, stored = self._ready.pop(tensor.name)
+        put(0, data)
+        return stored
 
-    def _pack_embedding(self, tensor: PlannedTensor, weight: torch.Tensor, name: str) -> Packed:
+    def _store_embedding(self, tensor: PlannedTensor, rows: Rows, put: Put, name: str) -> Stored:
         if not is_q4(tensor.type):
-            return rounded_to_nearest(tensor, weight, name)
+            return self.round_to_nearest(tensor, rows, put, name)
         if not self.checkpoint.tied:
-            return Packed(quantize_by_search(weight, tensor.type, name=name))
+            return store_by_search(rows, tensor.type, put, name=name)
         with torch.inference_mode():
-            return _compensated(tensor, weight, name, self._tied_factor)
+            return _compensated(tensor, rows, put, name, self._tied_factor)
 
     @cached_property
     def _runner(self) -> LayerRunner:
         dtype = resolve_dtype(self.options.dtype, self.checkpoint.dtype)
-        return LayerRunner(self.checkpoint, self._device, dtype)
+        return LayerRunner(self.checkpoint, self.device, dtype)
 
     @cached_property
     def _states(self) -> HiddenStates:
@@ -96,8 +100,9 @@ class Gptq(WholeMatrices):
         rows, inverse_ST = torch.unique(self._tokens_ST, return_inverse=True)
         planned = self._planned[self.checkpoint.embedding]
         used = self.checkpoint.read(planned.name)[rows]
-        packed = self._pack_embedding(planned, used, self._label(planned.name))
-        hidden_STH = _numbers(packed.data, planned.type, used.shape).to(self._runner.dtype)[inverse_ST]
+        data = _room(planned.type, used.shape)
+        self._store_embedding(planned, used, put_into(data), self._label(planned.name))
+        hidden_STH = _numbers(data, planned.type, used.shape).to(self._runner.dtype)[inverse_ST]
         return HiddenStates(self._runner, hidden_STH, self.options.batch_size)
 
     def _pass_until(self, layer: int) -> None:
@@ -126,7 +131,7 @@ class Gptq(WholeMatrices):
         prefix = self.checkpoint.family.layer_prefix(self._next)
         with self._runner.layer(self._next) as module:
             for group in states.linears(self._next):
-                gather = _gathering(states, module, group[0], self._device)
+                gather = _gathering(states, module, group[0], self.device)
                 stored = self._quantized([f"{prefix}{linear}.weight" for linear in group], gather)
                 for linear, weight in zip(group, stored.values(), strict=True):
                     _set(module, linear, weight)
@@ -145,12 +150,12 @@ class Gptq(WholeMatrices):
         enough = block.expert is None or tokens >= LEAST_TOKENS
 
         def gather_inputs() -> torch.Tensor:
-            return sum_of_products(run.inputs(block), self.checkpoint.hidden_size, self._device)
+            return sum_of_products(run.inputs(block), self.checkpoint.hidden_size, self.device)
 
         def gather_activations() -> torch.Tensor:
             inner = Matrices(stored[block.gate], stored[block.up], stored[block.up].T)
             acts = (activations(hidden_NH, inner, run.act) for hidden_NH in run.inputs(block))
-            return sum_of_products(acts, block.width(self.checkpoint.config), self._device)
+            return sum_of_products(acts, block.width(self.checkpoint.config), self.device)
 
         few = None if enough else tokens
         stored = self._quantized([block.gate, block.up], gather_inputs, few)
@@ -170,28 +175,30 @@ class Gptq(WholeMatrices):
         Returns:
             their numbers as stored, on the device, by name.
         """
+        data = {name: _room(self._planned[name].type, self._planned[name].shape) for name in names}
         stored: dict[str, torch.Tensor] = {}
-        compensated: dict[str, dict[str, torch.Tensor]] = {}
+        compensated: dict[str, dict[str, Rows]] = {}
         for name in names:
-            tensor, weight = self._planned[name], self.checkpoint.read(name)
-            if is_q4(tensor.type) and few_tokens is None:
-                compensated.setdefault(tensor.type, {})[name] = weight
+            tensor, rows, put = self._planned[name], self.checkpoint.rows(name), put_into(data[name])
+            if not is_q4(tensor.type):
+                self.round_to_nearest(tensor, rows, put, self._label(name))
+            elif few_tokens is None:
+                compensated.setdefault(tensor.type, {})[name] = rows
                 continue
-            if is_q4(tensor.type):
-                data = quantize_by_search(weight, tensor.type, name=self._label(name))
-                packed = self._ready[name] = Packed(data, few_tokens=few_tokens)
             else:
-                packed = rounded_to_nearest(tensor, weight, self._label(name))
-            stored[name] = self._stored(name, packed.data)
-        if compensated:
-            factor = self._factor(gather(), self._label(names[0]))
-        for type, weights in compensated.items():
-            labelled = {self._label(name): weight for name, weight in weights.items()}
-            found = quantize_by_gptq(labelled, type, factor, self._runner.dtype)
-            for name, rounded in zip(weights, found.values(), strict=True):
-                assert rounded.stored is not None
-                stored[name] = rounded.stored
-                self._ready[name] = Packed(rounded.data, rounded.weighted_error, rounded.squares)
+                lost = store_by_search(rows, tensor.type, put, name=self._label(name))
+                self._ready[name] = data[name], replace(lost, few_tokens=few_tokens)
+            stored[name] = self._stored(name, data[name])
+        factor = self._factor(gather(), self._label(names[0])) if compensated else None
+        for type, matrices in compensated.items():
+            assert factor is not None
+            puts = {self._label(name): put_into(data[name]) for name in matrices}
+            labelled = dict(zip(puts, matrices.values(), strict=True))
+            found = store_by_gptq(labelled, type, puts, factor, self._runner.dtype)
+            for name, rounded in zip(matrices, found.values(), strict=True):
+                assert rounded.numbers is not None
+                stored[name] = rounded.numbers
+                self._ready[name] = data[name], rounded.lost
         return {name: stored[name] for name in names}
 
     def _label(self, name: str) -> str:
@@ -211,22 +218,24 @@ class Gptq(WholeMatrices):
         return self._factor(self._head_products(states), self._label(self.checkpoint.embedding))
 
     def _head_products(self, states: HiddenStates) -> torch.Tensor:
-        norm = final_norm(self.checkpoint, self._device, self._runner.dtype)
+        norm = final_norm(self.checkpoint, self.device, self._runner.dtype)
         head = nn.Sequential(norm, nn.Linear(self.checkpoint.hidden_size, 1, bias=False, device="meta"))
-        return input_products(
-            head, lambda module, batch: module(batch), states.batches_BTH, "1", self._device
-        )
+        return input_products(head, lambda module, batch: module(batch), states.batches_BTH, "1", self.device)
 
     def _stored(self, name: str, data: np.ndarray) -> torch.Tensor:
         """The numbers that a matrix is stored as, on the device."""
         tensor = self._planned[name]
-        return _numbers(data, tensor.type, tensor.shape).to(self._device, self._runner.dtype)
+        return _numbers(data, tensor.type, tensor.shape).to(self.device, self._runner.dtype)
 
 
-def _compensated(tensor: PlannedTensor, weight: torch.Tensor, name: str, factor: Factor) -> Packed:
-    """The bytes of a matrix that no layer computes with afterwards."""
-    rounded = quantize_by_gptq({name: weight}, tensor.type, factor)[name]
-    return Packed(rounded.data, rounded.weighted_error, rounded.squares)
+def _compensated(tensor: PlannedTensor, rows: Rows, put: Put, name: str, factor: Factor) -> Stored:
+    """Store a matrix that no layer computes with afterwards."""
+    return store_by_gptq({name: rows}, tensor.type, {name: put}, factor)[name].lost
+
+
+def _room(type: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory for the bytes of a matrix."""
+    return np.empty(packed_shape(type, shape), np.uint8)
 
 
 def _gathering(

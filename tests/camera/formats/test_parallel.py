@@ -71,7 +71,7 @@ def test_a_matrix_of_several_chunks_is_packed_and_read_in_inference_mode() -> No
     factor = Factor.identity(1024)
     with torch.inference_mode():
         matrix = weight.clone()
-        packed = quantize_by_gptq({"w": matrix}, "q4_0", factor)["w"].data
+        packed = quantize_by_gptq({"w": matrix}, "q4_0", factor)["w"]
         numbers = blocks.dequantize(packed, "q4_0", 1024)
-    np.testing.assert_array_equal(packed, quantize_by_gptq({"w": weight}, "q4_0", factor)["w"].data)
+    np.testing.assert_array_equal(packed, quantize_by_gptq({"w": weight}, "q4_0", factor)["w"])
     np.testing.assert_array_equal(numbers, blocks.dequantize(packed, "q4_0", 1024))

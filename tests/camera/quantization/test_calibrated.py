@@ -61,7 +61,7 @@ def gptq_in_memory(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
     def compensate(name: str, moments: torch.Tensor) -> None:
         weight = checkpoint.read(name)
-        store(name, quantize_by_gptq({name: weight}, "q4_0", factor_moments(moments, 0.01))[name].data)
+        store(name, quantize_by_gptq({name: weight}, "q4_0", factor_moments(moments, 0.01))[name])
 
     embedding = "model.embed_tokens.weight"
     if tied:

@@ -5,13 +5,13 @@ import torch
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.options import BlockType
-from camera.quantization.compensated_q4 import Q4Rounding, Rounded, quantize_by_gptq
+from camera.quantization.compensated_q4 import Q4Rounding, put_into, quantize_by_gptq, store_by_gptq
 from camera.quantization.compensation import compensate
 from camera.quantization.factor import factor_moments
 from camera.quantization.methods.search import quantize_by_search
-from camera.quantization.q4 import error_by_squares, pack
+from camera.quantization.q4 import pack
 from camera.registry import BLOCK_FORMATS
-from tests.camera.quantization.moments import correlated, output_error
+from tests.camera.quantization.losses import correlated, error_by_squares, output_error
 
 KINDS: list[BlockType] = ["q4_0", "q4_0_64"]
 
@@ -20,8 +20,10 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def rounded(weight: torch.Tensor, kind: BlockType, moments: torch.Tensor, damping: float = 0.01) -> Rounded:
-    return quantize_by_gptq({"w": weight}, kind, factor_moments(moments.clone(), damping), torch.float32)["w"]
+def rounded(
+    weight: torch.Tensor, kind: BlockType, moments: torch.Tensor, damping: float = 0.01
+) -> np.ndarray:
+    return quantize_by_gptq({"w": weight}, kind, factor_moments(moments.clone(), damping))["w"]
 
 
 def stored(data: np.ndarray, kind: BlockType, width: int) -> torch.Tensor:
@@ -46,7 +48,7 @@ def naive(
 @pytest.mark.parametrize(("kind", "columns"), [("q4_0", 64), ("q4_0_64", 64), ("q4_0", 288)])
 def test_codes_are_those_of_the_papers_algorithm_without_its_shortcuts(kind: BlockType, columns: int) -> None:
     weight, moments = normal(8, columns), correlated(columns)
-    data, length = rounded(weight, kind, moments).data, BLOCK_FORMATS[kind].block_length
+    data, length = rounded(weight, kind, moments), BLOCK_FORMATS[kind].block_length
     scales = torch.from_numpy(data.reshape(8, -1, 2 + length // 2)[..., :2].copy()).view(torch.float16)
     scales = scales[..., 0].float().repeat_interleave(length, 1)
     found = stored(data, kind, columns)
@@ -59,13 +61,16 @@ def test_codes_are_those_of_the_papers_algorithm_without_its_shortcuts(kind: Blo
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_reported_is_what_is_lost(kind: BlockType) -> None:
     weight, moments = normal(48, 640), correlated(640, tokens=200)
-    found = rounded(weight, kind, moments)
-    assert found.stored is not None
-    torch.testing.assert_close(found.stored, stored(found.data, kind, 640), rtol=0, atol=0)
-    assert found.weighted_error == pytest.approx(output_error(weight, found.stored, moments), rel=1e-3)
-    expected = blocks.measure(weight, found.data, kind)
-    assert found.squares.power == pytest.approx(expected.power, rel=1e-5)
-    assert found.squares.noise == pytest.approx(expected.noise, rel=1e-5)
+    data = np.empty((48, BLOCK_FORMATS[kind].row_bytes(640)), np.uint8)
+
+    factor = factor_moments(moments.clone(), 0.01)
+    lost, numbers = store_by_gptq({"w": weight}, kind, {"w": put_into(data)}, factor, torch.float32)["w"]
+    assert numbers is not None
+    assert torch.equal(numbers, stored(data, kind, 640))
+    assert lost.weighted_error == pytest.approx(output_error(weight, numbers, moments), rel=1e-3)
+    expected = blocks.measure(weight, data, kind)
+    assert lost.squares.power == pytest.approx(expected.power, rel=1e-5)
+    assert lost.squares.noise == pytest.approx(expected.noise, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +82,7 @@ def test_the_layers_output_loses_far_less_than_with_either_search_or_rounding(
     losses = [
         output_error(weight, stored(data, kind, 256), moments)
         for data in (
-            rounded(weight, kind, moments).data,
+            rounded(weight, kind, moments),
             quantize_by_search(weight, kind, moments.diagonal()),
             blocks.quantize(weight, kind),
         )
@@ -92,7 +97,7 @@ def test_with_inputs_that_are_not_correlated_there_is_nothing_to_compensate(kind
     found, searched = (
         error_by_squares(weight, stored(data, kind, 128), importance)
         for data in (
-            rounded(weight, kind, importance.diag().double(), 1e-9).data,
+            rounded(weight, kind, importance.diag().double(), 1e-9),
             quantize_by_search(weight, kind, importance),
         )
     )
@@ -111,9 +116,9 @@ def test_matrices_that_share_an_input_are_rounded_as_each_alone_in_any_number_of
     finally:
         torch.set_num_threads(before)
     for name, weight in matrices.items():
-        np.testing.assert_array_equal(one[name].data, three[name].data)
-        alone = quantize_by_gptq({name: weight}, "q4_0", factor)[name].data
-        assert (one[name].data == alone).mean() > 0.99
+        np.testing.assert_array_equal(one[name], three[name])
+        alone = quantize_by_gptq({name: weight}, "q4_0", factor)[name]
+        assert (one[name] == alone).mean() > 0.99
 
 
 def test_all_rows_at_once_as_on_an_accelerator_give_the_codes_of_chunks_of_rows() -> None:
@@ -121,27 +126,25 @@ def test_all_rows_at_once_as_on_an_accelerator_give_the_codes_of_chunks_of_rows(
     rounding = Q4Rounding(1100, 256, 32, torch.device("cpu"))
     compensate(weight, factor, [slice(at, at + 32) for at in range(0, 256, 32)], rounding)
     whole = pack(rounding.codes_IR.T, rounding.scales_BR.T, "q4_0")
-    assert (quantize_by_gptq({"w": weight}, "q4_0", factor)["w"].data == whole).mean() > 0.99
+    assert (quantize_by_gptq({"w": weight}, "q4_0", factor)["w"] == whole).mean() > 0.99
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_zeros_stay_zeros(kind: BlockType) -> None:
-    found = rounded(torch.zeros(3, 128), kind, correlated(128))
-    assert not stored(found.data, kind, 128).any()
-    assert found.weighted_error == 0
+    assert not stored(rounded(torch.zeros(3, 128), kind, correlated(128)), kind, 128).any()
 
 
 def test_an_input_that_never_was_anything_leaves_its_column_rounded_to_the_nearest() -> None:
     moments = correlated(64)
     moments[5, :] = moments[:, 5] = 0
     weight = normal(4, 64)
-    found = stored(rounded(weight, "q4_0", moments).data, "q4_0", 64)
+    found = stored(rounded(weight, "q4_0", moments), "q4_0", 64)
     assert (found[:, 5] - weight[:, 5]).abs().max() < 0.35  # half a step of a block that reaches to about 3
 
 
 def test_fewer_tokens_than_columns_are_enough() -> None:
     weight, moments = normal(8, 128), correlated(128, tokens=10)
-    data, plain = rounded(weight, "q4_0", moments).data, blocks.quantize(weight, "q4_0")
+    data, plain = rounded(weight, "q4_0", moments), blocks.quantize(weight, "q4_0")
     losses = [output_error(weight, stored(each, "q4_0", 128), moments) for each in (data, plain)]
     assert losses[0] < losses[1]
 

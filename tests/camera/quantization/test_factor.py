@@ -3,7 +3,7 @@ import torch
 
 from camera.errors import CameraError
 from camera.quantization.factor import Factor, factor_moments
-from tests.camera.quantization.moments import correlated
+from tests.camera.quantization.losses import correlated
 
 
 def product(factor: Factor) -> torch.Tensor:

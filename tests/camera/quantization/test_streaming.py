@@ -15,8 +15,8 @@ from camera.errors import CameraError
 from camera.formats import blocks
 from camera.formats.blocks import Put
 from camera.quantization.methods.search import quantize_by_search, store_by_search
-from camera.quantization.q4 import error_by_squares
 from camera.registry import BLOCK_FORMATS
+from tests.camera.quantization.losses import error_by_squares
 
 WIDTH = 512
 ROWS = 2 * blocks.CHUNK_WEIGHTS // WIDTH + 37
@@ -102,6 +102,7 @@ from camera.checkpoints.safetensors_file import SafetensorsWriter, TensorInfo
 from camera.formats import blocks
 from camera.quantization.methods.search import store_by_search
 from camera.registry import BLOCK_FORMATS
+from tests.camera.quantization.losses import error_by_squares
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

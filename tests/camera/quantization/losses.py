@@ -17,3 +17,8 @@ def output_error(weight: torch.Tensor, stored: torch.Tensor, moments: torch.Tens
     """√(tr Δ·H·Δᵀ / tr W·H·Wᵀ) with Δ = stored − W."""
     delta, weight, moments = (stored - weight).double(), weight.double(), moments.double()
     return float((((delta @ moments) * delta).sum() / ((weight @ moments) * weight).sum()).sqrt())
+
+
+def error_by_squares(weight: torch.Tensor, stored: torch.Tensor, importance: torch.Tensor) -> float:
+    """The same for inputs that are not correlated, of such second moments."""
+    return output_error(weight, stored, importance.double().diag())
