@@ -42,13 +42,14 @@ class TorchEngine(Engine):
 
     in_torch = True
 
-    def __init__(self, path: Path, device: torch.device, capacity: int) -> None:
+    def __init__(self, path: Path, device: torch.device, capacity: int, *, plain: bool = False) -> None:
         """Load a model.
 
         Args:
             path: a checkpoint folder, a quantised folder, or a GGUF file.
             device: from `camera.devices.resolve_device`.
             capacity: most tokens, prompt and decoded together; at most the model's positions.
+            plain: decode with transformers' forward as it is, for comparison: no layers joined, no fixed steps.
 
         Raises:
             CameraError: if the model cannot be read.
@@ -61,7 +62,7 @@ class TorchEngine(Engine):
         self.path, self.device, self.family = path, device, source.family
         self.positions = int(source.config.max_position_embeddings)
         self.dtype = _dtype(source, device)
-        self._layers = DecodingLayers(source, device)
+        self._layers = DecodingLayers(source, device, join=not plain)
         self.model = assemble(source, self.dtype, device, self._layers)
         self._experts_in_16_bits = _experts_in_16_bits(source)
         use_packed_attention(self.model)
@@ -70,7 +71,8 @@ class TorchEngine(Engine):
         self._next_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self._growth: int | None = None
         self.step: DecodeStep | None = None
-        if device.type != "cpu":  # where Python is as fast as a graph, and every position costs
+        # On the CPU a graph would save nothing, and what attention sees too much costs time.
+        if device.type != "cpu" and not plain:
             self.step = self.fixed_step()
             self.step.prepare()
 

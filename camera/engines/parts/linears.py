@@ -22,8 +22,13 @@ class DecodingLayers:
     and so does the embedding. What cannot be done so stays as transformers made it.
     """
 
-    def __init__(self, source: Source, device: torch.device) -> None:
-        self.source, self.device = source, device
+    def __init__(self, source: Source, device: torch.device, *, join: bool = True) -> None:
+        """Args:
+        source: what the model is read from.
+        device: where it will be.
+        join: whether linear layers of one input become one.
+        """
+        self.source, self.device, self.join = source, device, join
         self.kernels = KernelChoice(device)
         self.linears: Counter[str] = Counter()
         """How many matrices there are of each kind."""
@@ -36,7 +41,7 @@ class DecodingLayers:
         for layer in range(int(config["num_hidden_layers"])):
             prefix = self.source.family.layer_prefix(layer)
             for paths in self.source.family.shared_inputs(config, layer):
-                if len(paths) > 1:
+                if self.join and len(paths) > 1:
                     self._fuse(model, [prefix + path for path in paths])
         for path, linear in list(model.named_modules()):
             if type(linear) is nn.Linear and linear.weight.is_meta and f"{path}.weight" not in self.joined:

@@ -61,16 +61,25 @@ class DecodeStep:
         """How the layers are compiled, by its name in COMPILERS."""
         self.problems: dict[str, str] = {}
         """What was tried and failed, with the reason."""
+        self.milliseconds: dict[str, float] = {}
+        """Of a token in the trial, by the way of compiling."""
         self._length = 0  # what position_1 holds, known without asking the device
         self._layers = [_BoundLayer(layer, cache, number) for number, layer in enumerate(layers)]
         self._graphs: dict[int, Graph] = {}
+        self.replays = True
+        """Whether graphs are used where there are any."""
         stride = -(-self.capacity // (_MOST_GRAPHS * POSITIONS_TOGETHER)) * POSITIONS_TOGETHER
         self.visible = [min(end, self.capacity) for end in range(stride, self.capacity + stride, stride)]
         """How many positions attention can see, ascending."""
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON: whether steps are replayed as graphs, how layers are compiled, and what failed."""
-        return {"graph": bool(self._graphs), "layers": self.compiled or "plain", "failed": self.problems}
+        return {
+            "graph": bool(self._graphs),
+            "layers": self.compiled or "plain",
+            "trial, ms a token": self.milliseconds,
+            "failed": self.problems,
+        }
 
     @torch.inference_mode()
     def begin(self, token_11: torch.Tensor, length: int) -> None:
@@ -93,7 +102,7 @@ class DecodeStep:
             )
         for length in range(start, self._length):
             self._last = next(end for end in self.visible if length < end)
-            if (graph := self._graphs.get(self._last)) is not None:
+            if self.replays and (graph := self._graphs.get(self._last)) is not None:
                 graph()
             else:
                 self.run(self._last)
@@ -137,6 +146,7 @@ class DecodeStep:
                 self._compile(name)
                 self._record(self.visible[:1])
                 times[name] = self._time()
+                self.milliseconds[name or "plain"] = round(1000 * times[name], 3)
         self._compile(min(times, key=lambda name: times[name]) if times else None)
         self._record(self.visible)
         self.cache.zero()  # what was tried may have left NaN, which a mask does not hide from a sum
@@ -160,14 +170,15 @@ class DecodeStep:
         self._graphs.clear()
 
     def _time(self) -> float:
-        """Seconds of some steps, after as many that do not count."""
+        """Seconds of a step, after as many that do not count."""
+        count = min(_TRIED_STEPS, self.visible[0])
         for _ in range(2):
             self.begin(self.token_11, 0)
             synchronize(self.device)
             start = perf_counter()
-            self.decode(min(_TRIED_STEPS, self.visible[0]))
+            self.decode(count)
             synchronize(self.device)
-        return perf_counter() - start
+        return (perf_counter() - start) / count
 
 
 class _BoundLayer:
