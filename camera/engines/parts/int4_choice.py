@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 _MUST_WIN_BY = 0.15
 """Of the time: what a kernel that challenges another must save."""
+_TRIAL_SECONDS = 60.0
+"""All trials of a model; when they are over no further kernel may challenge."""
 _CALLS, _BYTES_IN_TURN = 48, 256 << 20
 """A trial multiplies by copies of a matrix in turn, so that no cache holds it from one call to the next."""
 
@@ -31,6 +33,7 @@ class KernelChoice:
         self.microseconds: dict[str, dict[str, float]] = {}
         """Of one token, by shape and kernel, where several were tried."""
         self._chosen: dict[str, type[Int4Linear]] = {}
+        self._seconds_left = _TRIAL_SECONDS
         torch.compiler.reset()  # the shapes that other models' kernels were compiled for count against a limit
 
     def layer(self, blocks: Blocks, bias: torch.Tensor | None) -> Int4Linear | str:
@@ -50,8 +53,10 @@ class KernelChoice:
             return "; ".join(reasons)
         best = kinds[0](blocks, bias, self.device)
         for kind in kinds[1:]:
-            if kind.challenges:
+            if kind.challenges and self._seconds_left > 0:
+                began = perf_counter()
                 best = self._faster(shape, best, kind(blocks, bias, self.device))
+                self._seconds_left -= perf_counter() - began
         self._chosen[shape] = type(best)
         return best
 

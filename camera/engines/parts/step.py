@@ -28,10 +28,13 @@ POSITIONS_TOGETHER = 256
 """The least by which the number of visible positions grows."""
 _MOST_GRAPHS = 8
 """Of one model; a longer capacity grows in larger strides."""
+_TUNED = "compiled with products"
 COMPILERS: dict[str, dict[str, dict[str, Any]]] = {
-    "cuda": {"compiled": {}, "compiled, tuned": {"options": {"coordinate_descent_tuning": True}}}
+    "cuda": {"compiled": {}, _TUNED: {"options": {"coordinate_descent_tuning": True}}}
 }
-"""Ways of compiling decoder layers that are tried on each kind of device: arguments of torch.compile, by their names."""
+"""Ways of compiling decoder layers that are tried on each kind of device: arguments of torch.compile, by their names. The
+second also makes matrix products of one token, fused with what surrounds them; it tunes for minutes, and only where a
+layer has a linear layer in 16 bits."""
 _TRIED_STEPS, _TRIAL_SECONDS = 20, 120.0
 
 
@@ -138,10 +141,11 @@ class DecodeStep:
         if self.device.type not in GRAPHS:
             return
         began, times = perf_counter(), {}
-        for name in (None, *COMPILERS.get(self.device.type, {})):
+        for name in self._ways():
             if name is not None and perf_counter() - began > _TRIAL_SECONDS:
                 self.problems[name] = f"not tried: {_TRIAL_SECONDS:.0f} s were over"
                 continue
+            log.info("decoder layers are tried: %s", name or "plain")
             with _noting(self.problems, name or "plain"):
                 self._compile(name)
                 self._record(self.visible[:1])
@@ -151,6 +155,13 @@ class DecodeStep:
         self._record(self.visible)
         self.cache.zero()  # what was tried may have left NaN, which a mask does not hide from a sum
         release_memory(self.device)
+
+    def _ways(self) -> list[str | None]:
+        """Names in COMPILERS that are worth a trial, after None for layers as they are."""
+        modules = (module for layer in self._layers for module in layer.layer.modules())
+        has_products = any(type(module) is nn.Linear for module in modules)
+        compilers = COMPILERS.get(self.device.type, {})
+        return [None, *(name for name in compilers if name != _TUNED or has_products)]
 
     def _compile(self, name: str | None) -> None:
         self._graphs.clear()
@@ -189,7 +200,7 @@ class _BoundLayer:
     """
 
     def __init__(self, layer: nn.Module, cache: GrowingCache, number: int) -> None:
-        self._own = cache.growing[number]
+        self.layer, self._own = layer, cache.growing[number]
         self._cache = Cache(layers=[self._own])
         self._plain = self._step = layer.forward
         for module in layer.modules():

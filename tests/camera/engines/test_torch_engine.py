@@ -22,7 +22,7 @@ def quantised(
     folder: Path, model_type: str, kind: BlockType, *, vocab: int = 384, tied: bool = False
 ) -> Path:
     source = tiny_checkpoint(folder / "model", model_type, hidden=128, vocab=vocab, tied=tied)
-    quantize_checkpoint(Checkpoint.open(source), folder / "packed", QuantizeOptions(type=kind))
+    quantize_checkpoint(Checkpoint.open(source), folder / "packed", QuantizeOptions(type=kind, device="cpu"))
     return folder / "packed"
 
 
