@@ -13,6 +13,9 @@ from tasks.stages.fetch import TOKENS
 _MOMENT_SQUARES = 1.25
 """Of float64: GPTQ factors the moments of one input where they lie, and rounds some rows at once."""
 
+_ROWS_BYTES = 400 << 20
+"""What 16 threads, which is the most, hold of rows in several forms while they pack."""
+
 
 def run(context: Context) -> dict[str, float]:
     checkpoint = Checkpoint.open(context.inputs["model"])
@@ -29,17 +32,18 @@ def run(context: Context) -> dict[str, float]:
 
 
 def needs(known: Known) -> Needs:
-    """The packed weights, and a few tensors at once. A method that calibrates also holds hidden states and a decoder
+    """The packed weights, and some rows of a tensor for each thread. A method that calibrates also holds hidden states and a decoder
     layer (with experts, two more of each hidden state), and `gptq` the float64 square of the widest input's moments."""
     asked, source = known.options.of(QuantizeOptions), known.source
     elements = known.size("model") // source.dtype.itemsize
-    memory = 4 * known.largest
+    memory = min(4 * known.largest, _ROWS_BYTES)
     if asked.calibrates:
         compute = resolve_dtype(asked.dtype, source.dtype)
         layer = known.layer // source.dtype.itemsize
         states = 3 if source.experts else 1
         memory += (states * known.tokens * source.hidden_size + layer) * compute.itemsize
     if QUANTIZATION_METHODS[asked.method].inverts_moments:
+        memory += 4 * known.largest
         memory += round(_MOMENT_SQUARES * 8 * max(known.pruning.kept, source.hidden_size) ** 2)
     bits = asked.target_bpw or BLOCK_FORMATS[asked.type].bits_per_weight
     return Needs(disk=round(elements * bits / 8), memory=memory)
