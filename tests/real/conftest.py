@@ -1,6 +1,7 @@
 """The workshop of the suite, and the table at its end."""
 
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if workshop is not None and workshop.done:
         rows = rows_of(workshop.done.values())
         terminalreporter.write_line(table(rows))
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        terminalreporter.write_line(f"The plain computations took up to {own / 1e9:.1f} GB themselves.")
         if os.environ.get("CAMERA_REAL_WRITE"):
             write_limits(rows)
 

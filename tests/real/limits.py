@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from tests.conftest import REPOSITORY
-from tests.real.commands import MANY, TEXT, TOKENS
+from tests.real.commands import COMMANDS, MANY, TEXT, TOKENS
 from tests.real.workshop import Done
 
 PAGE = REPOSITORY / "docs" / "limits.md"
@@ -34,7 +34,10 @@ def table(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def write_limits(rows: Iterable[tuple[str, ...]]) -> None:
-    """Put the table in the place of the one in docs/limits.md."""
+    """Put rows into the table in docs/limits.md, in the order of the commands; others of it stay."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    PAGE.write_text(before + _BEGIN + table(rows) + _END + after, encoding="utf-8")
+    old, _, after = rest.partition(_END)
+    known = (tuple(line.strip("| ").split(" | ")) for line in old.splitlines()[2:])
+    merged = {row[0]: row for row in (*known, *rows)}
+    ordered = [merged[name] for name in COMMANDS if name in merged]
+    PAGE.write_text(before + _BEGIN + table(ordered) + _END + after, encoding="utf-8")
