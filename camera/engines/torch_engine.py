@@ -36,8 +36,8 @@ class TorchEngine(Engine):
     On an accelerator a token is a step of fixed shapes, compiled where that is faster, and replayed as a graph; on the CPU
     it is transformers' forward over what the context has filled.
 
-    From a GGUF or a quantised folder, every linear layer whose weights are Q4_0 or Q4_0_64 stays 4-bit where the device
-    has a kernel for its shape (see `int4_linear`); everything else, the embedding and experts too, is held in 16 bits.
+    From a GGUF or a quantised folder, linear layers whose weights are Q4_0 or Q4_0_64 stay 4-bit where the device has a
+    kernel for their shape, and so does the embedding (see `DecodingLayers`); everything else, experts too, is in 16 bits.
     """
 
     in_torch = True
