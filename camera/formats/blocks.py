@@ -159,8 +159,11 @@ def encode(
         CameraError: as `quantize`.
     """
     blocks = torch.from_numpy(out).view(-1, form.block_bytes)
-    numbers = None if stored is None else stored.view(-1, form.block_length)
-    if not form.encode(chunk, blocks, _SCRATCH, numbers):
+    if stored is None:
+        fits = form.encode(chunk, blocks, _SCRATCH)
+    else:
+        fits = form.encode_and_decode(chunk, blocks, stored.view(-1, form.block_length), _SCRATCH)
+    if not fits:
         _explain(chunk, form.name, name)
 
 

@@ -59,9 +59,7 @@ class BlockFormat(ABC):
     """What a GGUF file must say for its tensors to be read as this type; None for stock types."""
 
     @abstractmethod
-    def encode(
-        self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch, numbers: torch.Tensor | None = None
-    ) -> bool:
+    def encode(self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> bool:
         """Numbers to bytes.
 
         What bounds it is the number of passes over the chunk: each costs about 0.1 ns a weight. So every pass is an
@@ -71,18 +69,9 @@ class BlockFormat(ABC):
             chunk: whole rows, contiguous, on the CPU, of any floating dtype.
             out: uint8 [blocks, block_bytes], to write to.
             scratch: of the thread.
-            numbers: float32 [blocks, block_length], to write to what the bytes stand for, as `decode` would.
 
         Returns:
             False if some value does not fit.
-        """
-
-    @abstractmethod
-    def encode_on_device(self, chunk: torch.Tensor) -> Encoded:
-        """The bytes of `encode` by torch's operations alone, on whatever device the numbers are; none waits for it.
-
-        Args:
-            chunk: whole rows, contiguous, of any floating dtype.
         """
 
     @abstractmethod
@@ -94,6 +83,25 @@ class BlockFormat(ABC):
             out: float32 [blocks, block_length], to write to.
             scratch: of the thread.
         """
+
+    def encode_and_decode(
+        self, chunk: torch.Tensor, out: torch.Tensor, numbers: torch.Tensor, scratch: Scratch
+    ) -> bool:
+        """`encode`, and what the bytes stand for to `numbers`, float32 [blocks, block_length]. A type that has its codes at
+        hand need not look for them in the bytes again."""
+        if not self.encode(chunk, out, scratch):
+            return False
+        self.decode(out, numbers, scratch)
+        return True
+
+    def encode_on_device(self, chunk: torch.Tensor) -> Encoded:
+        """The bytes of `encode` by torch's operations alone, on whatever device the numbers are; none waits for it. A type
+        that does not have it is packed on the CPU.
+
+        Args:
+            chunk: whole rows, contiguous, of any floating dtype.
+        """
+        raise NotImplementedError(f"{self.name} has no such operations")
 
     def row_bytes(self, row_length: int) -> int:
         """Bytes of a row of `row_length` weights."""

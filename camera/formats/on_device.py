@@ -24,7 +24,7 @@ def packs_like_the_cpu(type: str, device: torch.device) -> bool:
     expected = torch.empty(weight.numel() // form.block_length, form.block_bytes, dtype=torch.uint8)
     assert form.encode(weight, expected, Scratch())
     try:
-        found = form.encode_on_device(weight.to(device)).data.cpu()
+        found = form.encode_on_device(send(weight, device)).data.cpu()
     except (RuntimeError, TypeError) as error:  # an operation that it lacks
         _log.warning("%s is packed on the CPU: %s cannot (%s)", type, device, str(error).splitlines()[0])
         return False

@@ -15,17 +15,13 @@ class Float(BlockFormat):
     block_length = 1
     dtype: ClassVar[torch.dtype]
 
-    def encode(
-        self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch, numbers: torch.Tensor | None = None
-    ) -> bool:
+    def encode(self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> bool:
         if self.dtype == torch.bfloat16:  # by way of float32, as ggml goes
             chunk = to_float32(chunk, scratch)
         # Rounding keeps the order, so if the extremes stay finite all do; and NaN is its own extreme.
         if not torch.stack(chunk.aminmax()).to(self.dtype).isfinite().all():
             return False
         out.view(self.dtype).copy_(chunk.reshape(-1, 1))
-        if numbers is not None:
-            self.decode(out, numbers, scratch)
         return True
 
     def encode_on_device(self, chunk: torch.Tensor) -> Encoded:

@@ -26,9 +26,7 @@ class Q4_0(BlockFormat):
     fallback = "f16"
     in_mixtures = True
 
-    def encode(
-        self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch, numbers: torch.Tensor | None = None
-    ) -> bool:
+    def encode(self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> bool:
         length = self.block_length
         blocks = to_float32(chunk, scratch).view(-1, length)
         shape = len(blocks), length
@@ -52,8 +50,15 @@ class Q4_0(BlockFormat):
         pairs, half = torch.int16, length // 4
         low, high = codes.view(pairs)[:, :half], shifted.view(pairs)[:, half:]
         torch.bitwise_or(low, high, out=out.view(pairs)[:, 1:])
-        if numbers is not None:
-            numbers.copy_(codes.sub_(8).view(torch.int8)).mul_(stored_scales(out))
+        return True
+
+    def encode_and_decode(
+        self, chunk: torch.Tensor, out: torch.Tensor, numbers: torch.Tensor, scratch: Scratch
+    ) -> bool:
+        if not self.encode(chunk, out, scratch):
+            return False
+        codes = scratch.take("codes", tuple(numbers.shape), torch.uint8)  # as encode has left them
+        numbers.copy_(codes.sub_(8).view(torch.int8)).mul_(stored_scales(out))
         return True
 
     def encode_on_device(self, chunk: torch.Tensor) -> Encoded:

@@ -25,9 +25,7 @@ class Q8_0(BlockFormat):
     fallback = "f16"
     in_mixtures = True
 
-    def encode(
-        self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch, numbers: torch.Tensor | None = None
-    ) -> bool:
+    def encode(self, chunk: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> bool:
         blocks = to_float32(chunk, scratch).view(-1, self.block_length)
         scale = torch.maximum(blocks.amax(-1), blocks.amin(-1).neg_()).abs_() / 127  # abs: no minus zero
         if not store_scale(scale, out):
@@ -44,8 +42,15 @@ class Q8_0(BlockFormat):
         codes = scratch.take("codes", tuple(blocks.shape), torch.int8)
         np.copyto(codes.numpy(), rest, casting="unsafe")
         out[:, 2:].view(torch.int8).copy_(codes)
-        if numbers is not None:
-            numbers.copy_(codes).mul_(stored_scales(out))
+        return True
+
+    def encode_and_decode(
+        self, chunk: torch.Tensor, out: torch.Tensor, numbers: torch.Tensor, scratch: Scratch
+    ) -> bool:
+        if not self.encode(chunk, out, scratch):
+            return False
+        codes = scratch.take("codes", tuple(numbers.shape), torch.int8)  # as encode has left them
+        numbers.copy_(codes).mul_(stored_scales(out))
         return True
 
     def encode_on_device(self, chunk: torch.Tensor) -> Encoded:
