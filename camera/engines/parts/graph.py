@@ -7,8 +7,21 @@ import torch
 
 GRAPHS = {"cuda": "CUDAGraph", "npu": "NPUGraph"}
 """What records and replays work, in torch's module of each kind of device."""
-FAILURES = (RuntimeError, NotImplementedError, AttributeError, ImportError, TypeError, ValueError)
-"""What torch, its kernels, compilers and graphs raise where they cannot do something."""
+FAILURES = (Exception,)
+"""What trying a kernel, a compiler or a graph may raise; compilers' errors have no narrower base in common."""
+_COMPILED_SHAPES = 256
+
+
+def compile_many_shapes() -> None:
+    """Let torch.compile keep as many shapes of one function as several models in one process have.
+
+    With its own limit of 8 the ninth would run as it is, without a word. Forgetting the others is no way out: recorded
+    graphs still launch what was compiled for them.
+    """
+    import torch._dynamo.config as compiler  # starts the compiler's machinery, which few runs need
+
+    compiler.recompile_limit = max(compiler.recompile_limit, _COMPILED_SHAPES)
+    compiler.accumulated_recompile_limit = max(compiler.accumulated_recompile_limit, 4 * _COMPILED_SHAPES)
 
 
 class Graph:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from camera.devices import synchronize
 from camera.engines.parts.blocks import Blocks
-from camera.engines.parts.graph import FAILURES, GRAPHS, Graph
+from camera.engines.parts.graph import FAILURES, GRAPHS, Graph, compile_many_shapes
 from camera.engines.parts.int4_linear import KERNELS, Int4Linear
 from camera.formats.blocks import dequantize, quantize
 from camera.options import BlockType
@@ -34,7 +34,8 @@ class KernelChoice:
         """Of one token, by shape and kernel, where several were tried."""
         self._chosen: dict[str, type[Int4Linear]] = {}
         self._seconds_left = _TRIAL_SECONDS
-        torch.compiler.reset()  # the shapes that other models' kernels were compiled for count against a limit
+        if any(kind.challenges for kind in KERNELS[device.type]):
+            compile_many_shapes()
 
     def layer(self, blocks: Blocks, bias: torch.Tensor | None) -> Int4Linear | str:
         """The best 4-bit linear layer for some blocks, or why they must be dequantised."""

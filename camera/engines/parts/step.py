@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from camera.devices import release_memory, synchronize
 from camera.engines.parts.attention import GrowingCache
-from camera.engines.parts.graph import FAILURES, GRAPHS, Graph
+from camera.engines.parts.graph import FAILURES, GRAPHS, Graph, compile_many_shapes
 from camera.errors import CameraError
 
 log = logging.getLogger(__name__)
@@ -140,6 +140,7 @@ class DecodeStep:
         """
         if self.device.type not in GRAPHS:
             return
+        compile_many_shapes()
         began, times = perf_counter(), {}
         for name in self._ways():
             if name is not None and perf_counter() - began > _TRIAL_SECONDS:
@@ -166,7 +167,6 @@ class DecodeStep:
     def _compile(self, name: str | None) -> None:
         self._graphs.clear()
         self.compiled = name
-        torch.compiler.reset()  # what other models' layers were compiled to counts against a limit
         for layer in self._layers:
             layer.compile(COMPILERS[self.device.type][name] if name else None)
 
