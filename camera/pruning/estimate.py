@@ -14,7 +14,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import memory_bytes, resolve_device, resolve_dtype, synchronize
 from camera.heap import SLACK_BYTES
 from camera.layerwise.experts_pass import CHUNK_BYTES, Buffers, ExpertsPass
-from camera.layerwise.feed_forward import ACTIVATION_BUDGET_BYTES, FeedForwardPass, LayerPass, Samples
+from camera.layerwise.feed_forward import FeedForwardPass, LayerPass, Samples, activation_room
 from camera.layerwise.gram import LayerGram
 from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions
@@ -158,14 +158,14 @@ def _needed(
         visits = samples * length
         if checkpoint.experts is not None and sparse:  # on average; twice that for an uneven router
             visits = min(visits, 2 * visits * checkpoint.experts.chosen(checkpoint.config) // len(experts))
-        held = min(ACTIVATION_BUDGET_BYTES, visits * width * dtype.itemsize)
+        held = min(activation_room(device), visits * width * dtype.itemsize)
         kept_down = 2 * hidden * plan.kept * dtype.itemsize
     grams = deciding = 0
     if plan.needs_gram:
         grams = 2 * 4 * width**2
         deciding = held
-        if exact_device(device) == device:  # the matrix in float64, its inverse, and what either is made from
-            deciding += 3 * 8 * width**2 + 3 * 8 * hidden * width
+        if exact_device(device) == device:  # the matrix in float64, and its factor or inverse
+            deciding += 2 * 8 * width**2 + 3 * 8 * hidden * width
     needed = weights + states + max(grams + computing + held, held + kept_down + act, grams + deciding)
     # What is freed and kept by the C library's heap.
     return needed if device.type != "cpu" else needed + min(needed, SLACK_BYTES)
