@@ -11,7 +11,6 @@ from camera.checkpoints.rows import Rows
 from camera.formats import blocks
 from camera.formats.blocks import Put
 from camera.formats.parallel import map_chunks
-from camera.formats.types.q4_0 import signed_extreme
 from camera.quantization.compensation import Block, Loss, compensate
 from camera.quantization.factor import Factor
 from camera.quantization.method import Stored
@@ -163,7 +162,9 @@ class Q4Rounding:
         """See `compensate`."""
         best_LR = block.best_LR
         length, rows = best_LR.shape
-        scale_CR = to_fp16(self._shrink_C[:, None] * signed_extreme(best_LR.T))
+        highest_R, lowest_R = best_LR.amax(0), best_LR.amin(0)
+        extreme_R = torch.where(highest_R > -lowest_R, highest_R, lowest_R)
+        scale_CR = to_fp16(self._shrink_C[:, None] * extreme_R)
         errors_LCR = self._try(best_LR, scale_CR, block.inverse_LL)
         torch.mul(self._rest_LN, self._rest_LN, out=self._squares_LN)
         least_1R = (block.loss_L @ self._squares_LN).view(-1, rows).argmin(0, keepdim=True)

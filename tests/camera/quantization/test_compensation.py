@@ -4,6 +4,7 @@ import torch
 
 from camera.errors import CameraError
 from camera.formats import blocks
+from camera.layerwise.observers import sum_of_products
 from camera.options import BlockType
 from camera.quantization.compensated_q4 import Q4Rounding, put_into, quantize_by_gptq, store_by_gptq
 from camera.quantization.compensation import compensate
@@ -11,6 +12,7 @@ from camera.quantization.factor import factor_moments
 from camera.quantization.methods.search import quantize_by_search
 from camera.quantization.q4 import pack
 from camera.registry import BLOCK_FORMATS
+from tests import fake_npu
 from tests.camera.quantization.losses import correlated, error_by_squares, output_error
 
 KINDS: list[BlockType] = ["q4_0", "q4_0_64"]
@@ -154,3 +156,17 @@ def test_what_no_block_can_hold_is_refused_by_its_name(value: float) -> None:
     weight = torch.full((2, 32), value)
     with pytest.raises(CameraError, match="o_proj holds"):
         quantize_by_gptq({"o_proj": weight}, "q4_0", factor_moments(correlated(32), 0.01))
+
+
+def test_an_accelerator_rounds_as_the_cpu_and_is_waited_for_only_for_bytes_and_losses(npu: None) -> None:
+    inputs = normal(300, 128) @ normal(128, 128, seed=1)
+    weights = {"gate": normal(40, 128, seed=2), "up": normal(24, 128, seed=3)}
+    found = []
+    for device in (torch.device("cpu"), torch.device("npu", 0)):
+        moments_II = sum_of_products([inputs.to(device)], 128, device)
+        factor = factor_moments(moments_II, 0.01)
+        fake_npu.waits.clear()
+        found.append(quantize_by_gptq(weights, "q4_0", factor))
+        assert len(fake_npu.waits) < 20
+    for name in weights:
+        assert (found[0][name] == found[1][name]).mean() > 0.98
