@@ -11,6 +11,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _NAME = "packed_sdpa"
+_BOOLEAN_MASKS = ("npu",)
+"""Devices whose fused attention takes masks of booleans alone."""
 
 
 class GrowingLayer(CacheLayerMixin):
@@ -143,8 +145,16 @@ def packed_sdpa(
     return out.reshape(batch, 1, heads, value.shape[-1]), None
 
 
+def one_token_mask(*args: Any, dtype: torch.dtype, **kwargs: Any) -> torch.Tensor | None:
+    """transformers' mask for `sdpa`; of one query token as numbers to add, which torch else makes of it in every layer."""
+    mask = sdpa_mask(*args, dtype=dtype, **kwargs)
+    if mask is None or mask.shape[-2] != 1 or mask.device.type in _BOOLEAN_MASKS:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Make a model decode with it."""
     AttentionInterface.register(_NAME, packed_sdpa)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    AttentionMaskInterface.register(_NAME, one_token_mask)
     model.set_attn_implementation(_NAME)
