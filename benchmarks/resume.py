@@ -4,8 +4,8 @@
 
 Each start tells, with every batch, how far it is. Lost is what was done before a kill and had to be done again. A state is
 saved where a kill in the next layer would lose more than a minute; these layers take a second, so that here it is
-`--at-risk` seconds. To reach: no more is lost than that, or the layer in which the kill came if that takes longer. The result
-must have the bytes of an undisturbed run.
+`--at-risk` seconds. To reach: no more is lost than that, or a layer if that takes longer, and the layer that computes while the
+disk takes the state. The result must have the bytes of an undisturbed run.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
                 }
             )
     layer_s = (whole["seconds"] - whole["start_up_s"]) / LAYERS
-    to_reach = max(risk, layer_s)
+    to_reach = max(risk, layer_s) + layer_s
     show(
         f"{LAYERS} layers, {layer_s:.2f} s each; to lose no more than {to_reach:.1f} s",
         "killed at layer | resumed at layer | lost layers | lost s | start-up s | same bytes | met",
