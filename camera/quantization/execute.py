@@ -81,6 +81,7 @@ def quantize_checkpoint(
 
     done = 0
     with Finishing(record) as finishing:
+        method.settle = finishing.wait
         for file, planned in _shards(checkpoint, plan).items():
             if file not in finished:
                 with ExitStack() as writing:

@@ -37,7 +37,7 @@ class Finishing:
             written: makes it durable and gives it its name when it is closed; taken over.
             records: of its tensors.
         """
-        self._wait()
+        self.wait()
         held = written.pop_all()
 
         def finish() -> tuple[ShardRecord, list[TensorRecord]]:
@@ -46,7 +46,8 @@ class Finishing:
 
         self._pending = self._pool.submit(finish)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Return when all shards that were added are in place and recorded."""
         pending, self._pending = self._pending, None
         if pending is not None:
             self._record(*pending.result())
@@ -55,6 +56,6 @@ class Finishing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._wait()
+            self.wait()
         finally:
             self._pool.shutdown()

@@ -4,6 +4,7 @@ A method is one module of `camera.quantization.methods`, which registers it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -98,6 +99,8 @@ class Method(ABC):
         self.options = options
         self.out = out
         self.calibration = calibration
+        self.settle: Callable[[], None] = lambda: None
+        """Waits until the shards of all tensors stored so far but the last one's are in `out`: for who reads them."""
 
     @cached_property
     def device(self) -> torch.device:

@@ -108,6 +108,8 @@ class Gptq(Method):
     def _pass_until(self, layer: int) -> None:
         """Bring the hidden states to a layer, through those before it as their finished shards store them."""
         states = self._states  # before a layer is taken: it may run all layers itself
+        if self._next < layer:
+            self.settle()
         while self._next < layer:
             shard = read_tensors(self.out / layer_file(self._next))
             prefix = self.checkpoint.family.layer_prefix(self._next)

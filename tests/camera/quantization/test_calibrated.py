@@ -212,6 +212,16 @@ def test_matrices_of_other_types_are_stored_plainly_and_seen_by_the_layers_after
         np.testing.assert_array_equal(model.packed(name), blocks.quantize(source.read(name), record.type))
 
 
+def test_a_layer_of_another_type_is_passed_through_as_it_has_just_been_stored(tmp_path: Path) -> None:
+    source = open_tiny(tmp_path / "source")
+    options = GPTQ.model_copy(update={"overrides": {"*.layers.0.*": "q8_0", "*.layers.1.mlp.*": "q8_0"}})
+    report = quantize_checkpoint(source, tmp_path / "out", options, TOKENS_ST)
+    errors = {record.name: record.weighted_error for record in report.tensors if record.type == "q4_0"}
+    assert errors.pop("model.embed_tokens.weight") is None
+    assert len(errors) == 4 + 1
+    assert all(error is not None and 0 < error < 0.2 for error in errors.values())
+
+
 def test_a_whole_model_of_another_type_needs_no_walk(tmp_path: Path) -> None:
     source = open_tiny(tmp_path / "source")
     options = GPTQ.model_copy(update={"type": "q8_0"})
