@@ -50,5 +50,5 @@ def needs(known: Known) -> Needs:
 
 
 STAGE = register(
-    Stage("benchmark", 2, run, {"benchmark": BenchmarkOptions}, needs, intermediate=False, part="benchmark")
+    Stage("benchmark", 3, run, {"benchmark": BenchmarkOptions}, needs, intermediate=False, part="benchmark")
 )
