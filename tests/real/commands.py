@@ -49,8 +49,8 @@ MANY = "--calibration stdlib --samples 30 --length 2048 --batch-size 1"
 TEXT = "--text stdlib --window 128 --max-windows 1"
 
 PRUNE, ROUND, STREAM, GRAM, EVALUATE, RUN = 1.3, 1.0, 1.5, 4.0, 2.0, 2.7
-"""A layer and a half; rows of a matrix; a layer in float32; a square of 12,800 in float64 twice; a layer and logits; two packed
-models that are timed in turns, beside Prefect and MLflow."""
+"""A layer and a half; rows of a matrix; a layer in float32; a square of 12,800 in float64 twice; a layer and logits; the
+same beside Prefect and MLflow."""
 
 COMMANDS = {
     # Pruning
@@ -134,7 +134,7 @@ COMMANDS = {
     ),
     # The pipeline
     "plan": Command("plan recipe.yaml --json", PRUNE),
-    "run": Command("run recipe.yaml --json", RUN),
+    "run": Command("run recipe.yaml --json", RUN, needs=("xllamacpp",)),
     "audit": Command("audit published/real --json", ROUND, after=("run",)),
 }
 """By name, which is the name of the output too."""

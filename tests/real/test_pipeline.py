@@ -20,7 +20,8 @@ RECIPE = {
     "prune": {"ratio": 0.2},
     "quantize": {"type": "q4_0_64", "twin": "q4_0"},
     "evaluate": {"datasets": [{"name": "stdlib", "split": "test"}], "window": 128, "max_windows": 1},
-    "benchmark": {"engines": ["torch"], "decode": [4], "repeats": 1},
+    # the torch engine would hold the four models that a run compares: 9 GB
+    "benchmark": {"engines": ["llama.cpp"], "decode": [4], "repeats": 1},
 }
 
 
@@ -33,7 +34,8 @@ def recipe(workshop: Workshop) -> None:
 def test_the_plan_says_what_will_run_and_about_how_much_memory(run: Run):
     found = run("plan").json
     assert {step["state"] for step in found["steps"]} == {"run", "after"}
-    assert found["peak_memory_bytes"] < run("run").peak_bytes * 1.5
+    (capture,) = (step for step in found["steps"] if step["stage"] == "capture")
+    assert 0.5 < capture["memory_bytes"] / run("run").peak_bytes < 1.5
 
 
 def test_a_recipe_publishes_a_pruned_model_whose_lineage_holds(run: Run, model: Path):
