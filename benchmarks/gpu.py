@@ -5,8 +5,9 @@
     python benchmarks/gpu.py --device cpu --tiny
 
 Weights are random and the shapes are real (hidden 4096, FFN 12,800, vocabulary 153,376, bf16; `--layers` of them). Each part
-runs in a process of its own: what fails is a row that says why, and the others go on. About six minutes on one H100 and
-40 GB of temporary folder; `--tiny` tries the same parts on small shapes, whose figures mean nothing.
+runs in a process of its own: what fails is a row that says why, and the others go on. Sized for six minutes on one H100, not
+tried there yet, trials of kernels and compilers included; 40 GB of temporary folder. `--tiny` tries the same parts on small
+shapes, whose figures mean nothing.
 """
 
 import tempfile

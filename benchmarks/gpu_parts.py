@@ -58,7 +58,7 @@ class Job:
     length: int = 2048
     batch: int = 8
     decode: int = 256
-    repeats: int = 3
+    repeats: int = 2
 
     def write(self, folder: Path, ffn: int | None = None) -> Checkpoint:
         """A checkpoint of these shapes."""
