@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
@@ -56,6 +56,10 @@ class PackedCheckpoint(Checkpoint):
             CameraError: if there is no such tensor or its file cannot be read.
         """
         return self.source.read(name)
+
+    def rows(self, name: str) -> NoReturn:
+        """Not of a packed tensor, whose bytes lie nowhere as numbers: `read_rows` gives some of its rows."""
+        raise TypeError(f"{self.folder}: {name} is packed: use read_rows")
 
     def read_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix [R, C], dequantised: float32 [N, C].

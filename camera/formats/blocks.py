@@ -65,22 +65,6 @@ def quantize(weight: torch.Tensor, type: BlockType, *, name: str = "the tensor")
     return out
 
 
-def quantize_measured(
-    weight: torch.Tensor, type: BlockType, *, name: str = "the tensor"
-) -> tuple[np.ndarray, Squares]:
-    """As `quantize`, and what was lost: measured on each chunk while it is in the cache.
-
-    Raises:
-        CameraError: as `quantize`.
-    """
-    out = _room(weight, type)
-
-    def put(start: int, data: np.ndarray) -> None:
-        out[start : start + len(data)] = data
-
-    return out, store(weight, type, put, name=name)
-
-
 def store(
     rows: Rows,
     type: BlockType,
@@ -182,23 +166,6 @@ def lost(chunk: torch.Tensor, stored: torch.Tensor) -> Squares:
         exact = original.double()
         return Squares(float(exact.square().sum()), float((stored - exact).square().sum()))
     return Squares(power, _sum_of_rows(stored.sub_(original).square_()))
-
-
-def measure(weight: Rows, packed: np.ndarray, type: BlockType) -> Squares:
-    """What was lost of a tensor that is stored already.
-
-    Args:
-        weight: [rows, row_length] or [row_length], any floating dtype, on any device or in a file.
-        packed: uint8 [rows, bytes per row], its bytes.
-        type: what they are.
-    """
-
-    def work(chunk: torch.Tensor, start: int) -> Squares:
-        stored = _SCRATCH.take("stored", tuple(chunk.shape), torch.float32)
-        decode(packed[start : start + len(chunk)], type, stored)
-        return lost(chunk.detach().cpu(), stored)
-
-    return sum_of(each_chunk(as_rows(weight, type, "the tensor"), work))
 
 
 def dequantize(data: np.ndarray, type: BlockType, row_length: int) -> np.ndarray:

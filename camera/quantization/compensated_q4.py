@@ -36,21 +36,6 @@ class Rounded(NamedTuple):
     """What is stored [rows, row_length], on the device of the factor, if asked for."""
 
 
-def quantize_by_gptq(weights: Mapping[str, Rows], type: str, factor: Factor) -> dict[str, np.ndarray]:
-    """As `store_by_gptq`, for bytes in memory.
-
-    Returns:
-        uint8 [rows, bytes per row], by name.
-    """
-    form = BLOCK_FORMATS[type]
-    packed = {
-        name: np.empty((rows.shape[0], form.row_bytes(rows.shape[1])), np.uint8)
-        for name, rows in weights.items()
-    }
-    store_by_gptq(weights, type, {name: put_into(data) for name, data in packed.items()}, factor)
-    return packed
-
-
 def store_by_gptq(
     weights: Mapping[str, Rows],
     type: str,

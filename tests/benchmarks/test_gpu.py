@@ -16,11 +16,6 @@ def test_every_part_gives_figures(part: str, tmp_path: Path) -> None:
     assert all(row.value is not None and row.value >= 0 for row in rows), rows
 
 
-def test_the_cpu_keeps_the_channels_that_it_keeps(tmp_path: Path) -> None:
-    rows = gpu_parts.same_channels(gpu_parts.Job("cpu", **gpu_parts.TINY), tmp_path)
-    assert [(row.value, row.met) for row in rows] == [(100.0, True)] * 2
-
-
 def test_a_part_that_fails_is_a_row_that_says_why(tmp_path: Path) -> None:
     job = gpu_parts.Job("cpu", **{**gpu_parts.TINY, "heads": 5})
     [row] = gpu.measure(job, ["pruning"], tmp_path)

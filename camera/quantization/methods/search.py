@@ -29,23 +29,6 @@ class Search(Method):
         )
 
 
-def quantize_by_search(
-    weight: torch.Tensor, type: str, importance: torch.Tensor | None = None, *, name: str = "the tensor"
-) -> np.ndarray:
-    """As `store_by_search`, for a matrix and bytes in memory.
-
-    Returns:
-        uint8 [rows, bytes per row].
-    """
-    packed = np.empty((len(weight), BLOCK_FORMATS[type].row_bytes(weight.shape[1])), np.uint8)
-
-    def put(start: int, data: np.ndarray) -> None:
-        packed[start : start + len(data)] = data
-
-    store_by_search(weight, type, put, importance, name=name)
-    return packed
-
-
 def store_by_search(
     rows: Rows, type: str, put: Put, importance: torch.Tensor | None = None, *, name: str = "the tensor"
 ) -> Stored:

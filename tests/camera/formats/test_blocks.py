@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from camera.errors import CameraError
-from camera.formats.blocks import dequantize, measure, quantize, quantize_measured
+from camera.formats.blocks import dequantize, quantize
 from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
+from tests.camera.formats.in_memory import measure, quantize_measured
 
 LIBRARY = {"q4_0": gguf.GGMLQuantizationType.Q4_0, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 FOUR_BIT = ("q4_0", "q4_0_64")

@@ -10,6 +10,7 @@ from camera.formats import blocks
 from camera.formats.on_device import hard_to_round, packs_like_the_cpu
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
+from tests.camera.formats.in_memory import quantize_measured
 from tests.camera.formats.test_blocks import matrices
 
 CPU = torch.device("cpu")
@@ -97,7 +98,7 @@ def test_what_a_device_measures_is_what_the_cpu_measures(type: BlockType, size: 
         size = 1e3
     weight = torch.randn(50, 512, generator=torch.Generator().manual_seed(0)) * size
     data, squares = blocks._store_on_device(BLOCK_FORMATS[type], weight, CPU, "the tensor")
-    expected, measured = blocks.quantize_measured(weight, type)
+    expected, measured = quantize_measured(weight, type)
     np.testing.assert_array_equal(data, expected)
     assert squares.power == pytest.approx(measured.power, rel=1e-6)
     assert squares.noise == pytest.approx(measured.noise, rel=1e-6)

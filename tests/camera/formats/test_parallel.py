@@ -8,9 +8,9 @@ import torch
 
 from camera.formats import blocks
 from camera.formats.parallel import map_chunks
-from camera.quantization.compensated_q4 import quantize_by_gptq
 from camera.quantization.factor import Factor
 from camera.registry import BLOCK_FORMATS
+from tests.camera.formats.in_memory import quantize_by_gptq
 
 
 @pytest.fixture(autouse=True)

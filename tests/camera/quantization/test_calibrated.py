@@ -13,11 +13,10 @@ from camera.errors import CameraError
 from camera.formats import blocks
 from camera.formats.quantized_model import QuantizedModel
 from camera.options import QuantizeOptions
-from camera.quantization.compensated_q4 import quantize_by_gptq
 from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.factor import factor_moments
 from camera.quantization.imatrix import collect_imatrix
-from camera.quantization.methods.search import quantize_by_search
+from tests.camera.formats.in_memory import quantize_by_gptq, quantize_by_search
 from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
 
 TOKENS_ST = torch.randint(3, TOKENS, (12, 48), generator=torch.Generator().manual_seed(0))

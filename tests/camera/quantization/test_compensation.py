@@ -6,13 +6,13 @@ from camera.errors import CameraError
 from camera.formats import blocks
 from camera.layerwise.observers import sum_of_products
 from camera.options import BlockType
-from camera.quantization.compensated_q4 import Q4Rounding, put_into, quantize_by_gptq, store_by_gptq
+from camera.quantization.compensated_q4 import Q4Rounding, put_into, store_by_gptq
 from camera.quantization.compensation import compensate
 from camera.quantization.factor import factor_moments
-from camera.quantization.methods.search import quantize_by_search
 from camera.quantization.q4 import pack
 from camera.registry import BLOCK_FORMATS
 from tests import fake_npu
+from tests.camera.formats.in_memory import measure, quantize_by_gptq, quantize_by_search
 from tests.camera.quantization.losses import correlated, error_by_squares, output_error
 
 KINDS: list[BlockType] = ["q4_0", "q4_0_64"]
@@ -70,7 +70,7 @@ def test_what_is_reported_is_what_is_lost(kind: BlockType) -> None:
     assert numbers is not None
     assert torch.equal(numbers, stored(data, kind, 640))
     assert lost.weighted_error == pytest.approx(output_error(weight, numbers, moments), rel=1e-3)
-    expected = blocks.measure(weight, data, kind)
+    expected = measure(weight, data, kind)
     assert lost.squares.power == pytest.approx(expected.power, rel=1e-5)
     assert lost.squares.noise == pytest.approx(expected.noise, rel=1e-5)
 

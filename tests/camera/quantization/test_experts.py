@@ -15,13 +15,12 @@ from camera.errors import CameraError
 from camera.formats.quantized_model import QuantizedModel
 from camera.models.family import FEED_FORWARD, Block
 from camera.options import QuantizeOptions
-from camera.quantization.compensated_q4 import quantize_by_gptq
 from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.factor import factor_moments
 from camera.quantization.imatrix import collect_imatrix, read_imatrix, write_imatrix
 from camera.quantization.methods.gptq import LEAST_TOKENS
-from camera.quantization.methods.search import quantize_by_search
 from camera.quantization.plan import choose_types, plan_types
+from tests.camera.formats.in_memory import quantize_by_gptq, quantize_by_search
 from tests.tiny import TOKENS, tiny_moe_checkpoint
 
 FAMILIES = ("qwen3_moe", "qwen2_moe", "deepseek_v2")

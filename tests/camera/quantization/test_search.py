@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.options import BlockType
-from camera.quantization.methods.search import quantize_by_search
 from camera.quantization.q4 import nearest_codes
 from camera.quantization.scales import (
     best_scales,
     weighted_error,
 )
 from camera.registry import BLOCK_FORMATS
+from tests.camera.formats.in_memory import quantize_by_search
 
 KINDS: list[BlockType] = ["q4_0", "q4_0_64"]
 

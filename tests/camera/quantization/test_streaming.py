@@ -14,8 +14,9 @@ from camera.checkpoints.safetensors_file import read_header, write_tensors
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.formats.blocks import Put
-from camera.quantization.methods.search import quantize_by_search, store_by_search
+from camera.quantization.methods.search import store_by_search
 from camera.registry import BLOCK_FORMATS
+from tests.camera.formats.in_memory import measure, quantize_by_search
 from tests.camera.quantization.losses import error_by_squares
 
 WIDTH = 512
@@ -53,7 +54,7 @@ def test_a_matrix_in_a_file_has_the_bytes_and_errors_of_one_in_memory(
     data, put = collected(ROWS, BLOCK_FORMATS[type].row_bytes(WIDTH))
     squares = blocks.store(in_a_file(tmp_path / "x", weight), type, put)
     np.testing.assert_array_equal(data, blocks.quantize(weight, type))
-    assert squares == blocks.measure(weight, data, type)
+    assert squares == measure(weight, data, type)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -64,7 +65,7 @@ def test_search_by_rows_finds_what_it_finds_in_the_whole_matrix(tmp_path: Path, 
     found = store_by_search(in_a_file(tmp_path / "x", weight), "q4_0", put, importance)
     parts = [quantize_by_search(rows, "q4_0", importance) for rows in weight.split(512)]
     np.testing.assert_array_equal(data, np.concatenate(parts))
-    assert found.squares.noise == pytest.approx(blocks.measure(weight, data, "q4_0").noise, rel=1e-9)
+    assert found.squares.noise == pytest.approx(measure(weight, data, "q4_0").noise, rel=1e-9)
     if importance is None:
         assert found.weighted_error is None
     else:
