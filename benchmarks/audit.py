@@ -29,9 +29,9 @@ from common import (
     span,
     timed_command,
 )
-from synthetic import write_checkpoint
 
 from camera.benchmark.report import Spread
+from camera.checkpoints.synthetic import write_checkpoint
 from camera.files import read_json
 
 PUBLISHED = Path("published") / "model"

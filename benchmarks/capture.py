@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from common import Seconds, clock, in_turns, parser_of, random_tokens, ratio, save, show, span, timed
-from synthetic import write_checkpoint
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.synthetic import write_checkpoint
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning.prune_checkpoint import prune_checkpoint
 

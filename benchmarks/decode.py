@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from common import met, parser_of
 from pydantic import ValidationError
-from synthetic import write_checkpoint
 
 from camera.benchmark.bench import BenchModel, run_benchmark
 from camera.benchmark.report import BenchmarkReport, BenchmarkRow
 from camera.benchmark.table import markdown_table
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.synthetic import write_checkpoint
 from camera.errors import CameraError
 from camera.files import write_json
 from camera.formats.convert import convert_to_gguf

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import clock, in_turns, random_tokens, timed
-from synthetic import write_checkpoint
 
 from camera.benchmark.bench import BenchModel, run_benchmark
 from camera.benchmark.report import BenchmarkRow
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.synthetic import write_checkpoint
 from camera.devices import (
     peak_memory_bytes,
     read_bandwidth,

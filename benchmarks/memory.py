@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from common import apart, parser_of, random_tokens, save, show, timed
-from synthetic import write_checkpoint
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.synthetic import write_checkpoint
 from camera.devices import peak_memory_bytes
 from camera.options import CaptureOptions, PruneOptions
 from camera.pruning import stages

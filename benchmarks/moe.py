@@ -29,10 +29,10 @@ from common import (
     span,
     timed,
 )
-from synthetic import write_moe_checkpoint
 
 from camera.benchmark.report import Spread
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.synthetic import write_moe_checkpoint
 from camera.devices import peak_memory_bytes
 from camera.formats.convert import convert_to_gguf
 from camera.options import CaptureOptions, PruneOptions, QuantizeOptions

@@ -27,10 +27,10 @@ import gguf
 import numpy as np
 import torch
 from common import apart, clock, cpu, in_turns, met, parser_of, ratio, save, span, timed
-from synthetic import write_checkpoint
 
 from camera.benchmark.report import Spread
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.synthetic import write_checkpoint
 from camera.devices import describe_device, resolve_device
 from camera.errors import CameraError
 from camera.files import sync

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from common import parser_of, random_tokens, save, show
-from synthetic import write_checkpoint
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.synthetic import write_checkpoint
 from camera.digests import digest_folder
 from camera.layerwise import resume
 from camera.options import CaptureOptions, PruneOptions

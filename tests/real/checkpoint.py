@@ -1,17 +1,12 @@
 """The checkpoint of the suite: two layers of openPangu-7B's shapes, random weights, a tokenizer trained on real text."""
 
-import sys
 from pathlib import Path
 
 import torch
 
+from camera.checkpoints.synthetic import write_checkpoint
 from camera.data.sets import stdlib
 from scripts import train_tiny_tokenizer as tokenizer
-from tests.conftest import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
-from synthetic import write_checkpoint  # a script's neighbours are imported by name
 
 LAYERS, HIDDEN, WIDTH, VOCABULARY, HEADS, KV_HEADS = 2, 4096, 12800, 153376, 32, 8
 PIECES = 16000

@@ -1,4 +1,4 @@
-"""Checkpoints of any size with random weights, for benchmarks: the shapes are real, what they say is not."""
+"""Checkpoints of any size with random weights: the shapes are real, what they say is not."""
 
 from itertools import groupby
 from math import prod
