@@ -73,6 +73,7 @@ def capture(
         The number of tokens measured on.
     """
     from camera.data import calibration_windows
+    from camera.devices import devices_of
     from camera.files import atomic_folder, refuse_occupied
     from camera.options import CaptureOptions, PruneOptions
     from camera.pruning.plan import plan_prune
@@ -86,6 +87,7 @@ def capture(
         raise CameraError(
             f"method {prune.method} with sparsity {prune.sparsity:g} goes from capture to save at once: use prune"
         )
+    devices_of(options.device, options.devices)
     plan = plan_prune(checkpoint, options, prune or PruneOptions()) if sequential else None
     tokens_ST = calibration_windows(calibration, checkpoint)
     with atomic_folder(Path(out)) as folder:
@@ -147,6 +149,7 @@ def prune(
         What was done, as `prune.json` has it: the kept width, and how each layer was decided.
     """
     from camera.data import calibration_windows
+    from camera.devices import devices_of
     from camera.files import atomic_folder, read_json, refuse_occupied
     from camera.locks import LockedError
     from camera.options import CaptureOptions, PruneOptions
@@ -170,6 +173,7 @@ def prune(
             prune_scored(checkpoint, Path(scores), folder, plan_prune(checkpoint, capture, options), options)
         return dict(read_json(out / SUMMARY))
     assert calibration is not None
+    devices_of(capture.device, capture.devices)
     tokens_ST = calibration_windows(calibration, checkpoint)
     summary: dict[str, Any] = {}
 

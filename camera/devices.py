@@ -53,16 +53,30 @@ def why_no_cuda() -> str | None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda[:N]` or `npu[:N]` means on this machine.
+    """The device that `auto`, `cpu`, `cuda[:N]` or `npu[:N]` means on this machine, which this thread uses from now on.
 
     `auto` is the NPU where torch_npu loads and finds one, else CUDA, else the CPU.
 
     Raises:
         CameraError: for another name, or a device that this machine lacks; says why.
     """
+    device = find_device(name)
+    use_device(device)
+    if device.type == "npu":
+        # Kernels compiled at first use take minutes for every new shape; the shipped binaries do not.
+        torch.get_device_module("npu").set_compile_mode(jit_compile=False)
+    return device
+
+
+def find_device(name: str) -> torch.device:
+    """The device that `resolve_device` gives, without any use of it: an accelerator keeps memory for whoever uses it.
+
+    Raises:
+        CameraError: as `resolve_device`.
+    """
     if name == "auto":
         if why_no_npu() is None:
-            return resolve_device("npu")
+            return find_device("npu")
         return torch.device("cuda", 0) if why_no_cuda() is None else torch.device("cpu")
     matched = re.fullmatch(r"(cpu|cuda|npu)(?::(\d+))?", name)
     if matched is None or (matched[1] == "cpu" and matched[2]):
@@ -72,13 +86,36 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cpu")
     if missing := (why_no_npu() if kind == "npu" else why_no_cuda()):
         raise CameraError(f"device: {name} cannot be used: {missing}. `device: auto` takes what there is")
-    module = torch.get_device_module(kind)
-    if number >= module.device_count():
-        raise CameraError(f"device: {name} does not exist: this machine has {module.device_count()} {kind}")
-    if kind == "npu":
-        # Kernels compiled at first use take minutes for every new shape; the shipped binaries do not.
-        module.set_compile_mode(jit_compile=False)
+    _refuse_beyond(torch.device(kind, number), f"device: {name}")
     return torch.device(kind, number)
+
+
+def devices_of(name: str, count: int) -> tuple[torch.device, ...]:
+    """The devices of a run of several ranks, one for each: accelerators from the one that is named on, or the CPU for all.
+
+    Raises:
+        CameraError: as `resolve_device`; if there are not so many from that one on.
+    """
+    first = find_device(name)
+    devices = tuple(rank_device(first, rank) for rank in range(count))
+    _refuse_beyond(devices[-1], f"devices: {count} from {first} on are up to {devices[-1]}, which")
+    return devices
+
+
+def rank_device(device: torch.device, rank: int) -> torch.device:
+    """The device of a rank, given that of the first."""
+    return device if device.type == "cpu" else torch.device(device.type, device.index + rank)
+
+
+def _refuse_beyond(device: torch.device, what: str) -> None:
+    if device.type == "cpu":
+        return
+    there = torch.get_device_module(device.type).device_count()
+    if device.index >= there:
+        raise CameraError(
+            f"{what} does not exist: this machine has {there} {device.type}, of which the last is "
+            f"{device.type}:{there - 1}; begin at a lower number or use fewer"
+        )
 
 
 def resolve_dtype(name: str, checkpoint_dtype: torch.dtype) -> torch.dtype:
@@ -115,7 +152,8 @@ def pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def use_device(device: torch.device) -> None:
-    """Make a device this thread's own: each thread begins with the first of its kind."""
+    """Make a device this thread's own. Each begins with the first of its kind, and what names no device, as pinned memory
+    and events do, then takes memory of that one too, which may be somebody else's."""
     if device.type != "cpu":
         torch.get_device_module(device.type).set_device(device)
 

@@ -21,7 +21,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
-from camera.devices import resolve_device
+from camera.devices import devices_of
 from tasks.stage import Request
 
 LEASE_SECONDS = 120
@@ -82,10 +82,8 @@ def limit_names(request: Request) -> list[str]:
         return []
     how = [section.execution() for section in request.options.values()]
     settings = next((each for each in how if "device" in each), {})
-    device = resolve_device(str(settings.get("device", request.facts["device"])))
-    first, count = device.index or 0, int(settings.get("devices", 1))
-    numbers = [0] if device.type == "cpu" else range(first, first + count)
-    return [limit_name(device.type, number) for number in numbers]
+    name, count = str(settings.get("device", request.facts["device"])), int(settings.get("devices", 1))
+    return [limit_name(device.type, device.index or 0) for device in dict.fromkeys(devices_of(name, count))]
 
 
 def limit_name(kind: str, number: int) -> str:

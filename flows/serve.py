@@ -208,9 +208,9 @@ def _prepare(served: Served, webhook: str | None) -> None:
 def _devices() -> list[tuple[str, int]]:
     import torch  # two seconds
 
-    from camera.devices import resolve_device
+    from camera.devices import find_device
 
-    best = resolve_device("auto")
+    best = find_device("auto")
     count = 0 if best.type == "cpu" else torch.get_device_module(best.type).device_count()
     return [("cpu", 0), *((best.type, number) for number in range(count))]
 

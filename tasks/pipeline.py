@@ -6,7 +6,7 @@ from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data import sampled_windows
-from camera.devices import describe_device, resolve_device
+from camera.devices import describe_device, devices_of, find_device, resolve_device
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version
@@ -142,7 +142,7 @@ def _pruned(recipe: Recipe, checkpoint: Checkpoint, model: Input) -> list[Step]:
         others = tuple(cut.kept for cut in plan.cuts[1:])
         asked["decide"] = capture.DecideOptions(**vars(recipe.prune), kept=plan.kept, others_kept=others)
     scoring = score.ScoreOptions(reduce_ratio=recipe.prune.reduce_ratio)
-    facts = {"device": resolve_device(recipe.capture.device).type}
+    facts = {"device": devices_of(recipe.capture.device, recipe.capture.devices)[0].type}
     inputs: dict[str, str | Input] = {"model": model, "calibration": "fetch calibration"}
     return [
         Step("capture", capture.STAGE, asked, inputs, facts),
@@ -160,7 +160,7 @@ def _quantized(suffix: str, name: str, options: QuantizeOptions, model: "str | I
     inputs: dict[str, str | Input] = {"model": model}
     facts = {}
     if options.calibrates:
-        facts["device"] = resolve_device(options.device).type
+        facts["device"] = find_device(options.device).type
         inputs["calibration"] = "fetch calibration"
     converting = convert.ConvertOptions(name=f"{name}-{options.type}", twin=options.twin)
     packed = f"quantize{suffix}"
@@ -172,7 +172,7 @@ def _quantized(suffix: str, name: str, options: QuantizeOptions, model: "str | I
 
 def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
     asked = recipe.evaluate
-    facts = {"device": resolve_device(asked.device).type}
+    facts = {"device": find_device(asked.device).type}
     models: dict[str, str | Input] = {
         "original": sources.model,
         "baseline": "quantize baseline",

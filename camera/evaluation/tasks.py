@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from pydantic import Field, ValidationError
 
 from camera.checkpoints.tokenizer import load_tokenizer
-from camera.devices import dtype_name, resolve_device
+from camera.devices import dtype_name, find_device
 from camera.digests import digest_file, digest_folder, digest_json
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version, open_task, task_files
@@ -142,7 +142,7 @@ def _asked(model: "TextModel | PreTrainedModel | Path | str", options: EvaluateO
         "few_shot": options.few_shot,
         "limit": options.limit,
         "dtype": options.dtype,
-        "device": resolve_device(options.device).type,
+        "device": find_device(options.device).type,
         "lm_eval": lm_eval_version(),
     }
     digests = {}

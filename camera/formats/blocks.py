@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from camera.checkpoints.rows import Rows
+from camera.devices import use_device
 from camera.errors import CameraError
 from camera.formats.format import BlockFormat, to_float32
 from camera.formats.on_device import CHUNK_WEIGHTS as DEVICE_CHUNK_WEIGHTS
@@ -115,6 +116,7 @@ def _store_on_device(
     form: BlockFormat, chunk: torch.Tensor, device: torch.device, name: str
 ) -> tuple[np.ndarray, Squares]:
     """The same, packed and measured on a device."""
+    use_device(device)  # here, in one of several threads
     sent = send(chunk, device)
     encoded = form.encode_on_device(sent)
     original, stored = sent.float(), encoded.numbers.view(sent.shape)

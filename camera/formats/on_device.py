@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from camera.devices import pinned
 from camera.formats.parallel import Scratch
 from camera.registry import BLOCK_FORMATS
 
@@ -57,6 +58,6 @@ def hard_to_round(length: int) -> torch.Tensor:
 
 def send(chunk: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Some rows on a device, contiguous."""
-    if chunk.device.type == "cpu" != device.type:
-        chunk = chunk.pin_memory()  # from which the device reads by itself
+    if chunk.device.type == "cpu" != device.type:  # the device reads pinned memory by itself
+        chunk = pinned(tuple(chunk.shape), chunk.dtype, device).copy_(chunk)
     return chunk.to(device, non_blocking=True).contiguous()

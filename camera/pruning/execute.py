@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.devices import dtype_name, resolve_device, resolve_dtype, synchronize
+from camera.devices import devices_of, dtype_name, resolve_device, resolve_dtype, synchronize
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.layerwise.collectives import Collectives, ranks
@@ -55,8 +55,9 @@ def decide(
 
     Raises:
         CameraError: for weights or activations with NaN or infinity, tokens outside the vocabulary, windows longer than
-            the model's positions, or if another rank failed.
+            the model's positions, for devices that are not there, or if another rank failed.
     """
+    devices_of(options.device, options.devices)  # refused here, before there are ranks
     arguments = (checkpoint.folder, tokens_ST, plan, options, work)
     with ranks(options.devices, _other_rank, *arguments) as group:
         execution = _Execution(checkpoint, tokens_ST, plan, options, work, group)
@@ -142,10 +143,7 @@ class _Execution:
 
     def _device(self) -> torch.device:
         """Each rank takes an accelerator of its own; on the CPU they share the cores."""
-        device = resolve_device(self.options.device)
-        if device.type == "cpu" or self.group.count == 1:
-            return device
-        return resolve_device(f"{device.type}:{self.group.rank}")
+        return resolve_device(str(devices_of(self.options.device, self.group.count)[self.group.rank]))
 
     def _check_tokens(self) -> None:
         length = self.tokens_ST.shape[1]

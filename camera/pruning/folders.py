@@ -14,7 +14,7 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
-from camera.devices import dtype_name, resolve_device, resolve_dtype
+from camera.devices import dtype_name, find_device, resolve_dtype
 from camera.files import atomic_file, read_json, write_json
 from camera.layerwise.statistics import labelled, statistics_tensors, tensor_name
 from camera.options import CaptureOptions
@@ -53,7 +53,7 @@ def write_captured(
             **experts,
             "propagate": options.propagate,
             "dtype": dtype_name(resolve_dtype(options.dtype, checkpoint.dtype)),
-            "device": resolve_device(options.device).type,
+            "device": find_device(options.device).type,
         },
     )
 

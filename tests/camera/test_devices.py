@@ -54,6 +54,37 @@ def test_an_npu_number_beyond_the_last_is_refused(npu: types.ModuleType) -> None
         devices.resolve_device("npu:3")
 
 
+def test_the_cards_of_a_run_begin_at_the_named_one(
+    npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.get_device_module("npu"), "device_count", lambda: 4)
+    assert devices.devices_of("npu:1", 2) == (torch.device("npu:1"), torch.device("npu:2"))
+    assert devices.devices_of("auto", 2) == (torch.device("npu:0"), torch.device("npu:1"))
+    assert devices.devices_of("cpu", 2) == (torch.device("cpu"), torch.device("cpu"))
+
+
+def test_a_run_that_goes_past_the_last_card_is_refused(
+    npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.get_device_module("npu"), "device_count", lambda: 4)
+    told = "devices: 3 from npu:2 on are up to npu:4, which does not exist: .* begin at a lower number or use fewer"
+    with pytest.raises(CameraError, match=told):
+        devices.devices_of("npu:2", 3)
+
+
+def test_only_the_card_that_is_to_compute_is_made_current(
+    npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[torch.device] = []
+    monkeypatch.setattr(torch.get_device_module("npu"), "device_count", lambda: 4)
+    monkeypatch.setattr(torch.get_device_module("npu"), "set_device", used.append)
+    devices.find_device("npu:2")
+    devices.devices_of("npu:2", 2)
+    assert used == []
+    devices.resolve_device("npu:3")
+    assert used == [torch.device("npu:3")]
+
+
 def test_a_driver_that_finds_no_npu_is_told_apart(
     npu: types.ModuleType,
     monkeypatch: pytest.MonkeyPatch,

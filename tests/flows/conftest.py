@@ -12,8 +12,11 @@ import pytest
 import torch
 import yaml
 
+from tests.fake_npu import npu
 from tests.forked import run_forked
 from tests.tiny import tiny_checkpoint
+
+__all__ = ["npu"]
 
 _TEXT = (
     "the old lighthouse keeper climbed the narrow stairs each evening to light the great lamp above the sea "

@@ -1,19 +1,22 @@
 """A request that travels to another host: what it checks there before it measures."""
 
+import types
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from camera.devices import describe_device, resolve_device
+from camera.devices import describe_device, devices_of, resolve_device
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
-from camera.options import BenchmarkOptions
+from camera.options import BenchmarkOptions, CaptureOptions
 from flows.benchmark import check_device
 from flows.device_limits import limit_names
 from flows.remote import RemoteRequest
 from tasks.options import Sections
 from tasks.stage import Input, Request, RunReferences, Stage
+from tasks.stages import capture
 from tasks.stages.benchmark import STAGE
 from tasks.store import Store
 from tests.tasks.conftest import toy_stage
@@ -100,3 +103,17 @@ def test_a_stage_holds_the_devices_it_computes_on_and_no_others(request_: Reques
     assert name.endswith("-cpu-0")
     without = Request("save", toy_stage("save", lambda context: {}), Sections(), {})
     assert limit_names(without) == []
+
+
+def test_a_run_of_two_ranks_holds_the_two_cards_that_it_computes_on(
+    npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.get_device_module("npu"), "device_count", lambda: 3)
+    options = CaptureOptions(device="npu:1", devices=2)
+    capturing = Request("capture", capture.STAGE, Sections(capture=options), {}, {"device": "npu"})
+    assert [name[-5:] for name in limit_names(capturing)] == ["npu-1", "npu-2"]
+    computing = [str(device) for device in devices_of(options.device, options.devices)]
+    assert computing == ["npu:1", "npu:2"]
+    beyond = CaptureOptions(device="npu:2", devices=2)
+    with pytest.raises(CameraError, match="up to npu:3, which does not exist"):
+        limit_names(Request("capture", capture.STAGE, Sections(capture=beyond), {}, {"device": "npu"}))

@@ -24,7 +24,6 @@ def test_the_first_layer_is_that_of_the_cpu(
 ) -> None:
     # The fake device's tensors are subclasses, and those of a thread cannot become parameters in inference mode.
     monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad())
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda chunk: chunk)  # it has no allocator for it
     source = Checkpoint.open(MODELS[kind](tmp_path / "source"))
     source.empty_model()  # transformers asks for operators of an NPU that it finds while it is imported
     for device in ("cpu", "npu"):
