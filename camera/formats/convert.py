@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from camera.digests import canonical_json
 from camera.errors import CameraError
 from camera.files import refuse_occupied
+from camera.formats.cann import why_slow, why_wrong
 from camera.formats.gguf_parser import BLOCK_TYPE_KEY, LINEAGE_KEY, TWIN_KEY
 from camera.formats.gguf_reader import GgufFile, GgufTensor, is_q4_0_64, open_gguf
 from camera.formats.gguf_tensors import output_tensors
@@ -28,6 +30,7 @@ from camera.registry import BLOCK_FORMATS
 
 _log = logging.getLogger(__name__)
 _QUANTIZATION_VERSION = 2  # ggml's, of the block types' layouts
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _PIECE_BYTES = 1 << 20
 """Of a tensor, in memory at once."""
 
@@ -41,6 +44,9 @@ def convert_to_gguf(
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write a GGUF file with everything that llama.cpp needs: weights, tokenizer, chat template, keys.
+
+    A Q4_0_64 matrix that the llama.cpp made for this type would compute wrongly is written as the Q4_0 that holds exactly
+    the same numbers, and a warning says so.
 
     The same folder, name and lineage always give the same bytes. Peak memory is one packed tensor of the folder, so one matrix
     of one expert.
@@ -75,7 +81,8 @@ def convert_to_gguf(
         writer.add_name(name)
         writer.add_size_label(size_label(model))
         warnings, computed = write_model_keys(writer, model)
-        tensors[:0] = computed
+        tensors, concerns = _for_cann(computed + tensors)
+        warnings += concerns
         warnings += write_tokenizer(
             writer, model.folder, model.tensors[model.family.name("embedding")].shape[0]
         )
@@ -125,19 +132,54 @@ def _twins(file: GgufFile) -> list[OutputTensor]:
     for tensor in file.tensors.values():
         if tensor.type not in BLOCK_FORMATS:
             raise CameraError(f"{file.path}: {tensor.name} is {tensor.type}, which is not written here")
-        type, turn = ("q4_0", Q4_0_64().twin) if tensor.type == Q4_0_64.name else (tensor.type, np.asarray)
-        segment = Segment(partial(_in_pieces, tensor, turn))
-        tensors.append(OutputTensor(tensor.name, type, tensor.shape, (segment,)))
+        segment = Segment(partial(_read, tensor))
+        written = OutputTensor(tensor.name, tensor.type, tensor.shape, (segment,))
+        tensors.append(_as_q4_0(written) if tensor.type == Q4_0_64.name else _turned(written, np.asarray))
     return tensors
 
 
-def _in_pieces(tensor: GgufTensor, turn: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
-    data = tensor.data
-    step = max(1, _PIECE_BYTES // max(1, data.shape[1]))
-    for start in range(0, len(data), step):
-        piece = data[start : start + step]
-        yield turn(piece)
-        release_pages(piece)
+def _read(tensor: GgufTensor) -> list[np.ndarray]:
+    return [tensor.data]
+
+
+def _as_q4_0(tensor: OutputTensor) -> OutputTensor:
+    """A tensor of Q4_0_64 in the Q4_0 that holds exactly the same numbers."""
+    return replace(_turned(tensor, Q4_0_64().twin), type="q4_0")
+
+
+def _turned(tensor: OutputTensor, turn: Callable[[np.ndarray], np.ndarray]) -> OutputTensor:
+    """A tensor whose bytes are made of the given one's, a piece at a time."""
+    segments = tuple(Segment(partial(_in_pieces, segment.read, turn)) for segment in tensor.segments)
+    return replace(tensor, segments=segments)
+
+
+def _in_pieces(
+    read: Callable[[], Iterable[np.ndarray]], turn: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[np.ndarray]:
+    for data in read():
+        step = max(1, _PIECE_BYTES // max(1, data.shape[1]))
+        for start in range(0, len(data), step):
+            piece = data[start : start + step]
+            yield turn(piece)
+            release_pages(piece)
+
+
+def _for_cann(tensors: list[OutputTensor]) -> tuple[list[OutputTensor], list[str]]:
+    """The tensors of a file, of which those that an Ascend card would compute wrongly are exchanged; and what to know of
+    it, where the file is for such a card."""
+    if not any(tensor.type == Q4_0_64.name for tensor in tensors):
+        return tensors, []
+    head = any(tensor.name == _HEAD for tensor in tensors)
+    written, concerns = [], []
+    for tensor in tensors:
+        if len(tensor.shape) > 1 and not (head and tensor.name == _EMBEDDING):  # of which rows are read
+            if (why := why_wrong(tensor.type, tensor.shape[-2])) is not None:
+                tensor = _as_q4_0(tensor)
+                concerns.append(f"{tensor.name} is written as q4_0, which holds the same numbers: {why}")
+            elif (why := why_slow(tensor.type)) is not None:
+                concerns.append(f"{tensor.name} is {tensor.type}: {why}")
+        written.append(tensor)
+    return written, concerns
 
 
 _TYPE_KEYS = (

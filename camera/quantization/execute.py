@@ -1,5 +1,6 @@
 """Pack a checkpoint's tensors, one at a time, into a folder of shards; a run that was killed is resumed."""
 
+import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -29,9 +30,10 @@ from camera.progress import Progress, silent
 from camera.quantization.finishing import Finishing
 from camera.quantization.imatrix import Imatrix
 from camera.quantization.method import Calibration, Method, Stored
-from camera.quantization.plan import PlannedTensor, choose_types, plan_types
+from camera.quantization.plan import PlannedTensor, choose_types, concerns, plan_types
 from camera.registry import BLOCK_FORMATS, QUANTIZATION_METHODS
 
+_log = logging.getLogger(__name__)
 _PARTIAL_NAME = "quantized.partial.json"
 _REST = "rest.safetensors"
 _SAMPLE = 2048  # weights of each tensor that go into the source's digest
@@ -72,6 +74,8 @@ def quantize_checkpoint(
         options = choose_types(checkpoint, options, calibration.imatrix)
     method = QUANTIZATION_METHODS[options.method](checkpoint, options, out, calibration)
     plan = plan_types(checkpoint, options)
+    for concern in concerns(checkpoint, plan):
+        _log.warning("%s", concern)
     source = _source_digest(checkpoint, options, method.source)
     finished = _resume(out, options, source)
 

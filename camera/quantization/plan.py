@@ -10,6 +10,7 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
+from camera.formats.cann import why_slow, why_wrong
 from camera.formats.quantized_model import packed_shape
 from camera.models import named_weights
 from camera.options import BlockType, QuantizeOptions
@@ -37,8 +38,8 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
 
     Vectors, routers and gates stay f32. A matrix is what the last matching override says, else what the options say for the
     embedding and the output head, else `options.type`; where its rows are no multiple of the block, the next
-    finer type that holds them. Experts are q4_0_64 only if an override says so, and what llama.cpp reads transposed
-    is a float. A tied output head is not stored.
+    finer type that holds them. Experts are q4_0_64 only if an override says so, and so is the output head only if it is asked
+    for where llama.cpp would compute it wrongly; what it reads transposed is a float. A tied output head is not stored.
 
     Raises:
         CameraError: if an override matches no matrix, a tensor is neither vector nor matrix, or experts that a GGUF file
@@ -59,9 +60,12 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
             plan.append(PlannedTensor(name, info.shape, "f32", None))
             continue
         overriding = overrides.type_of(name)
-        wanted = overriding or asked_for(checkpoint, options, name) or options.type
+        given = overriding or asked_for(checkpoint, options, name)
+        wanted = given or options.type
         if weight.block == "expert" and overriding is None and wanted in _MERGED_AS:
             planned = _readable_experts(name, info.shape, wanted)
+        elif given is None and _is_multiplied(checkpoint, name) and (why := why_wrong(wanted, info.shape[0])):
+            planned = replace(_fit(name, info.shape, BLOCK_FORMATS[wanted].fallback or wanted), fallback=why)
         else:
             planned = _fit(name, info.shape, wanted)
         if any(part.transposed for part in weight.parts):
@@ -78,6 +82,37 @@ def plan_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[Planned
                 "holds the experts of a layer in one tensor of one type: let the pattern match all of them (experts.*)"
             )
     return plan
+
+
+def concerns(checkpoint: Checkpoint, plan: Iterable[PlannedTensor]) -> list[str]:
+    """What llama.cpp would not compute on an Ascend card, or wrongly, of a model that is for it; a sentence a matrix."""
+    matrices = [
+        planned for planned in plan if len(planned.shape) == 2 and _is_multiplied(checkpoint, planned.name)
+    ]
+    if not any(planned.type == "q4_0_64" for planned in matrices):
+        return []
+    return [
+        f"{planned.name} is {planned.type}: {reason}"
+        for planned in matrices
+        if (reason := why_wrong(planned.type, planned.shape[0]) or why_slow(planned.type))
+    ]
+
+
+def notable_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[str]:
+    """What a person should know of `plan_types` before a run: matrices of another type than the rest for an Ascend card's
+    sake, and what `concerns` finds."""
+    plan = plan_types(checkpoint, options)
+    exchanged = [
+        f"{planned.name} is {planned.type}: {planned.fallback}"
+        for planned in plan
+        if planned.fallback and planned.fallback == why_wrong(options.type, planned.shape[0])
+    ]
+    return exchanged + concerns(checkpoint, plan)
+
+
+def _is_multiplied(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a matrix is multiplied: of an embedding that is not the output head too, single rows are read."""
+    return name != checkpoint.embedding or checkpoint.tied
 
 
 class _Overrides:
@@ -209,7 +244,9 @@ def _choices(
     given = asked_for(checkpoint, options, planned.name) or overrides.type_of(planned.name)
     if given is not None or len(planned.shape) == 1 or not BLOCK_FORMATS[planned.type].in_mixtures:
         return (planned.type,)
-    finest: str = "bf16" if checkpoint.dtype == torch.bfloat16 else "f16"  # bf16 keeps those weights exactly
+    # bf16 keeps such weights exactly.
+    exact = checkpoint.dtype == torch.bfloat16 and options.type != "q4_0_64"  # which is for Ascend cards
+    finest = "bf16" if exact else "f16"
     bits = BLOCK_FORMATS[planned.type].bits_per_weight
     mixed = [form for form in BLOCK_FORMATS.values() if form.in_mixtures and form.bits_per_weight >= bits]
     mixed.sort(key=lambda form: form.bits_per_weight)

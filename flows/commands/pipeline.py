@@ -67,6 +67,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
     from rich.text import Text
 
     from camera.pruning.plan import plan_prune
+    from camera.quantization.plan import notable_types
     from camera.units import bytes_text, seconds_text
     from tasks.pipeline import build_pipeline
     from tasks.preflight import plan as planned
@@ -79,6 +80,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
     sources = find_sources(checked)
     steps = planned(build_pipeline(checked, sources), Store(project.store))
     splits = plan_prune(sources.checkpoint, checked.capture, checked.prune).candidates
+    types = notable_types(sources.checkpoint, checked.quantize)
     to_do = [step for step in steps if step.state in ("run", "after")]
     disk = sum(step.disk_bytes for step in to_do)
     memory = max((step.memory_bytes for step in to_do), default=0)
@@ -93,7 +95,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
             for entry in steps
         ]
         found = {"steps": entries, "disk_bytes": disk, "peak_memory_bytes": memory}
-        print_json(found | ({"splits": splits} if splits else {}))
+        print_json(found | ({"splits": splits} if splits else {}) | ({"types": types} if types else {}))
         return
     rows = []
     for entry in steps:
@@ -108,6 +110,8 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
         if to_do
         else "everything is cached"
     )
+    for line in types:
+        say(line)
     if to_do and len(splits) > 1:
         ways = ", ".join(f"{experts} × {channels}" for experts, channels in splits)
         say(

@@ -1,10 +1,13 @@
 """Quantisation as a stage."""
 
+from math import prod
+
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.devices import resolve_dtype
 from camera.options import QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
+from camera.quantization.plan import plan_types
 from camera.registry import BLOCK_FORMATS, QUANTIZATION_METHODS
 from tasks.estimate import Known, Needs
 from tasks.stage import Context, Stage, register
@@ -46,13 +49,22 @@ def needs(known: Known) -> Needs:
         memory += 4 * known.largest
         memory += round(_MOMENT_SQUARES * 8 * max(known.pruning.kept, source.hidden_size) ** 2)
     bits = asked.target_bpw or BLOCK_FORMATS[asked.type].bits_per_weight
-    return Needs(disk=round(elements * bits / 8), memory=memory)
+    return Needs(disk=round(elements * bits / 8) + _beyond(asked, source), memory=memory)
+
+
+def _beyond(asked: QuantizeOptions, source: Checkpoint) -> int:
+    """Bytes of the output head beyond those of `type`, where it is of a finer one."""
+    if asked.target_bpw is not None:
+        return 0
+    head = next(planned for planned in plan_types(source, asked) if planned.name == source.head)
+    bits = BLOCK_FORMATS[head.type].bits_per_weight - BLOCK_FORMATS[asked.type].bits_per_weight
+    return max(0, round(prod(head.shape) * bits / 8))
 
 
 STAGE = register(
     Stage(
         "quantize",
-        3,
+        4,
         run,
         {"quantize": QuantizeOptions},
         needs,

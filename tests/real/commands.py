@@ -79,7 +79,7 @@ COMMANDS = {
     "prune-scores": Command("prune {model} {out} --ratio 0.2 --scores {score}", PRUNE),
     "save": Command("save {model} {prune-scores} {out}", PRUNE),
     # Quantising
-    "quantize": Command("quantize {model} {out} --type q4_0_64 --json", ROUND),
+    "quantize": Command("quantize {model} {out} --type q4_0_64 --output-type q4_0_64 --json", ROUND),
     "quantize-types": Command(
         "quantize {model} {out} --type q8_0 --output-type f16 --embedding-type q4_0 "
         "--override *.1.*_proj.weight=bf16 --override *.1.*.k_proj.weight=f32 --json",

@@ -99,9 +99,13 @@ def test_the_gguf_file_holds_the_bytes_of_the_folder_and_its_twin_the_same_numbe
     names = {EMBEDDING: "token_embd.weight", HEAD: "output.weight", DOWN: "blk.0.ffn_down.weight"}
     for name, theirs in names.items():
         ours = packed.data(name)
-        assert file.tensors[theirs].type == "q4_0_64"
-        assert np.array_equal(file.tensors[theirs].data, ours)
         assert by_name[theirs].tensor_type == Type.Q4_0
+        if name == HEAD:  # has too many rows for an Ascend card
+            assert file.tensors[theirs].type == "q4_0"
+            assert np.array_equal(file.tensors[theirs].data[ROWS], by_name[theirs].data[ROWS])
+        else:
+            assert file.tensors[theirs].type == "q4_0_64"
+            assert np.array_equal(file.tensors[theirs].data, ours)
         numbers = gguf.quants.dequantize(by_name[theirs].data[ROWS], Type.Q4_0)
         assert np.array_equal(numbers, unpack_q4(ours[ROWS], 64))
 

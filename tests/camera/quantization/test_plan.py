@@ -1,5 +1,6 @@
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from camera.models import FAMILIES
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.imatrix import collect_imatrix, read_imatrix, write_imatrix
-from camera.quantization.plan import choose_types, plan_types, spend
+from camera.quantization.plan import choose_types, concerns, notable_types, plan_types, spend
 from camera.quantization.sensitivity import sensitivities
 from camera.registry import BLOCK_FORMATS
 from tests.tiny import TOKENS, tiny_checkpoint, tiny_moe_checkpoint
@@ -180,6 +181,49 @@ def test_what_llama_cpp_reads_transposed_is_a_float(tmp_path: Path, asked: Block
     ]
     assert [planned.type for planned in latent] == [type] * 3
     assert all(("transposed" in str(planned.fallback)) == (type != asked) for planned in latent)
+
+
+def of_large_vocabulary(folder: Path, *, tied: bool = False) -> Checkpoint:
+    """A tiny openPangu with the vocabulary of the 7B model, without its weights."""
+    config = read_json(tiny_checkpoint(folder, "PanguEmbedded", hidden=128) / "config.json")
+    config |= {"vocab_size": 153_376, "tie_word_embeddings": tied}
+    family = FAMILIES["PanguEmbedded"]
+    tensors = {
+        name: TensorInfo("model.safetensors", torch.float32, family.shape(config, placed.weight), 0)
+        for name, placed in family.names(config).items()
+    }
+    return Checkpoint(folder, config, family, tensors)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_matrix_that_an_ascend_card_would_compute_wrongly_is_q8_0_unless_another_type_is_asked_for(
+    tmp_path: Path, tied: bool
+) -> None:
+    checkpoint = of_large_vocabulary(tmp_path, tied=tied)
+
+    def types(**asked: Any) -> dict[str, str]:
+        return {planned.name: planned.type for planned in plan_types(checkpoint, QuantizeOptions(**asked))}
+
+    embedding = "model.embed_tokens.weight"
+    head = embedding if tied else "lm_head.weight"
+    assert {name for name, type in types().items() if type == "q8_0"} == {head}
+    assert types(overrides={head: "q4_0_64"})[head] == "q4_0_64"
+    assert types(**{"embedding_type" if tied else "output_type": "f16"})[head] == "f16"
+    assert types(type="q4_0")[head] == "q4_0"
+    (note,) = notable_types(checkpoint, QuantizeOptions())
+    assert note.startswith(f"{head} is q8_0: ")
+    assert "more than 65,535 rows wrongly, and there are 153,376" in note
+
+
+def test_what_an_ascend_card_would_compute_wrongly_or_not_at_all_is_said(tmp_path: Path) -> None:
+    checkpoint = of_large_vocabulary(tmp_path)
+    asked = QuantizeOptions(overrides={"lm_head.weight": "q4_0_64", "*.0.self_attn.o_proj.weight": "bf16"})
+    slow, wrong = sorted(concerns(checkpoint, plan_types(checkpoint, asked)), reverse=True)
+    assert slow.startswith("model.layers.0.self_attn.o_proj.weight is bf16: llama.cpp does not multiply")
+    assert wrong.startswith("lm_head.weight is q4_0_64: ")
+    assert notable_types(checkpoint, asked) == concerns(checkpoint, plan_types(checkpoint, asked))
+    other = asked.model_copy(update={"type": "q8_0", "overrides": {"*.0.self_attn.o_proj.weight": "bf16"}})
+    assert notable_types(checkpoint, other) == []  # it is for no card
 
 
 def test_thousands_of_experts_are_planned_in_linear_time(tmp_path: Path) -> None:
