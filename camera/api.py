@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from camera.device_check.plan import Tell
 from camera.errors import CameraError
 from camera.progress import Progress, silent
 
 if TYPE_CHECKING:
     from camera.benchmark.report import BenchmarkReport
     from camera.checkpoints.checkpoint import Checkpoint
+    from camera.device_check.schema import CheckReport
     from camera.evaluation.divergence import DivergenceResult
     from camera.evaluation.perplexity import PerplexityResult
     from camera.formats.quantized_model import QuantizeReport
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         BenchmarkOptions,
         CalibrationOptions,
         CaptureOptions,
+        CheckOptions,
         DatasetOptions,
         EvaluateOptions,
         PruneOptions,
@@ -480,3 +483,36 @@ def bench(
         for index, each in enumerate(chosen)
     ]
     return run_benchmark(entries, options or BenchmarkOptions(), progress)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A device, checked."""
+
+    report: "CheckReport"
+    page: Path
+    """The report for people."""
+    archive: Path
+    """To send back: report, page, logs, digests; no paths, names or tokens of this host."""
+
+
+def npu_check(out: Place, options: "CheckOptions | None" = None, progress: "Tell | None" = None) -> Checked:
+    """Try and measure all that only a card can tell, and write a report and one archive to send back.
+
+    Each step runs in a process of its own with a time-out. The same command goes on after a kill: what passed stays, the rest
+    is tried again. The exit code is 0 if all that applies here passed.
+
+    Example: `camera npu-check check --llama-cpp llama.cpp/build/bin`
+
+    Args:
+        out: folder to make, or that of a run to go on with.
+        options: which device, and how much of it.
+        progress: told of each step as it begins and ends.
+    """
+    from camera.device_check.archive import PAGE, write_report
+    from camera.device_check.runner import check
+    from camera.options import CheckOptions
+
+    out, options = Path(out), options or CheckOptions()
+    report = check(options, out, progress)
+    return Checked(report, out / PAGE, write_report(report, options, out))

@@ -393,3 +393,37 @@ class BenchmarkOptions(Options):
         for engine in self.engines:
             found |= self.of(ENGINES[engine].options).execution()
         return found
+
+
+class CheckOptions(Options):
+    """What of a device is checked."""
+
+    device: Annotated[str, Field(pattern=r"^((npu|cuda)(:\d+)?|cpu)$")] = "npu"
+    """`npu[:N]`, `cuda[:N]` or `cpu`."""
+    model: Path | None = None
+    """A checkpoint of openPangu-7B: the recipe for the 910B is run on it, and the one with the reference's settings."""
+    llama_cpp: Path | None = None
+    """Folder that holds a llama-bench which reads Q4_0_64."""
+    llama_cpp_stock: Path | None = None
+    """Folder that holds a llama-bench as published."""
+    quick: bool = False
+    """A few minutes: the same shapes, fewer layers, tokens and repeats."""
+    tiny: bool = False
+    """Small shapes: what works, not how fast."""
+    again: tuple[str, ...] = ()
+    """A step to run again though it has passed."""
+
+    @property
+    def kind(self) -> str:
+        """`npu`, `cuda` or `cpu`."""
+        return self.device.partition(":")[0]
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> "CheckOptions":
+        if self.quick and self.tiny:
+            raise ValueError("quick and tiny: give one of them")
+        for name in ("model", "llama_cpp", "llama_cpp_stock"):
+            path = getattr(self, name)
+            if path is not None and not path.is_dir():
+                raise ValueError(f"{name}: {path} is no folder")
+        return self

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from camera import shutdown
 from camera.cli.doctor import doctor
+from camera.cli.npu_check import NPU_CHECK
 from camera.cli.options import command_help, stage_command
 from camera.cli.output import note
 from camera.cli.stages import STAGES, Stage
@@ -94,12 +95,10 @@ def _app() -> typer.Typer:
     for panel, functions in {**panels, "This machine": (doctor,)}.items():
         for function in functions:
             app.command(rich_help_panel=panel)(function)
-    for stage in STAGES:
+    single = "Single stages: paths in, paths out"
+    for stage, panel in ((NPU_CHECK, "This machine"), *((each, single) for each in STAGES)):
         late: Any = partial(_Late, stage)
-        panel = "Single stages: paths in, paths out"
-        documented = app.command(
-            stage.run.__name__, cls=late, help=command_help(stage.run), rich_help_panel=panel
-        )
+        documented = app.command(stage.name, cls=late, help=command_help(stage.run), rich_help_panel=panel)
         documented(_no_flags)
     for name in () if joined else PIPELINE_COMMANDS:
         missing: Any = partial(_Late, None)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import typer
 
-from camera.cli.output import print_json, progress_bar
+from camera.cli.output import print_json
 from camera.errors import CameraError
 
 if TYPE_CHECKING:
@@ -70,12 +70,14 @@ def stage_command(stage: "Stage") -> Callable[..., None]:
     def command(**values: Any) -> None:
         as_json = values.pop("as_json", False)
         values |= {model.name: model.build(values) for model in models}
-        with progress_bar(stage.run.__name__) as progress:
+        with stage.progress(stage.name) as progress:
             result = stage.run(**values, progress=progress)
         if as_json and stage.json:
             print_json(stage.json(result))
         else:
             stage.show(result, values)
+        if code := stage.code(result):
+            raise typer.Exit(code)
 
     command.__name__, command.__doc__ = stage.run.__name__, command_help(stage.run)
     command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]

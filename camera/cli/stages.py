@@ -1,13 +1,14 @@
 """The commands for single stages: each is a function of `camera.api`, and what is printed of its result."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camera import api
 from camera.cli.options import Flags
-from camera.cli.output import print_table, say
+from camera.cli.output import print_table, progress_bar, say
 
 if TYPE_CHECKING:
     from camera.benchmark.report import BenchmarkReport
@@ -26,6 +27,15 @@ class Stage:
     """What --json prints of the result; None: the command has no --json."""
     flags: Mapping[str, Flags] = field(default_factory=dict)
     """By options parameter, where not every field is a flag."""
+    progress: Callable[[str], AbstractContextManager[Any]] = progress_bar
+    """Given the command's name; gives what the function is told its progress by."""
+    code: Callable[[Any], int] = lambda result: 0
+    """The exit code for a result."""
+
+    @property
+    def name(self) -> str:
+        """Of the command."""
+        return self.run.__name__.replace("_", "-")
 
 
 def _prune(summary: dict[str, Any], values: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from tests.flows.conftest import Workplace
 
 COMMANDS = (
     *("run", "plan", "sweep", "capture", "score", "prune", "save"),
-    *("imatrix", "quantize", "convert", "evaluate", "bench", "audit", "doctor"),
+    *("imatrix", "quantize", "convert", "evaluate", "bench", "audit", "doctor", "npu-check"),
 )
 
 

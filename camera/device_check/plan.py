@@ -1,0 +1,46 @@
+"""The steps, in their order: what each stands on, how long it may take, and where it applies."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from camera.device_check.schema import StepRecord
+
+Kind = Literal["npu", "cuda", "cpu"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to try, in a process of its own."""
+
+    name: str
+    title: str
+    """For people."""
+    module: str
+    """Its function `run` does it, given a `Context`."""
+    seconds: int
+    """When they are over, its process is ended."""
+    needs: tuple[str, ...] = ()
+    """The steps that must have passed."""
+    kinds: tuple[Kind, ...] = ("npu", "cuda", "cpu")
+    asks: str | None = None
+    """The option without which it is not run."""
+    given: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `run`, plain JSON."""
+    version: int = 1
+    """Raised when it measures something else, so that an older result is not taken."""
+
+
+class Tell(Protocol):
+    """Told that a step begins, with None, and what became of it."""
+
+    def __call__(self, step: Step, record: "StepRecord | None") -> None: ...
+
+
+_STEPS = "camera.device_check.steps."
+
+STEPS: tuple[Step, ...] = (
+    Step("host", "Host and versions", f"{_STEPS}host", 60),
+    Step("imports", "Imports and the device", f"{_STEPS}imports", 120, ("host",)),
+    Step("operators", "Operators against the CPU", f"{_STEPS}operators", 300, ("imports",)),
+)
