@@ -74,7 +74,7 @@ def main() -> int:
     device = report.device
     print(
         f"{device['name']} ({device['device']}, {device['threads']} threads), "
-        f"read bandwidth {report.bandwidth_bytes_per_second / 1e9:.1f} GB/s, prompt {options.prompt}\n"
+        f"bandwidth {report.bandwidth_bytes_per_second / 1e9:.1f} GB/s, prompt {options.prompt}\n"
     )
     print(markdown_table(report))
     for goal in goals:

@@ -19,7 +19,7 @@ from common import in_turns, parser_of, save, show, span
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from camera.benchmark.report import Spread
-from camera.devices import read_bandwidth, resolve_device
+from camera.devices import memory_bandwidth, resolve_device
 from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
 
@@ -79,7 +79,7 @@ def measure(path: Path, device: torch.device, arguments: argparse.Namespace) -> 
     ways = Ways(path, device, arguments.prompt + arguments.decode)
     works = {way: partial(ways.milliseconds, way, arguments.prompt, arguments.decode) for way in ways.names}
     times = in_turns(works, arguments.repeats)
-    bandwidth = read_bandwidth(device)
+    bandwidth = memory_bandwidth(device).bytes_per_second
     footprint = ways.engine.footprint()
     context = arguments.prompt + (arguments.decode + 1) / 2
     moved = footprint.weight_bytes_per_token + footprint.kv_bytes_per_position * context

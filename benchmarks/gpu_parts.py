@@ -16,8 +16,8 @@ from camera.benchmark.report import BenchmarkRow
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.synthetic import write_checkpoint
 from camera.devices import (
+    memory_bandwidth,
     peak_memory_bytes,
-    read_bandwidth,
     reset_peak_memory,
     synchronize,
 )
@@ -181,7 +181,7 @@ def decoding(job: Job, folder: Path) -> list[Row]:
     )
     report = run_benchmark(models, options)
     found: dict[str, BenchmarkRow] = {row.model: row for row in report.rows}
-    rows = [Row("decoding", "read bandwidth", report.bandwidth_bytes_per_second / 1e9, "GB/s")]
+    rows = [Row("decoding", "bandwidth", report.bandwidth_bytes_per_second / 1e9, "GB/s")]
     for model, row in found.items():
         if row.failure is not None or row.decode_ms is None:
             rows.append(Row("decoding", model, None, "", note=row.failure or "not measured"))
@@ -219,7 +219,7 @@ def decoding(job: Job, folder: Path) -> list[Row]:
 def kernels(job: Job, folder: Path) -> list[Row]:
     """One token through one matrix: 16 bits and every 4-bit kernel that takes its shape."""
     device = torch.device(job.device)
-    limit = read_bandwidth(device)
+    limit = memory_bandwidth(device).bytes_per_second
     query_key_value = job.hidden + 2 * job.hidden * job.kv_heads // job.heads
     shapes = {
         "qkv": (query_key_value, job.hidden),

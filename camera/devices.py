@@ -5,6 +5,8 @@ import importlib.util
 import os
 import platform
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -14,12 +16,18 @@ import psutil
 import torch
 
 from camera import heap
+from camera.ascend import host
 from camera.errors import CameraError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROC = Path("/proc")
 BANDWIDTH_BUFFER_BYTES = 512 << 20
-"""Read to measure bandwidth: enough to leave no part of note in the caches."""
+"""Read to measure a CPU's bandwidth: enough to leave no part of note in the caches."""
+_COPIED_BYTES = 8 << 30
+"""Copied to measure an accelerator's; caches of hundreds of megabytes speed up what is smaller."""
+_TRIES = 5
+_BLOCKING = {"npu": "ASCEND_LAUNCH_BLOCKING", "cuda": "CUDA_LAUNCH_BLOCKING"}
+"""With these the host waits for each launch, and times what no other process would see."""
 
 CANN_ADVICE = (
     "source CANN's set_env.sh (often /usr/local/Ascend/ascend-toolkit/set_env.sh) before Python starts; on a machine "
@@ -148,7 +156,8 @@ def has_float64(device: torch.device) -> bool:
 
 def pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """New memory of the host that an accelerator copies from and to while the host goes on; for a CPU any memory."""
-    return torch.empty(shape, dtype=dtype, pin_memory=device.type != "cpu")
+    with torch.inference_mode(False):  # one made in it could not be written to by another thread
+        return torch.empty(shape, dtype=dtype, pin_memory=device.type != "cpu")
 
 
 def use_device(device: torch.device) -> None:
@@ -220,24 +229,77 @@ def total_memory_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def read_bandwidth(device: torch.device) -> float:
-    """How fast a device reads memory, the limit of batch-1 decoding, which reads every weight for every token.
+@dataclass(frozen=True)
+class Bandwidth:
+    """How fast a device reaches its memory."""
 
-    Returns:
-        Bytes per second of summing a large float32 tensor, the best of five tries, with torch's current threads.
+    bytes_per_second: float
+    measured_by: str
+    """For people: what was timed."""
+
+
+def memory_bandwidth(device: torch.device) -> Bandwidth:
+    """How fast a device reaches its memory, the limit of batch-1 decoding, which reads every weight for every token.
+
+    A CPU, with torch's current threads, sums a tensor. An accelerator copies one that its caches do not hold, as a sum
+    of less is partly read from them.
     """
+    if device.type != "cpu":
+        size = min(_COPIED_BYTES, free_memory_bytes(device) // 3)
+        told = f"copies of {size / 2**30:.1f} GiB, bytes read and written"
+        return Bandwidth(copy_bandwidth(device, size), told)
     count = min(BANDWIDTH_BUFFER_BYTES, free_memory_bytes(device) // 4) // 4
-    tensor = torch.ones(count, dtype=torch.float32, device=device)
-    best = 0.0
-    for _ in range(5):
+    tensor = torch.ones(count, dtype=torch.float32)
+    told = f"sums of {tensor.nbytes / 2**30:.1f} GiB, bytes read"
+    return Bandwidth(tensor.nbytes / _best_seconds(tensor.sum, device), told)
+
+
+def copy_bandwidth(device: torch.device, size: int) -> float:
+    """Bytes per second, read and written together, of copying a buffer to another one; the best of five tries.
+
+    Args:
+        device: where both are.
+        size: bytes of each buffer.
+    """
+    speed = _copy_speed(device, size // 4)
+    release_memory(device)
+    return speed
+
+
+def _copy_speed(device: torch.device, count: int) -> float:
+    source = torch.zeros(count, dtype=torch.float32, device=device)
+    target = torch.zeros_like(source)
+    return (source.nbytes + target.nbytes) / _best_seconds(lambda: target.copy_(source), device)
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    seconds = []
+    for _ in range(_TRIES):
         synchronize(device)
         start = perf_counter()
-        tensor.sum()
+        work()
         synchronize(device)
-        best = max(best, tensor.nbytes / (perf_counter() - start))
-    del tensor
-    release_memory(device)
-    return best
+        seconds.append(perf_counter() - start)
+    return min(seconds)
+
+
+def driver_versions(device: torch.device) -> dict[str, str | None]:
+    """Versions of what computes on an accelerator below torch and other engines; None where one is not found."""
+    if device.type == "npu":
+        found = host.facts()
+        return {"cann": found.cann, "driver": found.driver, "firmware": found.firmware}
+    if device.type == "cuda":
+        told = _PROC / "driver" / "nvidia" / "version"
+        driver = re.search(r"^NVRM version:.*?\s(\d+[\d.]+)\s", told.read_text()) if told.is_file() else None
+        return {"cuda": torch.version.cuda, "driver": None if driver is None else driver[1]}
+    return {}
+
+
+def refuse_false_times(device: torch.device) -> None:
+    """Raise CameraError where every time of a device would be wrong."""
+    name = _BLOCKING.get(device.type)
+    if name is not None and os.environ.get(name, "0") not in ("", "0"):
+        raise CameraError(f"{name} is set: the host waits for every launch, and times mean nothing; unset it")
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:

@@ -6,7 +6,14 @@ from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data import sampled_windows
-from camera.devices import describe_device, devices_of, find_device, resolve_device
+from camera.devices import (
+    describe_device,
+    devices_of,
+    driver_versions,
+    find_device,
+    refuse_false_times,
+    resolve_device,
+)
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version
@@ -220,13 +227,16 @@ def dataset_label(dataset: DatasetOptions) -> str:
 
 def _benchmark(recipe: Recipe, model: Input) -> Step:
     asked = recipe.benchmark
-    # A time measured on another card is another result.
+    # A time measured on another card is another result, and so is one with other versions or settings.
     if (host := recipe.benchmark_host) is None:
         device = resolve_device(asked.device)
-        facts: dict[str, Any] = {"device": device.type, "device_name": describe_device(device)["name"]}
-        builds = {name: ENGINES[name].identity(asked) for name in asked.engines}
-        if any(builds.values()):  # nor one of another build
-            facts["builds"] = {name: build for name, build in builds.items() if build}
+        refuse_false_times(device)
+        facts: dict[str, Any] = {
+            "device": device.type,
+            "device_name": describe_device(device)["name"],
+            "builds": {name: ENGINES[name].identity(asked) for name in asked.engines},
+            "drivers": driver_versions(device),
+        }
     else:  # the same key as there, so that what was measured there before is found
         facts = {"device": asked.device.partition(":")[0], "device_name": host.device_name}
     inputs: dict[str, str | Input] = {

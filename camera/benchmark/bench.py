@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from camera.benchmark.report import NOISY, BenchmarkReport, BenchmarkRow, Spread
-from camera.devices import describe_device, read_bandwidth, resolve_device
+from camera.devices import describe_device, memory_bandwidth, refuse_false_times, resolve_device
 from camera.engines import ENGINES, Engine, Timing
 from camera.errors import CameraError
 from camera.options import BenchmarkOptions
@@ -76,17 +76,19 @@ def run_benchmark(
         progress: called with (runs done, runs in all).
 
     Raises:
-        CameraError: if there is no model, labels repeat, there are two baselines, or the device does not exist.
+        CameraError: if there is no model, labels repeat, there are two baselines, the device does not exist,
+            or its times would be false.
     """
     _check(models)
     device = resolve_device(options.device)
+    refuse_false_times(device)
     runs = {
         name: [_Run(model, name) for model in models if model.engines is None or name in model.engines]
         for name in options.engines
     }
     done, total = 0, options.repeats * sum(map(len, runs.values()))
     with _threads(options.threads):
-        bandwidth = read_bandwidth(device)
+        bandwidth = memory_bandwidth(device)
         rows: list[BenchmarkRow] = []
         described: dict[str, dict[str, Any]] = {}
         for name, of_engine in runs.items():
@@ -104,7 +106,7 @@ def run_benchmark(
                 comparable = ENGINES[name].in_torch or device.type == "cpu"
                 for run in of_engine:
                     rows += [
-                        _row(run, length, options.prompt, bandwidth if comparable else None)
+                        _row(run, length, options.prompt, bandwidth.bytes_per_second if comparable else None)
                         for length in options.decode
                     ]
                     if run.engine:
@@ -114,7 +116,8 @@ def run_benchmark(
             options=options.model_dump(mode="json"),
             baseline=baseline,
             device=describe_device(device),
-            bandwidth_bytes_per_second=bandwidth,
+            bandwidth_bytes_per_second=bandwidth.bytes_per_second,
+            bandwidth_measured_by=bandwidth.measured_by,
             engines=described,
             versions={"python": platform.python_version(), **versions()},
             rows=tuple(_compared(row, rows, baseline) for row in rows),

@@ -86,6 +86,8 @@ class BenchmarkReport(Result):
     """From `camera.devices.describe_device`."""
     bandwidth_bytes_per_second: float
     """Measured just before the runs, with the same threads."""
+    bandwidth_measured_by: str
+    """What was timed for it: sums on a CPU, copies on an accelerator."""
     engines: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What each engine says of itself, by `engine: model`."""
     versions: dict[str, str]

@@ -3,6 +3,7 @@
 A module is imported as soon as engine names are checked, so it leaves what is slow to import until a model is loaded.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["ENGINES", "Engine", "Footprint", "Timing"]
+
+_THREADS = ("GOMP_", "KMP_", "MKL_", "OMP_")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Engine(ABC):
     """What this engine alone is asked: further fields of the section `benchmark`."""
     in_torch: ClassVar[bool] = False
     """Whether models run on the device that torch measures, on an accelerator too."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """How the names of the environment variables begin that change its speed, beside those of CPU threads."""
     positions: int
     """Most tokens that prompt and decoding may have together (the model's max_position_embeddings)."""
     stand_in: str | None = None
@@ -77,8 +82,14 @@ class Engine(ABC):
 
     @classmethod
     def identity(cls, options: BenchmarkOptions) -> dict[str, Any]:
-        """What beside the options makes a time another result, as plain JSON: digests, versions."""
-        return {}
+        """What beside the options and the device makes a time another result, as plain JSON: versions, digests, settings
+        of the environment."""
+        beginnings = (*_THREADS, *cls.settings)
+        names = [name for name in sorted(os.environ) if name.startswith(beginnings)]
+        # Where something lies makes nothing faster.
+        return {
+            "settings": {name: os.environ[name] for name in names if not name.endswith(("_DIR", "_PATH"))}
+        }
 
     @abstractmethod
     def time_once(self, prompt: int, decode: Sequence[int]) -> Timing:

@@ -125,6 +125,7 @@ class LlamaCppEngine(Engine):
     """
 
     options = LlamaCppOptions
+    settings = ("GGML_",)
 
     def __init__(self, path: Path, options: BenchmarkOptions) -> None:
         """Find the binary, open the file's metadata, and make its twin if it takes one.
@@ -158,7 +159,7 @@ class LlamaCppEngine(Engine):
 
     @classmethod
     def identity(cls, options: BenchmarkOptions) -> dict[str, Any]:
-        return {"build": build_digest(options.of(LlamaCppOptions).llama_cpp)}
+        return {**super().identity(options), "build": build_digest(options.of(LlamaCppOptions).llama_cpp)}
 
     def time_once(self, prompt: int, decode: Sequence[int]) -> Timing:
         lengths = sorted(set(decode))

@@ -12,6 +12,7 @@ from torch import nn
 
 from camera.devices import (
     dtype_name,
+    find_device,
     memory_bytes,
     peak_memory_bytes,
     release_memory,
@@ -25,6 +26,7 @@ from camera.loading import Source, assemble, open_source
 from camera.models import Family
 from camera.models.experts import Config
 from camera.options import BenchmarkOptions
+from camera.versions import installed
 
 if TYPE_CHECKING:
     from camera.engines.parts.step import DecodeStep
@@ -41,6 +43,10 @@ class TorchEngine(Engine):
     """
 
     in_torch = True
+    settings = (
+        *("CPU_AFFINITY_CONF", "NVIDIA_TF32_OVERRIDE", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+        *("PYTORCH_NPU_ALLOC_CONF", "TASK_QUEUE_ENABLE"),
+    )
 
     def __init__(self, path: Path, device: torch.device, capacity: int, *, plain: bool = False) -> None:
         """Load a model.
@@ -93,6 +99,12 @@ class TorchEngine(Engine):
     @classmethod
     def build(cls, options: BenchmarkOptions) -> str:
         return torch.__version__
+
+    @classmethod
+    def identity(cls, options: BenchmarkOptions) -> dict[str, Any]:
+        on_npu = find_device(options.device).type == "npu"
+        backend = {"torch_npu": installed("torch-npu")} if on_npu else {}
+        return {**super().identity(options), "torch": torch.__version__, **backend}
 
     @torch.inference_mode()
     def prefill(self, tokens: Sequence[int]) -> torch.Tensor:

@@ -139,3 +139,25 @@ def test_peak_memory_sees_what_came_and_went() -> None:
     assert devices.memory_bytes(cpu) - before < 0.5 * size
     devices.reset_peak_memory(cpu)
     assert devices.peak_memory_bytes(cpu) - before < 0.5 * size
+
+
+def test_copies_are_timed_in_bytes_read_and_written(npu: types.ModuleType) -> None:
+    for name in ("cpu", "npu"):
+        assert 1e7 < devices.copy_bandwidth(torch.device(name), 8 << 20) < 1e13
+
+
+def test_what_bandwidth_was_measured_by_is_told(
+    npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[torch.device, int]] = []
+
+    def copies(device: torch.device, size: int) -> float:
+        asked.append((device, size))
+        return 1e12
+
+    monkeypatch.setattr(devices, "copy_bandwidth", copies)
+    found = devices.memory_bandwidth(torch.device("npu", 0))
+    assert found == devices.Bandwidth(1e12, "copies of 8.0 GiB, bytes read and written")
+    monkeypatch.setattr(devices, "free_memory_bytes", lambda device: 3 << 30)
+    assert devices.memory_bandwidth(torch.device("npu", 0)).measured_by.startswith("copies of 1.0 GiB")
+    assert asked == [(torch.device("npu", 0), 8 << 30), (torch.device("npu", 0), 1 << 30)]

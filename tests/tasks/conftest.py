@@ -14,7 +14,10 @@ from tasks.pipeline import Pipeline
 from tasks.recipe import Recipe, check_recipe
 from tasks.stage import Context, Stage
 from tasks.store import Artifact, Store
+from tests.fake_npu import npu
 from tests.tiny import tiny_checkpoint
+
+__all__ = ["npu"]
 
 
 class WordOptions(Options):

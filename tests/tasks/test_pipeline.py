@@ -1,7 +1,9 @@
 """The pipeline of a recipe is a plan: which steps there are, what each reads, and what decides its key."""
 
+import types
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -472,12 +474,76 @@ def test_another_build_of_llama_cpp_is_measured_again(recipe: MakeRecipe, tmp_pa
     binary.chmod(0o755)
     asked = {"engines": ["llama.cpp"], "llama_cpp": str(tmp_path)}
 
-    def facts() -> dict[str, Any]:
-        checked = recipe(benchmark=asked)
-        steps = build_pipeline(checked, find_sources(checked)).steps
-        return next(step.facts for step in steps if step.name == "benchmark")
-
-    before = facts()
+    before = speed_facts(recipe, asked)
     binary.write_text("two")
-    assert facts() != before
-    assert facts() == facts()
+    assert speed_facts(recipe, asked) != before
+    assert speed_facts(recipe, asked) == speed_facts(recipe, asked)
+
+
+def speed_facts(recipe: MakeRecipe, asked: dict[str, Any]) -> dict[str, Any]:
+    """What the key of a benchmark holds beside its options and models."""
+    return next(step.facts for step in build(recipe(benchmark=asked)).steps if step.name == "benchmark")
+
+
+@pytest.mark.parametrize(
+    ("engine", "variable"),
+    [
+        ("torch", "OMP_NUM_THREADS"),
+        ("torch", "TASK_QUEUE_ENABLE"),
+        ("torch", "PYTORCH_NPU_ALLOC_CONF"),
+        ("llama.cpp", "OMP_NUM_THREADS"),
+        ("llama.cpp", "GGML_CANN_WEIGHT_NZ"),
+    ],
+)
+def test_a_setting_that_changes_an_engines_speed_is_measured_again(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, engine: str, variable: str
+) -> None:
+    asked = {"engines": [engine]}
+    before = speed_facts(recipe, asked)
+    monkeypatch.setenv(variable, "7")
+    assert speed_facts(recipe, asked) != before
+
+
+@pytest.mark.parametrize(
+    ("engine", "variable"),
+    [
+        ("torch", "GGML_CANN_WEIGHT_NZ"),
+        ("torch", "ASCEND_RT_VISIBLE_DEVICES"),
+        ("torch", "OMP_TOOL_LIB_PATH"),
+        ("llama.cpp", "PYTORCH_NPU_ALLOC_CONF"),
+    ],
+)
+def test_a_setting_that_does_not_is_no_reason_to(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, engine: str, variable: str
+) -> None:
+    asked = {"engines": [engine]}
+    before = speed_facts(recipe, asked)
+    monkeypatch.setenv(variable, "7")
+    assert speed_facts(recipe, asked) == before
+
+
+def test_other_versions_of_torch_its_npu_backend_and_cann_are_measured_again(
+    recipe: MakeRecipe, npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = {"engines": ["torch"], "device": "npu"}
+    found = [speed_facts(recipe, asked)]
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    (tmp_path / "version.cfg").write_text("version=9.1.0\n")
+    found.append(speed_facts(recipe, asked))
+    (tmp_path / "torch_npu-2.13.0.dist-info").mkdir()
+    (tmp_path / "torch_npu-2.13.0.dist-info" / "METADATA").write_text("Name: torch-npu\nVersion: 2.13.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found.append(speed_facts(recipe, asked))
+    monkeypatch.setattr(torch, "__version__", "2.99")
+    found.append(speed_facts(recipe, asked))
+    assert all(one != other for one, other in pairwise(found))
+    assert found[-1]["drivers"] == {"cann": "9.1.0", "driver": None, "firmware": None}
+
+
+def test_a_benchmark_whose_times_would_be_false_is_refused_before_anything_runs(
+    recipe: MakeRecipe, npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASCEND_LAUNCH_BLOCKING", "1")
+    build(recipe(benchmark={"device": "cpu"}))
+    with pytest.raises(CameraError, match=r"ASCEND_LAUNCH_BLOCKING is set: .*unset it"):
+        build(recipe(benchmark={"device": "npu"}))

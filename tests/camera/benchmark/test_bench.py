@@ -1,5 +1,6 @@
 import json
 import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,6 +11,7 @@ import torch
 from camera.benchmark import bench as module
 from camera.benchmark.bench import BenchModel, run_benchmark
 from camera.benchmark.report import BenchmarkReport, BenchmarkRow
+from camera.devices import Bandwidth
 from camera.engines import ENGINES, Engine, Footprint, Timing
 from camera.errors import CameraError
 from camera.options import BenchmarkOptions
@@ -73,7 +75,7 @@ class ScriptedEngine(Engine):
 @pytest.fixture
 def known_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the measurement, which takes longer than the tiny models."""
-    monkeypatch.setattr(module, "read_bandwidth", lambda device: 1e12)
+    monkeypatch.setattr(module, "memory_bandwidth", lambda device: Bandwidth(1e12, "known"))
 
 
 @pytest.fixture
@@ -103,6 +105,7 @@ def test_a_report_has_a_row_for_each_model_and_length_and_is_plain_json(folders:
     assert report.versions["torch"] == torch.__version__
     assert report.engines["torch: pruned"]["dtype"] == "float32"
     assert 1e8 < report.bandwidth_bytes_per_second < 1e13
+    assert report.bandwidth_measured_by.startswith("sums of")
     assert row(report, "pruned", 8).bytes_per_token < row(report, "whole", 8).bytes_per_token
 
 
@@ -247,3 +250,12 @@ def test_a_model_may_be_of_some_engines_only(folders: list[Path]) -> None:
     report = run_benchmark([only], options, lambda done, total: seen.append((done, total)))
     assert [(row.engine, row.failure) for row in report.rows] == [("torch", None)]
     assert seen == [(1, 1)]
+
+
+@pytest.mark.usefixtures("known_bandwidth")
+def test_times_that_would_be_false_are_not_measured(
+    npu: types.ModuleType, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASCEND_LAUNCH_BLOCKING", "1")
+    with pytest.raises(CameraError, match="ASCEND_LAUNCH_BLOCKING is set"):
+        run_benchmark(models(folders), SHORT.model_copy(update={"device": "npu"}))

@@ -8,6 +8,7 @@ def report(*rows: BenchmarkRow) -> BenchmarkReport:
         baseline="whole",
         device={},
         bandwidth_bytes_per_second=1e10,
+        bandwidth_measured_by="sums",
         versions={},
         rows=rows,
     )

@@ -41,6 +41,13 @@ def test_a_tensor_is_converted_where_it_arrives(device: torch.device) -> None:
     assert torch.equal(taken.cpu(), sent.float())
 
 
+def test_one_that_was_made_in_inference_mode_serves_outside_of_it(device: torch.device) -> None:
+    with torch.inference_mode():
+        transfer = Transfer(device)
+    taken = transfer.upload([("x", torch.ones(3), torch.float32)]).take()["x"]
+    assert taken.cpu().tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_tensors_that_are_not_finite_are_told_by_name(device: torch.device, bad: float) -> None:
     spoilt = torch.ones(5, 5)
