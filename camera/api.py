@@ -439,7 +439,7 @@ def _on_tasks(
     from camera.evaluation.tasks import evaluate_tasks
     from camera.report.scores import score_task
 
-    how = options.model_dump(include={"few_shot", "limit", "task_folder", "batch_size", "dtype", "device"})
+    how = {**options.on_tasks, "task_folder": options.task_folder}
     measured = {}
     for label, path in (("reference", reference), ("model", model)):
         if path is not None:

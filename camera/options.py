@@ -322,6 +322,8 @@ class EvaluateOptions(TaskOptions, PerplexityOptions):
     """The held-out texts."""
     tasks: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Tasks of lm-eval, such as boolq, openbookqa, rte, arc_easy, winogrande, hellaswag, arc_challenge, piqa, mathqa."""
+    task_dtype: DTypeName | None = Field(default=None, exclude_if=lambda value: value is None)
+    """`tasks`: what the layers compute in for them, where that is not `dtype`."""
     task_folder: Path | None = Field(default=None, exclude_if=lambda value: value is None)
     """`tasks`: folder of `<task>.<split>.jsonl` files to read instead of the hub."""
 
@@ -336,10 +338,15 @@ class EvaluateOptions(TaskOptions, PerplexityOptions):
 
     @model_validator(mode="after")
     def _settings_of_tasks_need_tasks(self) -> "EvaluateOptions":
-        for name in ("few_shot", "limit", "task_folder"):
+        for name in ("few_shot", "limit", "task_folder", "task_dtype"):
             if not self.tasks and getattr(self, name) not in (0, None):
                 raise ValueError(f"{name} goes with tasks, and none is named")
         return self
+
+    @property
+    def on_tasks(self) -> dict[str, Any]:
+        """The fields of `TaskOptions`."""
+        return self.fields_of(TaskOptions) | {"dtype": self.task_dtype or self.dtype}
 
 
 class BenchmarkOptions(Options):

@@ -17,7 +17,7 @@ from camera.devices import (
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import lm_eval_version
-from camera.options import CalibrationOptions, DatasetOptions, PerplexityOptions, QuantizeOptions, TaskOptions
+from camera.options import CalibrationOptions, DatasetOptions, PerplexityOptions, QuantizeOptions
 from camera.pruning.plan import plan_prune
 from camera.registry import DATA_SETS, ENGINES
 from tasks.gate import check_requirements
@@ -197,7 +197,7 @@ def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
             asking = Sections(evaluate=on_text)
             steps.append(Step(f"evaluate {name} {label}", evaluate.STAGE, asking, read, facts))
     for task in asked.tasks:
-        on_task = evaluate_task.EvaluateTaskOptions(**asked.fields_of(TaskOptions), task=task)
+        on_task = evaluate_task.EvaluateTaskOptions(**asked.on_tasks, task=task)
         documents = {"documents": sources.tasks[task]} if asked.task_folder is not None else {}
         also = facts | {"lm_eval": lm_eval_version()}  # prompts are its own
         for name, model in models.items():

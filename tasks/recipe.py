@@ -19,6 +19,7 @@ from camera.options import (
     QuantizeOptions,
     Setting,
 )
+from camera.presets import PresetName, below
 from camera.yaml_text import parse_yaml
 from tasks.options import SweepOptions
 
@@ -107,6 +108,11 @@ class Recipe(Options):
     """The source checkpoint: a folder, or `organisation/name` on the Hugging Face hub."""
     revision: str | None = None
     """For a hub model: the commit."""
+    preset: Annotated[PresetName | None, Setting] = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    """Settings that belong together, for the fields that the recipe does not give: `ascend-reference`, those of the Ascend
+    version of CAMERA."""
     baseline: BlockType = "q4_0"
     """Type of the unpruned model that every table compares with."""
     calibration: CalibrationOptions = CalibrationOptions()
@@ -131,6 +137,13 @@ class Recipe(Options):
     """Lists of values to try; such a recipe is run by `camera sweep`."""
     schema_version: Literal[1] = 1
     """Version of this format."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_preset_gives_what_is_not_given(cls, content: Any) -> Any:
+        if isinstance(content, dict) and isinstance(name := content.get("preset"), str):
+            return below(content, name)
+        return content
 
     @field_validator("model")
     @classmethod

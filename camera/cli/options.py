@@ -9,6 +9,7 @@ name for its fields `name` and `path`, and flags for the rest.
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from camera.options import Options
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+_PRESET = typer.Option(
+    "--preset",
+    help="Settings that belong together, for what no flag gives: those of the Ascend version of CAMERA.",
+)
 _FLAG_NAMES = {"devices": "nproc", "engines": "engine", "overrides": "override"}
 """Fields whose flags have another name."""
 _EMPTY = inspect.Parameter.empty
@@ -43,7 +48,7 @@ class Flags:
 
 def stage_command(stage: "Stage") -> Callable[..., None]:
     """A function with a parameter for each argument and flag, as typer reads it."""
-    from camera import options
+    from camera import options, presets
 
     signature = inspect.signature(stage.run).parameters
     written = SimpleNamespace(__annotations__={each.name: each.annotation for each in signature.values()})
@@ -64,12 +69,17 @@ def stage_command(stage: "Stage") -> Callable[..., None]:
             if each.name in parameters:
                 raise TypeError(f"camera {stage.run.__name__} would have two flags {_flag(each.name)}")
             parameters[each.name] = each
+    if any(presets.sets(model.kind) for model in models):
+        parameters["preset"] = _parameter("preset", Annotated[presets.PresetName | None, _PRESET], None)
+        parameters["context"] = _parameter("context", typer.Context, _EMPTY)
     if stage.json:
         parameters["as_json"] = _parameter("as_json", Json, False)
 
     def command(**values: Any) -> None:
-        as_json = values.pop("as_json", False)
-        values |= {model.name: model.build(values) for model in models}
+        as_json, preset, context = (values.pop(name, None) for name in ("as_json", "preset", "context"))
+        for model in models:
+            below = _Below(presets.fields_of(preset, model.kind), context)
+            values[model.name] = model.build(values, below)
         with stage.progress(stage.name) as progress:
             result = stage.run(**values, progress=progress)
         if as_json and stage.json:
@@ -108,6 +118,21 @@ def _plain_parameter(parameter: inspect.Parameter, hint: Any, help: str) -> insp
     option = typer.Option(_flag(parameter.name), help=words, show_default=parameter.default is not None)
     optional = kind | None if parameter.default is None else kind
     return _parameter(parameter.name, Annotated[optional, option], parameter.default)
+
+
+@dataclass(frozen=True)
+class _Below:
+    """What a preset gives where no flag does."""
+
+    fields: Mapping[str, Any]
+    context: typer.Context | None
+
+    def hides(self, field: str, flag: str) -> bool:
+        """Whether the command line has a flag with its usual value, where the preset has another one."""
+        if field not in self.fields or self.context is None:
+            return False
+        source = self.context.get_parameter_source(flag)
+        return source is not None and source.name != "DEFAULT"
 
 
 class _Model:
@@ -161,8 +186,8 @@ class _Model:
             default = None if repeats else default
             yield _parameter(flag, Annotated[kind | None if default is None else kind, option], default)
 
-    def build(self, values: dict[str, Any]) -> "Options | None":
-        """Take the flags out of a call's values and make the model of those that were given.
+    def build(self, values: dict[str, Any], below: "_Below") -> "Options | None":
+        """Take the flags out of a call's values and make the model of those that were given, and of a preset's fields.
 
         Raises:
             CameraError: naming the flag whose value is wrong.
@@ -175,14 +200,15 @@ class _Model:
             value = values.pop(flag)
             if isinstance(value, list):
                 value = _items(flag, value, pairs=isinstance(self._default(name), Mapping))
-            if value is not None and value not in (self._default(name), str(self._default(name))):
+            usual = value in (self._default(name), str(self._default(name)))
+            if value is not None and (not usual or below.hides(name, flag)):
                 given[name] = value
         if source is not None:
             given |= {"name": source} if source in self._built_in() else {"name": "file", "path": source}
-        elif self.optional and not given:
+        elif self.optional and not given and not below.fields:
             return None
         try:
-            return self.kind(**{**self.chosen.defaults, **given})
+            return self.kind(**{**self.chosen.defaults, **below.fields, **given})
         except ValidationError as error:
             raise CameraError("; ".join(map(self._message, error.errors()))) from None
 

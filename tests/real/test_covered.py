@@ -21,6 +21,8 @@ WITHOUT_WEIGHTS = {
     "--name": "is a string in the GGUF file",
     "--experts": "is of mixtures of experts; the model is dense",
     "--scope": "is of mixtures of experts; the model is dense",
+    "--task-dtype": "is --dtype, for tasks",
+    "--preset": "gives other flags their values",
     "--timeout": "ends a llama-bench that hangs",
     "--llama-cpp": "names a llama-bench of the user's",
     "--llama-cpp-reads-q4-0-64": "is about a llama-bench of the user's",
@@ -45,7 +47,7 @@ def options(name: str) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Every flag, with its choices where there are some, and its default."""
     found = {}
     for parameter in inspect.signature(stage_command(STAGE_COMMANDS[name])).parameters.values():
-        kind, described = get_args(parameter.annotation)
+        kind, described = (*get_args(parameter.annotation), None, None)[:2]
         if isinstance(described, OptionInfo):
             members = (kind, *get_args(kind))
             choices = next((get_args(each) for each in members if get_origin(each) is Literal), ())

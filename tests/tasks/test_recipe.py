@@ -123,11 +123,13 @@ OPTIONS = {
     "evaluate.layer_by_layer",
     "evaluate.limit",
     "evaluate.max_windows",
+    "evaluate.task_dtype",
     "evaluate.task_folder",
     "evaluate.tasks",
     "evaluate.window",
     "model",
     "name",
+    "preset",
     "prune",
     "prune.damping",
     "prune.experts",
@@ -181,6 +183,28 @@ OPTIONS = {
 
 def test_no_option_disappears_or_appears_by_accident() -> None:
     assert {name for name, _ in described(Recipe)} == OPTIONS
+
+
+def test_a_preset_gives_what_the_recipe_does_not() -> None:
+    recipe = check_recipe(
+        {**LEAST, "preset": "ascend-reference", "calibration": {"seed": 7}, "evaluate": {"tasks": ["boolq"]}},
+        "here",
+    )
+    assert (recipe.calibration.samples, recipe.calibration.length, recipe.calibration.seed) == (16, 1024, 7)
+    assert recipe.evaluate.tasks == ("boolq",)
+    assert recipe.evaluate.on_tasks["dtype"] == "float16"
+    assert (recipe.evaluate.dtype, recipe.evaluate.window) == ("auto", 2048)
+
+
+def test_a_recipe_with_a_preset_is_the_recipe_with_its_fields_written_out() -> None:
+    recipe = check_recipe({**LEAST, "preset": "ascend-reference"}, "here")
+    plain = recipe.model_dump(mode="json", exclude={"preset"})
+    assert check_recipe(plain, "here") == recipe.model_copy(update={"preset": None})
+    assert check_recipe(recipe.model_dump(mode="json"), "here") == recipe
+
+
+def test_a_preset_that_there_is_not_is_refused_by_name(path: Path) -> None:
+    assert "preset: Input should be 'ascend-reference' (got 'mine')" in wrong(path, preset="mine")
 
 
 def test_a_field_that_was_replaced_says_what_to_write_instead(path: Path) -> None:

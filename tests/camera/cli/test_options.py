@@ -48,7 +48,7 @@ def test_every_choice_default_and_help_is_the_fields() -> None:
     def command(options: CaptureOptions, progress: Progress) -> None: ...
 
     parameters = inspect.signature(command_of(command)).parameters
-    assert set(parameters) == {"propagate", "batch_size", "dtype", "device", "nproc"}
+    assert set(parameters) == {"propagate", "batch_size", "dtype", "device", "nproc", "preset", "context"}
     kind, option = get_args(parameters["propagate"].annotation)
     assert kind == Literal["one-shot", "sequential"]
     assert parameters["propagate"].default == "sequential"
@@ -135,3 +135,40 @@ def test_a_removed_flag_says_what_to_write_instead() -> None:
         2,
         True,
     )
+
+
+def calibrated(*arguments: str) -> tuple[CalibrationOptions | None, PruneOptions]:
+    """What a command with two sections gets from a command line."""
+    seen: list[tuple[CalibrationOptions | None, PruneOptions]] = []
+
+    def command(
+        calibration: CalibrationOptions | None = None,
+        prune: PruneOptions | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        seen.append((calibration, prune or PruneOptions()))
+
+    called(command, *arguments)
+    return seen[0]
+
+
+def test_a_preset_is_below_every_flag_that_is_given() -> None:
+    calibration, prune = calibrated("--preset", "ascend-reference", "--samples", "8", "--ratio", "0.4")
+    assert calibration == CalibrationOptions(name="wikitext2", samples=8, length=1024, seed=1234)
+    assert prune == PruneOptions(ratio=0.4)
+
+
+def test_a_flag_with_its_usual_value_is_above_a_preset_as_well() -> None:
+    calibration, _ = calibrated("--preset", "ascend-reference", "--seed", "0", "--length", "2048")
+    assert calibration is not None
+    assert (calibration.seed, calibration.length, calibration.samples) == (0, 2048, 16)
+
+
+def test_a_text_of_ones_own_is_above_the_presets(tmp_path: Path) -> None:
+    calibration, _ = calibrated("--preset", "ascend-reference", "--calibration", str(tmp_path / "mine.txt"))
+    assert calibration is not None
+    assert (calibration.name, calibration.path, calibration.seed) == ("file", tmp_path / "mine.txt", 1234)
+
+
+def test_without_a_preset_nothing_changes() -> None:
+    assert calibrated() == (None, PruneOptions())
