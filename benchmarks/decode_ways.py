@@ -9,35 +9,20 @@ one token; a graph is one. The last column is the bytes that a token reads over 
 
 import argparse
 import sys
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import in_turns, parser_of, save, show, span
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from camera.benchmark.report import Spread
 from camera.devices import memory_bandwidth, resolve_device
+from camera.engines.parts.launches import launches_of
 from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
 
 PLAIN, JOINED, FIXED, GRAPH = "transformers' forward", "joined layers", "fixed step", "graph"
-
-
-class Launches(TorchDispatchMode):
-    """Counts the operators that compute something; a view is none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, op: Any, kinds: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        first = next(iter(op._schema.returns), None)
-        if first is None or first.alias_info is None or first.alias_info.is_write:
-            self.counts[op._schema.name] += 1
-        return op(*args, **(kwargs or {}))
 
 
 class Ways:
@@ -69,9 +54,7 @@ class Ways:
         engine.prefill([1, 2, 3])
         if way == GRAPH:
             return 1
-        with Launches() as launched:
-            engine.decode(1)
-        return sum(launched.counts.values())
+        return sum(launches_of(lambda: engine.decode(1)).values())
 
 
 def measure(path: Path, device: torch.device, arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """A device named `npu` on the CPU: catches tensors on the wrong device, and int4 calls that break an operator's rules.
 
 It says nothing about an NPU's speed or rounding. Every tensor of the device wraps one on the CPU; an operator that
-mixes the two fails as it does on real hardware. `torch_npu` here has the two int4 operators, computed by the book
-and refusing what the real ones refuse.
+mixes the two fails as it does on real hardware. `torch_npu` here has the operators of int4 and of decoder layers,
+computed by the book and refusing what the real ones refuse.
 """
 
 import importlib.machinery
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -274,12 +275,103 @@ def npu_weight_quant_batchmatmul(
     return NpuTensor(product.to(x.dtype))
 
 
+def _of_half(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """What the operators of decoder layers take: on the NPU, in one piece, 16-bit and all alike; here in float32."""
+    for tensor in tensors:
+        assert isinstance(tensor, NpuTensor), "every tensor must be on the NPU"
+        assert tensor.dtype == tensors[0].dtype, "all must have one dtype"
+        assert tensor.dtype in (torch.float16, torch.bfloat16), f"they must be 16-bit, not {tensor.dtype}"
+        assert tensor.host.is_contiguous(), "every tensor must be in one piece"
+    return [tensor.host.float() for tensor in tensors]
+
+
+def npu_rms_norm(x: torch.Tensor, gamma: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, None]:
+    """x / sqrt(mean(x²) + epsilon) · gamma."""
+    numbers, weight = _of_half(x, gamma)
+    rate = torch.rsqrt(numbers.pow(2).mean(-1, keepdim=True) + epsilon)
+    return NpuTensor((numbers * rate * weight).to(x.dtype)), None
+
+
+def npu_add_rms_norm(
+    x1: torch.Tensor, x2: torch.Tensor, gamma: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, None, torch.Tensor]:
+    """The norm of a sum, and the sum."""
+    first, second = _of_half(x1, x2)
+    total = NpuTensor((first + second).to(x1.dtype))
+    return npu_rms_norm(total, gamma, epsilon)[0], None, total
+
+
+def npu_apply_rotary_pos_emb(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both [B, S, heads, D] rotated by halves, in their own memory."""
+    _, _, cosine, sine = _of_half(query, key, cos, sin)
+    assert query.shape[-1] in (64, 128), "heads are 64 or 128 wide"
+    assert cos.shape == sin.shape == (*query.shape[:2], 1, query.shape[-1]), "cos and sin are [B, S, 1, D]"
+    for states in (query, key):
+        numbers = states.host.float()
+        first, second = numbers.chunk(2, -1)
+        states.host.copy_(numbers * cosine + torch.cat((-second, first), -1) * sine)
+    return query, key
+
+
+def npu_scatter_nd_update_(x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
+    """Write rows [n, ...] at indices [n, 1] of the first dimension."""
+    _of_half(x, updates)
+    assert indices.dim() == 2, "an index is a row"
+    assert updates.shape == (len(indices), *x.shape[1:]), "a row for each index"
+    x.host[indices.host[:, 0]] = updates.host
+    return x
+
+
+def npu_fused_infer_attention_score(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    atten_mask: torch.Tensor,
+    num_heads: int,
+    num_key_value_heads: int,
+    scale: float,
+    input_layout: str,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one token to what the mask does not hide; all are [B, S, heads, D]."""
+    assert input_layout == "BSND", "no other layout here"
+    assert (query.shape[2], key.shape[2]) == (num_heads, num_key_value_heads), "heads are as said"
+    assert atten_mask.dtype == torch.bool, "a mask of booleans"
+    assert atten_mask.shape == (1, 1, 1, key.shape[1]), "the mask is [B, 1, 1, S]"
+    q_BNSD, k_BMSD, v_BMSD = (states.transpose(1, 2) for states in _of_half(query, key, value))
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        q_BNSD, k_BMSD, v_BMSD, attn_mask=~atten_mask.host, scale=scale, enable_gqa=True
+    )
+    return NpuTensor(attended.transpose(1, 2).contiguous().to(query.dtype)), None
+
+
+def npu_swiglu(x: torch.Tensor) -> torch.Tensor:
+    """silu(first half) · second half."""
+    gate, up = _of_half(x)[0].chunk(2, -1)
+    return NpuTensor((torch.nn.functional.silu(gate) * up).to(x.dtype))
+
+
+_OPERATORS = (
+    npu_convert_weight_to_int4pack,
+    npu_format_cast,
+    npu_weight_quant_batchmatmul,
+    npu_rms_norm,
+    npu_add_rms_norm,
+    npu_apply_rotary_pos_emb,
+    npu_scatter_nd_update_,
+    npu_fused_infer_attention_score,
+    npu_swiglu,
+)
+
+
 def fake_torch_npu() -> types.ModuleType:
     """The module `torch_npu`, with the device registered."""
     _install_device()
     module = types.ModuleType("torch_npu")
     module.__spec__ = importlib.machinery.ModuleSpec("torch_npu", loader=None)
-    for function in (npu_convert_weight_to_int4pack, npu_format_cast, npu_weight_quant_batchmatmul):
+    for function in _OPERATORS:
         setattr(module, function.__name__, function)
     return module
 
@@ -291,5 +383,6 @@ def npu(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setitem(sys.modules, "torch_npu", module)
     monkeypatch.setattr(torch.get_device_module("npu"), "is_available", lambda: True)
     monkeypatch.setattr(torch.get_device_module("npu"), "device_count", lambda: 1)
+    _device_constructors()  # remembers for good what `with torch.device(…)` acts on: the real torch.empty
     monkeypatch.setattr(torch, "empty", _empty)
     return module

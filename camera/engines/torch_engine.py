@@ -18,6 +18,7 @@ from camera.devices import (
     release_memory,
     reset_peak_memory,
     synchronize,
+    use_device,
 )
 from camera.engines import ENGINES, Engine, Footprint, Timing
 from camera.engines.parts.int4_linear import INT4_TYPES, KERNELS
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 class TorchEngine(Engine):
     """Batch 1, greedy, one token at a time.
 
-    On an accelerator a token is a step of fixed shapes, compiled where that is faster, and replayed as a graph; on the CPU
-    it is transformers' forward over what the context has filled.
+    On an accelerator a token is a step of fixed shapes, fused or compiled where that is faster, and replayed as a graph; on
+    the CPU it is transformers' forward over what the context has filled.
 
     From a GGUF or a quantised folder, linear layers whose weights are Q4_0 or Q4_0_64 stay 4-bit where the device has a
     kernel for their shape, and so does the embedding (see `DecodingLayers`); everything else, experts too, is in 16 bits.
@@ -64,6 +65,7 @@ class TorchEngine(Engine):
         from camera.engines.parts.attention import GrowingCache, use_packed_attention
         from camera.engines.parts.linears import DecodingLayers
 
+        use_device(device)
         source = open_source(path)
         self.path, self.device, self.family = path, device, source.family
         self.positions = int(source.config.max_position_embeddings)
@@ -85,12 +87,14 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def fixed_step(self) -> "DecodeStep":
         """Decoding in steps of fixed shapes; it binds the model to itself."""
+        from camera.engines.parts.fused import fuse
         from camera.engines.parts.step import DecodeStep
 
         self.prefill([0])
         prefixes = map(self.family.layer_prefix, range(self.model.config.num_hidden_layers))
         layers = [self.model.get_submodule(prefix[:-1]) for prefix in prefixes]
-        return DecodeStep(self.model, layers, self.cache, self.device)
+        fused = fuse(self.model, self.family, layers, self.cache)
+        return DecodeStep(self.model, layers, self.cache, self.device, fused)
 
     @classmethod
     def load(cls, path: Path, options: BenchmarkOptions, device: torch.device) -> Self:

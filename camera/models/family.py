@@ -283,6 +283,17 @@ class Family:
                 groups.setdefault(weight.reads, []).append(path)
         return tuple(map(tuple, groups.values()))
 
+    def outside_blocks(self, config: Config, layer: int) -> dict[str, str]:
+        """Paths in a decoder layer of its norms and linear layers, by role; those of feed-forward blocks are not among them."""
+        return {
+            weight.role: weight.name.removeprefix(LAYER).removesuffix(".weight")
+            for weight in self.weights
+            if weight.name.startswith(LAYER)
+            and weight.name.endswith(".weight")
+            and weight.block is None
+            and self._has(weight, config, layer)
+        }
+
     def _linears(self, config: Config, layer: int) -> list[Weight]:
         """The matrices of a decoder layer's linear layers that a model has by its config."""
         return [

@@ -13,6 +13,8 @@ from transformers.masking_utils import sdpa_mask
 _NAME = "packed_sdpa"
 _BOOLEAN_MASKS = ("npu",)
 """Devices whose fused attention takes masks of booleans alone."""
+_POSITIONS_FIRST = ("npu",)
+"""Devices whose fused attention wants the keys that it sees in one piece: all heads of a position lie together there."""
 
 
 class GrowingLayer(CacheLayerMixin):
@@ -47,10 +49,14 @@ class GrowingLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        batch, heads, _, width = key_states.shape
-        self.keys = key_states.new_zeros((batch, heads, self.capacity, width))
-        self.values = value_states.new_zeros((batch, heads, self.capacity, value_states.shape[-1]))
+        self.keys, self.values = self._zeros(key_states), self._zeros(value_states)
         self.is_initialized = True
+
+    def _zeros(self, states: torch.Tensor) -> torch.Tensor:
+        batch, heads, _, width = states.shape
+        if states.device.type in _POSITIONS_FIRST:
+            return states.new_zeros((batch, self.capacity, heads, width)).transpose(1, 2)
+        return states.new_zeros((batch, heads, self.capacity, width))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -68,6 +74,13 @@ class GrowingLayer(CacheLayerMixin):
         self.values[:, :, self.length : end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    @property
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all positions, each [1, capacity, kv heads, width]."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys.transpose(1, 2), self.values.transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return (self.length + query_length if self.position_1 is None else self.visible), 0
@@ -102,6 +115,11 @@ class GrowingCache(Cache):
             for tensor in (layer.keys, layer.values):
                 if tensor is not None:
                     tensor.zero_()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is, once it has been filled."""
+        return self.growing[0].rows[0].device
 
     def fix(self, position_1: torch.Tensor, visible: int) -> None:
         """`GrowingLayer.fix` of every layer."""

@@ -1,5 +1,6 @@
 """Work of a device that is recorded once and replayed: a CUDA graph, or the same on an NPU."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,12 @@ def compile_many_shapes() -> None:
     compiler.accumulated_recompile_limit = max(compiler.accumulated_recompile_limit, 4 * _COMPILED_SHAPES)
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
+    """Where a device's graphs are recorded; torch's own is of whichever device was the first to record."""
+    return torch.get_device_module(device.type).Stream(device)
+
+
 class Graph:
     """What a function asks of a device, recorded once and replayed."""
 
@@ -41,13 +48,13 @@ class Graph:
         api: Any = torch.get_device_module(device.type)
         self._graph: Any = getattr(api, GRAPHS[device.type])()
         with api.device(device):
-            side = api.Stream()
+            side = _side_stream(device)
             side.wait_stream(api.current_stream())
             with api.stream(side):
                 run()
                 run()
             api.current_stream().wait_stream(side)
-            with api.graph(self._graph, pool=pool):
+            with api.graph(self._graph, pool=pool, stream=side):
                 run()
 
     def __call__(self) -> None:

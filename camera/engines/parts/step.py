@@ -7,6 +7,7 @@ for each such number there is one graph.
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
@@ -19,7 +20,9 @@ from transformers.cache_utils import Cache
 
 from camera.devices import release_memory, synchronize
 from camera.engines.parts.attention import GrowingCache
+from camera.engines.parts.fused import FusedModel
 from camera.engines.parts.graph import FAILURES, GRAPHS, Graph, compile_many_shapes
+from camera.engines.parts.launches import launches_of
 from camera.errors import CameraError
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ POSITIONS_TOGETHER = 256
 """The least by which the number of visible positions grows."""
 _MOST_GRAPHS = 8
 """Of one model; a longer capacity grows in larger strides."""
+PLAIN, FUSED = "plain", "fused"
+"""Ways of computing a step: transformers' layers as they are, and a device's operators for whole parts of them."""
 _TUNED = "compiled with products"
 COMPILERS: dict[str, dict[str, dict[str, Any]]] = {
     "cuda": {"compiled": {}, _TUNED: {"options": {"coordinate_descent_tuning": True}}}
@@ -42,7 +47,12 @@ class DecodeStep:
     """Greedy decoding of a model, one token a step."""
 
     def __init__(
-        self, model: PreTrainedModel, layers: Sequence[nn.Module], cache: GrowingCache, device: torch.device
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[nn.Module],
+        cache: GrowingCache,
+        device: torch.device,
+        fused: FusedModel | None = None,
     ) -> None:
         """Bind the model's layers to the cache; it must have been filled once, so that its memory is there.
 
@@ -51,8 +61,9 @@ class DecodeStep:
             layers: its decoder layers.
             cache: the only one that it is used with from now on.
             device: where both are.
+            fused: the same by the device's operators; None if it has none.
         """
-        self.model, self.cache, self.device = model, cache, device
+        self.model, self.cache, self.device, self.fused = model, cache, device, fused
         self.capacity = cache.growing[0].capacity
         self.token_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self.position_1 = torch.zeros(1, dtype=torch.int64, device=device)
@@ -60,12 +71,14 @@ class DecodeStep:
         """The token at each position."""
         self._logits: dict[int, torch.Tensor] = {}
         self._last = 0
-        self.compiled: str | None = None
-        """How the layers are compiled, by its name in COMPILERS."""
+        self.way = PLAIN
+        """How a step is computed: plain, fused, or compiled by its name in COMPILERS."""
         self.problems: dict[str, str] = {}
         """What was tried and failed, with the reason."""
         self.milliseconds: dict[str, float] = {}
-        """Of a token in the trial, by the way of compiling."""
+        """Of a token in the trial, by the way."""
+        self.launches: dict[str, int] = {}
+        """Operators of a token, by the way."""
         self._length = 0  # what position_1 holds, known without asking the device
         self._layers = [_BoundLayer(layer, cache, number) for number, layer in enumerate(layers)]
         self._graphs: dict[int, Graph] = {}
@@ -76,13 +89,19 @@ class DecodeStep:
         """How many positions attention can see, ascending."""
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON: whether steps are replayed as graphs, how layers are compiled, and what failed."""
-        return {
+        """Plain JSON: whether steps are replayed as graphs, what layers are computed by, and what failed."""
+        found = {
             "graph": bool(self._graphs),
-            "layers": self.compiled or "plain",
+            "layers": self.way,
             "trial, ms a token": self.milliseconds,
+            "operators a token": self.launches,
             "failed": self.problems,
         }
+        if self.fused is not None:
+            reasons = Counter(self.fused.reasons.values())
+            found["fused layers"] = f"{self.fused.fused} of {len(self._layers)}"
+            found["not fused"] = {reason: f"{count} layers" for reason, count in reasons.items()}
+        return found
 
     @torch.inference_mode()
     def begin(self, token_11: torch.Tensor, length: int) -> None:
@@ -120,21 +139,30 @@ class DecodeStep:
     def run(self, visible: int) -> None:
         """Launch one step in which attention sees so many positions."""
         self.cache.fix(self.position_1, visible)
-        output = self.model(
+        if self.way == FUSED and self.fused is not None:
+            logits_11V = self.fused(self.token_11, self.position_1, visible)
+        else:
+            logits_11V = self._plain(visible)
+        self._logits[visible] = logits_11V
+        self.fed_P.index_copy_(0, self.position_1, self.token_11[0])
+        torch.argmax(logits_11V, dim=-1, out=self.token_11)
+        self.position_1.add_(1)
+
+    def _plain(self, visible: int) -> torch.Tensor:
+        """Logits by transformers' forward, whose layers may be compiled."""
+        self.cache.fix(self.position_1, visible)
+        logits_11V: torch.Tensor = self.model(
             input_ids=self.token_11,
             position_ids=self.position_1[None],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
-        )
-        self._logits[visible] = output.logits
-        self.fed_P.index_copy_(0, self.position_1, self.token_11[0])
-        self.token_11.copy_(output.logits.argmax(dim=-1))
-        self.position_1.add_(1)
+        ).logits
+        return logits_11V
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Find the fastest of plain and compiled layers on this device, and record a graph for every length.
+        """Find the fastest way of computing a step on this device, and record a graph for every length.
 
         What fails is logged, kept in `problems`, and done without.
         """
@@ -143,32 +171,37 @@ class DecodeStep:
         compile_many_shapes()
         began, times = perf_counter(), {}
         for name in self._ways():
-            if name is not None and perf_counter() - began > _TRIAL_SECONDS:
+            if name != PLAIN and perf_counter() - began > _TRIAL_SECONDS:
                 self.problems[name] = f"not tried: {_TRIAL_SECONDS:.0f} s were over"
                 continue
-            log.info("decoder layers are tried: %s", name or "plain")
-            with _noting(self.problems, name or "plain"):
-                self._compile(name)
+            log.info("decoder layers are tried: %s", name)
+            with _noting(self.problems, name):
+                self.choose(name)
+                if name == FUSED and self.fused is not None:
+                    self.fused.check(self.token_11, self.position_1, self._plain)
                 self._record(self.visible[:1])
                 times[name] = self._time()
-                self.milliseconds[name or "plain"] = round(1000 * times[name], 3)
-        self._compile(min(times, key=lambda name: times[name]) if times else None)
+                self.milliseconds[name] = round(1000 * times[name], 3)
+        self.choose(min(times, key=lambda name: times[name]) if times else PLAIN)
         self._record(self.visible)
         self.cache.zero()  # what was tried may have left NaN, which a mask does not hide from a sum
         release_memory(self.device)
 
-    def _ways(self) -> list[str | None]:
-        """Names in COMPILERS that are worth a trial, after None for layers as they are."""
+    def _ways(self) -> list[str]:
+        """Those that are worth a trial, beginning with the layers as they are."""
         modules = (module for layer in self._layers for module in layer.layer.modules())
         has_products = any(type(module) is nn.Linear for module in modules)
         compilers = COMPILERS.get(self.device.type, {})
-        return [None, *(name for name in compilers if name != _TUNED or has_products)]
+        fused = [FUSED] if self.fused is not None and self.fused.fused else []
+        return [PLAIN, *fused, *(name for name in compilers if name != _TUNED or has_products)]
 
-    def _compile(self, name: str | None) -> None:
+    @torch.inference_mode()
+    def choose(self, way: str) -> None:
+        """Compute steps in a way from now on, without graphs until they are recorded."""
         self._graphs.clear()
-        self.compiled = name
+        self.way = way
         for layer in self._layers:
-            layer.compile(COMPILERS[self.device.type][name] if name else None)
+            layer.compile(COMPILERS[self.device.type][way] if way not in (PLAIN, FUSED) else None)
 
     def _record(self, visible: Sequence[int]) -> None:
         pool = None
@@ -182,6 +215,8 @@ class DecodeStep:
 
     def _time(self) -> float:
         """Seconds of a step, after as many that do not count."""
+        self.begin(self.token_11, 0)
+        self.launches[self.way] = sum(launches_of(lambda: self.run(self.visible[0])).values())
         count = min(_TRIED_STEPS, self.visible[0])
         for _ in range(2):
             self.begin(self.token_11, 0)

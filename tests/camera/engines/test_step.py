@@ -1,18 +1,18 @@
 """Decoding in steps of fixed shapes, which a device can record; here they run as they are."""
 
 import types
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.engines.parts import step as step_module
 from camera.engines.parts.fusion import Member
+from camera.engines.parts.launches import launches_of
 from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
 from tests.tiny import MODEL_TYPES, MOE_TYPES, tiny_checkpoint, tiny_moe_checkpoint
@@ -28,20 +28,6 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"sliding_window": 12, "use_sliding_window": True, "max_window_layers": 1},
 }
 """Attention that forgets: in all layers, or in those behind the first."""
-
-
-class Launches(TorchDispatchMode):
-    """Counts the operators that compute something; a view is none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, op: Any, kinds: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        first = next(iter(op._schema.returns), None)
-        if first is None or first.alias_info is None or first.alias_info.is_write:
-            self.counts[op._schema.name.removeprefix("aten::")] += 1
-        return op(*args, **(kwargs or {}))
 
 
 def checkpoint(folder: Path, model_type: str, layers: int = 2) -> Path:
@@ -77,9 +63,7 @@ def test_tokens_and_logits_are_transformers_at_every_length_and_no_step_waits_fo
     assert torch.equal(engine.prefill(PROMPT), first)
     found = [*engine.decode(1), *engine.decode(30), *engine.decode(9)]
     assert found == growing.tolist()
-    with Launches() as launched:
-        engine.decode(1)
-    assert not launched.counts.keys() & set(WAITS)
+    assert not launches_of(lambda: engine.decode(1)).keys() & set(WAITS)
     with torch.no_grad():
         exact_V = reference(tokens_1T[:, :-1]).logits[0, -1]
     assert float((engine.step.logits_V - exact_V).abs().max()) < 1e-5 * float(exact_V.abs().max())
@@ -100,10 +84,9 @@ def test_a_layer_launches_one_product_for_query_key_and_value_and_one_for_gate_a
         engine = TorchEngine(checkpoint(tmp_path / f"{layers}", "llama", layers), CPU, capacity=20)
         engine.step = engine.fixed_step()
         engine.prefill(PROMPT)
-        with Launches() as launched:
-            engine.decode(1)
-        totals.append(sum(launched.counts.values()))
-        products.append(launched.counts["linear"])
+        launched = launches_of(partial(engine.decode, 1))
+        totals.append(sum(launched.values()))
+        products.append(launched["linear"])
         assert sum(isinstance(module, Member) for module in engine.model.modules()) == 5 * layers
     assert products[1] - products[0] == 4  # transformers launches seven
     assert totals[1] - totals[0] <= 33  # and 36 in all; compiled layers launch fewer still
@@ -133,7 +116,7 @@ def test_all_layers_are_compiled_as_one_and_compute_the_same(
     plain = engine.decode(72)
     engine.step = engine.fixed_step()
     torch.compiler.reset()  # another test may have compiled the same layer
-    engine.step._compile("compiled")
+    engine.step.choose("compiled")
     engine.prefill(PROMPT)
     torch._dynamo.utils.counters.clear()
     assert torch.equal(engine.decode(72), plain)
