@@ -16,8 +16,10 @@ import psutil
 import torch
 
 from camera import heap
-from camera.ascend import host
+from camera.ascend import causes, host
+from camera.ascend.pairing import why_unpaired
 from camera.errors import CameraError
+from camera.versions import installed
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROC = Path("/proc")
@@ -28,11 +30,6 @@ _COPIED_BYTES = 8 << 30
 _TRIES = 5
 _BLOCKING = {"npu": "ASCEND_LAUNCH_BLOCKING", "cuda": "CUDA_LAUNCH_BLOCKING"}
 """With these the host waits for each launch, and times what no other process would see."""
-
-CANN_ADVICE = (
-    "source CANN's set_env.sh (often /usr/local/Ascend/ascend-toolkit/set_env.sh) before Python starts; on a machine "
-    "without CANN set TORCH_DEVICE_BACKEND_AUTOLOAD=0, or torch itself cannot be imported, and use another device"
-)
 
 
 def why_no_npu() -> str | None:
@@ -45,7 +42,9 @@ def why_no_npu() -> str | None:
     try:
         importlib.import_module("torch_npu")
     except (ImportError, OSError, RuntimeError) as error:
-        return f"torch_npu is installed and cannot be loaded ({error}): {CANN_ADVICE}"
+        unpaired = why_unpaired(torch.__version__, installed("torch-npu"), None)
+        advice = causes.advice(str(error)) or unpaired or causes.SOURCE_CANN
+        return f"torch_npu is installed and cannot be loaded: {advice} ({error})"
     if not torch.get_device_module("npu").is_available():
         return "torch_npu is loaded and finds no NPU: look at npu-smi info, ASCEND_RT_VISIBLE_DEVICES and the driver"
     return None
@@ -306,9 +305,9 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     """What a reader of a result must know of the device, as plain JSON.
 
     Keys: device, kind, name, memory_bytes, threads (CPU threads of torch), clock_mhz (maximum if known, else
-    None), and settings (environment variables that change speed).
+    None), settings (environment variables that change speed), and for an NPU ascend: the `HostFacts` but its cards.
     """
-    return {
+    described = {
         "device": str(device),
         "kind": device.type,
         "name": _device_name(device),
@@ -316,11 +315,15 @@ def describe_device(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "clock_mhz": _clock_mhz(device),
         "settings": {
-            name: os.environ[name]
-            for name in sorted(os.environ)
-            if name.startswith(("OMP_", "MKL_", "PYTORCH_NPU_", "TASK_QUEUE_ENABLE", "CPU_AFFINITY_CONF"))
+            **{
+                name: value for name, value in sorted(os.environ.items()) if name.startswith(("OMP_", "MKL_"))
+            },
+            **host.settings(os.environ),
         },
     }
+    if device.type == "npu":
+        described["ascend"] = host.facts().model_dump(exclude={"cards", "npu_smi", "environment"})
+    return described
 
 
 def _device_name(device: torch.device) -> str:

@@ -4,12 +4,15 @@ import importlib
 import importlib.util
 import os
 import platform
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import psutil
 
+from camera.ascend import causes
+from camera.ascend.host import FALSIFYING, HELPFUL, HostFacts, facts
 from camera.versions import OPTIONAL, PACKAGES, installed
 
 Status = Literal["ok", "warn", "missing"]
@@ -23,7 +26,7 @@ class Finding:
     """One thing looked at."""
 
     section: str
-    """`packages`, `devices`, `engines` or `memory`."""
+    """`packages`, `devices`, `ascend`, `engines` or `memory`."""
     name: str
     status: Status
     """`ok`; `warn`: works with a limit; `missing`: what needs it will fail."""
@@ -42,9 +45,19 @@ def diagnose() -> list[Finding]:
         Finding("packages", "python", "ok", platform.python_version()),
         *installed_packages(name for name in PACKAGES if name not in OPTIONAL or installed(name)),
     ]
+    environment = dict(os.environ)  # as it was given: torch_npu changes it
     if (torch_failure := _torch_failure()) is not None:
-        return [*findings, torch_failure, _memory()]
-    return [*findings, *_devices(), *_engines(), _memory()]
+        host = facts(environment=environment)
+        devices, engines = [torch_failure], []
+    else:
+        from camera.devices import (
+            why_no_npu,
+        )  # imports torch, and that torch can be imported has only now been found
+
+        why_no_npu()  # loads torch_npu, and opens no device: what opens one shows among the processes on its card
+        host = facts(environment=environment)
+        devices, engines = _devices(ascend=host.present), _engines()
+    return [*findings, *devices, *(_ascend(host) if host.present else ()), *engines, _memory()]
 
 
 def installed_packages(names: Iterable[str]) -> list[Finding]:
@@ -63,26 +76,29 @@ def _torch_failure() -> Finding | None:
     try:
         importlib.import_module("torch")
     except (ImportError, OSError, RuntimeError) as error:
-        advice = "install torch again"
-        if importlib.util.find_spec("torch_npu") is not None:
-            advice = (
-                "torch_npu is installed and is loaded with torch, which needs CANN: source CANN's set_env.sh, or set "
-                "TORCH_DEVICE_BACKEND_AUTOLOAD=0 to go without the NPU"
-            )
-        return Finding("devices", "torch", "missing", f"cannot be imported: {error}", advice)
+        return Finding(
+            "devices",
+            "torch",
+            "missing",
+            f"cannot be imported: {error.__cause__ or error}",
+            causes.advice(str(error)) or "install torch again",
+        )
     return None
 
 
-def _devices() -> list[Finding]:
-    # They import torch, and that torch can be imported has only now been found.
+def _devices(ascend: bool) -> list[Finding]:
     from camera.devices import describe_device, resolve_device, why_no_cuda, why_no_npu
     from camera.errors import CameraError
 
     findings = []
     for kind, why_not in (("cpu", None), ("cuda", why_no_cuda()), ("npu", why_no_npu())):
+        if why_not is not None and ascend and kind == "cuda":
+            continue  # nobody looks for a GPU there, and torch must be a CPU build
         if why_not is not None:
             cause, _, advice = why_not.partition(": ")
-            findings.append(Finding("devices", kind, "warn", cause, advice))
+            # transformers imports a torch_npu that is installed, for whatever device.
+            broken = kind == "npu" and installed("torch-npu") and "torch_npu" not in sys.modules
+            findings.append(Finding("devices", kind, "missing" if broken else "warn", cause, advice))
             continue
         try:
             found = describe_device(resolve_device(kind))
@@ -95,16 +111,71 @@ def _devices() -> list[Finding]:
         if kind == "cpu":
             detail += f", {found['threads']} threads"
         findings.append(Finding("devices", kind, "ok", detail))
-    if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
-        findings.append(
-            Finding(
-                "devices",
-                "TORCH_DEVICE_BACKEND_AUTOLOAD",
-                "ok",
-                "0: torch loads no backend by itself; torch_npu is loaded when an NPU is asked for",
-            )
-        )
     return findings
+
+
+def _ascend(host: HostFacts) -> list[Finding]:
+    """The versions, cards and settings of an Ascend host."""
+
+    def row(name: str, detail: str, advice: str = "") -> Finding:
+        return Finding("ascend", name, "warn" if advice else "ok", detail, advice)
+
+    versions = {"torch": host.torch, "torch_npu": host.torch_npu, "CANN": host.cann}
+    pairing = ", ".join(f"{name} {version or 'not found'}" for name, version in versions.items())
+    rows = [
+        row("pairing", pairing, host.unpaired or ("" if host.cann else causes.SOURCE_CANN)),
+        row(
+            "driver",
+            f"{host.driver or 'not found'}, firmware {host.firmware or 'not found'}",
+            ""
+            if host.driver
+            else "install it, or mount the host's /usr/local/Ascend/driver into the container",
+        ),
+        *_cards(host),
+    ]
+    lacking = [package for name, package in causes.CANN_MODULES.items() if not importlib.util.find_spec(name)]
+    if lacking:
+        detail = f"{', '.join(lacking)} not installed, which CANN's Python needs"
+        rows.append(row("modules", detail, f"pip install {' '.join(lacking)}"))
+    if (torch := sys.modules.get("torch")) is not None and torch.version.cuda is not None:
+        advice = "install a CPU build: this one brings triton, which overwrites the module of triton-ascend"
+        rows.append(row("torch", f"a build for CUDA {torch.version.cuda}", advice))
+    if host.internal_formats is not None:
+        switch = "on" if host.internal_formats else "off, as torch_npu begins; what needs them turns them on"
+        rows.append(row("formats", f"tiled weights (allow_internal_format) are {switch}"))
+        rows.append(row("graphs", "NPUGraph is there" if host.graphs else "this torch_npu has no NPUGraph"))
+    return [*rows, row("settings", _pairs(host.environment) or "none", _settings_advice(host.environment))]
+
+
+def _settings_advice(environment: Mapping[str, str]) -> str:
+    false = [name for name, value in FALSIFYING.items() if environment.get(name) == value]
+    unset = {name: value for name, value in HELPFUL.items() if name not in environment}
+    return "; ".join(
+        (
+            *(f"unset {name} before anything is timed: the host waits for every launch" for name in false),
+            *([f"try {_pairs(unset)}"] if unset else ()),
+        )
+    )
+
+
+def _pairs(environment: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in environment.items())
+
+
+def _cards(host: HostFacts) -> Iterator[Finding]:
+    if host.npu_smi is not None:
+        advice = (
+            causes.advice(host.npu_smi) or "install the driver's tools, or mount npu-smi into the container"
+        )
+        yield Finding("ascend", "cards", "warn", host.npu_smi, advice)
+    for card in host.cards:
+        detail = (
+            f"{card.name}, {_gib(card.used_bytes)} of {_gib(card.memory_bytes)} in use, health {card.health}"
+        )
+        advice = "" if card.health == "OK" else f"look at npu-smi info -t health -i {card.npu}"
+        if busy := card.why_busy():
+            detail, advice = f"{detail}; {busy}", "end it, or take another card: --device npu:N"
+        yield Finding("ascend", f"npu:{card.index}", "warn" if advice else "ok", detail, advice)
 
 
 def _engines() -> list[Finding]:

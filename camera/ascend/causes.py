@@ -97,7 +97,15 @@ _CAUSES = (
 
 def explain(text: str) -> str | None:
     """The cause and what to do, in one sentence, for an error's text; None if it is none that we know."""
-    for known in _CAUSES:
-        if re.search(known.pattern, text):
-            return f"{known.cause}: {known.advice}"
-    return None
+    known = _find(text)
+    return f"{known.cause}: {known.advice}" if known else None
+
+
+def advice(text: str) -> str | None:
+    """What to do, for an error's text; None if it is none that we know."""
+    known = _find(text)
+    return known.advice if known else None
+
+
+def _find(text: str) -> _Cause | None:
+    return next((known for known in _CAUSES if re.search(known.pattern, text)), None)

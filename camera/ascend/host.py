@@ -26,6 +26,14 @@ _MATTER = (
     ),
     "TORCH_DEVICE_BACKEND_AUTOLOAD",
 )
+HELPFUL = {
+    "TASK_QUEUE_ENABLE": "2",
+    "CPU_AFFINITY_CONF": "2",
+    "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+}
+"""Variables that torch_npu's users set for speed and memory. What they bring here was not measured."""
+FALSIFYING = {"ASCEND_LAUNCH_BLOCKING": "1"}
+"""Variables with which no time means anything: the host waits for every launch."""
 _IDLE_SHARE = 1 / 8
 """Share of a card's memory that the driver itself may take: idle cards of 32 and 64 GiB show up to 3.4 GiB in use."""
 
@@ -46,6 +54,8 @@ class Card(Result):
 
     index: int
     """Its place in npu-smi's list: the N of `npu:N` where ASCEND_RT_VISIBLE_DEVICES does not choose."""
+    npu: int
+    """npu-smi's number of the card it is on."""
     name: str
     health: str
     """`OK`, or what npu-smi says."""
@@ -87,6 +97,15 @@ class HostFacts(Result):
     cards: tuple[Card, ...]
     npu_smi: str | None
     """Why npu-smi showed no cards; None if it did."""
+    internal_formats: bool | None
+    """Whether torch_npu lays weights out in tiles (FRACTAL_NZ) when asked to; None while it is not loaded."""
+    graphs: bool | None
+    """Whether this torch_npu has NPUGraph; None while it is not loaded."""
+
+    @property
+    def present(self) -> bool:
+        """Whether anything of an Ascend host is here."""
+        return any((self.torch_npu, self.cann, self.driver, self.cards))
 
 
 def facts(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> HostFacts:
@@ -112,6 +131,8 @@ def facts(root: Path = Path("/"), environment: Mapping[str, str] | None = None) 
         environment=settings(environment),
         cards=cards,
         npu_smi=failure,
+        internal_formats=_internal_formats(),
+        graphs=hasattr(npu, "NPUGraph") if (npu := sys.modules.get("torch_npu.npu")) else None,
     )
 
 
@@ -157,7 +178,12 @@ def parse_smi(text: str) -> tuple[Card, ...]:
             pairs = [(int(used), int(all_)) for used, all_ in re.findall(r"(\d+)\s*/\s*(\d+)", cells[2])]
             used, memory = max(pairs, key=lambda pair: pair[1])
             chips[npu, int(numbers[0])] = Card(
-                index=len(chips), name=name, health=health, memory_bytes=memory << 20, used_bytes=used << 20
+                index=len(chips),
+                npu=npu,
+                name=name,
+                health=health,
+                memory_bytes=memory << 20,
+                used_bytes=used << 20,
             )
     return tuple(
         card.model_copy(update={"processes": tuple(processes.get(chip, ()))}) for chip, card in chips.items()
@@ -182,6 +208,11 @@ def _cards(environment: Mapping[str, str]) -> tuple[tuple[Card, ...], str | None
         told = " ".join((done.stdout + done.stderr).split())[:300]
         return (), f"npu-smi shows no card: {told or f'it says nothing (exit code {done.returncode})'}"
     return cards, None
+
+
+def _internal_formats() -> bool | None:
+    native = sys.modules.get("torch_npu._C")
+    return None if native is None else bytes(native._npu_getOption("ALLOW_INTERNAL_FORMAT")) == b"enable"
 
 
 def _cann(ascend: Path, environment: Mapping[str, str]) -> str | None:

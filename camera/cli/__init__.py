@@ -134,12 +134,19 @@ def _run() -> int:
     except Exception as error:
         if shutdown.requested():  # what a library makes of a signal
             return _stopped()
-        from camera.disk import disk_error  # only on the way out
+        from camera.ascend.causes import explain  # only on the way out
+        from camera.disk import disk_error
         from camera.secrets import without_secrets
 
         told = disk_error(error) if isinstance(error, OSError) else error
         if not isinstance(told, CameraError):
-            raise
+            root = error.__cause__ or error  # torch raises its own for a backend that does not load
+            if (cause := explain(f"{error}\n{root}")) is None:
+                raise
+            if not isinstance(root, ImportError):
+                error.add_note(f"camera: {cause}")  # below the traceback, which tells the operator
+                raise
+            told = CameraError(f"{root}: {cause}")
         note(f"camera: {without_secrets(str(told))}")
         return 2
 

@@ -37,14 +37,16 @@ def test_a_missing_npu_says_what_to_install() -> None:
         devices.resolve_device("npu")
 
 
-def test_an_npu_without_cann_names_the_cause_and_the_switch(
+def test_an_npu_without_cann_names_the_cause_and_what_does_not_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "torch_npu.py").write_text(
         "raise ImportError('libhccl.so: cannot open shared object file')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(CameraError, match=r"libhccl\.so.*set_env\.sh.*TORCH_DEVICE_BACKEND_AUTOLOAD=0"):
+    with pytest.raises(
+        CameraError, match=r"set_env\.sh.*TORCH_DEVICE_BACKEND_AUTOLOAD=0 is not enough.*libhccl\.so"
+    ):
         devices.resolve_device("npu")
     assert devices.resolve_device("auto").type != "npu"
 
@@ -125,6 +127,22 @@ def test_a_device_describes_itself_in_json(name: str, npu: types.ModuleType) -> 
     assert described["name"]
     assert described["memory_bytes"] > 0
     assert described["threads"] == torch.get_num_threads()
+    assert ("ascend" in described) == (name == "npu")
+
+
+def test_a_result_of_an_npu_holds_what_it_depends_on(npu: types.ModuleType) -> None:
+    ascend = devices.describe_device(torch.device("npu"))["ascend"]
+    assert {
+        "soc",
+        "cann",
+        "driver",
+        "firmware",
+        "torch",
+        "torch_npu",
+        "unpaired",
+        "internal_formats",
+        "graphs",
+    } < set(ascend)
 
 
 def test_peak_memory_sees_what_came_and_went() -> None:
