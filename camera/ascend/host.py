@@ -121,7 +121,7 @@ def facts(root: Path = Path("/"), environment: Mapping[str, str] | None = None) 
     torch, torch_npu, cann = installed("torch"), installed("torch-npu"), _cann(ascend, environment)
     return HostFacts(
         architecture=platform.machine(),
-        soc=f"Ascend{cards[0].name.removeprefix('Ascend')}" if cards else None,
+        soc=_soc(cards),
         cann=cann,
         driver=_version(ascend / "driver/version.info"),
         firmware=_version(ascend / "firmware/version.info"),
@@ -208,6 +208,14 @@ def _cards(environment: Mapping[str, str]) -> tuple[tuple[Card, ...], str | None
         told = " ".join((done.stdout + done.stderr).split())[:300]
         return (), f"npu-smi shows no card: {told or f'it says nothing (exit code {done.returncode})'}"
     return cards, None
+
+
+def _soc(cards: tuple[Card, ...]) -> str | None:
+    """The kind of chip, as a loaded torch_npu says, else as npu-smi does, which leaves `Ascend` out of some names."""
+    npu = sys.modules.get("torch_npu.npu")
+    if npu is not None and npu.is_available():
+        return str(npu.get_device_name(0))
+    return f"Ascend{cards[0].name.removeprefix('Ascend')}" if cards else None
 
 
 def _internal_formats() -> bool | None:
