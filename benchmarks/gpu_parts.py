@@ -22,7 +22,7 @@ from camera.devices import (
     synchronize,
 )
 from camera.engines.parts.blocks import Blocks
-from camera.engines.parts.int4_linear import KERNELS
+from camera.engines.parts.int4_choice import KERNELS
 from camera.formats.blocks import quantize
 from camera.formats.convert import convert_to_gguf
 from camera.loading import load_model

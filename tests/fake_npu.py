@@ -1,10 +1,12 @@
 """A device named `npu` on the CPU: catches tensors on the wrong device, and int4 calls that break an operator's rules.
 
 It says nothing about an NPU's speed or rounding. Every tensor of the device wraps one on the CPU; an operator that
-mixes the two fails as it does on real hardware. `torch_npu` here has the operators of int4 and of decoder layers,
-computed by the book and refusing what the real ones refuse.
+mixes the two fails as it does on real hardware. `torch_npu` here has the operators of decoder layers, and of int4 in the
+plain layouts of weights, computed by the book and refusing what the real ones refuse; the tiled layout is for the real
+torch_npu (tests/npu).
 """
 
+import enum
 import importlib.machinery
 import sys
 import threading
@@ -20,9 +22,11 @@ from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from camera.engines.parts import int4_choice
+from camera.engines.parts.int4_trials import TrialsError
+
 CPU = torch.device("cpu")
 _torch_empty = torch.empty
-FRACTAL_NZ = 29
 _TAKES_BOTH_DEVICES = {
     "aten::copy_",
     "aten::_copy_from",
@@ -85,7 +89,6 @@ class NpuTensor(torch.Tensor):
     """A tensor whose device is `npu:0` and whose numbers are in `host`."""
 
     host: torch.Tensor
-    layout_number: int = 2  # ND
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -144,6 +147,7 @@ def _wrap(value: Any, wrapper_of: dict[int, NpuTensor]) -> Any:
 @cache
 def _install_device() -> tuple[types.ModuleType, list[torch.library.Library]]:
     """Register the device with torch, absent until a test has it: a registration lasts as long as the process."""
+    _device_constructors()  # torch lists them once, and would list what a test puts in the place of one
     module = types.ModuleType("torch.npu")
     allocated = 64 << 30
     functions = {
@@ -207,27 +211,15 @@ def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = 
     return target
 
 
-def npu_convert_weight_to_int4pack(weight: torch.Tensor, inner_k_tiles: int = 0) -> torch.Tensor:
-    """int32 [A, B] of -8 to 7, to int32 [A, B / 8]: element i of eight is nibble i, low first."""
-    assert isinstance(weight, NpuTensor), "the weight must be on the NPU"
-    assert weight.dtype == torch.int32, f"the weight must be int32, not {weight.dtype}"
-    assert weight.dim() == 2, "the weight must be a matrix"
-    assert weight.is_contiguous(), "the weight must be contiguous"
-    assert weight.shape[1] % 8 == 0, "eight weights go into an int32"
-    values = weight.host
-    assert int(values.min()) >= -8, "below int4"
-    assert int(values.max()) <= 7, "above int4"
-    nibbles = (values.to(torch.int64) & 0xF).reshape(values.shape[0], -1, 8)
-    words = (nibbles << (4 * torch.arange(8))).sum(-1)
-    return NpuTensor(torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32))
+class Format(enum.IntEnum):
+    """torch_npu's numbers of memory layouts; no other is made here."""
+
+    ND = 2
 
 
-def npu_format_cast(tensor: torch.Tensor, layout: int) -> torch.Tensor:
-    """The same numbers in another memory layout, which the wrapper only remembers."""
+def get_npu_format(tensor: torch.Tensor) -> Format:
     assert isinstance(tensor, NpuTensor), "the tensor must be on the NPU"
-    cast = NpuTensor(tensor.host)
-    cast.layout_number = layout
-    return cast
+    return Format.ND
 
 
 def npu_weight_quant_batchmatmul(
@@ -242,7 +234,7 @@ def npu_weight_quant_batchmatmul(
     inner_precise: int = 0,
     weight_dtype: int | None = None,
 ) -> torch.Tensor:
-    """x [M, K] @ (q · scale), with q [K, N] packed along N and a scale [K / group, N]."""
+    """x [M, K] @ (q · scale), with q [K, N] packed along N, or along K in a transposed view, and a scale [K / group, N]."""
     for tensor in (x, weight, antiquant_scale):
         assert isinstance(tensor, NpuTensor), "every tensor must be on the NPU"
     assert antiquant_offset is None, "symmetric blocks have no offset"
@@ -252,24 +244,24 @@ def npu_weight_quant_batchmatmul(
     assert x.dtype in (torch.float16, torch.bfloat16), f"x must be 16-bit, not {x.dtype}"
     assert antiquant_scale.dtype == x.dtype, "the scale must have x's dtype"
     assert weight.dtype == torch.int32, "int4 weights are packed in int32"
-    rows, columns = x.shape[1], weight.shape[1] * 8
-    assert weight.shape[0] == rows, "x and the weight do not fit"
+    transposed = not weight.is_contiguous()
+    words = (weight.host.t() if transposed else weight.host).contiguous()
+    nibbles = (words.to(torch.int64)[:, :, None] >> (4 * torch.arange(8))) & 0xF
+    signed = torch.where(nibbles > 7, nibbles - 16, nibbles).flatten(1)
+    signed = signed.t() if transposed else signed
+    rows, columns = signed.shape
+    assert x.shape[1] == rows, "x and the weight do not fit"
+    assert antiquant_scale.is_contiguous() == (not transposed), "the scale must lie as the weight does"
+    assert inner_precise in (0, 1), "there are two ways to compute"
     assert max(rows, columns) <= 65535, "K and N must be at most 65535"
     assert group % 32 == 0, "the group must be a multiple of 32"
     assert 32 <= group <= rows - 1, "the group must be from 32 to K - 1"
     assert tuple(antiquant_scale.shape) == (-(-rows // group), columns), "the scale must be [ceil(K / g), N]"
-    if getattr(weight, "layout_number", 2) == FRACTAL_NZ:
-        assert group in (64, 128), "the tiled layout takes groups of 64 and 128"
-        assert rows % group == 0, "the tiled layout takes whole groups"
-        assert columns % 64 == 0, "the tiled layout takes N in multiples of 64"
     if bias is not None:
         wanted = torch.float16 if x.dtype == torch.float16 else torch.float32
         assert bias.dtype == wanted, f"the bias must be {wanted}"
-    words = weight.host.to(torch.int64)
-    nibbles = (words[:, :, None] >> (4 * torch.arange(8))) & 0xF
-    signed = torch.where(nibbles > 7, nibbles - 16, nibbles).reshape(rows, columns).float()
     scale = antiquant_scale.host.float().repeat_interleave(group, dim=0)[:rows]
-    product = x.host.float() @ (signed * scale)
+    product = x.host.float() @ (signed.float() * scale)
     if bias is not None:
         product = product + bias.host.float()
     return NpuTensor(product.to(x.dtype))
@@ -354,8 +346,7 @@ def npu_swiglu(x: torch.Tensor) -> torch.Tensor:
 
 
 _OPERATORS = (
-    npu_convert_weight_to_int4pack,
-    npu_format_cast,
+    get_npu_format,
     npu_weight_quant_batchmatmul,
     npu_rms_norm,
     npu_add_rms_norm,
@@ -378,8 +369,16 @@ def fake_torch_npu() -> types.ModuleType:
 
 @pytest.fixture
 def npu(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """An NPU for one test: `resolve_device("npu")` finds it, and `auto` takes it. Gives the module `torch_npu`."""
+    """An NPU for one test: `resolve_device("npu")` finds it, and `auto` takes it. Gives the module `torch_npu`.
+
+    It is this process's alone: no other can try kernels on it.
+    """
+
+    def refuse(*args: object) -> None:
+        raise TrialsError("the emulated NPU is of one process")
+
     module = fake_torch_npu()
+    monkeypatch.setattr(int4_choice, "try_layouts", refuse)
     monkeypatch.setitem(sys.modules, "torch_npu", module)
     monkeypatch.setattr(torch.get_device_module("npu"), "is_available", lambda: True)
     monkeypatch.setattr(torch.get_device_module("npu"), "device_count", lambda: 1)

@@ -21,7 +21,8 @@ from camera.devices import (
     use_device,
 )
 from camera.engines import ENGINES, Engine, Footprint, Timing
-from camera.engines.parts.int4_linear import INT4_TYPES, KERNELS
+from camera.engines.parts.int4_choice import KERNELS
+from camera.engines.parts.int4_linear import INT4_TYPES
 from camera.errors import CameraError
 from camera.loading import Source, assemble, open_source
 from camera.models import Family

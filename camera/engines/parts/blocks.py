@@ -31,6 +31,15 @@ class Blocks:
         self.columns = matrices[0].shape[1] // BLOCK_FORMATS[type].block_bytes * self.group
         """K: input features."""
 
+    def part(self, start: int, stop: int) -> "Blocks":
+        """Some rows in the same memory, as blocks of their own; those beyond the last are zero."""
+        parts, above = [], 0
+        for matrix in self.matrices:
+            parts.append(matrix[max(start - above, 0) : max(stop - above, 0)])
+            above += len(matrix)
+        parts.append(np.zeros((max(0, stop - max(start, above)), self.matrices[0].shape[1]), np.uint8))
+        return Blocks(self.type, *(part for part in parts if len(part)))
+
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Some of the rows, copied: uint8 [rows, K / group, bytes of a block]."""
         out = np.empty((stop - start, self.matrices[0].shape[1]), np.uint8)

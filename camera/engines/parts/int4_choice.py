@@ -1,28 +1,49 @@
 """Which 4-bit kernel multiplies a matrix: one that is right on this device and, where several are, the fastest for the shape."""
 
-import copy
 import logging
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 
-from camera.devices import synchronize
 from camera.engines.parts.blocks import Blocks
-from camera.engines.parts.graph import FAILURES, GRAPHS, Graph, compile_many_shapes
-from camera.engines.parts.int4_linear import KERNELS, Int4Linear
-from camera.formats.blocks import dequantize, quantize
+from camera.engines.parts.graph import FAILURES, GRAPHS, compile_many_shapes
+from camera.engines.parts.int4_linear import (
+    BlockwiseInt4Linear,
+    CpuInt4Linear,
+    CudaInt4Linear,
+    Int4Linear,
+    Int4Parts,
+    rows_of_a_part,
+)
+from camera.engines.parts.int4_measure import (
+    TOKENS,
+    is_wrong,
+    relative_error,
+    seconds_of,
+    tokens_and_products,
+)
+from camera.engines.parts.int4_npu import LAYOUTS, NpuInt4Linear
+from camera.engines.parts.int4_trial import Shape, Trial
+from camera.engines.parts.int4_trials import TrialsError, fastest, try_layouts
+from camera.formats.blocks import quantize
 from camera.options import BlockType
 
 log = logging.getLogger(__name__)
 
+KERNELS: dict[str, tuple[type[Int4Linear], ...]] = {
+    "cpu": (CpuInt4Linear,),
+    "cuda": (CudaInt4Linear, BlockwiseInt4Linear),
+    "npu": (NpuInt4Linear,),
+}
+"""The 4-bit linear layers of each kind of device that are tried in this process, best first."""
 _MUST_WIN_BY = 0.15
 """Of the time: what a kernel that challenges another must save."""
 _TRIAL_SECONDS = 60.0
-"""All trials of a model; when they are over no further kernel may challenge."""
-_CALLS, _BYTES_IN_TURN = 48, 256 << 20
-"""A trial multiplies by copies of a matrix in turn, so that no cache holds it from one call to the next."""
+"""All trials of a model in this process; when they are over no further kernel may challenge."""
+Make = Callable[[Blocks, torch.Tensor | None, torch.device], Int4Linear]
 
 
 class KernelChoice:
@@ -32,16 +53,80 @@ class KernelChoice:
         self.device = device
         self.microseconds: dict[str, dict[str, float]] = {}
         """Of one token, by shape and kernel, where several were tried."""
-        self._chosen: dict[str, type[Int4Linear]] = {}
+        self.untried: str | None = None
+        """Why an NPU's layouts of weights were not tried, so that the plain one is used."""
+        self._chosen: dict[str, Make | str] = {}
         self._seconds_left = _TRIAL_SECONDS
         if any(kind.challenges for kind in KERNELS[device.type]):
             compile_many_shapes()
 
-    def layer(self, blocks: Blocks, bias: torch.Tensor | None) -> Int4Linear | str:
+    def prepare(self, matrices: Iterable[Blocks]) -> None:
+        """Try all at once what is tried in processes of its own: they start slowly.
+
+        Args:
+            matrices: that `layer` will be asked for.
+        """
+        if self.device.type != "npu":
+            return
+        rows = [(blocks, rows_of_a_part(blocks.rows, KERNELS["npu"])) for blocks in matrices]
+        shapes = {Shape(count, blocks.columns, blocks.group) for blocks, count in rows}
+        self._try(sorted(shape for shape in shapes if NpuInt4Linear.why_not(*shape) is None))
+
+    def layer(self, blocks: Blocks, bias: torch.Tensor | None) -> Int4Linear | Int4Parts | str:
         """The best 4-bit linear layer for some blocks, or why they must be dequantised."""
-        shape = f"{blocks.type} {blocks.rows} x {blocks.columns}"
-        if shape in self._chosen:
-            return self._chosen[shape](blocks, bias, self.device)
+        rows = rows_of_a_part(blocks.rows, KERNELS[self.device.type])
+        parts: list[Int4Linear] = []
+        for start in range(0, blocks.rows, rows):
+            part_bias = None if bias is None else bias[start : start + rows]
+            if part_bias is not None:
+                part_bias = F.pad(part_bias, (0, rows - len(part_bias)))
+            part = self._part(blocks.part(start, start + rows), part_bias)
+            if isinstance(part, str):
+                return part
+            parts.append(part)
+        return parts[0] if rows == blocks.rows else Int4Parts(parts, blocks.rows)
+
+    def _part(self, blocks: Blocks, bias: torch.Tensor | None) -> Int4Linear | str:
+        """A layer for as many rows as the kernels take."""
+        name = f"{blocks.type} {blocks.rows} x {blocks.columns}"
+        if name not in self._chosen:
+            choose = self._by_trials if self.device.type == "npu" else self._by_challenge
+            self._chosen[name] = choose(name, blocks)
+        chosen = self._chosen[name]
+        return chosen if isinstance(chosen, str) else chosen(blocks, bias, self.device)
+
+    def _by_trials(self, name: str, blocks: Blocks) -> Make | str:
+        """The layout that was fastest in trials, or the plain one where none can be held."""
+        shape = Shape(blocks.rows, blocks.columns, blocks.group)
+        if (reason := NpuInt4Linear.why_not(*shape)) is not None:
+            return reason
+        trials = self._try([shape])
+        if trials is None:
+            return usable(NpuInt4Linear, self.device, blocks.type) or NpuInt4Linear
+        self.microseconds[name] = {
+            f"{trial.layout}, inner_precise={trial.inner_precise}": trial.microseconds
+            for trial in trials
+            if trial.tokens == 1 and trial.microseconds is not None
+        }
+        best = fastest(trials, shape)
+        if best is None:
+            return f"no layout is right for {name}: " + "; ".join(
+                sorted({str(trial.error) for trial in trials})
+            )
+        return partial(LAYOUTS[best.layout], inner_precise=best.inner_precise)
+
+    def _try(self, shapes: list[Shape]) -> list[Trial] | None:
+        """Trials of shapes; None where none can be held."""
+        if self.untried is None:
+            try:
+                return try_layouts(shapes, self.device)
+            except TrialsError as error:
+                self.untried = str(error)
+                log.warning("int4 weights stay in the plain layout, which may be the slower one: %s", error)
+        return None
+
+    def _by_challenge(self, name: str, blocks: Blocks) -> Make | str:
+        """The first kernel that is right here, or one that challenges it and is clearly faster."""
         reasons, kinds = [], []
         for kind in KERNELS[self.device.type]:
             reason = kind.why_not(blocks.rows, blocks.columns, blocks.group)
@@ -52,89 +137,54 @@ class KernelChoice:
                 reasons.append(reason)
         if not kinds:
             return "; ".join(reasons)
-        best = kinds[0](blocks, bias, self.device)
+        best = kinds[0]
         for kind in kinds[1:]:
             if kind.challenges and self._seconds_left > 0:
                 began = perf_counter()
-                best = self._faster(shape, best, kind(blocks, bias, self.device))
+                best = self._faster(name, best(blocks, None, self.device), kind(blocks, None, self.device))
                 self._seconds_left -= perf_counter() - began
-        self._chosen[shape] = type(best)
         return best
 
-    def _faster(self, shape: str, best: Int4Linear, other: Int4Linear) -> Int4Linear:
+    def _faster(self, name: str, best: Int4Linear, other: Int4Linear) -> type[Int4Linear]:
         """The other if it computes the same and saves enough time."""
-        times = self.microseconds.setdefault(shape, {})
+        times = self.microseconds.setdefault(name, {})
         try:
             for layer in (best, other):
-                times[layer.kernel] = round(1e6 * seconds_of(layer, self.device), 2)
+                seconds = seconds_of(layer, self.device, recorded=self.device.type in GRAPHS)
+                times[layer.kernel] = round(1e6 * seconds, 2)
         except FAILURES as error:
-            log.warning("%s is not used for %s: %s", other.kernel, shape, error)
-            return best
-        x_1K = torch.linspace(-1, 1, best.in_features, device=self.device)[None]
-        found_1N, expected_1N = (layer(x_1K.to(layer.dtype)).float() for layer in (other, best))
-        error_ratio = float((found_1N - expected_1N).norm() / expected_1N.norm())
-        if error_ratio > 8 * torch.finfo(best.dtype).eps:
-            log.warning("%s is not used for %s: off by %.1f %%", other.kernel, shape, 100 * error_ratio)
-            return best
+            log.warning("%s is not used for %s: %s", other.kernel, name, error)
+            return type(best)
+        x_1K = torch.linspace(-1, 1, best.in_features)[None].to(best.dtype)
+        expected_1N = best(x_1K.to(self.device)).float().cpu()
+        error_ratio = relative_error(other, x_1K, expected_1N, self.device)
+        if not error_ratio <= 8 * torch.finfo(best.dtype).eps:
+            log.warning("%s is not used for %s: off by %.1f %%", other.kernel, name, 100 * error_ratio)
+            return type(best)
         wins = times[other.kernel] <= (1 - _MUST_WIN_BY) * times[best.kernel]
-        return other if wins else best
-
-
-@torch.inference_mode()
-def seconds_of(layer: Int4Linear, device: torch.device) -> float:
-    """How long a layer takes for one token, with its weights in memory and not in a cache; the best of three."""
-    held = sum(buffer.nbytes for buffer in layer.buffers())
-    layers = [layer, *(_copy(layer) for _ in range(min(_CALLS, _BYTES_IN_TURN // held)))]
-    x_1K = torch.ones((1, layer.in_features), dtype=layer.dtype, device=device)
-
-    def run() -> None:
-        for call in range(_CALLS):
-            layers[call % len(layers)](x_1K)
-
-    # Launched one by one, small kernels take as long as their launches.
-    work = Graph(run, device) if device.type in GRAPHS else run
-    best = float("inf")
-    for _ in range(3):
-        synchronize(device)
-        start = perf_counter()
-        work()
-        synchronize(device)
-        best = min(best, perf_counter() - start)
-    return best / _CALLS
-
-
-def _copy(layer: Int4Linear) -> Int4Linear:
-    """The same layer on buffers of its own."""
-    other = copy.copy(layer)
-    other._buffers = {
-        name: None if buffer is None else buffer.clone() for name, buffer in layer.named_buffers()
-    }
-    other._buffers.setdefault("bias", None)
-    return other
+        return type(other) if wins else type(best)
 
 
 @cache
 def usable(kind: type[Int4Linear], device: torch.device, block_type: BlockType) -> str | None:
-    """Try a kernel once on a small random matrix against dequantised weights.
+    """Try a kernel once on a small random matrix against dequantised weights, with every number of tokens.
 
     Returns:
         None if they agree within the rounding of the kernel's dtype, else what went wrong, which is logged too.
     """
     rows, columns = 128, 512
     random = torch.Generator().manual_seed(0)
-    data = quantize(torch.randn((rows, columns), generator=random), block_type)
-    blocks = Blocks(block_type, data)
-    x_MK = torch.randn((4, columns), generator=random).to(kind.dtype)
-    exact_MN = F.linear(x_MK.float(), torch.from_numpy(dequantize(data, block_type, columns)))
+    blocks = Blocks(block_type, quantize(torch.randn((rows, columns), generator=random), block_type))
+    x_MK, exact_MN = tokens_and_products(blocks, max(TOKENS), kind.dtype)
     try:
-        found_MN = kind(blocks, None, device)(x_MK.to(device)).float().cpu()
-    except FAILURES as error:
-        reason = f"{kind.kernel} failed on {device}: {error}"
+        layer = kind(blocks, None, device)
+        errors = [relative_error(layer, x_MK[:count], exact_MN[:count], device) for count in TOKENS]
+    except FAILURES as failure:
+        reason = f"{kind.kernel} failed on {device}: {failure}"
     else:
-        # Each term may be off by the rounding of its scale and the sum by the rounding of the result.
-        error_ratio = float((found_MN - exact_MN).norm() / exact_MN.norm())
-        if error_ratio <= 4 * torch.finfo(kind.dtype).eps:
+        wrong = [error for error in errors if is_wrong(kind, error)]
+        if not wrong:
             return None
-        reason = f"{kind.kernel} on {device} is off by {error_ratio:.1%} against dequantised weights"
+        reason = f"{kind.kernel} on {device} is off by {wrong[0]:.1%} against dequantised weights"
     log.warning("%s is not used for %s: %s", kind.kernel, block_type, reason)
     return reason

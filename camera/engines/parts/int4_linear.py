@@ -1,12 +1,15 @@
-"""Linear layers on 4-bit blocks, one for each kind of device, with the kernels that torch and torch_npu have.
+"""Linear layers on 4-bit blocks with the kernels that torch has; torch_npu's are in `int4_npu`.
 
 A block is a group of 32 (Q4_0) or 64 (Q4_0_64) weights of a row with one scale: w = d · (nibble − 8). Every kernel
 here takes that mapping as it is, with no zero point, so nothing is quantised a second time; only d is rounded to the
 kernel's 16-bit type. Which one is used is chosen in `int4_choice`.
 """
 
-import importlib
-from typing import ClassVar
+import copy
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +25,6 @@ _KERNEL_TOKENS = 64
 """On the CPU the 4-bit kernel serves up to so many tokens; more are faster through dequantised rows."""
 _SINGLE_TOKENS, _ROWS_AT_ONCE = 8, 4096
 """The compiled product takes so many tokens, one by one; more are multiplied with so many dequantised rows at once."""
-_FRACTAL_NZ = 29
-"""torch_npu's number of the tiled matrix layout that its int4 kernels are fastest on."""
 
 
 class Int4Linear(nn.Module):
@@ -31,10 +32,14 @@ class Int4Linear(nn.Module):
 
     dtype: ClassVar[torch.dtype]
     """What activations must be."""
-    kernel: ClassVar[str]
+    kernel: str
     """The operator, for people who read a report."""
     challenges: ClassVar[bool] = False
     """Whether it is used only where it is timed as clearly faster than the first kernel that needs no trial."""
+    rows_multiple: ClassVar[int] = 1
+    """The kernel's tiles take so many rows: a matrix must have a multiple of them."""
+    rows_limit: ClassVar[int] = sys.maxsize
+    """The most rows that the kernel takes."""
     rows_along: ClassVar[dict[str, int]] = {"packed": 0, "scales": 1}
     """The buffers, and the dimension of each along which the matrix's rows lie."""
     packed: torch.Tensor
@@ -52,7 +57,9 @@ class Int4Linear(nn.Module):
     @classmethod
     def why_not(cls, rows: int, columns: int, group: int) -> str | None:
         """None if the kernel takes a matrix [rows, columns] in groups, else the rule it breaks."""
-        raise NotImplementedError
+        if rows > cls.rows_limit:
+            return f"{rows} rows are more than {cls.rows_limit}"
+        return f"{rows} rows are no multiple of {cls.rows_multiple}" if rows % cls.rows_multiple else None
 
     def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights and the scales of some rows as the kernel wants them, on the device.
@@ -81,11 +88,24 @@ class Int4Linear(nn.Module):
         """x @ W.T, [M, N]."""
         raise NotImplementedError
 
+    def linear(self, x_MK: torch.Tensor) -> torch.Tensor:
+        """x @ W.T + bias, [M, N]."""
+        y_MN = self.matmul(x_MK)
+        return y_MN if self.bias is None else y_MN + self.bias
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y_MN = self.matmul(x.reshape(-1, self.in_features))
-        if self.bias is not None:
-            y_MN = y_MN + self.bias
-        return y_MN.view(*x.shape[:-1], self.out_features)
+        return self.linear(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+
+    def twin(self) -> Self:
+        """The same layer on weights of its own."""
+        other = copy.copy(self)
+        other._buffers = {
+            name: None if buffer is None else self._copy_of(buffer) for name, buffer in self._buffers.items()
+        }
+        return other
+
+    def _copy_of(self, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer.clone()
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, group={self.group}, kernel={self.kernel}"
@@ -106,14 +126,11 @@ class CpuInt4Linear(Int4Linear):
 
     dtype = torch.bfloat16
     kernel = "aten::_weight_int4pack_mm_for_cpu"
+    rows_multiple = 16
 
     def __init__(self, blocks: Blocks, bias: torch.Tensor | None, device: torch.device) -> None:
         super().__init__(blocks, bias, device)
         self.blocks = blocks
-
-    @classmethod
-    def why_not(cls, rows: int, columns: int, group: int) -> str | None:
-        return None if rows % 16 == 0 else f"{rows} rows are no multiple of 16"
 
     def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         nibbles, (rows, groups, _) = stored[..., 2:], stored.shape
@@ -139,12 +156,13 @@ class CudaInt4Linear(Int4Linear):
 
     dtype = torch.bfloat16
     kernel = "aten::_weight_int4pack_mm"
+    rows_multiple = 8
 
     @classmethod
     def why_not(cls, rows: int, columns: int, group: int) -> str | None:
-        if rows % 8:
-            return f"{rows} rows are no multiple of 8"
-        return None if columns % 32 == 0 else f"{columns} columns are no multiple of 32"
+        if columns % 32:
+            return f"{columns} columns are no multiple of 32"
+        return super().why_not(rows, columns, group)
 
     def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         stored = stored.to(device)  # the fewest bytes that can cross the bus
@@ -172,10 +190,6 @@ class BlockwiseInt4Linear(Int4Linear):
     challenges = True
 
     rows_along: ClassVar[dict[str, int]] = {"packed": 0, "scales": 0}
-
-    @classmethod
-    def why_not(cls, rows: int, columns: int, group: int) -> str | None:
-        return None
 
     def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         stored = stored.to(device)
@@ -209,60 +223,30 @@ _compiled_product = torch.compile(
 )
 
 
-class NpuInt4Linear(Int4Linear):
-    """torch_npu's `npu_weight_quant_batchmatmul`, float16: bfloat16 would round the scales eight times coarser.
+class Int4Parts(nn.Module):
+    """A matrix as 4-bit layers one below the other, where it has more rows than a kernel takes or ends within a tile."""
 
-    Weights are [K, N], packed along N, in the plain layout.
-    """
+    def __init__(self, parts: Sequence[Int4Linear], rows: int) -> None:
+        """Args:
+        parts: in the order of their rows.
+        rows: of the matrix; the outputs of the parts beyond them are cut off.
+        """
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.in_features, self.out_features = parts[0].in_features, rows
+        self.kernel = parts[0].kernel + (f" in {len(parts)} parts" if len(parts) > 1 else "")
 
-    dtype = torch.float16
-    kernel = "npu_weight_quant_batchmatmul"
-    rows_along: ClassVar[dict[str, int]] = {"packed": 1, "scales": 1}
-    limit: ClassVar[int] = 65535
-
-    @classmethod
-    def why_not(cls, rows: int, columns: int, group: int) -> str | None:
-        if max(rows, columns) > cls.limit:
-            return f"{max(rows, columns)} rows or columns are more than {cls.limit}"
-        if rows % 64:
-            return f"{rows} rows are no multiple of 64"
-        return None if group < columns else f"a group of {group} is a whole row of {columns}"
-
-    def pack(self, stored: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        # What `npu_convert_weight_to_int4pack` makes of int32 [K, N], bit for bit, from an eighth of the bytes: eight
-        # weights of a column in an int32, the first in the lowest bits, as two's complements of four bits.
-        signed_KN = codes_of(stored).t().contiguous() ^ 8
-        packed = (signed_KN[:, ::2] | signed_KN[:, 1::2] << 4).view(torch.int32)
-        return packed.to(device), scales_of(stored).t().contiguous().to(device)
-
-    def matmul(self, x_MK: torch.Tensor) -> torch.Tensor:
-        torch_npu = importlib.import_module("torch_npu")
-        product_MN: torch.Tensor = torch_npu.npu_weight_quant_batchmatmul(
-            x_MK, self.packed, self.scales, antiquant_group_size=self.group
-        )
-        return product_MN
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = [part(x) for part in self.parts]
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        return joined[..., : self.out_features]
 
 
-class TiledNpuInt4Linear(NpuInt4Linear):
-    """The same, in the tiled layout (FRACTAL_NZ) that is fastest; only groups of 64 or 128 are eligible."""
-
-    kernel = "npu_weight_quant_batchmatmul, FRACTAL_NZ"
-
-    @classmethod
-    def why_not(cls, rows: int, columns: int, group: int) -> str | None:
-        if group not in (64, 128):
-            return f"the tiled layout takes groups of 64 or 128, not {group}"
-        return super().why_not(rows, columns, group)
-
-    def _repacked(self, blocks: Blocks, device: torch.device) -> dict[str, torch.Tensor]:
-        found = super()._repacked(blocks, device)
-        found["packed"] = importlib.import_module("torch_npu").npu_format_cast(found["packed"], _FRACTAL_NZ)
-        return found
-
-
-KERNELS: dict[str, tuple[type[Int4Linear], ...]] = {
-    "cpu": (CpuInt4Linear,),
-    "cuda": (CudaInt4Linear, BlockwiseInt4Linear),
-    "npu": (TiledNpuInt4Linear, NpuInt4Linear),
-}
-"""The 4-bit linear layers of each kind of device, best first; which is used is chosen in `int4_choice`."""
+def rows_of_a_part(rows: int, kinds: Iterable[type[Int4Linear]]) -> int:
+    """How many rows each part of a matrix has in the fewest equal parts that all of some kernels take; the last may be
+    filled up with rows that the matrix lacks."""
+    kinds = tuple(kinds)
+    multiple = math.lcm(*(kind.rows_multiple for kind in kinds))
+    most = min(kind.rows_limit for kind in kinds) // multiple * multiple
+    parts = -(-rows // most)
+    return -(-rows // (parts * multiple)) * multiple

@@ -11,7 +11,7 @@ from camera.engines.parts.blocks import Blocks
 from camera.engines.parts.embedding import BLOCK_DEVICES, BlockEmbedding
 from camera.engines.parts.fusion import put_in_place
 from camera.engines.parts.int4_choice import KernelChoice
-from camera.engines.parts.int4_linear import INT4_TYPES, Int4Linear
+from camera.engines.parts.int4_linear import INT4_TYPES, Int4Linear, Int4Parts
 from camera.loading import Joined, Source
 
 
@@ -96,7 +96,7 @@ class DecodingLayers:
         self.linears[f"{kind} by {made.kernel}"] += 1
         model.set_submodule(path, made)
 
-    def _int4(self, paths: Sequence[str], has_bias: bool) -> Int4Linear | str:
+    def _int4(self, paths: Sequence[str], has_bias: bool) -> Int4Linear | Int4Parts | str:
         """Linear layers of one type as one 4-bit layer, or why there is none."""
         assert self.source.packed is not None
         packed = [self.source.packed(self._stored(f"{path}.weight")) for path in paths]

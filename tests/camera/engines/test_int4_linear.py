@@ -1,5 +1,6 @@
 import logging
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -8,18 +9,18 @@ import torch.nn.functional as F
 from camera.engines.parts import blocks as blocks_module
 from camera.engines.parts import int4_choice
 from camera.engines.parts.blocks import Blocks, codes_of, scales_of
-from camera.engines.parts.int4_choice import KernelChoice, usable
+from camera.engines.parts.int4_choice import KERNELS, KernelChoice, usable
 from camera.engines.parts.int4_linear import (
     INT4_TYPES,
-    KERNELS,
     BlockwiseInt4Linear,
     CpuInt4Linear,
     CudaInt4Linear,
     Int4Linear,
-    NpuInt4Linear,
-    TiledNpuInt4Linear,
+    Int4Parts,
     blockwise_product,
+    rows_of_a_part,
 )
+from camera.engines.parts.int4_npu import NpuInt4Linear, TiledNpuInt4Linear, TransposedNpuInt4Linear
 from camera.formats.blocks import dequantize, quantize
 from camera.options import BlockType
 from tests import fake_npu
@@ -40,7 +41,9 @@ def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.float().cpu() - exact).norm() / exact.norm())
 
 
-def int4_linear(blocks: Blocks, bias: torch.Tensor | None, device: torch.device) -> Int4Linear | str:
+def int4_linear(
+    blocks: Blocks, bias: torch.Tensor | None, device: torch.device
+) -> Int4Linear | Int4Parts | str:
     return KernelChoice(device).layer(blocks, bias)
 
 
@@ -95,8 +98,36 @@ def test_it_holds_about_half_a_byte_for_a_weight() -> None:
         assert 8 * sum(buffer.nbytes for buffer in layer.buffers()) / (256 * 1024) == bits
 
 
-def test_rows_that_the_cpu_kernel_cannot_take_are_a_reason_and_not_a_crash() -> None:
-    assert int4_linear(random_blocks("q4_0", 40, 64), None, CPU) == "40 rows are no multiple of 16"
+@pytest.mark.parametrize("kind", INT4_TYPES)
+def test_rows_that_tiles_do_not_divide_are_filled_up_and_cut_off_again(kind: BlockType) -> None:
+    blocks, bias = random_blocks(kind, 40, 64), torch.linspace(-3, 3, 40)
+    layer = int4_linear(blocks, bias, CPU)
+    assert isinstance(layer, Int4Parts)
+    assert layer.kernel == CpuInt4Linear.kernel
+    for tokens in (1, 4, 100):  # 100 go through dequantised rows
+        x = torch.randn((2, tokens, 64)).bfloat16()
+        assert layer(x).shape == (2, tokens, 40)
+        assert relative(layer(x), F.linear(x.float(), weights(blocks), bias)) < 0.006
+
+
+def test_a_matrix_of_more_rows_than_a_kernel_takes_is_multiplied_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CpuInt4Linear, "rows_limit", 72)
+    upper, lower = random_blocks("q4_0_64", 100, 128), random_blocks("q4_0_64", 50, 128)
+    blocks, bias = Blocks("q4_0_64", *upper.matrices, *lower.matrices), torch.linspace(-3, 3, 150)
+    layer = int4_linear(blocks, bias, CPU)
+    assert isinstance(layer, Int4Parts)
+    assert [part.out_features for part in layer.parts] == [64, 64, 64]
+    assert layer.kernel.endswith("in 3 parts")
+    x = torch.randn((5, 128)).bfloat16()
+    assert relative(layer(x), F.linear(x.float(), weights(blocks), bias)) < 0.006
+
+
+def test_openpangus_head_is_three_equal_parts_on_an_npu() -> None:
+    assert rows_of_a_part(153_376, [NpuInt4Linear]) == 51_136
+    assert rows_of_a_part(65_472, [NpuInt4Linear]) == 65_472
+    assert rows_of_a_part(65_535, [NpuInt4Linear]) == 32_768  # 65,536 would be one row too many
 
 
 @pytest.mark.parametrize(
@@ -104,7 +135,8 @@ def test_rows_that_the_cpu_kernel_cannot_take_are_a_reason_and_not_a_crash() -> 
     [
         (CudaInt4Linear, (12, 128), 64, "12 rows"),
         (CudaInt4Linear, (128, 48), 32, "48 columns"),
-        (NpuInt4Linear, (153_376, 4096), 64, "153376 rows or columns are more than 65535"),
+        (NpuInt4Linear, (153_376, 4096), 64, "153376 rows are more than 65535"),
+        (NpuInt4Linear, (64, 65_600), 64, "65600 columns are more than 65535"),
         (NpuInt4Linear, (96, 128), 64, "96 rows are no multiple of 64"),
         (NpuInt4Linear, (64, 64), 64, "a group of 64 is a whole row"),
         (TiledNpuInt4Linear, (128, 128), 32, "groups of 64 or 128, not 32"),
@@ -117,38 +149,31 @@ def test_each_kernels_rules_are_known_before_it_is_tried(
     assert kernel.why_not(128, 256, 64) is None
 
 
-@pytest.mark.parametrize(("kind", "kernel"), [("q4_0_64", TiledNpuInt4Linear), ("q4_0", NpuInt4Linear)])
+@pytest.mark.parametrize("kind", INT4_TYPES)
+@pytest.mark.parametrize("layout", [NpuInt4Linear, TransposedNpuInt4Linear])
 def test_on_an_npu_it_obeys_the_operators_rules_and_equals_dequantised_weights(
-    npu: types.ModuleType,
-    kind: BlockType,
-    kernel: type[Int4Linear],
+    npu: types.ModuleType, kind: BlockType, layout: type[NpuInt4Linear]
 ) -> None:
     device = torch.device("npu", 0)
-    blocks = random_blocks(kind, 192, 256)
-    bias = torch.linspace(-3, 3, 192)
-    layer = int4_linear(blocks, bias, device)
-    assert type(layer) is kernel
-    x = torch.randn((2, 3, 256), generator=torch.Generator().manual_seed(2)).half()
+    blocks, bias = random_blocks(kind, 192, 256), torch.linspace(-3, 3, 192)
+    layer = layout(blocks, bias, device, inner_precise=1)
+    x = torch.randn((2, 16, 256), generator=torch.Generator().manual_seed(2)).half()
     exact = F.linear(x.float(), weights(blocks), bias)
     found = layer(x.to(device))
-    assert (found.device.type, found.dtype, tuple(found.shape)) == ("npu", torch.float16, (2, 3, 192))
+    assert (found.device.type, found.dtype, tuple(found.shape)) == ("npu", torch.float16, (2, 16, 192))
     assert relative(found, exact) < 0.001
-    assert layer.packed.shape == (256, 192 // 8)
 
 
-def test_an_npu_that_refuses_the_tiled_layout_is_given_the_plain_one(
-    npu: types.ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_an_npu_whose_layouts_cannot_be_tried_multiplies_in_the_plain_one_and_says_so(
+    npu: types.ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(tensor: torch.Tensor, layout: int) -> torch.Tensor:
-        raise RuntimeError("format 29 is not supported")
-
-    monkeypatch.setattr(npu, "npu_format_cast", refuse)
+    kernels = KernelChoice(torch.device("npu", 0))
     with caplog.at_level(logging.WARNING):
-        layer = int4_linear(random_blocks("q4_0_64", 128, 128), None, torch.device("npu", 0))
+        layer = kernels.layer(random_blocks("q4_0_64", 128, 128), None)
     assert type(layer) is NpuInt4Linear
-    assert "format 29 is not supported" in caplog.text
+    assert layer.kernel == "npu_weight_quant_batchmatmul, ND, inner_precise=0"
+    assert kernels.untried == "the emulated NPU is of one process"
+    assert kernels.untried in caplog.text
 
 
 def test_a_kernel_that_computes_something_else_is_not_used(
@@ -156,8 +181,8 @@ def test_a_kernel_that_computes_something_else_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def wrong(*args: torch.Tensor, antiquant_group_size: int) -> torch.Tensor:
-        right = fake_npu.npu_weight_quant_batchmatmul(*args, antiquant_group_size=antiquant_group_size)
+    def wrong(*args: torch.Tensor, **options: Any) -> torch.Tensor:
+        right = fake_npu.npu_weight_quant_batchmatmul(*args, **options)
         return fake_npu.NpuTensor(right.host.roll(1, dims=1))
 
     monkeypatch.setattr(npu, "npu_weight_quant_batchmatmul", wrong)

@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.engines.parts.int4_linear import CpuInt4Linear, NpuInt4Linear, TiledNpuInt4Linear
+from camera.engines.parts.int4_linear import CpuInt4Linear, Int4Parts
+from camera.engines.parts.int4_npu import NpuInt4Linear
 from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
 from camera.formats.quantized_model import QuantizedModel
@@ -83,28 +84,33 @@ def test_a_long_prompt_gives_the_same_logits_as_one_token_after_another(tmp_path
     assert relative(stepwise, at_once) < 0.05
 
 
-def test_on_an_npu_the_head_that_is_too_large_stays_16_bit_and_the_rest_is_4_bit(
+def test_on_an_npu_the_head_that_is_too_large_is_4_bit_in_parts(
     tmp_path: Path,
     npu: types.ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(NpuInt4Linear, "limit", 384)
+    monkeypatch.setattr(NpuInt4Linear, "rows_limit", 400)
     folder = quantised(tmp_path, "PanguEmbedded", "q4_0_64", vocab=448)
     engine = TorchEngine(folder, torch.device("npu", 0), capacity=32)
     kinds = [type(module) for module in engine.model.modules()]
-    assert kinds.count(TiledNpuInt4Linear) == 2 * 4
-    assert type(engine.model.lm_head) is torch.nn.Linear
-    assert "448 rows or columns are more than 384" in str(engine.describe()["dequantised"])
+    assert isinstance(engine.model.lm_head, Int4Parts)
+    assert kinds.count(NpuInt4Linear) == 2 * 4 + 2
+    assert engine.describe()["dequantised"] == {}
     with torch.no_grad():
         exact = dequantised(folder)(torch.tensor([PROMPT])).logits[0, -1]
     assert relative(engine.prefill(PROMPT), exact) < 0.005
     assert engine.time_once(4, (3, 6)).decode_s.keys() == {3, 6}
 
 
-def test_shapes_without_a_kernel_are_dequantised_and_reported(tmp_path: Path) -> None:
-    engine = TorchEngine(quantised(tmp_path, "llama", "q4_0", vocab=358), CPU, capacity=16)
-    assert type(engine.model.lm_head) is torch.nn.Linear
-    assert engine.describe()["dequantised"] == {"q4_0: 358 rows are no multiple of 16": 1}
+def test_shapes_without_a_kernel_are_dequantised_and_reported(
+    tmp_path: Path, npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NpuInt4Linear, "rows_limit", 128)
+    engine = TorchEngine(quantised(tmp_path, "llama", "q4_0"), torch.device("npu", 0), capacity=16)
+    down = engine.model.model.layers[0].mlp.down_proj
+    assert type(down) is torch.nn.Linear
+    reason = f"q4_0: {down.in_features} columns are more than 128"
+    assert engine.describe()["dequantised"] == {reason: 2}
 
 
 def test_times_are_of_growing_prefixes_of_one_run(tmp_path: Path) -> None:
