@@ -44,10 +44,11 @@ serve-stop: $(INSTALLED)  ## end what `make serve` started, and only that
 test-faults: $(INSTALLED)  ## kills, power cuts, full disks, dead servers, forged files: each for real, docs/reliability.md
 	$(BIN)/python -m pytest -n 2 -m faults
 
-check: $(INSTALLED)  ## lint, formatting, types (camera: strictly)
+check: $(INSTALLED)  ## lint, formatting, types (camera: strictly), Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
