@@ -81,7 +81,7 @@ class DecodeStep:
         """Operators of a token, by the way."""
         self._length = 0  # what position_1 holds, known without asking the device
         self._layers = [_BoundLayer(layer, cache, number) for number, layer in enumerate(layers)]
-        self._graphs: dict[int, Graph] = {}
+        self._graphs: dict[tuple[str, int], Graph] = {}
         self.replays = True
         """Whether graphs are used where there are any."""
         stride = -(-self.capacity // (_MOST_GRAPHS * POSITIONS_TOGETHER)) * POSITIONS_TOGETHER
@@ -91,7 +91,7 @@ class DecodeStep:
     def describe(self) -> dict[str, Any]:
         """Plain JSON: whether steps are replayed as graphs, what layers are computed by, and what failed."""
         found = {
-            "graph": bool(self._graphs),
+            "graph": any(way == self.way for way, _ in self._graphs),
             "layers": self.way,
             "trial, ms a token": self.milliseconds,
             "operators a token": self.launches,
@@ -124,7 +124,7 @@ class DecodeStep:
             )
         for length in range(start, self._length):
             self._last = next(end for end in self.visible if length < end)
-            if self.replays and (graph := self._graphs.get(self._last)) is not None:
+            if self.replays and (graph := self._graphs.get((self.way, self._last))) is not None:
                 graph()
             else:
                 self.run(self._last)
@@ -183,6 +183,7 @@ class DecodeStep:
                 times[name] = self._time()
                 self.milliseconds[name] = round(1000 * times[name], 3)
         self.choose(min(times, key=lambda name: times[name]) if times else PLAIN)
+        self._graphs.clear()
         self._record(self.visible)
         self.cache.zero()  # what was tried may have left NaN, which a mask does not hide from a sum
         release_memory(self.device)
@@ -197,21 +198,21 @@ class DecodeStep:
 
     @torch.inference_mode()
     def choose(self, way: str) -> None:
-        """Compute steps in a way from now on, without graphs until they are recorded."""
-        self._graphs.clear()
+        """Compute steps in a way from now on, with graphs if they are recorded."""
         self.way = way
         for layer in self._layers:
-            layer.compile(COMPILERS[self.device.type][way] if way not in (PLAIN, FUSED) else None)
+            layer.choose(way, COMPILERS.get(self.device.type, {}).get(way))
 
     def _record(self, visible: Sequence[int]) -> None:
+        """Record the way chosen, for all of these numbers of positions or for none."""
+        recorded: dict[tuple[str, int], Graph] = {}
         pool = None
-        with _noting(self.problems, "graph"):
+        with _noting(self.problems, f"a graph of {self.way} layers"):
             for end in visible:
                 self.begin(self.token_11, 0)
-                self._graphs[end] = Graph(functools.partial(self.run, end), self.device, pool)
-                pool = self._graphs[end].pool
-            return
-        self._graphs.clear()
+                graph = Graph(functools.partial(self.run, end), self.device, pool)
+                recorded[self.way, end], pool = graph, graph.pool
+            self._graphs.update(recorded)
 
     def _time(self) -> float:
         """Seconds of a step, after as many that do not count."""
@@ -238,14 +239,17 @@ class _BoundLayer:
         self.layer, self._own = layer, cache.growing[number]
         self._cache = Cache(layers=[self._own])
         self._plain = self._step = layer.forward
+        self._compiled: dict[str, Any] = {}
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = 0  # type: ignore[assignment] # a number, of no parameter
         layer.forward = self
 
-    def compile(self, options: dict[str, Any] | None) -> None:
+    def choose(self, way: str, options: dict[str, Any] | None) -> None:
         """Compile what a step runs; None for as it is. A prefill, whose shapes vary, is never compiled."""
-        self._step = self._plain if options is None else torch.compile(self._plain, **options)
+        if options is not None and way not in self._compiled:
+            self._compiled[way] = torch.compile(self._plain, **options)
+        self._step = self._compiled.get(way, self._plain)
 
     def __call__(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
         run = self._plain if self._own.position_1 is None else self._step
