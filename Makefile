@@ -8,7 +8,7 @@ SHARED := $(or $(CAMERA_SHARED_DATA),../shared/data)
 MOE := $(SHARED)/models/tiny-qwen3-moe
 MANUALS := $(SHARED)/text/manuals_sample.txt
 
-.PHONY: demo demo-moe test test-slow test-faults test-real test-nightly serve serve-stop check format install clean
+.PHONY: demo demo-moe test test-slow test-faults test-npu test-real test-nightly serve serve-stop check format install clean
 
 demo: $(INSTALLED)  ## the whole pipeline of recipes/demo.yaml, on the CPU, offline
 	$(BIN)/camera run recipes/demo.yaml
@@ -24,10 +24,17 @@ else
 endif
 
 test: $(INSTALLED)  ## the whole quick suite
-	$(BIN)/python -m pytest -n 2 -m "not slow and not faults and not real"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not faults and not real and not npu"
 
 test-slow: $(INSTALLED)  ## what takes longer: whole runs, kills, the README's commands
-	$(BIN)/python -m pytest -n 2 -m "slow and not faults and not real"
+	$(BIN)/python -m pytest -n 2 -m "slow and not faults and not real and not npu"
+
+# Another torch_npu, with a Python that has its torch: `make test-npu NPU_WHEEL=2.10.0 NPU_PYTHON=/path/to/python`.
+NPU_WHEEL ?= 2.13.0
+NPU_PYTHON ?= $(BIN)/python
+test-npu: $(INSTALLED)  ## every command on the real torch_npu and a stub of CANN that computes on the CPU; docs/ascend-stub.md
+	NPU_WHEEL=$(NPU_WHEEL) $(NPU_PYTHON) -m tests.npu.stub.wheel
+	NPU_WHEEL=$(NPU_WHEEL) $(NPU_PYTHON) -m pytest -n 0 -m npu tests/npu
 
 test-real: $(INSTALLED)  ## every command at openPangu-7B's shapes, two layers: results, time, memory; docs/limits.md
 	$(BIN)/python -m pytest -n 0 -m "real and not slow" tests/real
@@ -42,7 +49,7 @@ serve-stop: $(INSTALLED)  ## end what `make serve` started, and only that
 	$(BIN)/camera serve --stop
 
 test-faults: $(INSTALLED)  ## kills, power cuts, full disks, dead servers, forged files: each for real, docs/reliability.md
-	$(BIN)/python -m pytest -n 2 -m faults
+	$(BIN)/python -m pytest -n 2 -m "faults and not npu"
 
 check: $(INSTALLED)  ## lint, formatting, types (camera: strictly), Dockerfiles
 	$(BIN)/ruff check .
