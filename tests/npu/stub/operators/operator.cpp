@@ -102,6 +102,14 @@ void assign(const aclTensor& descriptor, const at::Tensor& value) {
     memory.copy_(value.reshape(memory.sizes()));
 }
 
+void Found::operator=(const at::Tensor& value) const {
+    const auto type = scalar_type(descriptor->dtype);
+    const auto found = value.to(type).contiguous();
+    memcpy(descriptor->data + descriptor->offset * at::elementSize(type), found.data_ptr(), found.nbytes());
+    descriptor->sizes = found.sizes().vec();
+    descriptor->strides = found.strides().vec();
+}
+
 }  // namespace stub
 
 extern "C" {
@@ -133,6 +141,13 @@ aclScalarList* aclCreateScalarList(const aclScalar* const* scalars, uint64_t cou
     for (uint64_t i = 0; i < count; i++)
         list->values.push_back(scalars[i]->value);
     return list;
+}
+
+int aclGetViewShape(const aclTensor* tensor, int64_t** sizes, uint64_t* dims) {
+    *dims = tensor->sizes.size();
+    *sizes = new int64_t[*dims];
+    std::copy(tensor->sizes.begin(), tensor->sizes.end(), *sizes);
+    return 0;
 }
 
 int aclDestroyTensor(const aclTensor* tensor) { return delete tensor, 0; }

@@ -7,7 +7,8 @@
 // stream. The order of parameters is that of CANN's aclnn interface.
 //
 // A `Tensor` of half precision arrives as float32 and an `Out` rounds when it is assigned: like the units of a card, operators
-// add up in float32 and round once. A `View` is the memory itself, for what moves numbers or computes in place.
+// add up in float32 and round once. What is changed in place is an `Out` whose `value()` is read first. A `View` is the memory
+// itself, for what moves numbers.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -78,10 +79,15 @@ inline void require(bool holds, const std::string& message) {
 
 // Kinds of parameters. `Wire` is what torch_npu passes, `Kept` what the executor keeps of it, `take` what the operator gets.
 
+inline at::Tensor wide(const at::Tensor& tensor) {
+    return at::isReducedFloatingType(tensor.scalar_type()) ? tensor.to(at::kFloat) : tensor;
+}
+
 struct Out {
     aclTensor descriptor;
     void operator=(const at::Tensor& value) const { assign(descriptor, value); }
-    at::ScalarType dtype() const { return scalar_type(descriptor.dtype); }
+    at::Tensor view() const { return stub::view(descriptor); }
+    at::Tensor value() const { return wide(view()); }
 };
 struct View : at::Tensor {
     View(const at::Tensor& tensor) : at::Tensor(tensor) {}
@@ -95,11 +101,14 @@ using Ints = std::vector<int64_t>;
 using Floats = std::vector<double>;
 using Bools = std::vector<bool>;
 using Tensors = std::vector<at::Tensor>;
-using Outs = std::vector<Out>;
+struct Views : Tensors {};
+// An output whose first dimensions only the computation knows. torch_npu keeps its descriptor until it has asked for them.
+struct Found {
+    aclTensor* descriptor;
+    void operator=(const at::Tensor& value) const;
+};
 using at::Tensor;
 template <class T> using Maybe = std::optional<T>;
-
-inline at::Tensor wide(const at::Tensor& tensor) { return at::isReducedFloatingType(tensor.scalar_type()) ? tensor.to(at::kFloat) : tensor; }
 
 template <class T> struct Parameter {  // numbers
     using Wire = T;
@@ -144,13 +153,19 @@ template <> struct Parameter<Tensors> : Described<aclTensorList> {
         return made;
     }
 };
-template <> struct Parameter<Outs> : Described<aclTensorList> {
-    static Outs take(const aclTensorList& kept) {
-        Outs made;
+template <> struct Parameter<Views> : Described<aclTensorList> {
+    static Views take(const aclTensorList& kept) {
+        Views made;
         for (const auto& tensor : kept.tensors)
-            made.push_back({tensor});
+            made.push_back(view(tensor));
         return made;
     }
+};
+template <> struct Parameter<Found> {
+    using Wire = aclTensor*;
+    using Kept = aclTensor*;
+    static Kept keep(Wire wire) { return wire; }
+    static Found take(Kept kept) { return {kept}; }
 };
 template <> struct Parameter<Dtype> {
     using Wire = int;
@@ -175,6 +190,7 @@ inline void note(std::vector<aclTensor>& tensors, const aclTensor* tensor) {
     if (tensor)
         tensors.push_back(*tensor);
 }
+inline void note(std::vector<aclTensor>& tensors, aclTensor* tensor) { note(tensors, const_cast<const aclTensor*>(tensor)); }
 inline void note(std::vector<aclTensor>& tensors, const aclTensorList* list) {
     if (list)
         tensors.insert(tensors.end(), list->tensors.begin(), list->tensors.end());
