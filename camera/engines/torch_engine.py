@@ -50,11 +50,13 @@ class TorchEngine(Engine):
         *("PYTORCH_NPU_ALLOC_CONF", "TASK_QUEUE_ENABLE"),
     )
 
-    def __init__(self, path: Path, device: torch.device, capacity: int, *, plain: bool = False) -> None:
+    def __init__(
+        self, path: Path | Source, device: torch.device, capacity: int, *, plain: bool = False
+    ) -> None:
         """Load a model.
 
         Args:
-            path: a checkpoint folder, a quantised folder, or a GGUF file.
+            path: a checkpoint folder, a quantised folder, or a GGUF file; or what one of them is read from.
             device: from `camera.devices.resolve_device`.
             capacity: most tokens, prompt and decoded together; at most the model's positions.
             plain: decode with transformers' forward as it is, for comparison: no layers joined, no fixed steps.
@@ -67,8 +69,8 @@ class TorchEngine(Engine):
         from camera.engines.parts.linears import DecodingLayers
 
         use_device(device)
-        source = open_source(path)
-        self.path, self.device, self.family = path, device, source.family
+        source = path if isinstance(path, Source) else open_source(path)
+        self.path, self.device, self.family = source.path, device, source.family
         self.positions = int(source.config.max_position_embeddings)
         self.dtype = _dtype(source, device)
         self._layers = DecodingLayers(source, device, join=not plain)
