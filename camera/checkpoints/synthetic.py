@@ -1,5 +1,6 @@
 """Checkpoints of any size with random weights: the shapes are real, what they say is not."""
 
+from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -52,35 +53,42 @@ _CONFIG = {
 }
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of an openPangu model."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    vocab: int
+    heads: int
+    kv_heads: int
+    positions: int = 2048
+
+    def config(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Its config.json."""
+        return _CONFIG | {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.ffn,
+            "max_position_embeddings": self.positions,
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+            "num_key_value_heads": self.kv_heads,
+            "torch_dtype": str(dtype).removeprefix("torch."),
+            "vocab_size": self.vocab,
+        }
+
+
 def write_checkpoint(
-    folder: Path,
-    *,
-    layers: int,
-    hidden: int,
-    ffn: int,
-    vocab: int,
-    heads: int,
-    kv_heads: int,
-    dtype: torch.dtype,
-    positions: int = 2048,
-    shard_bytes: int | None = 5 << 30,
+    folder: Path, *, dtype: torch.dtype, shard_bytes: int | None = 5 << 30, **sizes: int
 ) -> Path:
     """Write an openPangu checkpoint tensor by tensor, with a tokenizer of single bytes; memory stays at one tensor.
 
-    Weights are one block of a million normal numbers over and over, scaled as an initialisation would be. Without
-    `shard_bytes` each decoder layer is a shard, and so are what is before the layers and what is behind them.
+    Weights are one block of a million normal numbers over and over, scaled as an initialisation would be. `sizes` are the
+    fields of `Sizes`. Without `shard_bytes` each decoder layer is a shard, and so are what is before the layers and what is
+    behind them.
     """
-    config = _CONFIG | {
-        "hidden_size": hidden,
-        "intermediate_size": ffn,
-        "max_position_embeddings": positions,
-        "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        "vocab_size": vocab,
-    }
-    _write(folder, config, dtype, shard_bytes)
+    _write(folder, Sizes(**sizes).config(dtype), dtype, shard_bytes)
     _write_tokenizer(folder)
     return folder
 

@@ -10,8 +10,11 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from camera.device_check.context import Context
 from camera.options import CheckOptions
@@ -48,9 +51,12 @@ def main() -> None:
 
 
 def _end_with(descriptor: int) -> None:
-    """Wait for the end of the process that holds the other end, and end this one's whole group."""
+    """Wait for the end of the process that holds the other end, and end this one with all that it started."""
     while os.read(descriptor, 1):
         pass
+    for one in psutil.Process().children(recursive=True):  # some have groups of their own
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from camera.device_check.schema import CheckReport, Measurement, StepRecord
+from camera.report.html import Bar, Bars
 from camera.report.table import Grid
 from camera.report.templates import render
 from camera.units import bytes_text, seconds_text
 
+_TOKEN, _PRODUCT, _HOST_TIME = "time of a token", "time of a product", "host time of a launch"
 _MARKS = {"passed": "✓ passed", "failed": "✗ failed", "timed out": "✗ timed out", "skipped": "– skipped"}
 
 
@@ -19,6 +21,7 @@ def render_page(report: CheckReport) -> str:
         report=report,
         verdict=_verdict(report),
         verdicts=_verdicts(report),
+        reasons=list(_reasons(report)),
         tiles=list(_tiles(report)),
         sections=[(title, lead, list(bars(report))) for title, lead, bars in _SECTIONS],
         figures=[(step.title, _figures(step)) for step in report.steps if step.measurements],
@@ -40,19 +43,129 @@ def _verdicts(report: CheckReport) -> Grid:
         (
             step.title,
             _MARKS[step.verdict],
-            " → ".join(filter(None, (step.cause, step.advice))) or "–",
             seconds_text(step.seconds) if step.verdict != "skipped" else "",
         )
         for step in report.steps
     )
     strong = tuple(index for index, step in enumerate(report.steps) if not step.fine)
-    return Grid("Verdicts", ("step", "verdict", "why", "time"), rows, words=3, strong=strong)
+    return Grid("Verdicts", ("step", "verdict", "time"), rows, words=2, strong=strong)
+
+
+def _reasons(report: CheckReport) -> Iterator[tuple[str, str, str]]:
+    """Of every step that did not pass: title, cause, advice."""
+    for step in report.steps:
+        if step.verdict != "passed":
+            yield step.title, step.cause, step.advice
 
 
 def _tiles(report: CheckReport) -> Iterator[tuple[str, str, str]]:
     """Number, what it is, and what it is read beside."""
-    if (step := report.step("bandwidth")) and (found := step.values("copy bandwidth")):
-        yield words(found[0]), "bandwidth", "by copies"
+    if bandwidth := _bandwidth(report):
+        yield f"{bandwidth / 1e9:.4g} GB/s", "bandwidth", "by copies"
+    if step := report.step("launch-cost"):
+        times = {one.of["way"]: one.value for one in step.values(_HOST_TIME) if one.value is not None}
+        if "eager" in times:
+            captured = f"{times['captured']:.2g} µs in a graph" if "captured" in times else "host time"
+            yield f"{times['eager']:.2g} µs", "to launch an operator", captured
+    decoders = _decoders(report)
+    for step, title in [*decoders[:1], *decoders[1:][-1:]]:
+        best = min((one.value for one in step.values(_TOKEN) if one.value is not None), default=None)
+        if best is not None:
+            floor = _floor(report, step)
+            beside = "" if floor is None else f"{floor / best:.0%} of the bandwidth"
+            yield f"{best:.3g} ms", f"a token, {title}", beside
+
+
+def _decode_bars(report: CheckReport) -> Iterator[Bars]:
+    """Every format, eager and captured, beside what its bytes take."""
+    bars = []
+    for step, title in _decoders(report):
+        for one in step.values(_TOKEN):
+            if one.value is not None:
+                way = str(one.of["way"])
+                bars.append(Bar(f"{title}, {way}", one.value, f"{one.value:.3g}", way == "captured"))
+        if (floor := _floor(report, step)) is not None:
+            bars.append(Bar(f"{title}, floor", floor, f"{floor:.3g}"))
+    if bars:
+        layers = next(one.value for step, _ in _decoders(report) for one in step.values("layers"))
+        note = f"ms a token, {layers:.0f} layers; floor: bytes of a token over the measured bandwidth"
+        yield Bars("Time of a token", note, tuple(bars))
+    launches = [
+        Bar(title, one.value or 0, f"{one.value:.0f}")
+        for step, title in _decoders(report)
+        for one in step.values("launches of a token")
+    ]
+    if launches:
+        yield Bars("Launches of a token", "operators that compute something, eager", tuple(launches))
+
+
+def _kernel_bars(report: CheckReport) -> Iterator[Bars]:
+    """For each matrix the ways to multiply one token with it."""
+    step = report.step("int4-kernels")
+    found = [] if step is None else [one for one in step.values(_PRODUCT) if one.of["tokens"] == 1]
+    for matrix in dict.fromkeys(one.of["matrix"] for one in found):
+        ours = [one for one in found if one.of["matrix"] == matrix and one.value is not None]
+        best = min((one.value or 0 for one in ours), default=0)
+        bars = tuple(Bar(_way(one), one.value or 0, f"{one.value:.4g}", one.value == best) for one in ours)
+        if bars:
+            yield Bars(str(matrix), "µs for one token; bold: the fastest", bars)
+
+
+def _launch_bars(report: CheckReport) -> Iterator[Bars]:
+    step = report.step("launch-cost")
+    for what, title in (
+        (_HOST_TIME, "Host time of a launch"),
+        ("time of a launch", "Until the device is done"),
+    ):
+        bars = tuple(
+            Bar(
+                f"{one.of['operator']}, {one.of['way']}",
+                one.value or 0,
+                f"{one.value:.3g}",
+                one.of["way"] == "captured",
+            )
+            for one in (step.values(what) if step else ())
+        )
+        if bars:
+            yield Bars(title, "µs, of many queued together", bars)
+
+
+def _pruning_bars(report: CheckReport) -> Iterator[Bars]:
+    step = report.step("walk")
+    if step is not None:
+        plain = [
+            Bar("plain forward pass", one.value or 0, words(one)) for one in step.values("plain forward pass")
+        ]
+        pruned = [
+            Bar(f"pruning, {one.of['propagation']}", one.value or 0, words(one), strong=True)
+            for one in step.values("pruning")
+        ]
+        tokens = next(one.value or 0 for one in step.values("calibration tokens"))
+        yield Bars("Pruning", f"{tokens:.0f} calibration tokens", (*plain, *pruned))
+
+
+def _way(one: Measurement) -> str:
+    """How a product was computed."""
+    kind, way = str(one.of["type"]), str(one.of["way"])
+    return way if kind == way else f"{kind}, {way}"
+
+
+def _decoders(report: CheckReport) -> list[tuple[StepRecord, str]]:
+    """The steps that decoded, and of what."""
+    found = [report.step(step.name) for step in report.steps if step.name.startswith("decode-")]
+    return [(step, step.title.partition(", ")[2]) for step in found if step is not None]
+
+
+def _bandwidth(report: CheckReport) -> float | None:
+    """Bytes a second."""
+    step = report.step("bandwidth")
+    return None if step is None else next(1e9 * (one.value or 0) for one in step.values("copy bandwidth"))
+
+
+def _floor(report: CheckReport, step: StepRecord) -> float | None:
+    """Milliseconds that the bytes of a token take."""
+    bandwidth = _bandwidth(report)
+    return bandwidth and next(1000 * (one.value or 0) / bandwidth for one in step.values("bytes of a token"))
 
 
 def words(one: Measurement) -> str:
@@ -113,4 +226,9 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
             yield name, str(value)
 
 
-_SECTIONS: tuple[Any, ...] = ()
+_SECTIONS = (
+    ("Decoding", "One sequence, random weights at the model's shapes.", _decode_bars),
+    ("4-bit kernels", "One token times one matrix, every way that is right on this device.", _kernel_bars),
+    ("Launches", "What the host pays for an operator, whatever that computes.", _launch_bars),
+    ("Pruning", "Two layers, from disk to disk, beside a plain forward pass of them.", _pruning_bars),
+)

@@ -20,6 +20,7 @@ class Shapes:
     """That decode."""
     walk_layers: int = 2
     """That are pruned."""
+    walk_vocab: int = 153_376
     samples: int = 64
     """Of calibration text, and how many tokens each has."""
     length: int = 2048
@@ -43,6 +44,16 @@ class Shapes:
         found["head"] = self.vocab, self.hidden
         return found
 
+    def weights(self, layers: int, *, pruned: bool) -> int:
+        """Of a whole model, norms and biases apart."""
+        narrow = (
+            "qkv",
+            "out",
+            *(f"{name}{', pruned' if pruned else ''}" for name in ("gate and up", "down")),
+        )
+        layer = sum(rows * columns for rows, columns in (self.matrices[name] for name in narrow))
+        return layers * layer + 2 * self.vocab * self.hidden
+
     def sizes(self, layers: int, ffn: int | None = None) -> dict[str, Any]:
         """For `camera.checkpoints.synthetic.write_checkpoint`."""
         return {
@@ -55,11 +66,26 @@ class Shapes:
         }
 
 
-_LESS: dict[str, Any] = {"layers": 4, "samples": 16, "length": 512, "decode": 32, "repeats": 2}
-_ON_CPU: dict[str, Any] = {"layers": 2, "samples": 2, "length": 128, "decode": 16, "copied_bytes": 1 << 30}
+_LESS: dict[str, Any] = {
+    "layers": 4,
+    "samples": 16,
+    "length": 512,
+    "decode": 32,
+    "repeats": 2,
+    "walk_vocab": 4096,
+}
+_ON_CPU: dict[str, Any] = {
+    "layers": 2,
+    "samples": 2,
+    "length": 128,
+    "decode": 16,
+    "walk_vocab": 4096,
+    "copied_bytes": 1 << 30,
+}
 _TINY = Shapes(
     *(128, 320, 256, 4, 2, 320),
     layers=2,
+    walk_vocab=320,
     samples=4,
     length=32,
     batch=2,
