@@ -53,7 +53,7 @@ def main() -> int:
             threads=arguments.threads,
             device=arguments.device,
             llama_cpp=arguments.llama_cpp,
-            llama_cpp_reads_q4_0_64=arguments.llama_cpp_reads_q4_0_64,
+            llama_cpp_stock=arguments.llama_cpp_stock,
         )
         with ExitStack() as held:
             if arguments.synthetic:
@@ -161,7 +161,7 @@ def _arguments() -> argparse.Namespace:
     add("--engine", nargs="+", default=defaults.engines, choices=("torch", "llama.cpp"))
     add("--threads", type=int, default=defaults.threads)
     add("--llama-cpp", type=Path, metavar="FOLDER", help="folder that holds llama-bench")
-    add("--llama-cpp-reads-q4-0-64", action="store_true", help="this build defines Q4_0_64")
+    add("--llama-cpp-stock", type=Path, metavar="FOLDER", help="another, for files without Q4_0_64")
     arguments = parser.parse_args()
     if arguments.synthetic == bool(arguments.models):
         parser.error("give models, or --synthetic")

@@ -168,6 +168,7 @@ REPLACED = {
     "benchmark.device_name": "has moved: write `benchmark_host.device_name`",
     "benchmark.finish_within": "has moved: write `benchmark_host.finish_within`",
     "benchmark.start_within": "has moved: write `benchmark_host.start_within`",
+    "benchmark.llama_cpp_reads_q4_0_64": "was removed; leave it out: the build itself is asked, with a tiny model",
     "prune.allocation": f"was removed; {_ONE_WIDTH}",
     "prune.allocation_bound": f"was removed; {_ONE_WIDTH}",
     "prune.allocation_windows": f"was removed; {_ONE_WIDTH}",

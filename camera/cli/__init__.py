@@ -37,6 +37,7 @@ _REMOVED = {
         "leave it out: one width for all layers is smaller and faster at the same quality",
     ),
     "--sparsity-pattern": "leave it out: --sparsity is unstructured",
+    "--llama-cpp-reads-q4-0-64": "leave it out: the build itself is asked, with a tiny model",
     "--sort-channels": "leave it out: sorted channels brought no better 4-bit model",
 }
 """Flags that were removed, and what to write instead."""

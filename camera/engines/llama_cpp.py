@@ -1,26 +1,24 @@
 """Models run by llama.cpp: a `llama-bench` of the user's, or the build in the extra `llama`. One process for each turn."""
 
-import importlib.metadata
-import importlib.util
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
-import psutil
+import torch
 
-from camera.digests import digest_file, digest_json
+from camera.devices import describe_device
 from camera.engines import ENGINES, Engine, Footprint, Timing
-from camera.engines.parts import xllama
+from camera.engines.parts.llama_build import find_build, run
+from camera.engines.parts.llama_probe import (
+    Probe,
+    Reading,
+    ask_reading,
+    backend_settings,
+    probe_build,
+    read_probe,
+)
 from camera.errors import CameraError
 from camera.formats.convert import write_twin
 from camera.formats.gguf_parser import TWIN_KEY
@@ -36,19 +34,10 @@ from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.models import family_of
 from camera.options import BenchmarkOptions, Options, PositiveInt, Setting
 
-if TYPE_CHECKING:
-    import torch
-
-BINARY = "llama-bench"
-_BELOW = (".", "bin", "build/bin")
-"""Where in a folder the binary lies: beside the user's files, in an install, or in a source tree."""
 _BUILD_KEYS = (
     *("build_commit", "build_number", "backends", "cpu_info", "system_info", "gpu_info"),
     *("n_threads", "n_gpu_layers", "model_type"),
 )
-_POLL_S = 0.2
-_WHEEL = "xllamacpp"
-"""The package of the extra `llama`."""
 
 
 class LlamaCppOptions(Options):
@@ -56,65 +45,10 @@ class LlamaCppOptions(Options):
 
     llama_cpp: Annotated[Path | None, Setting] = None
     """Folder that holds `llama-bench`; the default is $LLAMA_CPP_DIR, then PATH, then the extra `llama`."""
-    llama_cpp_reads_q4_0_64: bool = False
-    """State that this llama.cpp build defines Q4_0_64. A stock build reads type 40 as NVFP4 and prints garbage."""
+    llama_cpp_stock: Annotated[Path | None, Setting] = None
+    """Folder of another build, for files without Q4_0_64 (the baseline, a twin); the default is the same build."""
     timeout: Annotated[PositiveInt, Setting] = 3600
     """Seconds before a llama-bench process is ended."""
-
-
-@dataclass(frozen=True)
-class LlamaBench:
-    """A program that takes llama-bench's flags and prints its JSON."""
-
-    command: tuple[str, ...]
-    """What to start, to which the flags are added."""
-    name: str
-    """For people: the binary's path, or the wheel and its version."""
-
-
-def find_llama_bench(folder: Path | None) -> LlamaBench:
-    """The binary from a folder, else from $LLAMA_CPP_DIR, else from PATH; else the build in the extra `llama`.
-
-    Raises:
-        CameraError: if there is none, or a folder that is named has none; says where it was looked for.
-    """
-    named = folder or os.environ.get("LLAMA_CPP_DIR")
-    if named:
-        for below in _BELOW:
-            path = Path(named) / below / BINARY
-            if path.is_file() and os.access(path, os.X_OK):
-                return LlamaBench((str(path),), str(path))
-        raise CameraError(
-            f"llama_cpp: {named} holds no {BINARY} (nor do its bin/ and build/bin/): build llama.cpp there, or name "
-            "another folder"
-        )
-    if found := shutil.which(BINARY):
-        return LlamaBench((found,), found)
-    if importlib.util.find_spec(_WHEEL) is not None:
-        # -P: the script's folder stays off the path, where its neighbours' names could hide other modules.
-        command = (sys.executable, "-P", xllama.__file__)
-        return LlamaBench(command, f"{_WHEEL} {importlib.metadata.version(_WHEEL)}")
-    raise CameraError(
-        f"llama.cpp: {BINARY} is not on PATH, nor is the extra `llama` installed: `pip install 'camera-npu[llama]'`, "
-        "or set `llama_cpp` or $LLAMA_CPP_DIR to the folder of a build"
-    )
-
-
-def build_digest(folder: Path | None) -> str | None:
-    """What tells one build from another: the wheel's name and version, or the sha256 over the binary and the libraries beside
-    it, which is where the code of a shared build is. None if there is no build."""
-    try:
-        bench = find_llama_bench(folder)
-    except CameraError:
-        return None
-    if len(bench.command) > 1:
-        return bench.name
-    binary = Path(bench.command[0]).resolve()
-    libraries = (
-        path for below in ("", "../lib") for path in (binary.parent / below).glob("lib*") if path.is_file()
-    )
-    files = {path.resolve() for path in (binary, *libraries)}
-    return digest_json(sorted([path.name, digest_file(path)] for path in files))
 
 
 class LlamaCppEngine(Engine):
@@ -127,39 +61,52 @@ class LlamaCppEngine(Engine):
     options = LlamaCppOptions
     settings = ("GGML_",)
 
-    def __init__(self, path: Path, options: BenchmarkOptions) -> None:
-        """Find the binary, open the file's metadata, and make its twin if it takes one.
+    def __init__(self, path: Path, options: BenchmarkOptions, device: torch.device) -> None:
+        """Find the build, open the file's metadata, ask the build where it computes and what it reads, and make the file's
+        twin if it takes one.
 
         Raises:
-            CameraError: if there is no binary, or the model is no GGUF.
+            CameraError: if there is no binary, the model is no GGUF, or the build would not compute on the device.
         """
-        self.asked, self.own = options, options.of(LlamaCppOptions)
-        self.bench = find_llama_bench(self.own.llama_cpp)
-        if path.is_dir():
-            raise CameraError(f"{path} is a folder: llama.cpp reads GGUF files, give the GGUF of this model")
-        self.path, self.gguf = path, open_gguf(path)
+        self.asked, self.own, self.device = options, options.of(LlamaCppOptions), device
+        self.path, self.reading = path, Reading(reads=None)
+        self.probe: Probe | None = None
         self._scratch: TemporaryDirectory[str] | None = None
-        if is_q4_0_64(self.gguf) and not self.own.llama_cpp_reads_q4_0_64:
-            self._scratch = TemporaryDirectory(prefix="camera-twin-")
-            self.path = stock_twin(self.gguf, Path(self._scratch.name))
-            self.gguf = open_gguf(self.path)
-            self.stand_in = "its Q4_0 twin"
-        self.config = hf_config(self.gguf)
-        self.positions = int(self.config["max_position_embeddings"])
         self._build: dict[str, Any] = {}
         self._peak_bytes = 0
+        self.bench = find_build(self.own.llama_cpp)
+        if path.is_dir():
+            raise CameraError(f"{path} is a folder: llama.cpp reads GGUF files, give the GGUF of this model")
+        self.gguf = open_gguf(path)
+        if is_q4_0_64(self.gguf):
+            self._use(self.own.llama_cpp, "llama_cpp")
+            self.reading = ask_reading(self.bench, self._flags, describe_device(device)["name"])
+            if not self.reading.reads:
+                self._take_twin()
+        elif self.own.llama_cpp_stock is not None:
+            self._use(self.own.llama_cpp_stock, "llama_cpp_stock")
+        else:
+            self._use(self.own.llama_cpp, "llama_cpp")
+        self.config = hf_config(self.gguf)
+        self.positions = int(self.config["max_position_embeddings"])
 
     @classmethod
-    def load(cls, path: Path, options: BenchmarkOptions, device: "torch.device") -> Self:
-        return cls(path, options)
+    def load(cls, path: Path, options: BenchmarkOptions, device: torch.device) -> Self:
+        return cls(path, options, device)
 
     @classmethod
     def build(cls, options: BenchmarkOptions) -> str:
-        return find_llama_bench(options.of(LlamaCppOptions).llama_cpp).name
+        own = options.of(LlamaCppOptions)
+        names = [find_build(own.llama_cpp).name]
+        if own.llama_cpp_stock is not None:
+            names.append(find_build(own.llama_cpp_stock, "llama_cpp_stock").name)
+        return ", ".join(names)
 
     @classmethod
     def identity(cls, options: BenchmarkOptions) -> dict[str, Any]:
-        return {**super().identity(options), "build": build_digest(options.of(LlamaCppOptions).llama_cpp)}
+        own = options.of(LlamaCppOptions)
+        found = {**super().identity(options), "build": _digest(own.llama_cpp)}
+        return found if own.llama_cpp_stock is None else {**found, "stock": _digest(own.llama_cpp_stock)}
 
     def time_once(self, prompt: int, decode: Sequence[int]) -> Timing:
         lengths = sorted(set(decode))
@@ -167,9 +114,11 @@ class LlamaCppEngine(Engine):
         command += ["-n", ",".join(map(str, lengths))]
         if self.asked.threads:
             command += ["-t", str(self.asked.threads)]
-        if self.asked.device != "auto":
-            command += ["-ngl", "0" if self.asked.device == "cpu" else "99"]
-        tests = self._parse(self._run(command))
+        done = run([*command, *self._flags], f"{self.bench.name} on {self.path}", self.own.timeout)
+        self._peak_bytes = max(self._peak_bytes, done.peak_bytes)
+        tests = self.bench.tests(done.output)
+        self._build = {key: tests[0][key] for key in _BUILD_KEYS if key in tests[0]}
+        self._refuse_elsewhere(read_probe(tests[0]))
         seconds = {(test["n_prompt"], test["n_gen"]): test["samples_ns"][0] / 1e9 for test in tests}
         try:
             return Timing(seconds[prompt, 0], {length: seconds[0, length] for length in lengths})
@@ -178,45 +127,36 @@ class LlamaCppEngine(Engine):
                 f"{self.bench.name} did not report the test (prompt, decode) {missing}"
             ) from None
 
-    def _run(self, command: list[str]) -> str:
-        """Standard output of a process that ends by itself; its whole process group is killed if it does not."""
-        timeout = self.own.timeout
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        ) as process:
-            deadline = monotonic() + timeout
-            try:
-                while True:
-                    try:
-                        wait = min(_POLL_S, max(0, deadline - monotonic()))
-                        output, errors = process.communicate(timeout=wait)
-                        break
-                    except subprocess.TimeoutExpired:
-                        self._peak_bytes = max(self._peak_bytes, _resident_bytes(process.pid))
-                        if monotonic() >= deadline:
-                            raise CameraError(
-                                f"{self.bench.name} was ended after {timeout} s on {self.path}: raise `timeout` or "
-                                "ask for fewer tokens"
-                            ) from None
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode != 0:
-            last = "\n".join(errors.strip().splitlines()[-5:]) or "it said nothing"
-            raise CameraError(
-                f"{self.bench.name} failed with exit code {process.returncode} on {self.path}: {last}"
-            )
-        return output
+    def _use(self, folder: Path | None, option: str) -> None:
+        """Take a build, and refuse one that would compute elsewhere than on the device."""
+        self.bench = find_build(folder, option)
+        if self.device.type != "cpu":
+            self.probe = probe_build(
+                self.bench, self._flags[:2]
+            )  # a build without cards refuses to choose one
+            self._refuse_elsewhere(self.probe)
 
-    def _parse(self, output: str) -> list[dict[str, Any]]:
-        try:
-            tests: list[dict[str, Any]] = json.loads(output)
-            self._build = {key: tests[0][key] for key in _BUILD_KEYS if key in tests[0]}
-        except (json.JSONDecodeError, LookupError, TypeError):
-            raise CameraError(
-                f"{self.bench.name} -o json printed something else: {output[:200]!r}; is this llama.cpp's {BINARY}?"
-            ) from None
-        return tests
+    def _refuse_elsewhere(self, probe: Probe) -> None:
+        if (reason := probe.why_not_on(self.device.type)) is not None:
+            raise CameraError(f"{self.bench.name} does not run on {self.device}: {reason}")
+
+    @property
+    def _flags(self) -> tuple[str, ...]:
+        """Where the layers are computed; llama.cpp's own choice where the device is left to it and torch has no accelerator."""
+        if self.asked.device == "cpu":
+            return ("-ngl", "0")
+        if self.device.type == "cpu":
+            return ()
+        return ("-ngl", "99", "-sm", "none", "-mg", str(self.device.index or 0))
+
+    def _take_twin(self) -> None:
+        self._scratch = TemporaryDirectory(prefix="camera-twin-")
+        self.path = stock_twin(self.gguf, Path(self._scratch.name))
+        self.gguf = open_gguf(self.path)
+        because = "cannot be asked about" if self.reading.reads is None else "does not read"
+        self.stand_in = f"its Q4_0 twin: the build {because} Q4_0_64"
+        if self.own.llama_cpp_stock is not None:
+            self._use(self.own.llama_cpp_stock, "llama_cpp_stock")
 
     def footprint(self) -> Footprint:
         """The process's resident memory stands for its peak; what lies on an accelerator is not seen."""
@@ -239,19 +179,21 @@ class LlamaCppEngine(Engine):
         )
 
     def describe(self) -> dict[str, Any]:
-        settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith("GGML_")}
-        return {"binary": self.bench.name, **self._build, "settings": settings}
+        mode = {} if self.probe is None else {"execution_mode": self.probe.execution_mode}
+        why = {} if self.reading.why_not is None else {"why_twin": self.reading.why_not}
+        return {"binary": self.bench.name, **self._build, **mode, **why, "settings": backend_settings()}
 
     def close(self) -> None:
         if self._scratch is not None:
             self._scratch.cleanup()
 
 
-def _resident_bytes(pid: int) -> int:
+def _digest(folder: Path | None) -> str | None:
+    """Of the build in a folder, or that is found without one; None if there is none."""
     try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:  # it has just ended
-        return 0
+        return find_build(folder).digest()
+    except CameraError:
+        return None
 
 
 def stock_twin(file: GgufFile, scratch: Path) -> Path:

@@ -97,7 +97,7 @@ def speed_grid(results: Results) -> Grid | None:
         notes.append(NOISY)
     for row in rows:
         if row.stand_in is not None:
-            notes.append(f"{row.model} on {row.engine}: timed as {row.stand_in}, which the engine can read")
+            notes.append(f"{row.model} on {row.engine}: timed as {row.stand_in}")
     for row in rows:
         if row.failure is not None:
             same = all(each.failure == row.failure for each in measured[row.engine, row.model].values())

@@ -25,7 +25,7 @@ WITHOUT_WEIGHTS = {
     "--preset": "gives other flags their values",
     "--timeout": "ends a llama-bench that hangs",
     "--llama-cpp": "names a llama-bench of the user's",
-    "--llama-cpp-reads-q4-0-64": "is about a llama-bench of the user's",
+    "--llama-cpp-stock": "names another one",
 }
 """Options that change nothing in how weights are read, computed or written, and what they do."""
 PIPELINE_WITHOUT_WEIGHTS = {

@@ -84,7 +84,7 @@ OPTIONS = {
     "benchmark.device",
     "benchmark.engines",
     "benchmark.llama_cpp",
-    "benchmark.llama_cpp_reads_q4_0_64",
+    "benchmark.llama_cpp_stock",
     "benchmark.prompt",
     "benchmark.repeats",
     "benchmark.threads",

@@ -79,7 +79,10 @@ def _server(xllamacpp: Any, arguments: argparse.Namespace, context: int) -> Any:
     params.ui = False
     params.hostnames = ["127.0.0.1"]
     params.api_keys = [secrets.token_hex()]
-    params.verbosity = 1  # errors
+    params.verbosity = 3 if arguments.v else 1  # information, or errors alone
+    params.main_gpu = arguments.mg
+    if arguments.sm == "none":
+        params.split_mode = xllamacpp.llama_split_mode.LLAMA_SPLIT_MODE_NONE
     if arguments.t is not None:
         params.cpuparams.n_threads = arguments.t
         params.cpuparams_batch.n_threads = arguments.t
@@ -136,6 +139,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-o", default="json", choices=("json",), help="form of the output")
     parser.add_argument("-t", type=int, help="CPU threads")
     parser.add_argument("-ngl", type=int, help="layers on an accelerator")
+    parser.add_argument("-sm", choices=("none",), help="keep a model on one accelerator")
+    parser.add_argument("-mg", type=int, default=0, help="which one")
+    parser.add_argument("-v", action="store_true", help="log more")
     return parser.parse_args()
 
 

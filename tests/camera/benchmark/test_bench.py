@@ -124,7 +124,8 @@ def test_4_bit_files_are_timed_by_both_engines(llama_cpp: Path, ggufs: dict[str,
     assert by_engine["llama.cpp", "Q4_0"].prefill_ms.median == pytest.approx(1)
     assert by_engine["llama.cpp", "Q4_0"].stand_in is None
     twin = by_engine["llama.cpp", "Q4_0_64"]
-    assert (twin.failure, twin.stand_in) == (None, "its Q4_0 twin")
+    assert (twin.failure, twin.stand_in) == (None, "its Q4_0 twin: the build does not read Q4_0_64")
+    assert "expected 46080" in report.engines["llama.cpp: Q4_0_64"]["why_twin"]
     assert twin.model_bytes > by_engine["torch", "Q4_0_64"].model_bytes
     assert by_engine["torch", "Q4_0_64"].stand_in is None
     kernels = report.engines["torch: Q4_0_64"]["linears"]

@@ -25,15 +25,24 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a build answered is kept for this test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like that of a llama.cpp build; the program in it logs its arguments to `calls.jsonl` beside it."""
-    folder = tmp_path / "llama.cpp"
-    binary = folder / "build" / "bin" / "llama-bench"
-    binary.parent.mkdir(parents=True)
-    script = Path(__file__).with_name("fake_llama_bench.py")
-    binary.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
-    binary.chmod(0o755)
     monkeypatch.setenv("FAKE_LLAMA_BENCH_LOG", str(tmp_path / "calls.jsonl"))
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
-    return folder
+    put_program(tmp_path / "llama.cpp", "llama-bench", "fake_llama_bench.py")
+    return tmp_path / "llama.cpp"
+
+
+def put_program(folder: Path, name: str, script: str) -> None:
+    """A program in the build of a folder that runs a script of this one."""
+    binary = folder / "build" / "bin" / name
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    binary.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name(script)} "$@"\n')
+    binary.chmod(0o755)

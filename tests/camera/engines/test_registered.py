@@ -25,15 +25,14 @@ def test_an_engines_own_options_are_fields_of_the_section() -> None:
         {"engines": ["llama.cpp"], "llama_cpp": "build", "timeout": "9"}
     )
     assert options.of(LlamaCppOptions) == LlamaCppOptions(llama_cpp=Path("build"), timeout=9)
-    assert options.execution() == {"device": "auto", "llama_cpp": "build", "timeout": 9}
-    assert options.identity()["llama_cpp_reads_q4_0_64"] is False
-    assert not {"llama_cpp", "timeout", "device"} & options.identity().keys()
+    assert options.execution() == {
+        "device": "auto",
+        "llama_cpp": "build",
+        "llama_cpp_stock": None,
+        "timeout": 9,
+    }
+    assert not {"llama_cpp", "llama_cpp_stock", "timeout", "device"} & options.identity().keys()
     assert BenchmarkOptions.model_validate(options.model_dump(mode="json")) == options
-
-
-def test_the_options_of_an_engine_that_is_not_timed_do_not_decide_the_result() -> None:
-    other = BenchmarkOptions.model_validate({"engines": ["torch"], "llama_cpp_reads_q4_0_64": True})
-    assert other.identity() == BenchmarkOptions(engines=("torch",)).identity()
 
 
 @pytest.mark.parametrize(("field", "value"), [("timout", 3), ("timeout", 0), ("llama_cpp", 3)])
@@ -56,3 +55,5 @@ def test_one_more_engine_brings_its_own_options(monkeypatch: pytest.MonkeyPatch)
     options = BenchmarkOptions.model_validate({"engines": ["fast"], "batches": 2, "log": "a"})
     assert options.identity()["batches"] == 2
     assert options.execution() == {"device": "auto", "log": "a"}
+    other = BenchmarkOptions.model_validate({"engines": ["torch"], "batches": 2})
+    assert other.identity() == BenchmarkOptions(engines=("torch",)).identity()  # it is not timed
