@@ -270,10 +270,7 @@ def test_a_result_is_of_its_builds_and_of_what_their_backends_are_told(
     monkeypatch.setenv("GGML_CANN_WEIGHT_NZ", "1")
     found.add(identity())
     assert len(found) == 4
-    assert LlamaCppEngine.identity(options(tmp_path)) == {
-        "build": None,
-        "settings": {"GGML_CANN_WEIGHT_NZ": "1"},
-    }
+    assert LlamaCppEngine.identity(options(tmp_path))["build"] is None
 
 
 def test_a_stock_build_runs_what_holds_no_q4_0_64(
