@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import camera
+from camera.ascend.host import facts
 from camera.files import read_json
 from camera.versions import versions
 from tasks.lineage_form import SCHEMA
@@ -76,8 +77,19 @@ def stage_entry(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment(device: str | None) -> dict[str, Any]:
-    """Code, packages and machine kind that a stage runs with."""
-    return {**_environment(), **({"device": device} if device else {})}
+    """Code, packages, machine kind and kind of device that a stage runs with; on an NPU CANN and driver are packages too."""
+    found = _environment()
+    if device is None:
+        return found
+    packages = found["packages"] | (_below_torch_npu() if device == "npu" else {})
+    return {**found, "packages": packages, "device": device}
+
+
+@cache
+def _below_torch_npu() -> dict[str, str]:
+    host = facts()
+    found = {"cann": host.cann, "npu-driver": host.driver, "npu-firmware": host.firmware}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 @cache

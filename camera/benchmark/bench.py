@@ -10,8 +10,15 @@ from typing import Any
 
 import torch
 
+from camera.ascend.causes import explain
 from camera.benchmark.report import NOISY, BenchmarkReport, BenchmarkRow, Spread
-from camera.devices import describe_device, memory_bandwidth, refuse_false_times, resolve_device
+from camera.devices import (
+    describe_device,
+    driver_versions,
+    memory_bandwidth,
+    refuse_false_times,
+    resolve_device,
+)
 from camera.engines import ENGINES, Engine, Timing
 from camera.errors import CameraError
 from camera.options import BenchmarkOptions
@@ -58,6 +65,8 @@ class _Run:
             yield
         except _FAILURES as error:
             self.failure = str(error) or type(error).__name__
+            if cause := explain(self.failure):
+                self.failure = f"{cause} ({self.failure})"
             log.warning("%s on %s: %s", self.model.label, self.engine_name, self.failure)
 
 
@@ -119,7 +128,11 @@ def run_benchmark(
             bandwidth_bytes_per_second=bandwidth.bytes_per_second,
             bandwidth_measured_by=bandwidth.measured_by,
             engines=described,
-            versions={"python": platform.python_version(), **versions()},
+            versions={
+                "python": platform.python_version(),
+                **versions(),
+                **{name: version for name, version in driver_versions(device).items() if version is not None},
+            },
             rows=tuple(_compared(row, rows, baseline) for row in rows),
         )
 

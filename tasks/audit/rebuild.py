@@ -93,13 +93,13 @@ def _other_request(step: Step, request: Request, lineage: dict[str, Any]) -> lis
 
 def _other_versions(lineage: dict[str, Any], pipeline: Pipeline) -> list[str]:
     """Which versions differ between what the stages ran with and this machine."""
-    here = environment(None)
     names = {step.name for step in pipeline.steps}
     found: dict[str, None] = {}
     for entry in lineage["stages"].values():
         then = entry.get("environment")
         if entry["step"] not in names or then is None:
             continue
+        here = environment(then.get("device"))
         for field in ("camera", "python", "machine", "commit"):
             if then[field] != here[field] or (field == "commit" and str(then[field]).endswith("+")):
                 found[f"{field} {here[field]}, was {then[field]}"] = None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from camera.digests import canonical_json
-from tasks.lineage import SCHEMA, ancestry, environment, stage_entry
+from tasks.lineage import SCHEMA, _below_torch_npu, ancestry, environment, stage_entry
 from tasks.stage import Context, Input, Request, RunReferences, perform
 from tasks.store import Artifact, Store
 from tests.tasks.conftest import WordOptions, toy_options, toy_stage
@@ -119,3 +119,18 @@ def test_the_environment_names_code_packages_and_device() -> None:
     assert {"torch", "transformers", "safetensors", "numpy"} <= set(found["packages"])
     assert "device" not in environment(None)
     assert environment("cpu") == found
+    assert "cann" not in found["packages"]
+
+
+def test_the_environment_of_an_npu_names_what_lies_below_torch_npu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cann = tmp_path / "aarch64-linux"
+    cann.mkdir()
+    (cann / "ascend_toolkit_install.info").write_text("package_name=toolkit\nversion=9.1.0\n")
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    _below_torch_npu.cache_clear()
+    try:
+        assert environment("npu")["packages"]["cann"] == "9.1.0"
+    finally:
+        _below_torch_npu.cache_clear()

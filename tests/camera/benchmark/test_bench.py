@@ -208,6 +208,18 @@ def test_a_model_that_fails_in_a_run_keeps_the_reason(
     assert row(report, "whole", 8).failure is None
 
 
+def test_the_failure_of_an_npu_is_a_row_that_names_its_cause(
+    scripted: type[ScriptedEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: ScriptedEngine, prompt: int, decode: Sequence[int]) -> Timing:
+        raise RuntimeError("NPU function error: aclrtSynchronizeStream, error code is 507015")
+
+    monkeypatch.setattr(ScriptedEngine, "time_once", failing)
+    failure = row(run_benchmark(models([tmp_path / "1-1-1"]), SHORT), "whole", 8).failure or ""
+    assert failure.startswith("the device threw an exception in an operator")
+    assert failure.endswith("error code is 507015)")
+
+
 def test_threads_are_given_back(scripted: type[ScriptedEngine], tmp_path: Path) -> None:
     before = torch.get_num_threads()
     report = run_benchmark(models([tmp_path / "1-1-1"]), SHORT.model_copy(update={"threads": before + 1}))
