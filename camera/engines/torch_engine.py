@@ -202,6 +202,7 @@ class TorchEngine(Engine):
             "step": "grows with the context" if self.step is None else self.step.describe(),
             "linears": dict(self._layers.linears),
             "kernel trials, µs": self._layers.kernels.microseconds,
+            "kernels not tried": self._layers.kernels.untried,
             "dequantised": dict(self._layers.fallbacks + self._experts_in_16_bits),
         }
 

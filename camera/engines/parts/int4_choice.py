@@ -1,7 +1,7 @@
 """Which 4-bit kernel multiplies a matrix: one that is right on this device and, where several are, the fastest for the shape."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from time import perf_counter
 
@@ -55,6 +55,7 @@ class KernelChoice:
         """Of one token, by shape and kernel, where several were tried."""
         self.untried: str | None = None
         """Why an NPU's layouts of weights were not tried, so that the plain one is used."""
+        self._trials: dict[Shape, list[Trial]] = {}
         self._chosen: dict[str, Make | str] = {}
         self._seconds_left = _TRIAL_SECONDS
         if any(kind.challenges for kind in KERNELS[device.type]):
@@ -100,9 +101,11 @@ class KernelChoice:
         shape = Shape(blocks.rows, blocks.columns, blocks.group)
         if (reason := NpuInt4Linear.why_not(*shape)) is not None:
             return reason
-        trials = self._try([shape])
-        if trials is None:
+        if shape not in self._trials:
+            self._try([shape])
+        if self.untried is not None:
             return usable(NpuInt4Linear, self.device, blocks.type) or NpuInt4Linear
+        trials = self._trials[shape]
         self.microseconds[name] = {
             f"{trial.layout}, inner_precise={trial.inner_precise}": trial.microseconds
             for trial in trials
@@ -115,15 +118,14 @@ class KernelChoice:
             )
         return partial(LAYOUTS[best.layout], inner_precise=best.inner_precise)
 
-    def _try(self, shapes: list[Shape]) -> list[Trial] | None:
-        """Trials of shapes; None where none can be held."""
-        if self.untried is None:
-            try:
-                return try_layouts(shapes, self.device)
-            except TrialsError as error:
-                self.untried = str(error)
-                log.warning("int4 weights stay in the plain layout, which may be the slower one: %s", error)
-        return None
+    def _try(self, shapes: Sequence[Shape]) -> None:
+        """Hold trials of shapes, or find out why none can be held."""
+        try:
+            for trial in try_layouts(shapes, self.device) if shapes and self.untried is None else ():
+                self._trials.setdefault(trial.key.shape, []).append(trial)
+        except TrialsError as error:
+            self.untried = str(error)
+            log.warning("int4 weights stay in the plain layout, which may be the slower one: %s", error)
 
     def _by_challenge(self, name: str, blocks: Blocks) -> Make | str:
         """The first kernel that is right here, or one that challenges it and is clearly faster."""

@@ -8,7 +8,8 @@ kernel's 16-bit type. Which one is used is chosen in `int4_choice`.
 import copy
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import ClassVar, Self
 
 import torch
@@ -200,7 +201,7 @@ class BlockwiseInt4Linear(Int4Linear):
             rows = range(0, self.out_features, _ROWS_AT_ONCE)
             parts = [slice(start, start + _ROWS_AT_ONCE) for start in rows]
             return torch.cat([F.linear(x_MK, self._weights(part)) for part in parts], dim=1)
-        product = _compiled_product if x_MK.is_cuda else blockwise_product
+        product = _compiled_product() if x_MK.is_cuda else blockwise_product
         return torch.stack([product(x_K, self.packed, self.scales) for x_K in x_MK]).to(x_MK.dtype)
 
     def _weights(self, rows: slice) -> torch.Tensor:
@@ -218,9 +219,10 @@ def blockwise_product(x_K: torch.Tensor, nibbles_NGH: torch.Tensor, scales_NG: t
     return (products_NGH * scales_NG[..., None].float()).sum((1, 2))
 
 
-_compiled_product = torch.compile(
-    blockwise_product, dynamic=False, options={"coordinate_descent_tuning": True}
-)
+@cache
+def _compiled_product() -> Callable[..., torch.Tensor]:
+    """Made when it is first needed: the compiler takes seconds to import."""
+    return torch.compile(blockwise_product, dynamic=False, options={"coordinate_descent_tuning": True})
 
 
 class Int4Parts(nn.Module):

@@ -1,6 +1,8 @@
 """Whether a 4-bit layer computes what its blocks say, and how long it takes."""
 
+from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,9 @@ from camera.engines.parts.int4_linear import Int4Linear
 
 TOKENS = (1, 4, 16)
 """How many tokens a layer is tried with: kernels are chosen by that."""
-_CALLS, _BYTES_IN_TURN = 48, 256 << 20
-"""A trial multiplies by copies of a matrix in turn, so that no cache holds it from one call to the next."""
+_CALLS, _BYTES_IN_TURN, _SECONDS = 48, 256 << 20, 0.5
+"""A trial multiplies by copies of a matrix in turn, so that no cache holds it from one call to the next; less often where
+that would take longer."""
 
 
 def tokens_and_products(blocks: Blocks, most: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,20 +50,24 @@ def seconds_of(layer: Int4Linear, device: torch.device, tokens: int = 1, *, reco
         tokens: how many it is given at once.
         recorded: replay the calls as a graph; launched one by one, small kernels take as long as their launches.
     """
-    held = sum(buffer.nbytes for buffer in layer.buffers())
-    layers = [layer, *(layer.twin() for _ in range(min(_CALLS, _BYTES_IN_TURN // held)))]
     x_MK = torch.ones((tokens, layer.in_features), dtype=layer.dtype, device=device)
+    layer(x_MK)
+    once = _seconds(lambda: layer(x_MK), device)
+    calls = max(1, min(_CALLS, int(_SECONDS / once)))
+    held = sum(buffer.nbytes for buffer in layer.buffers())
+    layers = [layer, *(layer.twin() for _ in range(min(calls, _BYTES_IN_TURN // held)))]
 
     def run() -> None:
-        for call in range(_CALLS):
+        for call in range(calls):
             layers[call % len(layers)](x_MK)
 
     work = Graph(run, device) if recorded else run
-    best = float("inf")
-    for _ in range(3):
-        synchronize(device)
-        start = perf_counter()
-        work()
-        synchronize(device)
-        best = min(best, perf_counter() - start)
-    return best / _CALLS
+    return min(_seconds(work, device) for _ in range(3)) / calls
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    synchronize(device)
+    start = perf_counter()
+    work()
+    synchronize(device)
+    return perf_counter() - start

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 VARIANTS = tuple(Variant(layout, precise) for layout in LAYOUTS for precise in (0, 1))
 _START_SECONDS, _TRIAL_SECONDS, _END_SECONDS = 300.0, 180.0, 10.0
 """What a process may take to open the device, for one trial, and to end."""
+_PROGRAM = f"import sys; from {__name__} import work; work(int(sys.argv[1]))"
+"""What a process runs; `multiprocessing` would run the caller's own program again, up to where it came to here."""
 _TOLD_CHARACTERS = 500
 """Of what a process said last, in the reason of its failure."""
 
@@ -76,13 +78,14 @@ def try_layouts(
     if fresh:
         found = {key: trial for key, trial in found.items() if key not in wanted}
     missing = [key for key in wanted if key not in found]
-    for variant in VARIANTS:
-        ours = [key for key in missing if key.variant == variant]
-        for trial in _tried(ours, device):
-            log.info("int4 kernels: %s", trial)
-            found[trial.key] = trial
-    if missing:
-        _keep(identity, list(found.values()))
+    try:
+        for variant in VARIANTS:
+            for trial in _tried([key for key in missing if key.variant == variant], device):
+                log.info("int4 kernels: %s", trial)
+                found[trial.key] = trial
+    finally:
+        if missing:
+            _keep(identity, list(found.values()))
     return [found[key] for key in wanted]
 
 
@@ -161,9 +164,8 @@ class _Worker:
         """Raises TrialsError if it cannot open the device."""
         self._connection, theirs = Pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
-        code = f"from {__name__} import work; work({theirs.fileno()})"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._said,

@@ -1,7 +1,7 @@
 """What stands in the place of a model's linear layers and embedding while it decodes."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -37,34 +37,53 @@ class DecodingLayers:
 
     def __call__(self, model: PreTrainedModel, names: Mapping[str, str]) -> dict[str, Joined]:
         self.names, self.joined = names, dict[str, Joined]()
-        config = self.source.config.to_dict()
-        for layer in range(int(config["num_hidden_layers"])):
-            prefix = self.source.family.layer_prefix(layer)
-            for paths in self.source.family.shared_inputs(config, layer):
-                if self.join and len(paths) > 1:
-                    self._fuse(model, [prefix + path for path in paths])
+        together = [paths for paths in self._of_one_input() if self._alike(model, paths)]
+        self.kernels.prepare(self._blocks(paths) for paths in self._products(model, together))
+        for paths in together:
+            self._fuse(model, paths)
         for path, linear in list(model.named_modules()):
             if type(linear) is nn.Linear and linear.weight.is_meta and f"{path}.weight" not in self.joined:
                 self._replace(model, path, linear)
         self._embed(model)
         return self.joined
 
-    def _fuse(self, model: PreTrainedModel, paths: Sequence[str]) -> None:
-        """Make one of linear layers that read the same input, if they are alike."""
+    def _of_one_input(self) -> Iterator[list[str]]:
+        """Paths of linear layers that read the same input."""
+        config = self.source.config.to_dict()
+        for layer in range(int(config["num_hidden_layers"]) if self.join else 0):
+            prefix = self.source.family.layer_prefix(layer)
+            for paths in self.source.family.shared_inputs(config, layer):
+                if len(paths) > 1:
+                    yield [prefix + path for path in paths]
+
+    def _alike(self, model: PreTrainedModel, paths: Sequence[str]) -> bool:
+        """Whether linear layers can be one."""
         linears = [model.get_submodule(path) for path in paths]
         parents = {path.rpartition(".")[0] for path in paths}
-        types = [self._type(path) for path in paths]
+        types = {self._type(path) for path in paths}
         biases = {isinstance(linear, nn.Linear) and linear.bias is not None for linear in linears}
-        if not all(type(linear) is nn.Linear for linear in linears):
-            return
-        if len(parents) > 1 or len(biases) > 1 or (len(set(types)) > 1 and set(types) & set(INT4_TYPES)):
-            return
-        parent = parents.pop()
+        plain = all(type(linear) is nn.Linear for linear in linears)
+        return plain and len(parents) == len(biases) == 1 and (len(types) == 1 or not types & set(INT4_TYPES))
+
+    def _products(self, model: PreTrainedModel, together: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
+        """Paths of the linear layers of each product of 4-bit weights."""
+        joined = {path for paths in together for path in paths}
+        linears = [path for path, module in model.named_modules() if type(module) is nn.Linear]
+        for paths in (*together, *([path] for path in linears if path not in joined)):
+            if self._type(paths[0]) in INT4_TYPES:
+                yield paths
+
+    def _fuse(self, model: PreTrainedModel, paths: Sequence[str]) -> None:
+        """Make one of linear layers that read the same input."""
+        linears = [model.get_submodule(path) for path in paths]
+        types = [self._type(path) for path in paths]
+        has_bias = linears[0].bias is not None
+        parent = paths[0].rpartition(".")[0]
         members = [path.rpartition(".")[2] for path in paths]
         sizes = [int(linear.get_parameter("weight").shape[0]) for linear in linears]
         one: nn.Module
         if types[0] in INT4_TYPES:
-            made = self._int4(paths, biases.pop())
+            made = self._int4(paths, has_bias)
             if isinstance(made, str):
                 return  # perhaps they have a kernel one by one
             self.linears[f"{types[0]} by {made.kernel}"] += len(paths)
@@ -72,7 +91,7 @@ class DecodingLayers:
             return
         weight = linears[0].get_parameter("weight")
         one = nn.Linear(
-            weight.shape[1], sum(sizes), bias=biases.pop(), device="meta", dtype=weight.dtype
+            weight.shape[1], sum(sizes), bias=has_bias, device="meta", dtype=weight.dtype
         ).requires_grad_(False)
         where = f"{parent}.{put_in_place(model.get_submodule(parent), members, one, sizes)}"
         self.linears.update(kind or str(weight.dtype).removeprefix("torch.") for kind in types)
@@ -98,12 +117,16 @@ class DecodingLayers:
 
     def _int4(self, paths: Sequence[str], has_bias: bool) -> Int4Linear | Int4Parts | str:
         """Linear layers of one type as one 4-bit layer, or why there is none."""
-        assert self.source.packed is not None
-        packed = [self.source.packed(self._stored(f"{path}.weight")) for path in paths]
         bias = None
         if has_bias:
             bias = torch.cat([self.source.read(self._stored(f"{path}.bias")) for path in paths])
-        return self.kernels.layer(Blocks(packed[0][0], *(data for _, data in packed)), bias)
+        return self.kernels.layer(self._blocks(paths), bias)
+
+    def _blocks(self, paths: Sequence[str]) -> Blocks:
+        """The weights of linear layers of one type, one below the other."""
+        assert self.source.packed is not None
+        packed = [self.source.packed(self._stored(f"{path}.weight")) for path in paths]
+        return Blocks(packed[0][0], *(data for _, data in packed))
 
     def _embed(self, model: PreTrainedModel) -> None:
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -1,5 +1,6 @@
 import logging
 import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +21,10 @@ from camera.engines.parts.int4_linear import (
     blockwise_product,
     rows_of_a_part,
 )
+from camera.engines.parts.int4_measure import TOKENS
 from camera.engines.parts.int4_npu import NpuInt4Linear, TiledNpuInt4Linear, TransposedNpuInt4Linear
+from camera.engines.parts.int4_trial import Key, Shape, Trial, Variant
+from camera.engines.parts.int4_trials import VARIANTS
 from camera.formats.blocks import dequantize, quantize
 from camera.options import BlockType
 from tests import fake_npu
@@ -174,6 +178,65 @@ def test_an_npu_whose_layouts_cannot_be_tried_multiplies_in_the_plain_one_and_sa
     assert layer.kernel == "npu_weight_quant_batchmatmul, ND, inner_precise=0"
     assert kernels.untried == "the emulated NPU is of one process"
     assert kernels.untried in caplog.text
+
+
+def held(best: Variant, wrong: Variant) -> Callable[..., list[Trial]]:
+    """Trials in which a variant is the fastest that is right, and another faster and wrong with 16 tokens."""
+
+    def try_layouts(shapes: Sequence[Shape], device: torch.device) -> list[Trial]:
+        trials = []
+        for variant in VARIANTS:
+            for shape in shapes:
+                for tokens in TOKENS:
+                    key = Key(*variant, *shape, tokens)
+                    time = 1.0 if variant == wrong else 2.0 if variant == best else 3.0
+                    off = variant == wrong and tokens == 16
+                    trials.append(key.failed("off") if off else Trial(**key._asdict(), microseconds=time))
+        return trials
+
+    return try_layouts
+
+
+def test_an_npu_multiplies_in_the_layout_that_was_fastest_with_one_token_and_right_with_all(
+    npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, wrong = Variant("transposed", 1), Variant("plain", 1)
+    monkeypatch.setattr(int4_choice, "try_layouts", held(best, wrong))
+    kernels = KernelChoice(torch.device("npu", 0))
+    layer = kernels.layer(random_blocks("q4_0_64", 128, 128), None)
+    assert isinstance(layer, TransposedNpuInt4Linear)
+    assert layer.inner_precise == 1
+    assert layer.kernel == "npu_weight_quant_batchmatmul, ND transposed, inner_precise=1"
+    assert kernels.microseconds["q4_0_64 128 x 128"]["transposed, inner_precise=1"] == 2.0
+    assert kernels.untried is None
+
+
+def test_a_matrix_for_which_every_layout_is_wrong_is_dequantised(
+    npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_wrong(shapes: Sequence[Shape], device: torch.device) -> list[Trial]:
+        return [Key(*variant, *shape, 1).failed("off by 7 %") for variant in VARIANTS for shape in shapes]
+
+    monkeypatch.setattr(int4_choice, "try_layouts", all_wrong)
+    reason = int4_linear(random_blocks("q4_0_64", 128, 128), None, torch.device("npu", 0))
+    assert reason == "no layout is right for q4_0_64 128 x 128: off by 7 %"
+
+
+def test_all_shapes_of_a_model_are_tried_at_once(
+    npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def try_layouts(shapes: Sequence[Shape], device: torch.device) -> list[Trial]:
+        asked.append(shapes)
+        return held(Variant("plain", 0), Variant("tiled", 0))(shapes, device)
+
+    monkeypatch.setattr(int4_choice, "try_layouts", try_layouts)
+    matrices = [random_blocks("q4_0_64", rows, 128) for rows in (128, 200, 128)]
+    kernels = KernelChoice(torch.device("npu", 0))
+    kernels.prepare(matrices)
+    assert all(not isinstance(kernels.layer(each, None), str) for each in matrices)
+    assert asked == [[Shape(128, 128, 64), Shape(256, 128, 64)]]
 
 
 def test_a_kernel_that_computes_something_else_is_not_used(
