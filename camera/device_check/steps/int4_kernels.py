@@ -38,13 +38,12 @@ def run(context: Context) -> None:
         part = rows_of_a_part(rows, KERNELS[device.type])
         for type in INT4_TYPES:
             shapes[matrix, type] = Shape(part, columns, BLOCK_FORMATS[type].block_length)
-    if device.type == "npu":
-        # Not what an earlier run kept: it is measured now.
-        trials = try_layouts(sorted(set(shapes.values())), device, fresh=True)
-    else:
-        trials = [trial for shape in sorted(set(shapes.values())) for trial in _trials_here(shape, device)]
+    # On an NPU not what an earlier run kept: it is measured now.
+    tried = try_layouts(sorted(set(shapes.values())), device, fresh=True) if device.type == "npu" else None
     for (matrix, type), shape in shapes.items():
-        _tell(context, {"matrix": matrix, "type": type}, [each for each in trials if each.key.shape == shape])
+        trials = _trials_here(shape, device) if tried is None else tried
+        of: dict[str, str | int] = {"matrix": matrix, "type": type}
+        _tell(context, of, [trial for trial in trials if trial.key.shape == shape])
     for matrix, (rows, columns) in context.shapes.matrices.items():
         _measure_wide(context, matrix, (rows_of_a_part(rows, KERNELS[device.type]), columns))
 
