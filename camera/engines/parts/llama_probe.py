@@ -30,7 +30,7 @@ _SIZES = {"layers": 2, "hidden": 256, "ffn": 512, "vocab": 320, "heads": 4, "kv_
 _WINDOW = 32
 """Tokens; the log-probabilities after the second half of them are written."""
 _TEXT = "Seven wizards quickly jump over the lazy brown fox, then box in a hazy park at midnight. " * 2
-_RIGHT_KL = 0.01
+RIGHT_KL = 0.01
 """Nats. Rounded activations cost 0.00005 on a CPU, and a single matrix whose halves of blocks change places 0.13."""
 _SECONDS = 300
 """For one question; a card compiles kernels at the first."""
@@ -132,13 +132,13 @@ def _reading(build: LlamaBuild, layers: Sequence[str], scratch: Path) -> Reading
     program = build.beside(PERPLEXITY)
     if program is None:
         return Reading(reads=None, why_not=f"{build.name} has no {PERPLEXITY} beside it to ask for logits")
-    if (distance := _distance(program, layers, twin)) > _RIGHT_KL:
+    if (distance := distance_of(program, layers, twin)) > RIGHT_KL:
         return Reading(reads=None, why_not=f"{build.name} computes Q4_0 wrongly, {distance:.2g} nats off")
     try:
-        distance = _distance(program, layers, file)
+        distance = distance_of(program, layers, file)
     except CameraError as error:
         return Reading(reads=False, why_not=str(error))
-    if distance > _RIGHT_KL:
+    if distance > RIGHT_KL:
         return Reading(reads=False, why_not=f"{build.name} computes Q4_0_64 wrongly, {distance:.2g} nats off")
     return Reading(reads=True)
 
@@ -213,7 +213,7 @@ def _expected(path: Path, tokens: list[int]) -> np.ndarray:
     return found
 
 
-def _distance(program: str, layers: Sequence[str], model: Path) -> float:
+def distance_of(program: str, layers: Sequence[str], model: Path) -> float:
     """Mean KL divergence in nats from what a file's weights say; infinite if what was found is not finite."""
     tokens, found_TV = _log_probabilities(program, layers, model)
     expected_TV = _expected(model, tokens)

@@ -135,9 +135,9 @@ def test_a_real_stock_build_is_found_not_to_read_it_and_to_compute_q4_0(tmp_path
     folder = os.environ.get("CAMERA_STOCK_LLAMA_CPP")
     if folder is None:
         pytest.skip("CAMERA_STOCK_LLAMA_CPP does not name the folder of a stock build of llama.cpp")
-    from camera.engines.parts.llama_probe import PERPLEXITY, _distance
+    from camera.engines.parts.llama_probe import PERPLEXITY, distance_of
 
     found = find_build(Path(folder))
     assert ask_reading(found, ("-ngl", "0"), "cpu").reads is False
     _, twin = write_tiny(tmp_path)
-    assert _distance(str(found.beside(PERPLEXITY)), ("-ngl", "0"), twin) < 1e-3
+    assert distance_of(str(found.beside(PERPLEXITY)), ("-ngl", "0"), twin) < 1e-3
