@@ -38,24 +38,50 @@ class Tell(Protocol):
 
 
 _STEPS = "camera.device_check.steps."
+_DAY = 24 * 3600
+_PRUNED = {"type": "q4_0_64", "pruned": True}
 _INT4 = ("sameness", "int4-kernels")
 
 STEPS: tuple[Step, ...] = (
     Step("host", "Host and versions", f"{_STEPS}host", 60),
     Step("imports", "Imports and the device", f"{_STEPS}imports", 120, ("host",)),
-    Step("operators", "Operators against the CPU", f"{_STEPS}operators", 240, ("imports",)),
+    Step("operators", "Operators against the CPU", f"{_STEPS}operators", 180, ("imports",)),
     Step("int4-kernels", "4-bit kernels", f"{_STEPS}int4_kernels", 600, ("imports",)),
     Step("launch-cost", "Cost of a launch", f"{_STEPS}launch_cost", 120, ("imports",)),
     Step("bandwidth", "Bandwidth", f"{_STEPS}bandwidth", 60, ("imports",)),
     Step("sameness", "The same as on the CPU", f"{_STEPS}sameness", 180, ("operators",)),
-    Step("walk", "Pruning, two layers", f"{_STEPS}walk", 300, ("sameness",)),
+    Step("walk", "Pruning, two layers", f"{_STEPS}walk", 240, ("sameness",)),
     *(
         Step(f"decode-{name}", f"Decoding, {title}", f"{_STEPS}decode", 180, needs, given=given)
         for name, title, needs, given in (
             ("16-bit", "16 bits", ("sameness",), {"type": None, "pruned": False}),
             ("q4_0", "Q4_0", _INT4, {"type": "q4_0", "pruned": False}),
             ("q4_0_64", "Q4_0_64", _INT4, {"type": "q4_0_64", "pruned": False}),
-            ("q4_0_64-pruned", "Q4_0_64, 20 % pruned", _INT4, {"type": "q4_0_64", "pruned": True}),
+            ("q4_0_64-pruned", "Q4_0_64, 20 % pruned", _INT4, _PRUNED),
+        )
+    ),
+    Step("profile", "Profile of a token", f"{_STEPS}profile", 120, ("decode-q4_0_64-pruned",), given=_PRUNED),
+    *(
+        step
+        for build, title in (("llama_cpp", "llama.cpp"), ("llama_cpp_stock", "llama.cpp, stock"))
+        for step in (
+            Step(
+                *(f"{build}-logits", f"{title}: logits", f"{_STEPS}llama_logits", 900, ("imports",)),
+                asks=build,
+                given={"build": build},
+            ),
+            Step(
+                *(f"{build}-speed", f"{title}: speed", f"{_STEPS}llama_speed", 2400, (f"{build}-logits",)),
+                asks=build,
+                given={"build": build},
+            ),
+        )
+    ),
+    *(
+        Step(name, title, f"{_STEPS}recipe", _DAY, ("sameness",), asks="model", given={"recipe": file})
+        for name, title, file in (
+            ("recipe", "The recipe for the 910B", "openpangu-7b-910b.yaml"),
+            ("reference", "The reference's own settings", "openpangu-7b-reference.yaml"),
         )
     ),
 )

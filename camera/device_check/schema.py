@@ -1,6 +1,7 @@
 """What a check of a device found, as data: report.json."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,7 +18,7 @@ class Measurement(Result):
 
     what: str
     """`time of a token`."""
-    of: dict[str, str | int] = Field(default_factory=dict)
+    of: Mapping[str, str | int] = Field(default_factory=dict)
     """What it was measured on: `{"matrix": "down", "layout": "tiled"}`."""
     value: float | None = None
     """None if it could not be measured; `error` says why."""

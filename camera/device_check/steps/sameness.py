@@ -49,7 +49,7 @@ def run(context: Context) -> None:
             for number, device in enumerate(devices)
         )
         share = len(ours.kept & cpu.kept) / len(cpu.kept)
-        of: dict[str, str | int] = {"method": method}
+        of = {"method": method}
         context.add(Measurement(what="channels kept by both", of=of, value=share, at_least=_CHANNELS))
         off = float((ours.squares - cpu.squares).norm() / cpu.squares.norm())
         context.add(Measurement(what="difference of the statistics", of=of, value=off, at_most=_STATISTICS))
