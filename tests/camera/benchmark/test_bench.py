@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import sys
 import types
@@ -102,7 +103,9 @@ def test_a_report_has_a_row_for_each_model_and_length_and_is_plain_json(folders:
     assert BenchmarkReport.model_validate_json(text) == report
     assert report.baseline == "whole"
     assert report.device["kind"] == "cpu"
-    assert report.versions["torch"] == torch.__version__
+    assert report.versions["torch"] == importlib.metadata.version(
+        "torch"
+    )  # a build may call itself 2.10.0+cu128
     assert report.engines["torch: pruned"]["dtype"] == "float32"
     assert 1e8 < report.bandwidth_bytes_per_second < 1e13
     assert report.bandwidth_measured_by.startswith("sums of")
