@@ -72,6 +72,7 @@ std::map<uintptr_t, Block> memory;   // by address
 std::map<int, size_t> used_bytes;    // by card
 std::set<int> contexts;              // cards that this process has a context on
 std::set<Stream*> streams;
+std::map<Graph*, std::shared_ptr<Graph>> graphs;  // captured, until they are destroyed
 thread_local int current = -1;       // the card of this thread; -1 without a context
 thread_local std::string last_error;
 
@@ -443,7 +444,8 @@ int aclmdlRICaptureEnd(aclrtStream stream, aclmdlRI* graph) {
     for (auto* other : streams)
         if (other->captured == captured)
             other->captured = nullptr;
-    *graph = new Graph(std::move(*captured));
+    *graph = captured.get();
+    graphs[captured.get()] = std::move(captured);
     return ACL_SUCCESS;
 }
 
@@ -456,8 +458,8 @@ int aclmdlRIExecuteAsync(aclmdlRI graph, aclrtStream stream) {
 }
 
 int aclmdlRIDestroy(aclmdlRI graph) {
-    delete static_cast<Graph*>(graph);
-    return ACL_SUCCESS;
+    std::lock_guard lock(mutex);
+    return graphs.erase(static_cast<Graph*>(graph)) ? ACL_SUCCESS : ACL_ERROR_INVALID_PARAM;
 }
 
 // Operators of the old interface, compiled at first use: none computes.

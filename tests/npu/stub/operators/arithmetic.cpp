@@ -97,6 +97,11 @@ OPERATOR(SWhere, [](Tensor condition, Tensor x, Tensor y, Out z) { z = at::where
 OPERATOR(Addcmul, [](Tensor x, Tensor a, Tensor b, Scalar value, Out y) { y = at::addcmul(x, a, b, value); })
 OPERATOR(Addcdiv, [](Tensor x, Tensor a, Tensor b, Scalar value, Out y) { y = at::addcdiv(x, a, b, value); })
 OPERATOR(InplaceAddcmul, [](Out x, Tensor a, Tensor b, Scalar value) { x = at::addcmul(x.value(), a, b, value); })
+OPERATOR(IsClose, [](Tensor x, Tensor y, double relative, double absolute, bool nan, Out close) {
+    close = at::isclose(x, y, relative, absolute, nan);
+})
+OPERATOR(Lerp, [](Tensor x, Tensor y, Tensor weight, Out z) { z = at::lerp(x, y, weight); })
+OPERATOR(InplaceLerp, [](Out x, Tensor y, Tensor weight) { x = at::lerp(x.value(), y, weight); })
 OPERATOR(Lerps, [](Tensor x, Tensor y, Scalar weight, Out z) { z = at::lerp(x, y, weight); })
 
 }  // namespace stub

@@ -150,6 +150,23 @@ OPERATOR(FusedInferAttentionScoreV4,
                    output, log_sum, wants_log_sum);
          })
 
+OPERATOR(PromptFlashAttentionV3,
+         [](Tensor query, Tensor key, Tensor value, Maybe<Tensor> shift, Maybe<View> mask, Maybe<Ints>, Maybe<Ints> lengths,
+            No a, No b, No c, No d, No e, int64_t heads, double scale, int64_t, int64_t, std::string layout,
+            int64_t kv_heads, int64_t sparse_mode, int64_t, Out output) {
+             require(none({a, b, c, d, e}), ONLY_PLAIN);
+             infer({query, {key}, {value}, shift, mask, lengths, {}, heads, kv_heads, scale, layout, sparse_mode}, output,
+                   output, false);
+         })
+OPERATOR(IncreFlashAttentionV4,
+         [](Tensor query, Tensors key, Tensors value, Maybe<Tensor> shift, Maybe<View> mask, Maybe<Ints> lengths, No a, No b,
+            No c, No d, No e, No f, No g, No block_table, No h, int64_t heads, double scale, std::string layout,
+            int64_t kv_heads, int64_t, int64_t, Out output) {
+             require(none({a, b, c, d, e, f, g, h}), ONLY_PLAIN);
+             infer({query, key, value, shift, mask, lengths, block_table, heads, kv_heads, scale, layout, 0}, output, output,
+                   false);
+         })
+
 // Rotary positions
 
 Tensor half_rotated(const Tensor& x) {
@@ -164,6 +181,10 @@ Tensor rotated(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inter
 }
 OPERATOR(RotaryPositionEmbedding, [](Tensor x, Tensor cos, Tensor sin, int64_t mode, Out y) {
     require(mode == 0 || mode == 1, "the stub rotates halves or neighbours");
+    y = rotated(x, cos, sin, mode == 1);
+})
+OPERATOR(RotaryPositionEmbeddingV2, [](Tensor x, Tensor cos, Tensor sin, int64_t mode, Maybe<Tensor> rotation, Out y) {
+    require((mode == 0 || mode == 1) && !rotation, "the stub rotates halves or neighbours");
     y = rotated(x, cos, sin, mode == 1);
 })
 OPERATOR(ApplyRotaryPosEmb, [](Out query, Out key, Tensor cos, Tensor sin, int64_t) {
@@ -186,6 +207,11 @@ OPERATOR(RmsNorm, [](Tensor x, Tensor gamma, double epsilon, Out y, Out deviatio
 OPERATOR(AddRmsNorm, [](Tensor x, Tensor added, Tensor gamma, double epsilon, Out y, Out deviation, Out sum) {
     sum = x + added;
     rms_norm(sum.value(), gamma, epsilon, y, deviation);
+})
+OPERATOR(LayerNorm, [](Tensor x, Ints shape, Maybe<Tensor> weight, Maybe<Tensor> bias, double epsilon, Out y, Out mean,
+                       Out deviation) {
+    const auto [made, means, inverses] = at::native_layer_norm(x, shape, weight, bias, epsilon);
+    y = made, mean = means, deviation = inverses;
 })
 OPERATOR(SwiGlu, [](Tensor x, int64_t dim, Out y) {
     const auto halves = x.chunk(2, dim);

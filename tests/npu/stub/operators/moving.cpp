@@ -24,6 +24,7 @@ OPERATOR(Arange, [](Scalar start, Scalar end, Scalar step, Out x) {
     const auto type = x.view().scalar_type();
     x = at::arange(start, end, step, at::TensorOptions(at::isReducedFloatingType(type) ? at::kFloat : type));
 })
+OPERATOR(Linspace, [](Scalar start, Scalar end, int64_t steps, Out x) { x = at::linspace(start, end, steps); })
 OPERATOR(Eye, [](int64_t rows, int64_t columns, Out x) { x = at::eye(rows, columns); })
 OPERATOR(Triu, [](View x, int64_t diagonal, Out y) { y = at::triu(x, diagonal); })
 OPERATOR(Tril, [](View x, int64_t diagonal, Out y) { y = at::tril(x, diagonal); })
@@ -93,6 +94,15 @@ OPERATOR(ScatterNdUpdate, [](Out x, View indices, View updates) {
         each.push_back(column);
     x.view().index_put_(each, updates);
 })
+// Rows of a cache: x[i, …, indices[i] on `axis`, …] = updates[i]
+OPERATOR(InplaceScatterUpdate, [](Out x, View indices, View updates, int64_t axis) {
+    const auto starts = indices.to(at::kLong).flatten();
+    const auto dim = axis < 0 ? axis + updates.dim() : axis;
+    for (int64_t i = 0; i < starts.numel(); i++) {
+        const auto update = updates.select(0, i);
+        x.view().select(0, i).narrow(dim - 1, starts[i].item<int64_t>(), update.size(dim - 1)).copy_(update);
+    }
+})
 
 // Results whose size only the card knows: written to the front of the memory, and the descriptor told.
 OPERATOR(Nonzero, [](View x, Found y) { y = at::nonzero(x); })
@@ -112,5 +122,6 @@ OPERATOR(InplaceUniform, [](Out x, double from, double to, int64_t seed, int64_t
 OPERATOR(InplaceRandom, [](Out x, int64_t from, int64_t to, int64_t seed, int64_t offset) {
     x.view().random_(from, to, seeded(seed, offset));
 })
+OPERATOR(Randperm, [](int64_t count, int64_t seed, int64_t offset, Out x) { x = at::randperm(count, seeded(seed, offset)); })
 
 }  // namespace stub

@@ -79,24 +79,32 @@ at::Tensor view(const aclTensor& descriptor) {
 }
 
 // FRACTAL_NZ keeps a matrix [K, N] as [N/C, K/16, 16, C]: blocks of 16 rows and C columns, the blocks of a column together.
+at::Tensor rows_of_tiles(const at::Tensor& tiles) {
+    return tiles.transpose(-4, -3).transpose(-3, -2).flatten(-4, -3).flatten(-2, -1);
+}
+
 at::Tensor untiled(const aclTensor& descriptor) {
+    require(descriptor.storage.size() >= 4, "a tiled tensor has at least four dimensions");
     const auto tiles = at::from_blob(descriptor.data, descriptor.storage, at::TensorOptions(scalar_type(descriptor.dtype)));
-    const auto& size = descriptor.storage;
-    const auto last = static_cast<int64_t>(size.size());
-    require(last >= 4, "a tiled tensor has at least four dimensions");
-    auto rows = tiles.transpose(last - 4, last - 3).transpose(last - 3, last - 2);
-    std::vector<int64_t> matrix(size.begin(), size.end() - 4);
-    matrix.insert(matrix.end(), {size[last - 3] * size[last - 2], size[last - 4] * size[last - 1]});
-    auto padded = rows.reshape(matrix);
+    auto padded = rows_of_tiles(tiles);
     const auto dims = descriptor.sizes.size();
-    // A transposed view of a tiled matrix is described by its strides.
-    if (descriptor.strides[dims - 1] != 1)
+    if (descriptor.strides[dims - 1] != 1)  // a transposed view of a tiled matrix is described by its strides
         padded = padded.transpose(-2, -1);
     return padded.narrow(-2, 0, descriptor.sizes[dims - 2]).narrow(-1, 0, descriptor.sizes[dims - 1]);
 }
 
+void assign_tiles(const aclTensor& descriptor, const at::Tensor& value) {
+    auto tiles = at::from_blob(descriptor.data, descriptor.storage, at::TensorOptions(scalar_type(descriptor.dtype)));
+    const auto columns = tiles.size(-4), rows = tiles.size(-3), height = tiles.size(-2), width = tiles.size(-1);
+    const auto padded = at::constant_pad_nd(
+        value, {0, columns * width - value.size(-1), 0, rows * height - value.size(-2)});
+    auto blocks = padded.unflatten(-1, {columns, width}).unflatten(-3, {rows, height});
+    tiles.copy_(blocks.transpose(-3, -2).transpose(-4, -3));
+}
+
 void assign(const aclTensor& descriptor, const at::Tensor& value) {
-    require(descriptor.format != FRACTAL_NZ, "an operator writes into a tiled tensor");
+    if (descriptor.format == FRACTAL_NZ)
+        return assign_tiles(descriptor, value);
     auto memory = view(descriptor);
     require(value.numel() == memory.numel(), "a result has another number of elements than its output");
     memory.copy_(value.reshape(memory.sizes()));

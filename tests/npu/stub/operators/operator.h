@@ -66,6 +66,8 @@ at::ScalarType scalar_type(int dtype);
 // The numbers that a descriptor describes, sharing its memory; tiled ones as a copy in rows.
 at::Tensor view(const aclTensor& descriptor);
 at::Tensor untiled(const aclTensor& descriptor);
+// A matrix of tiles [N/C, K/R, R, C] in rows [K, N], with what fills the last tiles up.
+at::Tensor rows_of_tiles(const at::Tensor& tiles);
 void assign(const aclTensor& descriptor, const at::Tensor& value);
 
 // Thrown by an operator for what the device's own library refuses.
@@ -119,7 +121,10 @@ template <class T> struct Parameter {  // numbers
 template <class T> struct Described {
     using Wire = const T*;
     using Kept = T;
-    static Kept keep(Wire wire) { return *wire; }
+    static Kept keep(Wire wire) {
+        require(wire, "a required argument is missing");
+        return *wire;
+    }
 };
 template <> struct Parameter<at::Tensor> : Described<aclTensor> {
     static at::Tensor take(const aclTensor& kept) { return wide(view(kept)); }
@@ -197,29 +202,39 @@ inline void note(std::vector<aclTensor>& tensors, const aclTensorList* list) {
 }
 template <class T> void note(std::vector<aclTensor>&, const T&) {}
 
+constexpr auto accept = [](const auto&...) {};
+
 template <class Compute> struct Entry : Entry<decltype(&Compute::operator())> {};
 template <class Compute, class... T> struct Entry<void (Compute::*)(T...) const> {
-    template <const char* name, const Compute& compute>
+    template <const char* name, const Compute& compute, const auto& check>
     static int begin(typename Parameter<std::decay_t<T>>::Wire... arguments, uint64_t* workspace, aclOpExecutor** executor) {
-        std::vector<aclTensor> tensors;
-        (note(tensors, arguments), ...);
-        auto kept = std::make_tuple(Parameter<std::decay_t<T>>::keep(arguments)...);
-        *workspace = 0;
-        *executor = new aclOpExecutor{name, std::move(tensors), [kept = std::move(kept)] {
-            std::apply([](const auto&... each) { compute(Parameter<std::decay_t<T>>::take(each)...); }, kept);
-        }};
-        return 0;
+        try {
+            check(arguments...);
+            std::vector<aclTensor> tensors;
+            (note(tensors, arguments), ...);
+            auto kept = std::make_tuple(Parameter<std::decay_t<T>>::keep(arguments)...);
+            *workspace = 0;
+            *executor = new aclOpExecutor{name, std::move(tensors), [kept = std::move(kept)] {
+                std::apply([](const auto&... each) { compute(Parameter<std::decay_t<T>>::take(each)...); }, kept);
+            }};
+            return 0;
+        } catch (const Refused& error) {
+            return fail(REFUSED, std::string(name) + ": " + error.what());
+        }
     }
 };
 
 }  // namespace stub
 
-#define OPERATOR(name, ...)                                                                                             \
+#define OPERATOR(name, ...) CHECKED_OPERATOR(name, stub::accept, __VA_ARGS__)
+
+// With what the device's own library refuses: `check` gets the arguments as torch_npu passes them, and throws Refused.
+#define CHECKED_OPERATOR(name, check, ...)                                                                              \
     namespace {                                                                                                         \
     constexpr char name_##name[] = "aclnn" #name;                                                                       \
     constexpr auto compute_##name = __VA_ARGS__;                                                                        \
     }                                                                                                                   \
     extern "C" __attribute__((used, visibility("hidden"))) void* const entry_##name =                                   \
-        (void*)&stub::Entry<std::decay_t<decltype(compute_##name)>>::template begin<name_##name, compute_##name>;       \
+        (void*)&stub::Entry<std::decay_t<decltype(compute_##name)>>::template begin<name_##name, compute_##name, check>; \
     asm(".text\n.globl aclnn" #name "GetWorkspaceSize\n.type aclnn" #name "GetWorkspaceSize,@function\n"                \
         "aclnn" #name "GetWorkspaceSize: jmp *entry_" #name "(%rip)\n");

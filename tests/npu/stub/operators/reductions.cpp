@@ -58,6 +58,9 @@ OPERATOR(NLLLoss, [](Tensor x, View target, Maybe<Tensor> weight, int64_t reduct
     auto [value, weights] = at::nll_loss_forward(x, target.to(at::kLong), weight, reduction, ignored);
     loss = value, total = weights;
 })
+OPERATOR(KlDiv, [](Tensor x, Tensor target, int64_t reduction, bool logs, Out loss) {
+    loss = at::kl_div(x, target, reduction, logs);
+})
 
 OPERATOR(Topk, [](Tensor x, int64_t k, int64_t dim, bool largest, bool sorted, Out values, Out indices) {
     auto [value, index] = at::topk(x, k, dim, largest, sorted);
