@@ -140,15 +140,18 @@ def _run() -> int:
         from camera.secrets import without_secrets
 
         told = disk_error(error) if isinstance(error, OSError) else error
+        root = error.__cause__ or error  # torch raises its own for a backend that does not load
+        cause = explain(f"{error}\n{root}")
+        if cause is not None and isinstance(root, ImportError) and not isinstance(told, CameraError):
+            told = CameraError(str(root))
         if not isinstance(told, CameraError):
-            root = error.__cause__ or error  # torch raises its own for a backend that does not load
-            if (cause := explain(f"{error}\n{root}")) is None:
-                raise
-            if not isinstance(root, ImportError):
+            if cause is not None:
                 error.add_note(f"camera: {cause}")  # below the traceback, which tells the operator
-                raise
-            told = CameraError(f"{root}: {cause}")
-        note(f"camera: {without_secrets(str(told))}")
+            raise
+        text = str(told)
+        if cause is not None and cause.partition(": ")[2] not in text:
+            text = f"{text}: {cause}"
+        note(f"camera: {without_secrets(text)}")
         return 2
 
 
