@@ -28,8 +28,8 @@ def markdown_table(report: BenchmarkReport) -> str:
     ]
     if any(row.stand_in for row in report.rows):
         notes.append(
-            "- `its Q4_0 twin`: this llama.cpp does not define Q4_0_64, so the same numbers were timed as Q4_0, in 4.5 "
-            "bits per weight for 4.25."
+            "- `its Q4_0 twin`: this llama.cpp does not read Q4_0_64 or cannot be asked, so the same numbers were timed as "
+            "Q4_0, in 4.5 bits per weight for 4.25."
         )
     if any(row.noisy for row in report.rows):
         notes.append(

@@ -91,11 +91,15 @@ def concerns(checkpoint: Checkpoint, plan: Iterable[PlannedTensor]) -> list[str]
     ]
     if not any(planned.type == "q4_0_64" for planned in matrices):
         return []
-    return [
-        f"{planned.name} is {planned.type}: {reason}"
-        for planned in matrices
-        if (reason := why_wrong(planned.type, planned.shape[0]) or why_slow(planned.type))
-    ]
+    found = []
+    for planned in matrices:
+        if (reason := why_wrong(planned.type, planned.shape[0])) is not None:
+            found.append(
+                f"{planned.name} is {planned.type}, which the GGUF holds as q4_0 of the same numbers: {reason}"
+            )
+        elif (reason := why_slow(planned.type)) is not None:
+            found.append(f"{planned.name} is {planned.type}: {reason}")
+    return found
 
 
 def notable_types(checkpoint: Checkpoint, options: QuantizeOptions) -> list[str]:

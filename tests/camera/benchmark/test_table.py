@@ -50,7 +50,7 @@ def test_a_row_gives_medians_with_their_range() -> None:
 def test_a_stand_in_is_named_and_explained() -> None:
     text = markdown_table(report(measured(stand_in="its Q4_0 twin")))
     assert "| pruned (its Q4_0 twin) |" in text
-    assert "does not define Q4_0_64" in text
+    assert "does not read Q4_0_64 or cannot be asked" in text
     assert "twin" not in markdown_table(report(measured()))
 
 

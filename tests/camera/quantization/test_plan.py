@@ -220,7 +220,7 @@ def test_what_an_ascend_card_would_compute_wrongly_or_not_at_all_is_said(tmp_pat
     asked = QuantizeOptions(overrides={"lm_head.weight": "q4_0_64", "*.0.self_attn.o_proj.weight": "bf16"})
     slow, wrong = sorted(concerns(checkpoint, plan_types(checkpoint, asked)), reverse=True)
     assert slow.startswith("model.layers.0.self_attn.o_proj.weight is bf16: llama.cpp does not multiply")
-    assert wrong.startswith("lm_head.weight is q4_0_64: ")
+    assert wrong.startswith("lm_head.weight is q4_0_64, which the GGUF holds as q4_0 of the same numbers: ")
     assert notable_types(checkpoint, asked) == concerns(checkpoint, plan_types(checkpoint, asked))
     other = asked.model_copy(update={"type": "q8_0", "overrides": {"*.0.self_attn.o_proj.weight": "bf16"}})
     assert notable_types(checkpoint, other) == []  # it is for no card
