@@ -39,22 +39,25 @@ def _verdict(report: CheckReport) -> str:
 
 
 def _verdicts(report: CheckReport) -> Grid:
+    """Of what applies and was asked for; the others are named below."""
+    shown = [step for step in report.steps if step.verdict != "skipped" or not step.fine]
     rows = tuple(
         (
             step.title,
             _MARKS[step.verdict],
             seconds_text(step.seconds) if step.verdict != "skipped" else "",
         )
-        for step in report.steps
+        for step in shown
     )
-    strong = tuple(index for index, step in enumerate(report.steps) if not step.fine)
-    return Grid("Verdicts", ("step", "verdict", "time"), rows, words=2, strong=strong)
+    strong = tuple(index for index, step in enumerate(shown) if not step.fine)
+    others = [f"{step.title}: {step.cause}" for step in report.steps if step not in shown]
+    return Grid("Verdicts", ("step", "verdict", "time"), rows, words=2, strong=strong, notes=tuple(others))
 
 
 def _reasons(report: CheckReport) -> Iterator[tuple[str, str, str]]:
     """Of every step that did not pass: title, cause, advice."""
     for step in report.steps:
-        if step.verdict != "passed":
+        if not step.fine:
             yield step.title, step.cause, step.advice
 
 
@@ -103,7 +106,8 @@ def _kernel_bars(report: CheckReport) -> Iterator[Bars]:
     """For each matrix the ways to multiply one token with it."""
     step = report.step("int4-kernels")
     found = [] if step is None else [one for one in step.values(_PRODUCT) if one.of["tokens"] == 1]
-    for matrix in dict.fromkeys(one.of["matrix"] for one in found):
+    judged = [] if step is None else step.values("ways that are right")
+    for matrix in dict.fromkeys(one.of["matrix"] for one in judged):
         ours = [one for one in found if one.of["matrix"] == matrix and one.value is not None]
         best = min((one.value or 0 for one in ours), default=0)
         bars = tuple(Bar(_way(one), one.value or 0, f"{one.value:.4g}", one.value == best) for one in ours)

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import shorten
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +15,7 @@ from camera.device_check.context import Line, read_lines
 from camera.device_check.plan import STEPS, Step, Tell
 from camera.device_check.privacy import Redactor
 from camera.device_check.processes import run_apart
-from camera.device_check.schema import CheckReport, Reason, StepRecord
+from camera.device_check.schema import CheckReport, Measurement, Reason, StepRecord
 from camera.device_check.shapes import shapes_of
 from camera.digests import digest_json
 from camera.errors import CameraError
@@ -27,7 +28,8 @@ _FELL_BACK = "fall back to run on the CPU"
 """What a torch_npu warns of that cannot be forbidden it."""
 _LAST_CHARACTERS = 4000
 """Of a log, in which the cause of an end is looked for."""
-_MOST_NAMED = 3
+_MOST_NAMED, _LONGEST_ERROR = 3, 160
+"""Of what does not hold, in a step's cause; the figures have all of it."""
 
 
 def check(
@@ -164,7 +166,7 @@ def _judged(step: Step, key: str, lines: list[Line], code: int | None, printed: 
         return record.model_copy(update={"verdict": "timed out", "cause": cause})
     wrong = [one for one in measurements if not one.holds and not one.optional]
     if failure is not None:
-        cause = failure
+        cause = " ".join(failure.split())
     elif not any(line.done for line in lines):
         cause = f"its process ended by {_ending(code)}"
     elif _FELL_BACK in printed:
@@ -179,9 +181,9 @@ def _judged(step: Step, key: str, lines: list[Line], code: int | None, printed: 
     return record.model_copy(update={"verdict": "failed", "cause": cause, "advice": advice})
 
 
-def _why(one: Any) -> str:
+def _why(one: Measurement) -> str:
     if one.error is not None:
-        return str(one.error)
+        return shorten(one.error, _LONGEST_ERROR, placeholder=" …")
     bound = f"more than {one.at_most:.3g}" if one.at_most is not None else f"less than {one.at_least:.3g}"
     return f"{one.value:.3g} {one.unit}".strip() + f" is {bound}"
 

@@ -4,6 +4,7 @@ On an NPU each layout of weights is tried in processes of its own (`int4_trials`
 16-bit product of the same shape stands beside.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -33,23 +34,58 @@ _SIXTEEN_BITS, _TIME = "16 bits", "time of a product"
 def run(context: Context) -> None:
     """Try all; of each shape and type one way at least must be right."""
     device = context.device
-    shapes: dict[tuple[str, str], Shape] = {}
-    for matrix, (rows, columns) in context.shapes.matrices.items():
-        part = rows_of_a_part(rows, KERNELS[device.type])
-        for type in INT4_TYPES:
-            shapes[matrix, type] = Shape(part, columns, BLOCK_FORMATS[type].block_length)
-    # On an NPU not what an earlier run kept: it is measured now.
-    tried = try_layouts(sorted(set(shapes.values())), device, fresh=True) if device.type == "npu" else None
-    for (matrix, type), shape in shapes.items():
-        trials = _trials_here(shape, device) if tried is None else tried
-        of: dict[str, str | int] = {"matrix": matrix, "type": type}
-        _tell(context, of, [trial for trial in trials if trial.key.shape == shape])
+    matrices = {
+        (matrix, type): Shape(
+            rows_of_a_part(rows, KERNELS[device.type]), columns, BLOCK_FORMATS[type].block_length
+        )
+        for matrix, (rows, columns) in context.shapes.matrices.items()
+        for type in INT4_TYPES
+    }
+    of_shape: dict[Shape, list[dict[str, str | int]]] = defaultdict(list)
+    for (matrix, type), shape in matrices.items():
+        of_shape[shape].append({"matrix": matrix, "type": type})
+
+    def tell(trial: Trial) -> None:
+        for of in of_shape[trial.key.shape]:
+            _tell(context, of, trial)
+
+    if device.type == "npu":
+        # Not what an earlier run kept: it is measured now.
+        trials = try_layouts(sorted(of_shape), device, fresh=True, tell=tell)
+    else:
+        trials = []
+        for shape in sorted(of_shape):
+            for trial in _trials_here(shape, device):
+                trials.append(trial)
+                tell(trial)
+    for (matrix, type), shape in matrices.items():
+        _judge(
+            context, {"matrix": matrix, "type": type}, [each for each in trials if each.key.shape == shape]
+        )
     for matrix, (rows, columns) in context.shapes.matrices.items():
         _measure_wide(context, matrix, (rows_of_a_part(rows, KERNELS[device.type]), columns))
 
 
-def _tell(context: Context, of: dict[str, str | int], trials: list[Trial]) -> None:
-    """What was found for one shape and type."""
+def _tell(context: Context, of: dict[str, str | int], trial: Trial) -> None:
+    """One trial."""
+    way = trial.layout + (f", inner_precise={trial.inner_precise}" if trial.inner_precise else "")
+    where = {**of, "way": way, "tokens": trial.tokens}
+    context.add(
+        Measurement(
+            what=_TIME,
+            of={**where, "kernel": trial.kernel or "", "recorded": str(trial.recorded)},
+            value=trial.microseconds,
+            unit="µs",
+            error=trial.error,
+            optional=True,
+        )
+    )
+    if trial.relative_error is not None:
+        context.add(Measurement(what="relative error", of=where, value=trial.relative_error))
+
+
+def _judge(context: Context, of: dict[str, str | int], trials: list[Trial]) -> None:
+    """Whether one way at least is right for a shape and type, with every number of tokens."""
     wrong = {trial.key.variant for trial in trials if trial.error is not None}
     right = {trial.key.variant for trial in trials} - wrong
     shape = trials[0].key.shape
@@ -62,21 +98,6 @@ def _tell(context: Context, of: dict[str, str | int], trials: list[Trial]) -> No
             error=None if right else "; ".join(sorted({str(trial.error) for trial in trials})),
         )
     )
-    for trial in trials:
-        way = trial.layout + (f", inner_precise={trial.inner_precise}" if trial.inner_precise else "")
-        where = {**of, "way": way, "tokens": trial.tokens}
-        context.add(
-            Measurement(
-                what=_TIME,
-                of={**where, "kernel": trial.kernel or "", "recorded": str(trial.recorded)},
-                value=trial.microseconds,
-                unit="µs",
-                error=trial.error,
-                optional=True,
-            )
-        )
-        if trial.relative_error is not None:
-            context.add(Measurement(what="relative error", of=where, value=trial.relative_error))
 
 
 def _trials_here(shape: Shape, device: torch.device) -> Iterator[Trial]:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from camera.device_check.context import Context
+from camera.device_check.schema import Measurement
 from camera.devices import synchronize
-from camera.engines.parts.graph import GRAPHS, Graph
+from camera.engines.parts.graph import FAILURES, GRAPHS, Graph
 
 _TRIES = 5
 
@@ -35,7 +36,11 @@ def run(context: Context) -> None:
 
         ways: dict[str, Callable[[], object]] = {"eager": many}
         if device.type in GRAPHS:
-            ways["captured"] = Graph(many, device)
+            try:
+                ways["captured"] = Graph(many, device)
+            except FAILURES as error:
+                of = {"operator": name, "way": "captured"}
+                context.add(Measurement(what="time of a launch", of=of, unit="µs", error=str(error)))
         for way, run_all in ways.items():
             host, whole = _seconds(run_all, device)
             of = {"operator": name, "way": way}

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -55,7 +55,12 @@ class _Kept(BaseModel):
 
 
 def try_layouts(
-    shapes: Sequence[Shape], device: torch.device, tokens: Sequence[int] = TOKENS, *, fresh: bool = False
+    shapes: Sequence[Shape],
+    device: torch.device,
+    tokens: Sequence[int] = TOKENS,
+    *,
+    fresh: bool = False,
+    tell: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """Try every layout that takes a shape, or read what an earlier try found.
 
@@ -64,6 +69,7 @@ def try_layouts(
         device: an NPU.
         tokens: how many at once.
         fresh: try again what is known.
+        tell: called with each that is tried now.
 
     Returns:
         what was found for every layout, `inner_precise`, shape and number of tokens; of a layout that does not take a shape
@@ -83,6 +89,7 @@ def try_layouts(
             for trial in _tried([key for key in missing if key.variant == variant], device):
                 log.info("int4 kernels: %s", trial)
                 found[trial.key] = trial
+                tell(trial)
     finally:
         if missing:
             _keep(identity, list(found.values()))
