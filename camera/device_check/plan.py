@@ -46,13 +46,14 @@ STEPS: tuple[Step, ...] = (
     Step("host", "Host and versions", f"{_STEPS}host", 60),
     Step("imports", "Imports and the device", f"{_STEPS}imports", 120, ("host",)),
     Step("operators", "Operators against the CPU", f"{_STEPS}operators", 180, ("imports",)),
-    Step("int4-kernels", "4-bit kernels", f"{_STEPS}int4_kernels", 600, ("imports",)),
+    Step("int4-kernels", "4-bit kernels", f"{_STEPS}int4_kernels", 540, ("imports",)),
     Step("launch-cost", "Cost of a launch", f"{_STEPS}launch_cost", 120, ("imports",)),
     Step("bandwidth", "Bandwidth", f"{_STEPS}bandwidth", 60, ("imports",)),
     Step("sameness", "The same as on the CPU", f"{_STEPS}sameness", 180, ("operators",)),
     Step("walk", "Pruning, two layers", f"{_STEPS}walk", 240, ("sameness",)),
+    Step("quantizing", "Rounding and GPTQ", f"{_STEPS}quantizing", 180, ("sameness",), ("npu", "cuda")),
     *(
-        Step(f"decode-{name}", f"Decoding, {title}", f"{_STEPS}decode", 180, needs, given=given)
+        Step(f"decode-{name}", f"Decoding, {title}", f"{_STEPS}decode", 150, needs, given=given)
         for name, title, needs, given in (
             ("16-bit", "16 bits", ("sameness",), {"type": None, "pruned": False}),
             ("q4_0", "Q4_0", _INT4, {"type": "q4_0", "pruned": False}),

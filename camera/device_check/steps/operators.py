@@ -4,7 +4,7 @@ The device may throw an exception, after which its process can compute nothing: 
 """
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,7 @@ def run(context: Context) -> None:
     waiting = [f"{name}, {dtype_name(dtype)}" for name, case in CASES.items() for dtype in case.dtypes]
     spawn = multiprocessing.get_context("spawn")
     for _ in range(_MOST_ENDINGS):
-        process = spawn.Process(target=_measure, args=(context, waiting))
+        process = spawn.Process(target=measure, args=(context, waiting))
         process.start()
         process.join()
         told = [line.measurement for line in read_lines(context.findings) if line.measurement]
@@ -142,12 +142,16 @@ _LOST = 3
 """Exit code: the device computes nothing any more."""
 
 
-def _measure(context: Context, waiting: Sequence[str]) -> None:
-    """In a process of its own: some cases, in order."""
+def measure(context: Context, waiting: Sequence[str], cases: Mapping[str, Case] = CASES) -> None:
+    """Some of the cases, by name and dtype, in order.
+
+    Raises:
+        SystemExit: with the code that says so, if the device computes nothing any more.
+    """
     device, inputs = context.device, _inputs()
     for each in waiting:
         name, _, dtype = each.rpartition(", ")
-        case = CASES[name]
+        case = cases[name]
         chosen = [_cast(inputs[label], getattr(torch, dtype)) for label in case.inputs]
         try:
             found = case.run(*(each.to(device) for each in chosen)).cpu()

@@ -76,10 +76,10 @@ def _of_npu(engine: TorchEngine, context: Context) -> Profile:
     tables = list(folder.rglob(_NPU_TABLE))
     if not tables:
         raise CameraError(f"the profiler wrote no {_NPU_TABLE}")
-    return _read_table(tables[0])
+    return read_table(tables[0])
 
 
-def _read_table(path: Path) -> Profile:
+def read_table(path: Path) -> Profile:
     """Of kernels, added up by their type."""
     calls: dict[str, int] = defaultdict(int)
     times: dict[str, float] = defaultdict(float)
