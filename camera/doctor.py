@@ -50,11 +50,9 @@ def diagnose() -> list[Finding]:
         host = facts(environment=environment)
         devices, engines = [torch_failure], []
     else:
-        from camera.devices import (
-            why_no_npu,
-        )  # imports torch, and that torch can be imported has only now been found
+        from camera.devices import why_no_npu  # imports torch, which can be imported, as was only now found
 
-        why_no_npu()  # loads torch_npu, and opens no device: what opens one shows among the processes on its card
+        why_no_npu()  # loads torch_npu and opens no card, on which this process would then be found
         host = facts(environment=environment)
         devices, engines = _devices(ascend=host.present), _engines()
     return [*findings, *devices, *(_ascend(host) if host.present else ()), *engines, _memory()]
@@ -81,7 +79,7 @@ def _torch_failure() -> Finding | None:
             "torch",
             "missing",
             f"cannot be imported: {error.__cause__ or error}",
-            causes.advice(str(error)) or "install torch again",
+            causes.advice(f"{error}\n{error.__cause__}") or "install torch again",
         )
     return None
 

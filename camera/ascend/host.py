@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from camera.ascend.pairing import why_unpaired
@@ -212,9 +213,10 @@ def _cards(environment: Mapping[str, str]) -> tuple[tuple[Card, ...], str | None
 
 def _soc(cards: tuple[Card, ...]) -> str | None:
     """The kind of chip, as a loaded torch_npu says, else as npu-smi does, which leaves `Ascend` out of some names."""
-    npu = sys.modules.get("torch_npu.npu")
-    if npu is not None and npu.is_available():
-        return str(npu.get_device_name(0))
+    if (npu := sys.modules.get("torch_npu.npu")) is not None:
+        with suppress(RuntimeError):  # a driver that does not answer is npu-smi's to tell
+            if npu.is_available():
+                return str(npu.get_device_name(0))
     return f"Ascend{cards[0].name.removeprefix('Ascend')}" if cards else None
 
 
@@ -226,11 +228,9 @@ def _internal_formats() -> bool | None:
 def _cann(ascend: Path, environment: Mapping[str, str]) -> str | None:
     """CANN's version: as a loaded torch_npu says, else of the files where it is installed."""
     if (utilities := sys.modules.get("torch_npu.npu.utils")) is not None:
-        try:
+        with suppress(RuntimeError):  # it looks for files too, and complains where they are elsewhere
             if told := utilities.get_cann_version():
                 return str(told)
-        except RuntimeError:
-            pass  # it looks into the environment as well
     named = (environment.get(name) for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"))
     for home in (*map(Path, filter(None, named)), ascend / "ascend-toolkit/latest", ascend / "cann"):
         for file in (
