@@ -323,7 +323,7 @@ class EvaluateOptions(TaskOptions, PerplexityOptions):
     tasks: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Tasks of lm-eval, such as boolq, openbookqa, rte, arc_easy, winogrande, hellaswag, arc_challenge, piqa, mathqa."""
     task_dtype: DTypeName | None = Field(default=None, exclude_if=lambda value: value is None)
-    """`tasks`: what the layers compute in for them, where that is not `dtype`."""
+    """`tasks`: what the layers compute in for them, where that is not `dtype`. Of no effect without tasks."""
     task_folder: Path | None = Field(default=None, exclude_if=lambda value: value is None)
     """`tasks`: folder of `<task>.<split>.jsonl` files to read instead of the hub."""
 
@@ -338,7 +338,7 @@ class EvaluateOptions(TaskOptions, PerplexityOptions):
 
     @model_validator(mode="after")
     def _settings_of_tasks_need_tasks(self) -> "EvaluateOptions":
-        for name in ("few_shot", "limit", "task_folder", "task_dtype"):
+        for name in ("few_shot", "limit", "task_folder"):
             if not self.tasks and getattr(self, name) not in (0, None):
                 raise ValueError(f"{name} goes with tasks, and none is named")
         return self

@@ -36,7 +36,6 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "dtype": "auto",
             "tasks": list(_NINE_TASKS),
             "task_dtype": "float16",
-            "few_shot": 0,
         },
         "benchmark": {"prompt": 4, "decode": [256, 512, 1024]},
     }
@@ -56,10 +55,14 @@ def sets(kind: type[Options]) -> bool:
 
 
 def fields_of(preset: PresetName | None, kind: type[Options]) -> dict[str, Any]:
-    """What a preset sets of one section of options; nothing without a preset."""
+    """What a preset sets of one section of a command's options; nothing without a preset.
+
+    What is measured, texts and tasks, a command is told itself.
+    """
     if preset is None or kind not in _SECTION:
         return {}
-    return dict(_PRESETS[preset].get(_SECTION[kind], {}))
+    fields = _PRESETS[preset].get(_SECTION[kind], {})
+    return {name: value for name, value in fields.items() if name not in ("datasets", "tasks")}
 
 
 def below(content: Mapping[str, Any], preset: str) -> dict[str, Any]:

@@ -6,7 +6,12 @@ from camera.options import DatasetOptions, EvaluateOptions
 
 
 def test_the_ascend_reference_measures_the_nine_tasks() -> None:
-    assert EvaluateOptions(**presets.fields_of("ascend-reference", EvaluateOptions)).tasks == NINE_TASKS
+    assert tuple(presets.below({}, "ascend-reference")["evaluate"]["tasks"]) == NINE_TASKS
+
+
+def test_a_command_is_told_itself_what_to_measure() -> None:
+    how = EvaluateOptions(**presets.fields_of("ascend-reference", EvaluateOptions))
+    assert (how.tasks, how.window, how.task_dtype) == ((), 2048, "float16")
 
 
 def test_a_section_that_no_preset_names_stays_as_it_is() -> None:

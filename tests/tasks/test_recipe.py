@@ -196,6 +196,11 @@ def test_a_preset_gives_what_the_recipe_does_not() -> None:
     assert (recipe.evaluate.dtype, recipe.evaluate.window) == ("auto", 2048)
 
 
+def test_a_presets_tasks_can_be_left_out() -> None:
+    recipe = check_recipe({**LEAST, "preset": "ascend-reference", "evaluate": {"tasks": []}}, "here")
+    assert (recipe.evaluate.tasks, recipe.evaluate.window) == ((), 2048)
+
+
 def test_a_recipe_with_a_preset_is_the_recipe_with_its_fields_written_out() -> None:
     recipe = check_recipe({**LEAST, "preset": "ascend-reference"}, "here")
     plain = recipe.model_dump(mode="json", exclude={"preset"})
