@@ -29,7 +29,7 @@ class Case:
     run: Run
     """Given the inputs."""
     inputs: tuple[str, ...] = ("x_MK",)
-    """Names in `_inputs`."""
+    """Names in what `inputs` gives."""
     dtypes: tuple[torch.dtype, ...] = _TENSORS
     exact: bool = False
     """Whether every element must be the CPU's."""
@@ -67,7 +67,16 @@ CASES: dict[str, Case] = {
     "in place": Case(lambda x: x.clone().add_(1).mul_(2).sub_(x).div_(3)),
     "square root, exponential, power": Case(lambda x: x.abs().sqrt() + x.exp() + x.pow(2)),
     "maximum and clamp": Case(lambda x: torch.maximum(x, -x).clamp(0.1, 1.0)),
-    "rounding": Case(lambda x: (x * 8).round() + (x * 8).floor(), dtypes=_FLOAT32, exact=True),
+    "comparisons and logic": Case(
+        lambda x: ((x > 0) & (x < 1)) | (x <= -1) | ~(x >= -2) | torch.isnan(x), exact=True
+    ),
+    "reciprocal and logarithm": Case(lambda x: (x.abs() + 1).reciprocal() + (x.abs() + 1).log()),
+    "square and exponential in place": Case(lambda x: x.clone().abs_().square_().neg().exp_()),
+    "between two": Case(lambda x: x.lerp(-x, 0.25), dtypes=_FLOAT32),
+    "smallest and largest of all": Case(lambda x: torch.stack((x.min(), x.max())), exact=True),
+    "rounding": Case(
+        lambda x: (x * 8).round() + (x * 8).floor() + (x * 8).ceil_(), dtypes=_FLOAT32, exact=True
+    ),
     "sum": Case(lambda x: x.sum(0), dtypes=_FLOAT32),
     "mean": Case(lambda x: x.mean(-1)),
     "sum of squares": Case(lambda x: x.float().square().sum(0)),
@@ -89,7 +98,9 @@ CASES: dict[str, Case] = {
     "scatter": Case(
         lambda x: torch.zeros_like(x).scatter_(-1, x.argsort(-1), x), dtypes=_FLOAT32, exact=True
     ),
-    "masked fill": Case(lambda x: x.masked_fill(x > 0, -1.0), exact=True),
+    "masked fill": Case(
+        lambda x: x.masked_fill(x > 0, -1.0) + x.clone().masked_fill_(x > 0, -1.0), exact=True
+    ),
     "where": Case(lambda x: torch.where(x > 0, x, 2 * x), exact=True),
     "transposed copy": Case(lambda x: x.t().contiguous(), exact=True),
     "joined and stacked": Case(lambda x: torch.stack((torch.cat((x, x)), torch.cat((x, -x)))), exact=True),
@@ -110,7 +121,7 @@ CASES: dict[str, Case] = {
     "bytes as scales": Case(lambda h: h.view(torch.uint8), ("x_MK",), (torch.float16,), exact=True),
     "down to the host": Case(lambda x: x.cpu(), exact=True),
     "ranges and constants": Case(
-        lambda x: torch.arange(9, device=x.device) + torch.full((9,), 3, device=x.device), exact=True
+        lambda x: torch.arange(9, device=x.device) + torch.full((9,), 3, device=x.device).fill_(4), exact=True
     ),
     "lower triangle": Case(lambda x: x[:, :_M].tril(), exact=True),
 }
@@ -148,11 +159,11 @@ def measure(context: Context, waiting: Sequence[str], cases: Mapping[str, Case] 
     Raises:
         SystemExit: with the code that says so, if the device computes nothing any more.
     """
-    device, inputs = context.device, _inputs()
+    device, given = context.device, inputs()
     for each in waiting:
         name, _, dtype = each.rpartition(", ")
         case = cases[name]
-        chosen = [_cast(inputs[label], getattr(torch, dtype)) for label in case.inputs]
+        chosen = [_cast(given[label], getattr(torch, dtype)) for label in case.inputs]
         try:
             found = case.run(*(each.to(device) for each in chosen)).cpu()
         except Exception as error:  # whatever the device makes of it
@@ -190,7 +201,8 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _inputs() -> dict[str, torch.Tensor]:
+def inputs() -> dict[str, torch.Tensor]:
+    """What cases are given, by name: float32, indices and bytes, on the CPU; always the same."""
     random = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:

@@ -1,15 +1,22 @@
 """Steps in this process, where what they find can be looked at closely."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.synthetic import write_checkpoint
 from camera.device_check.context import Context, read_lines
 from camera.device_check.schema import Measurement
 from camera.device_check.steps import int4_kernels, operators, profile, quantizing
-from camera.options import CheckOptions
+from camera.engines.parts.launches import launches_of
+from camera.engines.torch_engine import TorchEngine
+from camera.evaluation.perplexity import perplexity
+from camera.options import CaptureOptions, CheckOptions, PruneOptions
+from camera.pruning.prune_checkpoint import prune_checkpoint
 
 CPU = CheckOptions(device="cpu", tiny=True)
 
@@ -75,6 +82,46 @@ class Differing:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         return x * self.calls
+
+
+ON_THE_HOST = {
+    "aminmax",
+    "quantile",
+    "unique_consecutive",
+    "normal_",
+    "uniform_",
+    "_has_compatible_shallow_copy_type",
+}
+"""Of weights as they are read or initialised, and of counts."""
+PARTS = {"empty", "ones", "new_zeros", "item", "is_nonzero", "detach_", "_local_scalar_dense", "__iand__"}
+"""Memory, single numbers, and what a case computes under another name."""
+
+
+@torch.inference_mode()
+def test_all_that_pruning_perplexity_and_decoding_launch_is_among_the_cases(context: Context) -> None:
+    tried: Counter[str] = Counter()
+    inputs = operators.inputs()
+    for case in operators.CASES.values():
+        tried += launches_of(lambda case=case: case.run(*(inputs[name].clone() for name in case.inputs)))
+    sizes = {"layers": 2, "hidden": 64, "ffn": 128, "vocab": 320, "heads": 4, "kv_heads": 2}
+    checkpoint = Checkpoint.open(write_checkpoint(context.scratch / "model", **sizes, dtype=torch.bfloat16))
+    tokens_ST = torch.randint(320, (4, 32))
+    launched: Counter[str] = Counter()
+    for method in ("camera", "obs"):
+        capture, prune = CaptureOptions(device="cpu"), PruneOptions(ratio=0.25, multiple_of=8, method=method)
+        out = context.scratch / method
+        launched += launches_of(
+            lambda out=out, capture=capture, prune=prune: prune_checkpoint(
+                checkpoint, tokens_ST, out, capture, prune
+            )
+        )
+    flat = tokens_ST.flatten()
+    launched += launches_of(lambda: perplexity(checkpoint.folder, flat, window=32, device="cpu"))
+    engine = TorchEngine(checkpoint.folder, torch.device("cpu"), 32)
+    step = engine.fixed_step()
+    step.begin(engine._next_11, 1)
+    launched += launches_of(lambda: step.run(step.visible[0]))
+    assert launched.keys() - tried.keys() - ON_THE_HOST - PARTS == set()
 
 
 def test_a_table_of_kernels_is_added_up_by_their_type(tmp_path: Path) -> None:
