@@ -226,6 +226,15 @@ def test_what_an_ascend_card_would_compute_wrongly_or_not_at_all_is_said(tmp_pat
     assert notable_types(checkpoint, other) == []  # it is for no card
 
 
+def test_no_mixture_for_ascend_cards_holds_bf16(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path, ffn=256, dtype=torch.bfloat16))
+    tokens_ST = TOKENS_ST[:1]
+    imatrix = collect_imatrix(checkpoint, tokens_ST, options(13.0))
+    for type, finest in (("q4_0_64", "f16"), ("q4_0", "bf16")):
+        chosen = choose_types(checkpoint, options(13.0, type), imatrix)
+        assert {"f16", "bf16"} & set(chosen.overrides.values()) == {finest}
+
+
 def test_thousands_of_experts_are_planned_in_linear_time(tmp_path: Path) -> None:
     config = {**read_json(tiny_moe_checkpoint(tmp_path, "qwen3_moe") / "config.json"), "num_experts": 64}
     family = FAMILIES["qwen3_moe"]
