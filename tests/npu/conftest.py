@@ -25,7 +25,7 @@ def stub() -> Path:
     return build.build(wheel.unpacked(), wheel.CACHE)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def on_npu(stub: Path, tmp_path_factory: pytest.TempPathFactory) -> OnNpu:
     """Runs code or a command in a process whose NPU is the stub."""
     return OnNpu(wheel.unpacked(), stub, tmp_path_factory.mktemp("npu"))
