@@ -14,7 +14,10 @@ def why_wrong(type: str, rows: int) -> str | None:
     if type != "q4_0_64":
         return None
     if rows > MOST_ROWS:
-        return f"llama.cpp on an Ascend card computes {type} of more than {MOST_ROWS:,} rows wrongly, and there are {rows:,}"
+        return (
+            f"llama.cpp on an Ascend card computes {type} of more than {MOST_ROWS:,} rows wrongly, and there are {rows:,}; "
+            "other blocks it computes rightly for one token at a time (perplexity and parallel requests need f16)"
+        )
     if rows % 2:
         return f"llama.cpp on an Ascend card computes {type} of an odd number of rows wrongly, and there are {rows:,}"
     return None
