@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from camera.engines.parts.blocks import Blocks
-from camera.engines.parts.embedding import BLOCK_DEVICES, BlockEmbedding
+from camera.engines.parts.embedding import BlockEmbedding
 from camera.engines.parts.fusion import put_in_place
 from camera.engines.parts.int4_choice import KernelChoice
 from camera.engines.parts.int4_linear import INT4_TYPES, Int4Linear, Int4Parts
@@ -135,7 +135,6 @@ class DecodingLayers:
         if (
             self.source.packed is None
             or type(embedding) is not nn.Embedding
-            or self.device.type not in BLOCK_DEVICES
             or shared
             or name not in self.source.names
         ):
