@@ -8,6 +8,7 @@ What was found is kept in the user's cache folder for this card and these versio
 """
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import platformdirs
 import torch
@@ -213,7 +214,7 @@ class _Worker:
         return f"its process gave no answer for {seconds:.0f} s"
 
 
-def work(descriptor: int) -> None:
+def work(descriptor: int) -> NoReturn:
     """What a process of trials does: it answers on a connection until that is closed, or the device fails."""
     connection = Connection(descriptor)
     try:
@@ -222,6 +223,8 @@ def work(descriptor: int) -> None:
         while True:
             connection.send(bench.trial(connection.recv()))
     except EOFError:
-        return
+        pass
     except FAILURES as error:
         connection.send(f"{type(error).__name__}: {error}"[:_TOLD_CHARACTERS])
+    finally:
+        os._exit(0)  # torch_npu takes seconds to leave, and for ever where the device has failed
