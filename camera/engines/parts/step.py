@@ -69,8 +69,6 @@ class DecodeStep:
         self.position_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.fed_P = torch.zeros(self.capacity, dtype=torch.int64, device=device)
         """The token at each position."""
-        self._logits: dict[int, torch.Tensor] = {}
-        self._last = 0
         self.way = PLAIN
         """How a step is computed: plain, fused, or compiled by its name in COMPILERS."""
         self.problems: dict[str, str] = {}
@@ -81,7 +79,8 @@ class DecodeStep:
         """Operators of a token, by the way."""
         self._length = 0  # what position_1 holds, known without asking the device
         self._layers = [_BoundLayer(layer, cache, number) for number, layer in enumerate(layers)]
-        self._graphs: dict[tuple[str, int], Graph] = {}
+        self._graphs: dict[tuple[str, int], tuple[Graph, torch.Tensor]] = {}
+        """By the way and how many positions are visible, with the logits that it leaves."""
         self.replays = True
         """Whether graphs are used where there are any."""
         stride = -(-self.capacity // (_MOST_GRAPHS * POSITIONS_TOGETHER)) * POSITIONS_TOGETHER
@@ -123,29 +122,29 @@ class DecodeStep:
                 f"{self._length} positions do not fit a cache of {self.capacity}: load with more"
             )
         for length in range(start, self._length):
-            self._last = next(end for end in self.visible if length < end)
-            if self.replays and (graph := self._graphs.get((self.way, self._last))) is not None:
+            visible = next(end for end in self.visible if length < end)
+            if self.replays and (recorded := self._graphs.get((self.way, visible))) is not None:
+                graph, self._logits_11V = recorded
                 graph()
             else:
-                self.run(self._last)
+                self.run(visible)
         return self.fed_P[start : self._length].clone()
 
     @property
     def logits_V(self) -> torch.Tensor:
         """Of the last step."""
-        return self._logits[self._last][0, 0]
+        return self._logits_11V[0, 0]
 
     @torch.inference_mode()
     def run(self, visible: int) -> None:
         """Launch one step in which attention sees so many positions."""
         self.cache.fix(self.position_1, visible)
         if self.way == FUSED and self.fused is not None:
-            logits_11V = self.fused(self.token_11, self.position_1, visible)
+            self._logits_11V = self.fused(self.token_11, self.position_1, visible)
         else:
-            logits_11V = self._plain(visible)
-        self._logits[visible] = logits_11V
+            self._logits_11V = self._plain(visible)
         self.fed_P.index_copy_(0, self.position_1, self.token_11[0])
-        torch.argmax(logits_11V, dim=-1, out=self.token_11)
+        torch.argmax(self._logits_11V, dim=-1, out=self.token_11)
         self.position_1.add_(1)
 
     def _plain(self, visible: int) -> torch.Tensor:
@@ -179,12 +178,12 @@ class DecodeStep:
                 self.choose(name)
                 if name == FUSED and self.fused is not None:
                     self.fused.check(self.token_11, self.position_1, self._plain)
-                self._record(self.visible[:1])
+                self.record(self.visible[:1])
                 times[name] = self._time()
                 self.milliseconds[name] = round(1000 * times[name], 3)
         self.choose(min(times, key=lambda name: times[name]) if times else PLAIN)
         self._graphs.clear()
-        self._record(self.visible)
+        self.record(self.visible)
         self.cache.zero()  # what was tried may have left NaN, which a mask does not hide from a sum
         release_memory(self.device)
 
@@ -203,15 +202,16 @@ class DecodeStep:
         for layer in self._layers:
             layer.choose(way, COMPILERS.get(self.device.type, {}).get(way))
 
-    def _record(self, visible: Sequence[int]) -> None:
-        """Record the way chosen, for all of these numbers of positions or for none."""
-        recorded: dict[tuple[str, int], Graph] = {}
+    @torch.inference_mode()
+    def record(self, visible: Sequence[int]) -> None:
+        """Record graphs of the way chosen, for all of these numbers of visible positions or for none."""
+        recorded: dict[tuple[str, int], tuple[Graph, torch.Tensor]] = {}
         pool = None
         with _noting(self.problems, f"a graph of {self.way} layers"):
             for end in visible:
                 self.begin(self.token_11, 0)
                 graph = Graph(functools.partial(self.run, end), self.device, pool)
-                recorded[self.way, end], pool = graph, graph.pool
+                recorded[self.way, end], pool = (graph, self._logits_11V), graph.pool
             self._graphs.update(recorded)
 
     def _time(self) -> float:

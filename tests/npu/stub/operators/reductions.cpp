@@ -49,7 +49,9 @@ OPERATOR(LinalgVectorNorm, [](Tensor x, Scalar order, Ints dims, bool keep, Dtyp
 })
 OPERATOR(Cumsum, [](Tensor x, int64_t dim, Dtype, Out y) { y = at::cumsum(x, dim); })
 OPERATOR(CumsumV2, [](Tensor x, int64_t dim, bool, bool, Out y) { y = at::cumsum(x, dim); })
-OPERATOR(Histc, [](Tensor x, int64_t bins, Scalar low, Scalar high, Out y) { y = at::histc(x, bins, low, high); })
+OPERATOR(Histc, [](Tensor x, int64_t bins, Scalar low, Scalar high, Out y) {
+    y = at::histc(x.to(at::kFloat), bins, low, high);  // the CPU counts no integers
+})
 OPERATOR(Equal, [](Tensor x, Tensor y, Out same) { same = at::scalar_tensor(at::equal(x, y), at::kBool); })
 
 OPERATOR(Softmax, [](Tensor x, int64_t dim, Out y) { y = at::softmax(x, dim); })
