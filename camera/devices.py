@@ -25,7 +25,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _PROC = Path("/proc")
 BANDWIDTH_BUFFER_BYTES = 512 << 20
 """Read to measure a CPU's bandwidth: enough to leave no part of note in the caches."""
-_COPIED_BYTES = 8 << 30
+_COPIED_BYTES = 4 << 30
 """Copied to measure an accelerator's; caches of hundreds of megabytes speed up what is smaller."""
 _TRIES = 5
 _BLOCKING = {"npu": "ASCEND_LAUNCH_BLOCKING", "cuda": "CUDA_LAUNCH_BLOCKING"}
@@ -151,6 +151,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64: an NPU does not."""
     return device.type in ("cpu", "cuda")
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 is, and with it the factors and solutions that an NPU has no operators for."""
+    return device if has_float64(device) else torch.device("cpu")
 
 
 def pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

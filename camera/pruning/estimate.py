@@ -11,14 +11,13 @@ import psutil
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.devices import memory_bytes, resolve_device, resolve_dtype, synchronize
+from camera.devices import exact_device, memory_bytes, resolve_device, resolve_dtype, synchronize
 from camera.heap import SLACK_BYTES
 from camera.layerwise.experts_pass import CHUNK_BYTES, Buffers, ExpertsPass
 from camera.layerwise.feed_forward import FeedForwardPass, LayerPass, Samples, activation_room
 from camera.layerwise.gram import LayerGram
 from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions
-from camera.pruning.methods.refit import exact_device
 from camera.pruning.plan import PrunePlan
 from camera.registry import PRUNING_METHODS
 

@@ -175,7 +175,7 @@ def test_what_bandwidth_was_measured_by_is_told(
 
     monkeypatch.setattr(devices, "copy_bandwidth", copies)
     found = devices.memory_bandwidth(torch.device("npu", 0))
-    assert found == devices.Bandwidth(1e12, "copies of 8.0 GiB, bytes read and written")
+    assert found == devices.Bandwidth(1e12, "copies of 4.0 GiB, bytes read and written")
     monkeypatch.setattr(devices, "free_memory_bytes", lambda device: 3 << 30)
     assert devices.memory_bandwidth(torch.device("npu", 0)).measured_by.startswith("copies of 1.0 GiB")
-    assert asked == [(torch.device("npu", 0), 8 << 30), (torch.device("npu", 0), 1 << 30)]
+    assert asked == [(torch.device("npu", 0), 4 << 30), (torch.device("npu", 0), 1 << 30)]

@@ -11,7 +11,7 @@ import logging
 
 import torch
 
-from camera.devices import has_float64
+from camera.devices import exact_device
 from camera.layerwise.gram import Moments, Target
 from camera.pruning.importance import kept_channels
 from camera.pruning.methods import BlockRecord, Choice, ObservedBlock
@@ -231,11 +231,6 @@ def _refitted(
         new_HK = fit_missing(gram, down_HF, kept_K, new_HK, missing)
     saved_HK = None if new_HK is None else new_HK.to(dtype).cpu().contiguous()
     return saved_HK if saved_HK is not None and bool(saved_HK.isfinite().all()) else None
-
-
-def exact_device(device: torch.device) -> torch.device:
-    """Where float64 is."""
-    return device if has_float64(device) else torch.device("cpu")
 
 
 PRUNING_METHODS.register("refit", Refit())

@@ -16,7 +16,7 @@ from torch import nn
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.rows import Rows
 from camera.checkpoints.safetensors_file import read_tensors
-from camera.devices import resolve_dtype
+from camera.devices import exact_device, resolve_dtype
 from camera.formats import blocks
 from camera.formats.blocks import Put
 from camera.formats.quantized_model import layer_file, packed_shape
@@ -208,7 +208,9 @@ class Gptq(Method):
         return f"{self.checkpoint.folder}: {name}"
 
     def _factor(self, moments_II: torch.Tensor, name: str) -> Factor:
-        return factor_moments(moments_II, self.options.damping, name=name)
+        exact_II = moments_II.to(exact_device(self.device), torch.float64)
+        factor = factor_moments(exact_II, self.options.damping, name=name)
+        return Factor(*(part.to(self.device) for part in factor))
 
     @cached_property
     def _tied_factor(self) -> Factor:

@@ -36,7 +36,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def prune(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Prune:
     """Prunes a model on a device into a new folder."""
     # The fake device's tensors are subclasses, and those of a thread cannot become parameters in inference mode.
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad())
 
     def run(
         source: Path, device: str, samples: int = 4, batch_size: int = 2, propagate: str = "sequential"
