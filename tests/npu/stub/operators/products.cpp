@@ -30,5 +30,12 @@ OPERATOR(Baddbmm, [](Tensor sum, Tensor x, Tensor y, Scalar beta, Scalar alpha, 
 OPERATOR(InplaceBaddbmm, [](Out sum, Tensor x, Tensor y, Scalar beta, Scalar alpha, int8_t) {
     sum = at::baddbmm(sum.value(), x, y, beta, alpha);
 })
+OPERATOR(InplaceAddr, [](Out sum, Tensor x, Tensor y, Scalar beta, Scalar alpha) {
+    sum = at::addr(sum.value(), x, y, beta, alpha);
+})
+OPERATOR(TriangularSolve, [](Tensor b, Tensor a, bool upper, bool transposed, bool unit, Out x, Out copy) {
+    x = std::get<0>(at::triangular_solve(b, a, upper, transposed, unit));
+    copy = a;
+})
 
 }  // namespace stub
