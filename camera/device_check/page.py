@@ -64,19 +64,19 @@ def _reasons(report: CheckReport) -> Iterator[tuple[str, str, str]]:
 def _tiles(report: CheckReport) -> Iterator[tuple[str, str, str]]:
     """Number, what it is, and what it is read beside."""
     if bandwidth := _bandwidth(report):
-        yield f"{bandwidth / 1e9:.4g} GB/s", "bandwidth", "by copies"
+        yield f"{number(bandwidth / 1e9)} GB/s", "bandwidth", "by copies"
     if step := report.step("launch-cost"):
-        times = {one.of["way"]: one.value for one in step.values(_HOST_TIME) if one.value is not None}
-        if "eager" in times:
-            captured = f"{times['captured']:.2g} µs in a graph" if "captured" in times else "host time"
-            yield f"{times['eager']:.2g} µs", "to launch an operator", captured
+        first = step.values(_HOST_TIME)[0].of["operator"]
+        times = {one.of["way"]: one.value for one in step.values(_HOST_TIME) if one.of["operator"] == first}
+        captured = f"{number(times['captured'])} µs in a graph" if "captured" in times else "host time"
+        yield f"{number(times['eager'])} µs", "to launch an operator", captured
     decoders = _decoders(report)
     for step, title in [*decoders[:1], *decoders[1:][-1:]]:
         best = min((one.value for one in step.values(_TOKEN) if one.value is not None), default=None)
         if best is not None:
             floor = _floor(report, step)
             beside = "" if floor is None else f"{floor / best:.0%} of the bandwidth"
-            yield f"{best:.3g} ms", f"a token, {title}", beside
+            yield f"{number(best)} ms", f"a token, {title}", beside
 
 
 def _decode_bars(report: CheckReport) -> Iterator[Bars]:
@@ -86,9 +86,9 @@ def _decode_bars(report: CheckReport) -> Iterator[Bars]:
         for one in step.values(_TOKEN):
             if one.value is not None:
                 way = str(one.of["way"])
-                bars.append(Bar(f"{title}, {way}", one.value, f"{one.value:.3g}", way == "captured"))
+                bars.append(Bar(f"{title}, {way}", one.value, number(one.value), way == "captured"))
         if (floor := _floor(report, step)) is not None:
-            bars.append(Bar(f"{title}, floor", floor, f"{floor:.3g}"))
+            bars.append(Bar(f"{title}, floor", floor, number(floor)))
     if bars:
         layers = next(one.value for step, _ in _decoders(report) for one in step.values("layers"))
         note = f"ms a token, {layers:.0f} layers; floor: bytes of a token over the measured bandwidth"
@@ -110,7 +110,7 @@ def _kernel_bars(report: CheckReport) -> Iterator[Bars]:
     for matrix in dict.fromkeys(one.of["matrix"] for one in judged):
         ours = [one for one in found if one.of["matrix"] == matrix and one.value is not None]
         best = min((one.value or 0 for one in ours), default=0)
-        bars = tuple(Bar(_way(one), one.value or 0, f"{one.value:.4g}", one.value == best) for one in ours)
+        bars = tuple(Bar(_way(one), one.value or 0, number(one.value), one.value == best) for one in ours)
         if bars:
             yield Bars(str(matrix), "µs for one token; bold: the fastest", bars)
 
@@ -125,7 +125,7 @@ def _launch_bars(report: CheckReport) -> Iterator[Bars]:
             Bar(
                 f"{one.of['operator']}, {one.of['way']}",
                 one.value or 0,
-                f"{one.value:.3g}",
+                number(one.value),
                 one.of["way"] == "captured",
             )
             for one in (step.values(what) if step else ())
@@ -172,6 +172,13 @@ def _floor(report: CheckReport, step: StepRecord) -> float | None:
     return bandwidth and next(1000 * (one.value or 0) / bandwidth for one in step.values("bytes of a token"))
 
 
+def number(value: float | None) -> str:
+    """Three digits, and no power of ten for what people read without."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+
+
 def words(one: Measurement) -> str:
     """A figure as people read it."""
     if one.value is None:
@@ -180,23 +187,28 @@ def words(one: Measurement) -> str:
         return bytes_text(one.value)
     if one.unit == "s":
         return seconds_text(one.value) if one.value >= 0.1 else f"{1000 * one.value:.3g} ms"
-    return f"{one.value:.4g} {one.unit}".strip()
+    return f"{number(one.value)} {one.unit}".strip()
 
 
 def _figures(step: StepRecord) -> Grid:
-    """All figures of a step."""
-    rows = tuple(
-        (
-            one.what,
-            ", ".join(map(str, one.of.values())),
-            words(one) if one.error is None else "–",
-            _bound(one),
-            one.error or "",
-        )
-        for one in step.measurements
-    )
+    """All figures of a step, in the columns that any of them fills."""
+    columns = {
+        "figure": [one.what for one in step.measurements],
+        "of": [", ".join(filter(None, map(str, one.of.values()))) for one in step.measurements],
+        "value": [words(one) if one.error is None else "–" for one in step.measurements],
+        "must be": [_bound(one) for one in step.measurements],
+        "published": ["" if one.beside is None else f"{one.beside:.4g}" for one in step.measurements],
+    }
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
     strong = tuple(index for index, one in enumerate(step.measurements) if not one.holds and not one.optional)
-    return Grid(step.title, ("figure", "of", ">value", "must be", "error"), rows, words=2, strong=strong)
+    return Grid(
+        step.title,
+        tuple(filled),
+        tuple(zip(*filled.values(), strict=True)),
+        words=2 if "of" in filled else 1,
+        strong=strong,
+        notes=tuple(f"{one.name}: {one.error}" for one in step.measurements if one.error is not None),
+    )
 
 
 def _bound(one: Measurement) -> str:
