@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 import torch
 
-from camera.devices import describe_device
+from camera.devices import describe_device, driver_versions
 from camera.engines import ENGINES, Engine, Footprint, Timing
 from camera.engines.parts.llama_build import find_build, run
 from camera.engines.parts.llama_probe import (
@@ -16,6 +16,7 @@ from camera.engines.parts.llama_probe import (
     Reading,
     ask_reading,
     backend_settings,
+    layer_flags,
     probe_build,
     read_probe,
 )
@@ -80,7 +81,8 @@ class LlamaCppEngine(Engine):
         self.gguf = open_gguf(path)
         if is_q4_0_64(self.gguf):
             self._use(self.own.llama_cpp, "llama_cpp")
-            self.reading = ask_reading(self.bench, self._flags, describe_device(device)["name"])
+            card = {"name": describe_device(device)["name"], **driver_versions(device)}
+            self.reading = ask_reading(self.bench, self._flags, card)
             if not self.reading.reads:
                 self._take_twin()
         elif self.own.llama_cpp_stock is not None:
@@ -131,9 +133,7 @@ class LlamaCppEngine(Engine):
         """Take a build, and refuse one that would compute elsewhere than on the device."""
         self.bench = find_build(folder, option)
         if self.device.type != "cpu":
-            self.probe = probe_build(
-                self.bench, self._flags[:2]
-            )  # a build without cards refuses to choose one
+            self.probe = probe_build(self.bench, self.device)
             self._refuse_elsewhere(self.probe)
 
     def _refuse_elsewhere(self, probe: Probe) -> None:
@@ -143,11 +143,8 @@ class LlamaCppEngine(Engine):
     @property
     def _flags(self) -> tuple[str, ...]:
         """Where the layers are computed; llama.cpp's own choice where the device is left to it and torch has no accelerator."""
-        if self.asked.device == "cpu":
-            return ("-ngl", "0")
-        if self.device.type == "cpu":
-            return ()
-        return ("-ngl", "99", "-sm", "none", "-mg", str(self.device.index or 0))
+        own_choice = self.device.type == "cpu" and self.asked.device != "cpu"
+        return () if own_choice else layer_flags(self.device)
 
     def _take_twin(self) -> None:
         self._scratch = TemporaryDirectory(prefix="camera-twin-")

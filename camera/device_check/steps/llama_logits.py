@@ -3,7 +3,14 @@
 from camera.device_check.context import Context
 from camera.device_check.schema import Measurement
 from camera.engines.parts.llama_build import find_build
-from camera.engines.parts.llama_probe import PERPLEXITY, RIGHT_KL, distance_of, probe_build, write_tiny
+from camera.engines.parts.llama_probe import (
+    PERPLEXITY,
+    RIGHT_KL,
+    distance_of,
+    layer_flags,
+    probe_build,
+    write_tiny,
+)
 from camera.errors import CameraError
 
 
@@ -17,9 +24,9 @@ def run(context: Context, build: str) -> None:
     Raises:
         CameraError: if the build would compute elsewhere, or cannot be asked.
     """
-    layers = layer_flags(context)
+    layers = layer_flags(context.device)
     found = find_build(getattr(context.options, build), build)
-    probe = probe_build(found, layers)
+    probe = probe_build(found, context.device)
     context.tell(backends=probe.backends, execution_mode=probe.execution_mode)
     if (reason := probe.why_not_on(context.options.kind)) is not None:
         raise CameraError(reason)
@@ -34,10 +41,3 @@ def run(context: Context, build: str) -> None:
             context.add(Measurement(what=what, of=of, error=str(error)))
             continue
         context.add(Measurement(what=what, of=of, value=value, unit="nats", at_most=RIGHT_KL))
-
-
-def layer_flags(context: Context) -> tuple[str, ...]:
-    """Where llama.cpp computes the layers."""
-    if context.options.kind == "cpu":
-        return ("-ngl", "0")
-    return ("-ngl", "99")

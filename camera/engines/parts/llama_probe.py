@@ -5,6 +5,7 @@ Log-probabilities of the tiny file and of its Q4_0 twin are compared with those 
 writes them to a file, one token at a time, as in decoding; `llama-bench` prints none, and loads such a file or does not.
 """
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from camera.errors import CameraError
 from camera.files import write_json
 from camera.options import QuantizeOptions
 from camera.results import Result
+
+log = logging.getLogger(__name__)
 
 PERPLEXITY = "llama-perplexity"
 _SIZES = {"layers": 2, "hidden": 256, "ffn": 512, "vocab": 320, "heads": 4, "kv_heads": 2, "positions": 512}
@@ -68,19 +71,30 @@ class Reading(Result):
     why_not: str | None = None
 
 
-def probe_build(build: LlamaBuild, layers: Sequence[str]) -> Probe:
-    """Run a tiny Q4_0 model, and see.
+def layer_flags(device: torch.device) -> tuple[str, ...]:
+    """Where llama.cpp computes the layers: on the CPU, or on this card alone."""
+    if device.type == "cpu":
+        return ("-ngl", "0")
+    return ("-ngl", "99", "-sm", "none", "-mg", str(device.index or 0))
 
-    Args:
-        build: the build.
-        layers: flags that say where the model's layers are computed: none, `-ngl 0` or `-ngl 99`.
+
+def probe_build(build: LlamaBuild, device: torch.device) -> Probe:
+    """Run a tiny Q4_0 model on a device, and see.
 
     Raises:
         CameraError: if it does not run it.
     """
+    flags = layer_flags(device)
     with TemporaryDirectory(prefix="camera-probe-") as scratch:
         _, twin = write_tiny(Path(scratch))
-        return _bench(build, layers, twin)
+        try:
+            return _bench(build, flags, twin)
+        except CameraError:
+            # A build without cards refuses to choose one, and says without that choice where it computes.
+            probe = _bench(build, flags[:2], twin)
+            if probe.why_not_on(device.type) is None:
+                raise
+            return probe
 
 
 def read_probe(test: Mapping[str, Any], errors: str = "") -> Probe:
@@ -92,16 +106,16 @@ def read_probe(test: Mapping[str, Any], errors: str = "") -> Probe:
     return Probe(backends, test.get("gpu_info"), mode)
 
 
-def ask_reading(build: LlamaBuild, layers: Sequence[str], device_name: str) -> Reading:
+def ask_reading(build: LlamaBuild, layers: Sequence[str], card: Mapping[str, str | None]) -> Reading:
     """Ask a build whether it reads Q4_0_64, or take a yes that the same build gave before for the same device, under the same
     GGML_* variables.
 
     Args:
         build: the build.
-        layers: as for `probe_build`; a backend reads types by itself, so it is asked on the device.
-        device_name: of the card.
+        layers: `layer_flags`; a backend reads types by itself, so it is asked on the device.
+        card: its name, and the versions below llama.cpp.
     """
-    asked = [build.digest(), list(layers), device_name, backend_settings()]
+    asked = [build.digest(), list(layers), dict(card), backend_settings()]
     kept = platformdirs.user_cache_path("camera-npu") / f"llama-cpp-{digest_json(asked)[:16]}.json"
     if kept.is_file():
         return Reading.read(kept, "remove it")
@@ -111,8 +125,11 @@ def ask_reading(build: LlamaBuild, layers: Sequence[str], device_name: str) -> R
     except CameraError as error:
         return Reading(reads=None, why_not=str(error))
     if reading.reads:  # a no may be a crash that will be mended
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, reading.model_dump(mode="json"))
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept, reading.model_dump(mode="json"))
+        except OSError as error:
+            log.warning("%s cannot be written, so that every run asks again: %s", kept, error)
     return reading
 
 

@@ -79,12 +79,12 @@ def test_a_build_whose_logits_are_right_runs_the_file_itself(
 def test_a_yes_is_kept_for_the_build_the_card_and_its_settings(
     build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(card: str = "910B") -> bool:
+    def asked(name: str = "910B", cann: str = "9.1") -> bool:
         before = (tmp_path / "calls.jsonl").stat().st_size if (tmp_path / "calls.jsonl").exists() else 0
-        assert ask_reading(find_build(build), FLAGS, card).reads
+        assert ask_reading(find_build(build), FLAGS, {"name": name, "cann": cann}).reads
         return (tmp_path / "calls.jsonl").stat().st_size > before
 
-    assert [asked(), asked(), asked("910C")] == [True, False, True]
+    assert [asked(), asked(), asked("910C"), asked(cann="9.2")] == [True, False, True, True]
     monkeypatch.setenv("GGML_CANN_ACL_GRAPH", "off")
     assert [asked(), asked()] == [True, False]
     (build / "build" / "bin" / "libggml.so").write_bytes(b"1")
@@ -106,7 +106,7 @@ def test_a_build_that_computes_something_else_does_not_read_it(
         written.unlink()
     else:
         written.write_bytes(b"text")
-    found = ask_reading(find_build(build), FLAGS, "910B")
+    found = ask_reading(find_build(build), FLAGS, {"name": "910B", "cann": "9.1"})
     assert found.reads is False
     said = {"crash": "exit code 1", "another file": "wrote no log-probabilities"}.get(
         wrong, "computes Q4_0_64 wrongly"
@@ -118,15 +118,15 @@ def test_where_nothing_can_be_asked_it_is_said_why(
     build: Path, tmp_path: Path, tiny_log_p: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "logits" / "q4_0.logits").write_bytes(as_written(np.roll(tiny_log_p, 1, axis=1)))
-    found = ask_reading(find_build(build), FLAGS, "910B")
+    found = ask_reading(find_build(build), FLAGS, {"name": "910B", "cann": "9.1"})
     assert found.reads is None
     assert "computes Q4_0 wrongly" in str(found.why_not)
     (build / "build" / "bin" / "llama-perplexity").unlink()
-    found = ask_reading(find_build(build), FLAGS, "910B")
+    found = ask_reading(find_build(build), FLAGS, {"name": "910B", "cann": "9.1"})
     assert found.reads is None
     assert "no llama-perplexity beside it" in str(found.why_not)
     monkeypatch.setenv("FAKE_LLAMA_BENCH", "crash")
-    found = ask_reading(find_build(build), FLAGS, "910B")
+    found = ask_reading(find_build(build), FLAGS, {"name": "910B", "cann": "9.1"})
     assert found.reads is None
     assert "exit code -11" in str(found.why_not)
 
@@ -138,6 +138,6 @@ def test_a_real_stock_build_is_found_not_to_read_it_and_to_compute_q4_0(tmp_path
     from camera.engines.parts.llama_probe import PERPLEXITY, distance_of
 
     found = find_build(Path(folder))
-    assert ask_reading(found, ("-ngl", "0"), "cpu").reads is False
+    assert ask_reading(found, ("-ngl", "0"), {"name": "cpu"}).reads is False
     _, twin = write_tiny(tmp_path)
     assert distance_of(str(found.beside(PERPLEXITY)), ("-ngl", "0"), twin) < 1e-3
