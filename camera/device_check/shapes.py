@@ -83,7 +83,7 @@ _ON_CPU: dict[str, Any] = {
     "copied_bytes": 1 << 30,
 }
 _TINY = Shapes(
-    *(128, 320, 256, 4, 2, 320),
+    *(128, 320, 256, 2, 1, 320),
     layers=2,
     walk_vocab=320,
     samples=4,
