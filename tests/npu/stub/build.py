@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def build(wheel: Path, cache: Path) -> Path:
     common = [path.read_text() for path in (*headers, next(wheel.glob("torch_npu-*/RECORD")))] + [
         torch.__version__
     ]
-    objects = [_compiled(source, wheel, cache, common) for source in sources]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda source: _compiled(source, wheel, cache, common), sources))
     out = cache / f"cann-{_digest(Path(__file__).read_text(), *(path.name for path in objects))}"
     if not out.exists():
         working = Path(f"{out}.{os.getpid()}")
