@@ -78,12 +78,15 @@ def slots_of(names: list[str], step: str, lease_seconds: float = LEASE_SECONDS) 
 
 def limit_names(request: Request) -> list[str]:
     """The limits of the devices that a request computes on: `camera-host-npu-0`."""
-    if "device" not in request.facts:
-        return []
     how = [section.execution() for section in request.options.values()]
-    settings = next((each for each in how if "device" in each), {})
-    name, count = str(settings.get("device", request.facts["device"])), int(settings.get("devices", 1))
-    return [limit_name(device.type, device.index or 0) for device in dict.fromkeys(devices_of(name, count))]
+    settings = next((each for each in how if "device" in each), request.facts)
+    if "device" not in settings:
+        return []
+    devices = dict.fromkeys(devices_of(str(settings["device"]), int(settings.get("devices", 1))))
+    # Rounding to the nearest gives the same everywhere, so that no fact names a device: it shares a CPU with others.
+    shares = "device" not in request.facts
+    numbers = [(device.type, device.index or 0) for device in devices if device.type != "cpu" or not shares]
+    return [limit_name(*number) for number in numbers]
 
 
 def limit_name(kind: str, number: int) -> str:

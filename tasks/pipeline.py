@@ -88,13 +88,14 @@ def build_pipeline(recipe: Recipe, sources: Sources) -> Pipeline:
     checkpoint, model = sources.checkpoint, sources.model
     base_model = _base_model(recipe)
     unpruned = f"{base_model.rpartition('/')[2]}-unpruned"  # the same for every recipe of this model
+    packing_baseline = QuantizeOptions(type=recipe.baseline, device=recipe.quantize.device)
     card = save.SaveOptions(base_model=base_model)
     steps = [
         _fetch("fetch calibration", "calibration", recipe.calibration, sources),
         *_pruned(recipe, checkpoint, model),
         Step("save", save.STAGE, Sections(card=card), {"model": sources.folder, "pruned": "prune"}),
         *_quantized("", recipe.name, recipe.quantize, "save"),
-        *_quantized(" baseline", unpruned, QuantizeOptions(type=recipe.baseline), model),
+        *_quantized(" baseline", unpruned, packing_baseline, model),
         *_evaluations(recipe, sources),
         _benchmark(recipe, model),
     ]

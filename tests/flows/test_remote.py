@@ -10,13 +10,13 @@ import torch
 from camera.devices import describe_device, devices_of, resolve_device
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
-from camera.options import BenchmarkOptions, CaptureOptions
+from camera.options import BenchmarkOptions, CaptureOptions, QuantizeOptions
 from flows.benchmark import check_device
 from flows.device_limits import limit_names
 from flows.remote import RemoteRequest
 from tasks.options import Sections
 from tasks.stage import Input, Request, RunReferences, Stage
-from tasks.stages import capture
+from tasks.stages import capture, quantize
 from tasks.stages.benchmark import STAGE
 from tasks.store import Store
 from tests.tasks.conftest import toy_stage
@@ -114,6 +114,10 @@ def test_a_run_of_two_ranks_holds_the_two_cards_that_it_computes_on(
     assert [name[-5:] for name in limit_names(capturing)] == ["npu-1", "npu-2"]
     computing = [str(device) for device in devices_of(options.device, options.devices)]
     assert computing == ["npu:1", "npu:2"]
+    packing = Request("quantize", quantize.STAGE, Sections(quantize=QuantizeOptions(device="npu:2")), {})
+    assert [name[-5:] for name in limit_names(packing)] == ["npu-2"]
+    on_cpu = Request("quantize", quantize.STAGE, Sections(quantize=QuantizeOptions(device="cpu")), {})
+    assert limit_names(on_cpu) == []
     beyond = CaptureOptions(device="npu:2", devices=2)
     with pytest.raises(CameraError, match="up to npu:3, which does not exist"):
         limit_names(Request("capture", capture.STAGE, Sections(capture=beyond), {}, {"device": "npu"}))

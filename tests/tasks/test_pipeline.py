@@ -67,6 +67,11 @@ def test_the_steps_of_a_recipe_are_these_in_this_order(recipe: MakeRecipe) -> No
     assert names(build(recipe())) == [name.strip() for name in STEPS.replace("\n", " ").split(",")]
 
 
+def test_the_baseline_is_packed_where_the_pruned_model_is(recipe: MakeRecipe) -> None:
+    steps = {step.name: step for step in build(recipe(quantize={"device": "cpu"})).steps}
+    assert {steps[name].options["quantize"].device for name in ("quantize", "quantize baseline")} == {"cpu"}
+
+
 def test_every_step_needs_only_earlier_ones(recipe: MakeRecipe) -> None:
     done: set[str] = set()
     for step in build(recipe()).steps:
