@@ -6,11 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from camera.devices import resolve_device
-from camera.engines.parts import step
+from camera.engines.parts import int4_choice, int4_npu, step
+from camera.engines.parts.int4_trials import TrialsError
 from camera.engines.torch_engine import TorchEngine
 from tests.npu.process import mark
 
 PROMPT, TOKENS, CAPACITY = [1, 5, 9, 33, 120, 7], 37, 56
+
+
+def decode_in_4_bits(folder: str, rows: int) -> None:
+    """The same of weights in the plain layout, with a kernel that takes no more than so many rows of a matrix."""
+
+    def no_trials(*given: Any) -> None:
+        raise TrialsError("trials have tests of their own")
+
+    int4_choice.try_layouts = no_trials
+    int4_npu.NpuInt4Linear.rows_limit = rows
+    decode(folder)
 
 
 def decode(folder: str, device: str = "npu:0") -> None:

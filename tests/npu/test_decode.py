@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.loading import load_model
+from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
 from tests.npu.decoding import PROMPT
 from tests.npu.process import OnNpu, Outcome
 from tests.npu.stub import wheel
@@ -59,15 +62,15 @@ class Decoded(NamedTuple):
     outcome: Outcome
 
     @classmethod
-    def by(cls, stub: Path, folder: Path, device: str = "npu:0") -> "Decoded":
+    def by(cls, stub: Path, folder: Path, call: str) -> "Decoded":
+        """A call of a function of tests.npu.decoding."""
         on_npu = OnNpu(wheel.unpacked(), stub, folder.parent)
-        code = f"from tests.npu.decoding import decode; decode({str(folder)!r}, {device!r})"
-        done = on_npu(code, time_out=900)
+        done = on_npu(f"from tests.npu.decoding import *; {call}", time_out=900)
         return cls(folder, json.loads(done.output.splitlines()[-1]), done)
 
     def check(self, model: str) -> None:
         """Against the CPU in float32: logits within half-precision rounding, and tokens the best ones but for that."""
-        reference = Checkpoint.open(self.folder / model).load_model(torch.float32)
+        reference = load_model(self.folder / model, "float32", "cpu")
         for how in ("eager", "graph"):
             found = self.found[model][how]
             tokens = found["tokens"]
@@ -87,7 +90,7 @@ def dense(stub: Path, tmp_path_factory: pytest.TempPathFactory) -> Decoded:
     for model_type in MODEL_TYPES:
         sizes = {"hidden": 256, "heads": 4, "kv_heads": 2, "layers": LAYERS}
         tiny_checkpoint(folder / model_type, model_type, dtype=torch.float16, **sizes)
-    return Decoded.by(stub, folder, "npu:1")
+    return Decoded.by(stub, folder, f"decode({str(folder)!r}, 'npu:1')")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def sparse(stub: Path, tmp_path_factory: pytest.TempPathFactory) -> Decoded:
     for model_type in (*FUSED_ATTENTION, *OTHERWISE):
         sizes = {} if model_type.startswith("deepseek_v") else {"hidden_size": 256, "head_dim": 64}
         tiny_moe_checkpoint(folder / model_type, model_type, dtype=torch.float16, **sizes)
-    return Decoded.by(stub, folder)
+    return Decoded.by(stub, folder, f"decode({str(folder)!r})")
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -143,3 +146,23 @@ def test_other_attention_decodes_as_it_is_and_the_report_says_why(sparse: Decode
     assert (step["layers"], step["fused layers"]) == ("plain", f"0 of {LAYERS}")
     assert OTHERWISE[model_type] in str(step["not fused"])
     sparse.check(model_type)
+
+
+def test_4_bit_products_with_their_bias_and_a_head_in_parts_are_launches_of_a_fused_layer_too(
+    stub: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden": 256, "heads": 4, "kv_heads": 2, "layers": LAYERS, "vocab": 704}
+    source = tiny_checkpoint(tmp_path / "source", "PanguEmbedded", dtype=torch.float16, **sizes)
+    packed = tmp_path / "models" / "packed"
+    quantize_checkpoint(Checkpoint.open(source), packed, QuantizeOptions(type="q4_0_64", device="cpu"))
+    decoded = Decoded.by(stub, packed.parent, f"decode_in_4_bits({str(packed.parent)!r}, 512)")
+    assert decoded.found["packed"]["engine"]["step"]["fused layers"] == f"{LAYERS} of {LAYERS}"
+    launched = decoded.outcome.launches("packed eager")
+    assert launched["aclnnWeightQuantBatchMatmulV2"] == LAYERS * 4 + 2
+    assert launched["aclnnCat"] == 1
+    around = launched.total() - LAYERS * 11
+    assert (
+        around <= sum(AROUND.values()) + NORM_AND_HEAD + 8
+    )  # two parts and their join; rows of 4-bit blocks unpacked
+    assert 34 * 11 + around <= 34 * 14  # what a layer of openPangu-7B may cost, with everything around
+    decoded.check("packed")
