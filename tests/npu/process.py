@@ -111,6 +111,8 @@ class OnNpu:
             "ASCEND_HOME_PATH": str(self.cann),
             "ASCEND_OPP_PATH": f"{self.cann}/opp",
             "STUB_LOG": str(log),
+            # Trials of kernels are kept there; those of the stub are no real card's, and serve all tests of a run.
+            "XDG_CACHE_HOME": str(self.folder.parent / "cache"),
             **({"STUB_STRICT": "1"} if strict else {}),
             **({} if fallback else {"TORCH_NPU_FALLBACK_CPU_DISABLE": "1"}),
         }
