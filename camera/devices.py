@@ -18,6 +18,7 @@ import torch
 from camera import heap
 from camera.ascend import causes, host
 from camera.ascend.pairing import why_unpaired
+from camera.blocking import blocking
 from camera.errors import CameraError
 from camera.versions import installed
 
@@ -28,7 +29,6 @@ BANDWIDTH_BUFFER_BYTES = 512 << 20
 _COPIED_BYTES = 4 << 30
 """Copied to measure an accelerator's; caches of hundreds of megabytes speed up what is smaller."""
 _TRIES = 5
-_BLOCKING = {"npu": "ASCEND_LAUNCH_BLOCKING", "cuda": "CUDA_LAUNCH_BLOCKING"}
 """With these the host waits for each launch, and times what no other process would see."""
 
 
@@ -301,9 +301,11 @@ def driver_versions(device: torch.device) -> dict[str, str | None]:
 
 def refuse_false_times(device: torch.device) -> None:
     """Raise CameraError where every time of a device would be wrong."""
-    name = _BLOCKING.get(device.type)
-    if name is not None and os.environ.get(name, "0") not in ("", "0"):
-        raise CameraError(f"{name} is set: the host waits for every launch, and times mean nothing; unset it")
+    if (name := blocking(device.type)) is not None:
+        raise CameraError(
+            f"{name} is set: the host waits for every launch, and times mean nothing; unset it. To look for an operator "
+            "that fails, run a single step, such as `camera prune`"
+        )
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Literal
 import psutil
 
 from camera.ascend import causes
-from camera.ascend.host import FALSIFYING, HELPFUL, HostFacts, facts
+from camera.ascend.host import HELPFUL, HostFacts, facts
+from camera.blocking import blocking
 from camera.versions import OPTIONAL, PACKAGES, installed
 
 Status = Literal["ok", "warn", "missing"]
@@ -146,7 +147,7 @@ def _ascend(host: HostFacts) -> list[Finding]:
 
 
 def _settings_advice(environment: Mapping[str, str]) -> str:
-    false = [name for name, value in FALSIFYING.items() if environment.get(name) == value]
+    false = [name for name in [blocking("npu", environment)] if name]
     unset = {name: value for name, value in HELPFUL.items() if name not in environment}
     return "; ".join(
         (
@@ -166,14 +167,14 @@ def _cards(host: HostFacts) -> Iterator[Finding]:
             causes.advice(host.npu_smi) or "install the driver's tools, or mount npu-smi into the container"
         )
         yield Finding("ascend", "cards", "warn", host.npu_smi, advice)
-    for card in host.cards:
+    for number, card in enumerate(host.visible):
         detail = (
             f"{card.name}, {_gib(card.used_bytes)} of {_gib(card.memory_bytes)} in use, health {card.health}"
         )
         advice = "" if card.health == "OK" else f"look at npu-smi info -t health -i {card.npu}"
         if busy := card.why_busy():
             detail, advice = f"{detail}; {busy}", "end it, or take another card: --device npu:N"
-        yield Finding("ascend", f"npu:{card.index}", "warn" if advice else "ok", detail, advice)
+        yield Finding("ascend", f"npu:{number}", "warn" if advice else "ok", detail, advice)
 
 
 def _engines() -> list[Finding]:

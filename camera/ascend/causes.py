@@ -7,6 +7,8 @@ messages, none of it was seen on a card here.
 import re
 from dataclasses import dataclass
 
+from camera.versions import installed
+
 SOURCE_CANN = (
     "source CANN's set_env.sh (/usr/local/Ascend/ascend-toolkit/set_env.sh or /usr/local/Ascend/cann/set_env.sh) before "
     "Python starts; on a machine without CANN uninstall torch_npu. TORCH_DEVICE_BACKEND_AUTOLOAD=0 is not enough: "
@@ -22,6 +24,12 @@ class _Cause:
     """A regular expression for the text of the error."""
     cause: str
     advice: str
+    beside: tuple[str, ...] = ()
+    """Distributions of which one must be installed, where the text alone may be of another machine's."""
+
+    def explains(self, text: str) -> bool:
+        here = not self.beside or any(map(installed, self.beside))
+        return here and re.search(self.pattern, text) is not None
 
 
 def _code(numbers: str) -> str:
@@ -45,6 +53,7 @@ _CAUSES = (
         rf"No module named '({'|'.join(CANN_MODULES)})'|{_code('50001')}",
         "a module that CANN's Python needs is missing in this environment",
         f"pip install {' '.join(CANN_MODULES.values())}",
+        beside=("torch-npu",),
     ),
     _Cause(
         _code("500001"),
@@ -91,6 +100,7 @@ _CAUSES = (
         r"0 active drivers|libtriton.*(cannot open|undefined symbol)|module 'triton\.\w+' has no attribute",
         "another triton than triton-ascend is installed, as a CUDA build of torch brings it, also on aarch64",
         "pip uninstall triton triton-ascend, install a CPU build of torch, and then triton-ascend if you need it",
+        beside=("torch-npu", "triton-ascend"),
     ),
 )
 
@@ -108,4 +118,4 @@ def advice(text: str) -> str | None:
 
 
 def _find(text: str) -> _Cause | None:
-    return next((known for known in _CAUSES if re.search(known.pattern, text)), None)
+    return next((known for known in _CAUSES if known.explains(text)), None)

@@ -33,8 +33,6 @@ HELPFUL = {
     "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
 }
 """Variables that torch_npu's users set for speed and memory. What they bring here was not measured."""
-FALSIFYING = {"ASCEND_LAUNCH_BLOCKING": "1"}
-"""Variables with which no time means anything: the host waits for every launch."""
 _IDLE_SHARE = 1 / 8
 """Share of a card's memory that the driver itself may take: idle cards of 32 and 64 GiB show up to 3.4 GiB in use."""
 
@@ -54,7 +52,7 @@ class Card(Result):
     """One chip, which torch calls one device."""
 
     index: int
-    """Its place in npu-smi's list: the N of `npu:N` where ASCEND_RT_VISIBLE_DEVICES does not choose."""
+    """Its place in npu-smi's list; which is `npu:N`, `HostFacts.visible` says."""
     npu: int
     """npu-smi's number of the card it is on."""
     name: str
@@ -102,6 +100,14 @@ class HostFacts(Result):
     """Whether torch_npu lays weights out in tiles (FRACTAL_NZ) when asked to; None while it is not loaded."""
     graphs: bool | None
     """Whether this torch_npu has NPUGraph; None while it is not loaded."""
+
+    @property
+    def visible(self) -> tuple[Card, ...]:
+        """The cards that torch calls `npu:0`, `npu:1` and so on: those that ASCEND_RT_VISIBLE_DEVICES names, or all."""
+        if (chosen := self.environment.get("ASCEND_RT_VISIBLE_DEVICES")) is None:
+            return self.cards
+        by_index = {str(card.index): card for card in self.cards}
+        return tuple(by_index[number] for each in chosen.split(",") if (number := each.strip()) in by_index)
 
     @property
     def present(self) -> bool:

@@ -7,11 +7,10 @@ import shutil
 import psutil
 
 from camera.ascend.host import facts
+from camera.blocking import blocking
 from camera.device_check.context import Context
 from camera.errors import CameraError
 from camera.versions import versions
-
-_BLOCKING = "ASCEND_LAUNCH_BLOCKING"
 
 
 def run(context: Context) -> None:
@@ -38,10 +37,10 @@ def run(context: Context) -> None:
     context.measure("memory of the host", psutil.virtual_memory().total, "B")
     context.measure("free memory of the host", psutil.virtual_memory().available, "B")
     context.measure("free disk", shutil.disk_usage(context.scratch).free, "B")
+    if (name := blocking(context.options.kind)) is not None:
+        raise CameraError(f"{name} is set, with which every time is another: unset it")
     if context.options.kind != "npu":
         return
-    if os.environ.get(_BLOCKING, "0") != "0":
-        raise CameraError(f"{_BLOCKING} is set, with which every time is another: unset it")
-    index = int(context.options.device.partition(":")[2] or 0)
-    if index < len(found.cards) and (busy := found.cards[index].why_busy()):
+    number = int(context.options.device.partition(":")[2] or 0)
+    if number < len(found.visible) and (busy := found.visible[number].why_busy()):
         raise CameraError(f"{busy}: what would be measured is not this card's; wait, or take another (npu:N)")

@@ -26,8 +26,19 @@ PTA = "NPU function error: {call}, error code is {code}\n[ERROR] (PID:1, Device:
         ("RuntimeError: 0 active drivers ([]). There should only be one.", "triton-ascend"),
     ],
 )
-def test_an_error_is_explained_with_what_to_do(text: str, advice: str) -> None:
+def test_an_error_is_explained_with_what_to_do(
+    text: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("camera.ascend.causes.installed", {"torch-npu": "2.10.0"}.get)
     assert re.search(advice, explain(text) or "")
+
+
+@pytest.mark.parametrize("text", ["No module named 'scipy'", "RuntimeError: 0 active drivers ([])."])
+def test_what_may_be_of_a_host_without_an_npu_is_not_explained_there(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("camera.ascend.causes.installed", {}.get)
+    assert explain(text) is None
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,15 @@ def test_an_npu_smi_that_shows_nothing_is_quoted(tmp_path: Path, output: str, co
 def test_only_the_variables_that_matter_are_kept() -> None:
     given = {"ASCEND_LAUNCH_BLOCKING": "1", "GGML_CANN_ACL_GRAPH": "on", "HF_TOKEN": "secret", "PATH": "/bin"}
     assert settings(given) == {"ASCEND_LAUNCH_BLOCKING": "1", "GGML_CANN_ACL_GRAPH": "on"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names"), [(None, [0, 1]), ("1", [1]), ("1,0", [1, 0]), (" 1 ", [1]), ("7", []), ("", [])]
+)
+def test_torch_numbers_the_cards_that_the_environment_lets_it_see(
+    tmp_path: Path, chosen: str | None, names: list[int]
+) -> None:
+    install_npu_smi(tmp_path, NARROW)
+    variable = {} if chosen is None else {"ASCEND_RT_VISIBLE_DEVICES": chosen}
+    found = facts(tmp_path, {"PATH": f"{tmp_path}:{os.environ['PATH']}", **variable})
+    assert [card.index for card in found.visible] == names
