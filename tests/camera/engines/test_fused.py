@@ -57,6 +57,21 @@ def test_tokens_and_logits_are_transformers_at_every_length(
     check_tokens_and_logits(engine, folder)
 
 
+def test_attention_that_does_not_heed_the_mask_is_found(
+    tmp_path: Path, npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = npu.npu_fused_infer_attention_score
+
+    def sees_everything(*given: Any, atten_mask: torch.Tensor, **options: Any) -> Any:
+        return attend(*given, atten_mask=torch.zeros_like(atten_mask), **options)
+
+    monkeypatch.setattr(npu, "npu_fused_infer_attention_score", sees_everything)
+    engine, _ = loaded(checkpoint(tmp_path / "model"))
+    said = engine.describe()["step"]
+    assert said["layers"] == PLAIN
+    assert "its output differs by" in str(said)
+
+
 def test_a_layer_that_computes_something_else_stays_as_it_is_between_fused_ones(
     tmp_path: Path, npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
