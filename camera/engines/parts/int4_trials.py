@@ -36,8 +36,12 @@ from camera.files import write_json
 log = logging.getLogger(__name__)
 
 VARIANTS = tuple(Variant(layout, precise) for layout in LAYOUTS for precise in (0, 1))
-_START_SECONDS, _TRIAL_SECONDS, _END_SECONDS = 300.0, 180.0, 10.0
+_START_SECONDS, _TRIAL_SECONDS, _END_SECONDS = 300.0, 60.0, 10.0
 """What a process may take to open the device, for one trial, and to end."""
+_MOST_LOST = 2
+"""Shapes at which a variant may lose its process; then it is given up."""
+_PASSING = re.compile(r"out of memory|\b(EL0004|207001|507033)\b")
+"""In the reason of a failure: what another user of the card may be the cause of, so that it is not kept."""
 _PROGRAM = f"import sys; from {__name__} import work; work(int(sys.argv[1]))"
 """What a process runs; `multiprocessing` would run the caller's own program again, up to where it came to here."""
 _TOLD_CHARACTERS = 500
@@ -82,9 +86,7 @@ def try_layouts(
     identity = _identity(device)
     found = {trial.key: trial for trial in _known(cache_file(identity), identity)}
     wanted = [Key(*variant, *shape, count) for variant in VARIANTS for shape in shapes for count in tokens]
-    if fresh:
-        found = {key: trial for key, trial in found.items() if key not in wanted}
-    missing = [key for key in wanted if key not in found]
+    missing = [key for key in wanted if fresh or key not in found]
     try:
         for variant in VARIANTS:
             for trial in _tried([key for key in missing if key.variant == variant], device):
@@ -134,9 +136,12 @@ def _known(file: Path, identity: Mapping[str, str | None]) -> list[Trial]:
 
 
 def _keep(identity: dict[str, str | None], trials: Sequence[Trial]) -> None:
-    """Write the cache file, without shapes for which nothing was right: a busy card may be the cause."""
+    """Write the cache file, without what a busy card may be the cause of: shapes for which nothing was right, and more."""
     right = {trial.key.shape for trial in trials if trial.error is None}
-    kept = _Kept(identity=identity, trials=[trial for trial in trials if trial.key.shape in right])
+    lasting = [
+        trial for trial in trials if trial.key.shape in right and not _PASSING.search(trial.error or "")
+    ]
+    kept = _Kept(identity=identity, trials=lasting)
     try:
         write_json(cache_file(identity), kept.model_dump())
     except CameraError as error:
@@ -150,6 +155,10 @@ def _tried(keys: Sequence[Key], device: torch.device) -> Iterator[Trial]:
     try:
         for key in keys:
             reason = LAYOUTS[key.layout].why_not(*key.shape) or failed.get(key.shape)
+            if reason is None and len(failed) == _MOST_LOST:
+                reason = (
+                    f"not tried: {_MOST_LOST} shapes failed, the last with this: {list(failed.values())[-1]}"
+                )
             if reason is None:
                 worker = worker or _Worker(device)
                 answer = worker.ask(key)

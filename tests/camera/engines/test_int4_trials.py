@@ -94,6 +94,49 @@ def test_a_variant_that_fails_loses_its_shape_and_no_other(
     assert len(errors) == 2 * 3
 
 
+def test_a_variant_that_loses_two_processes_is_given_up(
+    worker: type[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = [Shape(rows, 512, 64) for rows in (64, 128, 192, 256)]
+    monkeypatch.setattr(Worker, "ask", lambda self, key: "vector core exception")
+    errors = [trial.error for trial in tried(shapes, tokens=(1,))]
+    assert worker.started == 2
+    assert errors[:2] == ["vector core exception"] * 2
+    assert all("not tried: 2 shapes failed" in str(error) for error in errors[2:])
+
+
+def test_a_failure_that_another_user_of_the_card_may_cause_is_not_kept(
+    worker: type[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int4_trials, "VARIANTS", (Variant("plain", 0), Variant("transposed", 0)))
+    monkeypatch.setattr(
+        Worker,
+        "ask",
+        lambda self, key: (
+            key.failed("NPU out of memory")
+            if key.layout == "transposed"
+            else Trial(**key._asdict(), microseconds=1)
+        ),
+    )
+    tried(SHAPES)
+    kept = json.loads(cache_file({"card": "Ascend910B1"}).read_text())["trials"]
+    assert {trial["layout"] for trial in kept} == {"plain"}
+
+
+def test_a_fresh_try_that_cannot_start_keeps_what_was_known(
+    worker: type[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tried(SHAPES)
+
+    def refuses(self: Worker, device: torch.device) -> None:
+        raise TrialsError("no process for trials can be started")
+
+    monkeypatch.setattr(Worker, "__init__", refuses)
+    with pytest.raises(TrialsError):
+        tried(SHAPES, fresh=True)
+    assert tried(SHAPES) == first
+
+
 def test_what_was_found_is_read_the_second_time_and_forgotten_with_a_new_version(
     worker: type[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
