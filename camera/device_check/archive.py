@@ -21,13 +21,14 @@ def write_report(report: CheckReport, options: CheckOptions, out: Path) -> Path:
         The archive, `NAME.tar.gz`: the report, its schema, the page, a log for each step, and the sha256 of all of them, in
         the form that `sha256sum --check` reads.
     """
+    out = out.resolve()
     redact = Redactor(options, out)
     clean = CheckReport.model_validate_json(redact(report.model_dump_json()))
     write_json(out / REPORT, clean.model_dump(mode="json"))
     write_json(out / SCHEMA, CheckReport.model_json_schema())
     _write(out / PAGE, render_page(clean))
-    logs = sorted(path.relative_to(out).as_posix() for path in (out / "logs").glob("*.log"))
-    names = [REPORT, SCHEMA, PAGE, *logs]
+    ran = [f"logs/{step.name}.log" for step in report.steps if step.verdict != "skipped"]
+    names = [REPORT, SCHEMA, PAGE, *(name for name in ran if (out / name).is_file())]
     digests = [f"{hashlib.sha256((out / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     _write(out / DIGESTS, "".join(digests))
     archive = out.with_name(f"{out.name}.tar.gz")

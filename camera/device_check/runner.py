@@ -24,6 +24,10 @@ from camera.locks import output_lock
 from camera.options import CheckOptions
 from camera.versions import versions
 
+_MARK, _MEANING = (
+    ".npu-check",
+    "This folder was made by `camera npu-check`, which removes and replaces files in it.\n",
+)
 _FELL_BACK = "fall back to run on the CPU"
 """What a torch_npu warns of that cannot be forbidden it."""
 _LAST_CHARACTERS = 4000
@@ -39,18 +43,29 @@ def check(
 
     Args:
         options: what to check.
-        out: the folder for steps and logs, which may hold those of an earlier run.
+        out: the folder for steps and logs: missing, empty, or of an earlier run.
         tell: told of every step.
         steps: what is run, in this order.
 
     Raises:
-        CameraError: for an unknown step, or if another process works in the same folder.
+        CameraError: for an unknown step, for a folder of something else, or if another process works in it.
     """
+    out = out.resolve()
     names = [step.name for step in steps]
     if unknown := set(options.again) - set(names):
         raise CameraError(f"again: {', '.join(sorted(unknown))} is none of {', '.join(names)}")
     with output_lock(out):
+        _claim(out)
         return _Check(options, out, tell or (lambda step, record: None)).run(steps)
+
+
+def _claim(out: Path) -> None:
+    """Mark a folder as a check's, in which files are removed and sent; raises CameraError if it holds anything else."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / _MARK).is_file():
+        if any(out.iterdir()):
+            raise CameraError(f"{out} is not empty, and no check made it: name a new folder")
+        (out / _MARK).write_text(_MEANING, encoding="utf-8")
 
 
 class _Check:
@@ -133,7 +148,7 @@ class _Check:
         scratch.mkdir(parents=True)
         began = perf_counter()
         try:
-            code = run_apart(step, self.options, findings.absolute(), scratch.absolute(), log)
+            code = run_apart(step, self.options, findings, scratch, log)
         finally:
             shutil.rmtree(self.out / "work", ignore_errors=True)
             printed = self.redact(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else ""

@@ -65,3 +65,17 @@ def test_the_digests_are_what_sha256sum_reads(tmp_path: Path) -> None:
     out = tmp_path / "found"
     write_report(check(CPU, out, steps=(toy("good", "pass"),)), CPU, out)
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=True)
+
+
+def test_the_folder_one_stands_in_is_taken_and_logs_of_no_step_stay_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "found"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    report = check(CPU, Path(), steps=(toy("good", "pass"),))
+    (out / "logs" / "mine.log").write_text("private")
+    archive = write_report(report, CPU, Path())
+    assert archive == tmp_path / "found.tar.gz"
+    with tarfile.open(archive) as tar:
+        assert [name for name in tar.getnames() if name.endswith(".log")] == ["npu-check/logs/good.log"]

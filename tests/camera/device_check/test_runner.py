@@ -107,6 +107,16 @@ def test_what_does_not_apply_or_was_not_asked_for_is_no_failure(tmp_path: Path) 
     assert [each.cause for each in report.steps] == ["is for npu", "--model was not given"]
 
 
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    thesis = tmp_path / "work" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    with pytest.raises(CameraError, match="is not empty, and no check made it: name a new folder"):
+        checked(tmp_path, toy("good", "pass"))
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+    assert thesis.read_text() == "mine"
+
+
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CameraError, match="again: nonsense is none of host, imports"):
         check(CPU.model_copy(update={"again": ("nonsense",)}), tmp_path)
