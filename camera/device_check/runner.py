@@ -199,7 +199,10 @@ def _judged(step: Step, key: str, lines: list[Line], code: int | None, printed: 
 def _why(one: Measurement) -> str:
     if one.error is not None:
         return shorten(one.error, _LONGEST_ERROR, placeholder=" …")
-    bound = f"more than {one.at_most:.3g}" if one.at_most is not None else f"less than {one.at_least:.3g}"
+    if one.value is None:
+        return "has no value"
+    above = one.at_most is not None and one.value > one.at_most
+    bound = f"more than {one.at_most:.3g}" if above else f"less than {one.at_least:.3g}"
     return f"{one.value:.3g} {one.unit}".strip() + f" is {bound}"
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from camera.results import Result
 
@@ -33,10 +33,18 @@ class Measurement(Result):
     optional: bool = False
     """Whether the step passes without it: one of several ways, of which one must work."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_value_that_json_lacks(cls, given: dict[str, Any]) -> dict[str, Any]:
+        value = given.get("value")
+        if value is None or math.isfinite(value):
+            return given
+        return given | {"value": None, "error": given.get("error") or f"{value} came out"}
+
     @property
     def holds(self) -> bool:
         """Whether there is a value, within its bounds."""
-        if self.error is not None or self.value is None or not math.isfinite(self.value):
+        if self.error is not None or self.value is None:
             return False
         return (self.at_most is None or self.value <= self.at_most) and (
             self.at_least is None or self.value >= self.at_least

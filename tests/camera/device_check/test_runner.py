@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from camera.device_check.plan import STEPS
-from camera.device_check.runner import check
+from camera.device_check.runner import _why, check
 from camera.device_check.schema import CheckReport, StepRecord
 from camera.errors import CameraError
 from camera.options import CheckOptions
@@ -64,6 +64,16 @@ def test_an_error_has_its_cause_and_what_to_do(tmp_path: Path) -> None:
     assert "set_env.sh" in found["bad"].advice
     assert "will fall back to run on the CPU" in found["slow"].cause
     assert found["miss"].cause == "1 of 3 do not hold: error: 2 is more than 1"
+
+
+def test_a_figure_that_is_no_number_is_a_failure_with_a_reason(tmp_path: Path) -> None:
+    found = checked(tmp_path, toy("bad", "miscompute"))["bad"]
+    assert found.cause == (
+        "4 of 5 do not hold: error: nan came out; time: inf came out; forgotten: has no value; and 1 more"
+    )
+    assert [one.value for one in found.measurements] == [3, None, None, None, 1]
+    [low] = found.values("sum")
+    assert _why(low) == "1 is less than 2"
 
 
 def test_a_killed_check_takes_its_step_along_and_the_next_goes_on_there(tmp_path: Path) -> None:

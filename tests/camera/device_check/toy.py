@@ -32,6 +32,11 @@ def run(context: Context, do: str, name: str) -> None:
     if do == "miss":
         context.add(Measurement(what="error", value=2.0, at_most=1.0))
         context.add(Measurement(what="another way", error="not here", optional=True))
+    if do == "miscompute":
+        context.add(Measurement(what="error", value=float("nan"), at_most=1.0))
+        context.measure("time", float("inf"), "s")
+        context.add(Measurement(what="forgotten"))
+        context.add(Measurement(what="sum", value=1, at_least=2, at_most=2))
     if do == "fall back":
         sys.stdout.write("CAUTION: 'aten::x' will fall back to run on the CPU\n")
     if do == "print":
