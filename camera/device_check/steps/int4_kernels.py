@@ -4,8 +4,10 @@ On an NPU each layout of weights is tried in processes of its own (`int4_trials`
 16-bit product of the same shape stands beside.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ from camera.engines.parts.int4_measure import (
     seconds_of,
     tokens_and_products,
 )
-from camera.engines.parts.int4_trial import Shape, Trial, random_blocks
+from camera.engines.parts.int4_trial import Key, Shape, Trial, random_blocks
 from camera.engines.parts.int4_trials import try_layouts
 from camera.registry import BLOCK_FORMATS
 
@@ -101,34 +103,40 @@ def _judge(context: Context, of: dict[str, str | int], trials: list[Trial]) -> N
 
 
 def _trials_here(shape: Shape, device: torch.device) -> Iterator[Trial]:
-    """The kernels of a GPU or a CPU, in this process."""
+    """The kernels of a GPU or a CPU, in this process; one that fails is not asked again."""
     blocks = random_blocks(shape)
     for kind in KERNELS[device.type]:
         reason = kind.why_not(*shape)
-        if reason is None:
-            layer = kind(blocks, None, device)
-            x_MK, exact_MN = tokens_and_products(blocks, max(TOKENS), kind.dtype)
+        made: tuple[Int4Linear, torch.Tensor, torch.Tensor] | None = None
         for tokens in TOKENS:
-            trial = Trial(
-                layout=kind.kernel, inner_precise=0, **shape._asdict(), tokens=tokens, kernel=kind.kernel
+            found: dict[str, Any] = {}
+            try:
+                if reason is None:
+                    made = made or (
+                        kind(blocks, None, device),
+                        *tokens_and_products(blocks, max(TOKENS), kind.dtype),
+                    )
+                    found = _tried_here(*made, tokens, device)
+            except FAILURES as error:
+                reason = f"failed with {tokens} tokens: {type(error).__name__}: {error}"
+            yield Trial(
+                **Key(kind.kernel, 0, *shape, tokens)._asdict(),
+                kernel=kind.kernel,
+                **({"error": reason} if reason else found),
             )
-            if reason is not None:
-                yield trial.model_copy(update={"error": reason})
-                continue
-            error = relative_error(layer, x_MK[:tokens], exact_MN[:tokens], device)
-            if is_wrong(kind, error):
-                told = f"off by {error:.1%} against dequantised weights"
-                yield trial.model_copy(update={"relative_error": error, "error": told})
-                continue
-            recorded = device.type in GRAPHS
-            seconds = seconds_of(layer, device, tokens, recorded=recorded)
-            yield trial.model_copy(
-                update={
-                    "relative_error": error,
-                    "recorded": recorded,
-                    "microseconds": round(1e6 * seconds, 2),
-                }
-            )
+
+
+def _tried_here(
+    layer: Int4Linear, x_MK: torch.Tensor, exact_MN: torch.Tensor, tokens: int, device: torch.device
+) -> dict[str, Any]:
+    """What a trial found."""
+    error = relative_error(layer, x_MK[:tokens], exact_MN[:tokens], device)
+    found = {"relative_error": error if math.isfinite(error) else None}
+    if is_wrong(layer, error):
+        return found | {"error": f"off by {error:.1%} against dequantised weights"}
+    recorded = device.type in GRAPHS
+    seconds = seconds_of(layer, device, tokens, recorded=recorded)
+    return found | {"recorded": recorded, "microseconds": round(1e6 * seconds, 2)}
 
 
 class _Wide(Int4Linear):

@@ -54,6 +54,30 @@ def test_a_kernel_that_computes_something_else_is_wrong_and_has_no_time(
     assert not any(one.holds for one in ways)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda self, x: x.new_full((len(x), self.out_features), torch.nan), "off by nan%"),
+        (lambda self, x: x.not_there, "failed with 1 tokens: AttributeError"),
+    ],
+)
+def test_a_kernel_that_raises_or_gives_no_numbers_is_told_of_and_the_others_go_on(
+    context: Context, monkeypatch: pytest.MonkeyPatch, wrong: Any, reason: str
+) -> None:
+    from camera.engines.parts.int4_linear import CpuInt4Linear
+
+    class Broken(CpuInt4Linear):
+        kernel = "broken"
+        matmul = wrong
+
+    monkeypatch.setitem(int4_kernels.KERNELS, "cpu", (Broken, CpuInt4Linear))
+    int4_kernels.run(context)
+    broken = [one for one in found(context) if one.of.get("way") == "broken"]
+    assert {one.what for one in broken} == {"time of a product"}
+    assert all(str(one.error).startswith(reason) and one.optional for one in broken)
+    assert all(one.holds for one in found(context) if one not in broken)
+
+
 def test_an_operator_that_differs_or_raises_is_named_and_the_others_go_on(
     context: Context,
 ) -> None:
