@@ -23,12 +23,15 @@ def write_report(report: CheckReport, options: CheckOptions, out: Path) -> Path:
     """
     out = out.resolve()
     redact = Redactor(options, out)
-    clean = CheckReport.model_validate_json(redact(report.model_dump_json()))
+    clean = redact.result(report)
     write_json(out / REPORT, clean.model_dump(mode="json"))
     write_json(out / SCHEMA, CheckReport.model_json_schema())
     _write(out / PAGE, render_page(clean))
     ran = [f"logs/{step.name}.log" for step in report.steps if step.verdict != "skipped"]
-    names = [REPORT, SCHEMA, PAGE, *(name for name in ran if (out / name).is_file())]
+    logs = [name for name in ran if (out / name).is_file()]
+    for name in logs:  # again: a kill after a step leaves its log as it was printed
+        _write(out / name, redact((out / name).read_text(encoding="utf-8", errors="replace")))
+    names = [REPORT, SCHEMA, PAGE, *logs]
     digests = [f"{hashlib.sha256((out / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     _write(out / DIGESTS, "".join(digests))
     archive = out.with_name(f"{out.name}.tar.gz")

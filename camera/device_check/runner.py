@@ -154,9 +154,7 @@ class _Check:
             printed = self.redact(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else ""
             log.write_text(printed, encoding="utf-8")
         seconds = perf_counter() - began
-        if findings.is_file():
-            findings.write_text(self.redact(findings.read_text(encoding="utf-8")), encoding="utf-8")
-        lines = read_lines(findings)
+        lines = [self.redact.result(line) for line in read_lines(findings)]
         findings.unlink(missing_ok=True)
         return _judged(step, key, lines, code, printed).model_copy(update={"seconds": round(seconds, 2)})
 
