@@ -11,6 +11,8 @@ from camera.device_check.context import Context
 from camera.device_check.schema import Measurement
 
 _ALWAYS = ("numpy", "torch", "transformers", "safetensors", "gguf", "sentencepiece", "datasets")
+_EXTRAS = {"lm_eval": "tasks", "xllamacpp": "llama"}
+"""What our modules import that an extra brings."""
 _OTHERS_SHARE = 1 / 8
 """Of an accelerator's memory: if more is taken before anything is done here, somebody else works on it."""
 
@@ -29,8 +31,10 @@ def run(context: Context) -> None:
             importlib.import_module(name)
         except Exception as error:  # a library that is not found raises OSError, torch_npu RuntimeError
             reason = f"{type(error).__name__}: {error}"
+            if (extra := _missing_extra(error)) is not None:
+                reason = f"the extra `{extra}` is not installed: {error}"
             # What CANN's own Python wants is seen to be wanted by the operators.
-            optional = name in CANN_MODULES
+            optional = name in CANN_MODULES or extra is not None
             context.add(
                 Measurement(what="import", of={"module": name}, unit="s", error=reason, optional=optional)
             )
@@ -41,6 +45,13 @@ def run(context: Context) -> None:
             context.measure("import", perf_counter() - began, "s", module=name)
     context.measure("modules imported", len(modules))
     _use_device(context)
+
+
+def _missing_extra(error: Exception) -> str | None:
+    """The extra without which a module cannot be imported."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    return _EXTRAS.get((error.name or "").partition(".")[0])
 
 
 def _use_device(context: Context) -> None:

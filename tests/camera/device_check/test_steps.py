@@ -1,5 +1,6 @@
 """Steps in this process, where what they find can be looked at closely."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.synthetic import write_checkpoint
 from camera.device_check.context import Context, read_lines
 from camera.device_check.schema import Measurement
-from camera.device_check.steps import int4_kernels, operators, profile, quantizing
+from camera.device_check.steps import imports, int4_kernels, operators, profile, quantizing
 from camera.engines.parts.launches import launches_of
 from camera.engines.torch_engine import TorchEngine
 from camera.evaluation.perplexity import perplexity
@@ -30,6 +31,30 @@ def context(tmp_path: Path) -> Context:
 
 def found(context: Context) -> list[Measurement]:
     return [line.measurement for line in read_lines(context.findings) if line.measurement]
+
+
+def test_a_module_whose_extra_is_missing_is_told_of_and_no_failure(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "camera.evaluation.language_model", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    imports.run(context)
+    bad = [one for one in found(context) if not one.holds]
+    assert "camera.evaluation.language_model" in {one.of["module"] for one in bad}
+    assert all(one.optional and "the extra `tasks` is not installed" in str(one.error) for one in bad)
+
+
+def test_a_module_that_is_missing_for_no_extra_is_a_failure(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "camera.units", None)
+    monkeypatch.delitem(sys.modules, "camera.device_check.page", raising=False)
+    imports.run(context)
+    assert "camera.device_check.page" in {
+        one.of["module"] for one in found(context) if not one.holds and not one.optional
+    }
 
 
 def test_rounding_and_gptq_are_timed_and_leave_nothing(context: Context) -> None:
