@@ -46,7 +46,7 @@ STEPS: tuple[Step, ...] = (
     Step("host", "Host and versions", f"{_STEPS}host", 60),
     Step("imports", "Imports and the device", f"{_STEPS}imports", 120, ("host",)),
     Step("operators", "Operators against the CPU", f"{_STEPS}operators", 180, ("imports",)),
-    Step("int4-kernels", "4-bit kernels", f"{_STEPS}int4_kernels", 540, ("imports",)),
+    Step("int4-kernels", "4-bit kernels", f"{_STEPS}int4_kernels", 540, ("imports",), version=2),
     Step("launch-cost", "Cost of a launch", f"{_STEPS}launch_cost", 120, ("imports",)),
     Step("bandwidth", "Bandwidth", f"{_STEPS}bandwidth", 60, ("imports",)),
     Step("sameness", "The same as on the CPU", f"{_STEPS}sameness", 180, ("operators",)),

@@ -6,7 +6,7 @@ On an NPU each layout of weights is tried in processes of its own (`int4_trials`
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,11 +36,10 @@ _SIXTEEN_BITS, _TIME = "16 bits", "time of a product"
 def run(context: Context) -> None:
     """Try all; of each shape and type one way at least must be right."""
     device = context.device
+    parts = dict(_part(*each, KERNELS[device.type]) for each in context.shapes.matrices.items())
     matrices = {
-        (matrix, type): Shape(
-            rows_of_a_part(rows, KERNELS[device.type]), columns, BLOCK_FORMATS[type].block_length
-        )
-        for matrix, (rows, columns) in context.shapes.matrices.items()
+        (matrix, type): Shape(rows, columns, BLOCK_FORMATS[type].block_length)
+        for matrix, (rows, columns) in parts.items()
         for type in INT4_TYPES
     }
     of_shape: dict[Shape, list[dict[str, str | int]]] = defaultdict(list)
@@ -64,8 +63,17 @@ def run(context: Context) -> None:
         _judge(
             context, {"matrix": matrix, "type": type}, [each for each in trials if each.key.shape == shape]
         )
-    for matrix, (rows, columns) in context.shapes.matrices.items():
-        _measure_wide(context, matrix, (rows_of_a_part(rows, KERNELS[device.type]), columns))
+    for matrix, shape_of_part in parts.items():
+        _measure_wide(context, matrix, shape_of_part)
+
+
+def _part(
+    matrix: str, shape: tuple[int, int], kernels: Sequence[type[Int4Linear]]
+) -> tuple[str, tuple[int, int]]:
+    """What is multiplied with at once, by name, and its rows and columns: a matrix, or a part if no kernel takes all."""
+    rows = rows_of_a_part(shape[0], kernels)
+    parts = -(-shape[0] // rows)
+    return matrix if parts == 1 else f"{matrix}, one of {parts} parts", (rows, shape[1])
 
 
 def _tell(context: Context, of: dict[str, str | int], trial: Trial) -> None:
@@ -161,7 +169,7 @@ def _measure_wide(context: Context, matrix: str, shape: tuple[int, int]) -> None
     layer = _Wide(*shape, device)
     for tokens in TOKENS:
         of: dict[str, str | int] = {"matrix": matrix, "type": _SIXTEEN_BITS, "way": _SIXTEEN_BITS}
-        of["tokens"] = tokens
+        of |= {"tokens": tokens, "recorded": str(recorded)}
         try:
             seconds = seconds_of(layer, device, tokens, recorded=recorded)
         except FAILURES as error:

@@ -79,6 +79,17 @@ def test_a_kernel_that_computes_something_else_is_wrong_and_has_no_time(
     assert not any(one.holds for one in ways)
 
 
+def test_a_part_of_a_matrix_is_named_as_one(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = context.shapes.vocab
+    monkeypatch.setattr(int4_kernels.KERNELS["cpu"][0], "rows_limit", rows - 1)
+    int4_kernels.run(context)
+    ways = [one for one in found(context) if one.what == "ways that are right"]
+    tried = {one.of["matrix"]: one.of["rows"] for one in ways}
+    assert tried["head, one of 2 parts"] == rows / 2
+    assert "head" not in tried
+    assert {one.of["matrix"] for one in found(context)} == set(tried)
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
