@@ -25,6 +25,8 @@ class Step:
     kinds: tuple[Kind, ...] = ("npu", "cuda", "cpu")
     asks: str | None = None
     """The option without which it is not run."""
+    heeds: tuple[str, ...] = ()
+    """Further options that change its result, where they are given."""
     given: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `run`, plain JSON."""
     version: int = 1
@@ -79,7 +81,12 @@ STEPS: tuple[Step, ...] = (
         )
     ),
     *(
-        Step(name, title, f"{_STEPS}recipe", _DAY, ("sameness",), asks="model", given={"recipe": file})
+        Step(
+            *(name, title, f"{_STEPS}recipe", _DAY, ("sameness",)),
+            asks="model",
+            heeds=("llama_cpp", "llama_cpp_stock"),
+            given={"recipe": file},
+        )
         for name, title, file in (
             ("recipe", "The recipe for the 910B", "openpangu-7b-910b.yaml"),
             ("reference", "The reference's own settings", "openpangu-7b-reference.yaml"),

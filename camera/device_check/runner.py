@@ -127,6 +127,7 @@ class _Check:
 
     def _key(self, step: Step) -> str:
         """Of what the step's result depends on."""
+        heeded = {name: getattr(self.options, name) for name in (step.asks, *step.heeds) if name}
         return digest_json(
             {
                 "step": [step.name, step.version, step.given],
@@ -135,7 +136,7 @@ class _Check:
                 "host": self._host().get("identity"),
                 "camera": __version__,
                 "versions": versions(),
-                "asked": _stamp(getattr(self.options, step.asks)) if step.asks else None,
+                "heeded": {name: _stamp(path) for name, path in heeded.items() if path is not None},
             }
         )
 

@@ -76,7 +76,11 @@ def _tell(context: Context, results: dict[str, Any]) -> None:
             beside = _PUBLISHED["nine tasks"].get(row["id"])
             value = 100 * accuracy["value"]
             context.add(Measurement(what="mean accuracy", of=of, value=value, unit="%", beside=beside))
-    for timed in results["benchmark"]:
+    rows = results["benchmark"]
+    if not any(timed["decode_ms"] is not None for timed in rows):
+        error = "; ".join(sorted({str(timed["failure"]) for timed in rows})) or "the recipe timed nothing"
+        context.add(Measurement(what="rows that were timed", value=0, at_least=1, error=error))
+    for timed in rows:
         of = {"model": timed["model"], "engine": timed["engine"], "decode": timed["decode"]}
         if timed["decode_ms"] is None:
             context.add(Measurement(what="time of a token", of=of, error=timed["failure"], optional=True))

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from camera.device_check.plan import STEPS
-from camera.device_check.runner import _why, check
+from camera.device_check.runner import _Check, _why, check
 from camera.device_check.schema import CheckReport, StepRecord
 from camera.errors import CameraError
 from camera.options import CheckOptions
@@ -40,6 +40,22 @@ def test_other_options_make_another_result(tmp_path: Path) -> None:
     for options in (CPU, CheckOptions(device="cpu", quick=True)):
         checked(tmp_path, toy("good", "pass"), options=options)
     assert runs(tmp_path, "good") == 2
+
+
+def test_another_build_makes_another_result_of_the_recipes(tmp_path: Path) -> None:
+    steps = [step for step in STEPS if step.asks == "model"]
+    assert [step.name for step in steps] == ["recipe", "reference"]
+    for number in (1, 2):
+        (tmp_path / f"build{number}").mkdir()
+    for step in steps:
+        for option in ("llama_cpp", "llama_cpp_stock"):
+            keys = set()
+            for build in (None, tmp_path / "build1", tmp_path / "build2"):
+                options = CheckOptions(device="cpu", tiny=True, model=tmp_path).model_copy(
+                    update={option: build}
+                )
+                keys.add(_Check(options, tmp_path / "check", lambda step, record: None)._key(step))
+            assert len(keys) == 3
 
 
 def test_a_step_that_crashes_is_failed_and_the_next_goes_on(tmp_path: Path) -> None:

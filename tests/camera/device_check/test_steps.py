@@ -12,7 +12,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.synthetic import write_checkpoint
 from camera.device_check.context import Context, read_lines
 from camera.device_check.schema import Measurement
-from camera.device_check.steps import imports, int4_kernels, operators, profile, quantizing
+from camera.device_check.steps import imports, int4_kernels, operators, profile, quantizing, recipe
 from camera.engines.parts.launches import launches_of
 from camera.engines.torch_engine import TorchEngine
 from camera.evaluation.perplexity import perplexity
@@ -182,6 +182,19 @@ def test_all_that_pruning_perplexity_and_decoding_launch_is_among_the_cases(cont
     step.begin(engine._next_11, 1)
     launched += launches_of(lambda: step.run(step.visible[0]))
     assert launched.keys() - tried.keys() - ON_THE_HOST - PARTS == set()
+
+
+@pytest.mark.parametrize(
+    ("times", "holds"), [((), False), ((None, None), False), ((None, {"median": 20.5}), True)]
+)
+def test_a_recipe_of_which_no_row_was_timed_does_not_pass(
+    context: Context, times: tuple[dict[str, float] | None, ...], holds: bool
+) -> None:
+    row = {"model": "original", "engine": "llama.cpp", "decode": 64, "failure": "no CANN in this build"}
+    recipe._tell(context, {"models": [], "benchmark": [{**row, "decode_ms": time} for time in times]})
+    assert all(one.holds or one.optional for one in found(context)) == holds
+    if times and not holds:
+        assert found(context)[0].error == "no CANN in this build"
 
 
 def test_a_table_of_kernels_is_added_up_by_their_type(tmp_path: Path) -> None:
