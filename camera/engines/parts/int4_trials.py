@@ -100,11 +100,18 @@ def try_layouts(
 
 
 def fastest(trials: Sequence[Trial], shape: Shape) -> Trial | None:
-    """Of the variants that are right for a shape with any number of tokens, the trial of the one that is fastest with one."""
+    """Of the variants that are right for a shape with any number of tokens, the trial of the one that is fastest with one.
+
+    A time with launches in it is no equal of a recorded one, so a variant that could be recorded comes first.
+    """
     ours = [trial for trial in trials if trial.key.shape == shape]
     wrong = {trial.key.variant for trial in ours if trial.error}
     single = [trial for trial in ours if trial.tokens == 1 and trial.key.variant not in wrong]
-    return min(single, key=lambda trial: trial.microseconds or float("inf"), default=None)
+    return min(
+        single,
+        key=lambda trial: (not trial.recorded, trial.microseconds or float("inf")),
+        default=None,
+    )
 
 
 def cache_file(identity: Mapping[str, str | None]) -> Path:

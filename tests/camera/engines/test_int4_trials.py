@@ -11,7 +11,7 @@ import torch
 
 from camera.engines.parts import int4_trials
 from camera.engines.parts.int4_trial import Key, Shape, Trial, Variant
-from camera.engines.parts.int4_trials import TrialsError, cache_file, try_layouts
+from camera.engines.parts.int4_trials import TrialsError, cache_file, fastest, try_layouts
 
 SHAPES = [Shape(128, 512, 64), Shape(256, 512, 64)]
 PROGRAM = """
@@ -184,3 +184,15 @@ def test_a_layout_that_does_not_take_a_shape_needs_no_process(
     (trial,) = tried([Shape(128, 512, 32)], tokens=(1,))
     assert trial.error == "the tiled layout takes groups of 64 or 128, not 32"
     assert worker.started == 0
+
+
+def test_a_time_with_its_launch_does_not_beat_a_recorded_one() -> None:
+    shape = Shape(64, 128, 64)
+
+    def trial(layout: str, microseconds: float, recorded: bool) -> Trial:
+        key = Key(layout, 0, *shape, 1)
+        return Trial(**key._asdict(), microseconds=microseconds, recorded=recorded)
+
+    launched, slow, fast = trial("plain", 1, False), trial("tiled", 3, True), trial("transposed", 2, True)
+    assert fastest([launched, slow, fast], shape) == fast
+    assert fastest([launched], shape) == launched
