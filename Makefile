@@ -34,7 +34,7 @@ NPU_WHEEL ?= 2.13.0
 NPU_PYTHON ?= $(BIN)/python
 test-npu: $(INSTALLED)  ## every command on the real torch_npu and a stub of CANN that computes on the CPU; docs/ascend-stub.md
 	NPU_WHEEL=$(NPU_WHEEL) $(NPU_PYTHON) -m tests.npu.stub.wheel
-	NPU_WHEEL=$(NPU_WHEEL) $(NPU_PYTHON) -m pytest -n 2 -m npu tests/npu
+	NPU_WHEEL=$(NPU_WHEEL) $(NPU_PYTHON) -m pytest -n 2 -m "npu and not real" tests/npu
 
 test-real: $(INSTALLED)  ## every command at openPangu-7B's shapes, two layers: results, time, memory; docs/limits.md
 	$(BIN)/python -m pytest -n 0 -m "real and not slow" tests/real

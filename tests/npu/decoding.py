@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from camera.devices import resolve_device
 from camera.engines.parts import int4_choice, int4_npu, step
 from camera.engines.parts.int4_trials import TrialsError
@@ -55,3 +57,27 @@ def _decoded(path: Path, device: str) -> dict[str, Any]:
         engine.decode(1)
         mark("after")
     return found
+
+
+def decode_three(folder: str, out: str) -> None:
+    """Decode three tokens by fused layers, eagerly; the last is marked `token`, and its logits are saved.
+
+    Prints the first two tokens and what the engine says of itself.
+    """
+
+    def no_trials(*given: Any) -> None:
+        raise TrialsError("a trial takes minutes at these shapes")
+
+    int4_choice.try_layouts = no_trials
+    step._TRIED_STEPS = 1
+    engine = TorchEngine(Path(folder), resolve_device("npu:0"), 16)
+    assert engine.step is not None
+    engine.step.choose(step.FUSED)
+    engine.step.replays = False
+    engine.prefill(PROMPT[:3])
+    tokens = engine.decode(2).tolist()
+    mark("token")
+    engine.decode(1)
+    mark("after")
+    save_file({"logits_V": engine.step.logits_V.float().cpu()}, out)
+    sys.stdout.write(json.dumps({"tokens": tokens, "engine": engine.describe()}) + "\n")
