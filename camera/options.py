@@ -402,10 +402,16 @@ class BenchmarkOptions(Options):
         return found
 
 
+def _named_device(name: str) -> str:
+    if not re.fullmatch(r"(npu|cuda)(:\d+)?|cpu", name):
+        raise ValueError(f"{name!r} is none of npu, npu:N, cuda, cuda:N, cpu")
+    return name
+
+
 class CheckOptions(Options):
     """What of a device is checked."""
 
-    device: Annotated[str, Field(pattern=r"^((npu|cuda)(:\d+)?|cpu)$")] = "npu"
+    device: Annotated[str, AfterValidator(_named_device)] = "npu"
     """`npu[:N]`, `cuda[:N]` or `cpu`."""
     model: Path | None = None
     """A checkpoint of openPangu-7B: the recipe for the 910B is run on it, and the one with the reference's settings."""

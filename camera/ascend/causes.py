@@ -50,6 +50,11 @@ _CAUSES = (
         SOURCE_CANN,
     ),
     _Cause(
+        r"No module named 'torch_npu'",
+        "torch_npu is not installed",
+        "install the extra `npu` on a host that has CANN (docs/ascend.md), or check another device (--device cuda, cpu)",
+    ),
+    _Cause(
         rf"No module named '({'|'.join(CANN_MODULES)})'|{_code('50001')}",
         "a module that CANN's Python needs is missing in this environment",
         f"pip install {' '.join(CANN_MODULES.values())}",

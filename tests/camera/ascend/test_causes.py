@@ -15,6 +15,7 @@ PTA = "NPU function error: {call}, error code is {code}\n[ERROR] (PID:1, Device:
         ("libascend_hal.so: cannot open shared object file: No such file or directory", "mount the host's"),
         (PTA.format(call="AclSetCompileopt(ACL_PRECISION_MODE)", code=500001), "'numpy<2'"),
         (PTA.format(call="aclnnLinalgVectorNorm", code=50001), "pip install attrs decorator psutil scipy"),
+        ("ModuleNotFoundError: No module named 'torch_npu'", "install the extra `npu`"),
         ("ModuleNotFoundError: No module named 'decorator'", "pip install attrs decorator"),
         ("NPU out of memory. Tried to allocate 20.00 MiB (NPU 0; 61.27 GiB total capacity)", "another one"),
         ("alloc device memory failed, runtime result = 207001[FUNC:ReportCallError]", "another one"),
