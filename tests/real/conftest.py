@@ -19,7 +19,9 @@ _WORKSHOP = pytest.StashKey[Workshop]()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The modules of this suite come last, in the order in which one needs another."""
-    items.sort(key=lambda item: _ORDER.index(item.path.stem) if item.get_closest_marker("real") else -1)
+    place = {name: number for number, name in enumerate(_ORDER)}
+    here = Path(__file__).parent
+    items.sort(key=lambda item: place.get(item.path.stem, -1) if item.path.parent == here else -1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
