@@ -1,6 +1,5 @@
 """Checkpoints of any size with random weights: the shapes are real, what they say is not."""
 
-from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -17,66 +16,12 @@ from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.checkpoints.weights import INDEX_NAME
 from camera.files import write_json
 from camera.models import family_of
+from camera.models.shapes import QWEN3_30B_A3B, PanguSizes
 
 _BLOCK = (1 << 20) - 3
 """Numbers that are drawn: a prime, so that no two rows of a matrix, however long, are the same ones."""
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How Qwen's tokenizers split text into words."""
-_MOE_CONFIG = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "decoder_sparse_step": 1,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "max_position_embeddings": 40960,
-    "mlp_only_layers": [],
-    "moe_intermediate_size": 768,
-    "norm_topk_prob": True,
-    "num_attention_heads": 32,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": False,
-}
-_CONFIG = {
-    "architectures": ["PanguEmbeddedForCausalLM"],
-    "model_type": "PanguEmbedded",
-    "bias": True,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 16e6,
-    "tie_word_embeddings": False,
-}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of an openPangu model."""
-
-    layers: int
-    hidden: int
-    ffn: int
-    vocab: int
-    heads: int
-    kv_heads: int
-    positions: int = 2048
-
-    def config(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Its config.json."""
-        return _CONFIG | {
-            "hidden_size": self.hidden,
-            "intermediate_size": self.ffn,
-            "max_position_embeddings": self.positions,
-            "num_attention_heads": self.heads,
-            "num_hidden_layers": self.layers,
-            "num_key_value_heads": self.kv_heads,
-            "torch_dtype": str(dtype).removeprefix("torch."),
-            "vocab_size": self.vocab,
-        }
 
 
 def write_checkpoint(
@@ -85,10 +30,10 @@ def write_checkpoint(
     """Write an openPangu checkpoint tensor by tensor, with a tokenizer of single bytes; memory stays at one tensor.
 
     Weights are one block of a million normal numbers over and over, scaled as an initialisation would be. `sizes` are the
-    fields of `Sizes`. Without `shard_bytes` each decoder layer is a shard, and so are what is before the layers and what is
+    fields of `PanguSizes`. Without `shard_bytes` each decoder layer is a shard, and so are what is before the layers and what is
     behind them.
     """
-    _write(folder, Sizes(**sizes).config(dtype), dtype, shard_bytes)
+    _write(folder, PanguSizes(**sizes).config(dtype), dtype, shard_bytes)
     _write_tokenizer(folder)
     return folder
 
@@ -102,7 +47,7 @@ def write_moe_checkpoint(
     own rows differ.
     """
     config = (
-        _MOE_CONFIG
+        QWEN3_30B_A3B
         | sizes
         | {
             "num_hidden_layers": layers,

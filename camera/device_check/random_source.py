@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from transformers import CONFIG_MAPPING
 
-from camera.checkpoints.synthetic import Sizes
 from camera.loading import Source
 from camera.models import family_of
+from camera.models.shapes import PanguSizes
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
 
@@ -18,7 +18,7 @@ _NUMBERS = (1 << 20) - 3
 """Drawn, and used over and over: a prime, so that no two rows of a matrix are the same ones."""
 
 
-def random_source(sizes: Sizes, type: BlockType | None = None) -> Source:
+def random_source(sizes: PanguSizes, type: BlockType | None = None) -> Source:
     """An openPangu model of some sizes.
 
     Args:

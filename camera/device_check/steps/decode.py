@@ -5,7 +5,6 @@ from time import perf_counter
 
 import torch
 
-from camera.checkpoints.synthetic import Sizes
 from camera.device_check.context import Context
 from camera.device_check.random_source import random_source
 from camera.device_check.schema import Measurement
@@ -13,6 +12,7 @@ from camera.devices import free_memory_bytes
 from camera.engines.parts.launches import launches_of
 from camera.engines.torch_engine import TorchEngine
 from camera.errors import CameraError
+from camera.models.shapes import PanguSizes
 from camera.options import BlockType
 from camera.units import bytes_text
 
@@ -69,7 +69,9 @@ def loaded(context: Context, type: BlockType | None, pruned: bool) -> TorchEngin
         CameraError: if the device has no room for the model.
     """
     shapes = context.shapes
-    source = random_source(Sizes(**shapes.sizes(shapes.layers, shapes.pruned_ffn if pruned else None)), type)
+    source = random_source(
+        PanguSizes(**shapes.sizes(shapes.layers, shapes.pruned_ffn if pruned else None)), type
+    )
     weights = shapes.weights(shapes.layers, pruned=pruned)
     need = int(weights * (2 if type is None else 0.6))
     if (free := free_memory_bytes(context.device)) < need:
