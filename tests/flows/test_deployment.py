@@ -114,6 +114,7 @@ def test_a_machine_serves_runs_and_stops(workplace: Workplace, served: dict[str,
     assert workplace.camera("serve", "--stop").stdout == "nothing was running\n"
     again = workplace.camera("run", "recipe.yaml", "--no-prefect")
     ran = [line.split()[1] for line in again.stdout.splitlines() if line.startswith("running")]
-    assert set(ran) <= {"report", "publish"}, (
-        "what both workers made the command line finds; the recipe differs"
+    assert set(ran) <= {"benchmark", "report", "publish"}, (
+        "what both workers made the command line finds; the recipe differs, and a speed measured elsewhere is filed "
+        "without that host's versions, which this one cannot know"
     )
