@@ -29,7 +29,7 @@ BANDWIDTH_BUFFER_BYTES = 512 << 20
 _COPIED_BYTES = 4 << 30
 """Copied to measure an accelerator's; caches of hundreds of megabytes speed up what is smaller."""
 _TRIES = 5
-"""With these the host waits for each launch, and times what no other process would see."""
+"""Of a measurement; the fastest counts."""
 
 
 def why_no_npu() -> str | None:
