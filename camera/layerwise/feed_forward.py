@@ -16,7 +16,7 @@ from camera.layerwise.experts import Matrices
 from camera.layerwise.gram import LayerGram
 from camera.layerwise.statistics import BlockStatistics, StatisticsSum, gather_channels
 from camera.layerwise.sums import ExactSum, sample_squares
-from camera.models.family import FEED_FORWARD, Block
+from camera.models.block import FEED_FORWARD, Block
 
 ACTIVATION_BUDGET_BYTES = 1 << 30
 """Most memory of a host that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""

@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from camera.errors import CameraError
+from camera.models.block import Block, Fused
 from camera.models.experts import Experts
-from camera.models.family import FAMILIES, Block, Family, Fused, Placed, Weight, named_weights
+from camera.models.family import FAMILIES, Family, named_weights
+from camera.models.weight import Placed, Weight
 
 _FUSED = "its checkpoints hold all experts of a layer in one tensor, and experts are pruned one by one"
 _REFUSED = {

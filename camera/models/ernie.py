@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from camera.models.experts import Config, Experts, Shared, whole
-from camera.models.family import FAMILIES, Family, Weight
+from camera.models.family import FAMILIES, Family
 from camera.models.gguf import STEP, GgufRules, Stated
+from camera.models.weight import Weight
 from camera.models.weights import FFN_NORM, attention_weights, decoder, dense_weights, expert_weights
 
 _WIDTH = "moe_intermediate_size"

@@ -7,130 +7,16 @@ stands for the decoder layer's number and `{expert}` for the expert's.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+from camera.models.block import FEED_FORWARD, Block, Fused
 from camera.models.experts import Config, Experts, whole
-from camera.models.gguf import GgufRules, Part
+from camera.models.gguf import GgufRules
+from camera.models.weight import LAYER, Placed, Weight
 from camera.registry import Registry
 
 Size = Callable[[Config], int]
-ATTENTION = ("query", "key", "value", "output")
-FEED_FORWARD = ("gate", "up", "down")
-LAYER = "model.layers.{layer}."
 _LAYER_NUMBER = re.compile(re.escape(LAYER).replace(r"\{layer\}", r"(\d+)"))
-
-
-class When(NamedTuple):
-    """A condition on config.json: whether a key is true, or false."""
-
-    key: str
-    default: bool
-    """What the family's models mean by a config without the key."""
-    expected: bool = True
-
-    def holds(self, config: Config) -> bool:
-        return bool(config.get(self.key, self.default)) == self.expected
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One weight, or one of every decoder layer, or one of every expert."""
-
-    name: str
-    role: str
-    """`embedding`, `attention_norm`, `query`, `key`, `value`, `output`, `query_norm`, `key_norm`, `ffn_norm`, `gate`, `up`,
-    `down`, `router`, `norm`, `head` or one of the family's own; a bias has the role of its matrix."""
-    shape: tuple[str, ...]
-    """Names of sizes, as `Family.size` knows them; `experts` is the dimension that loses what dropped experts had."""
-    gguf: str
-    """Its name in a GGUF file; those of all experts together have one."""
-    when: When | None = None
-    """None if every model of the family has it."""
-    reads: str | None = None
-    """What enters the linear layer; those of a layer with the same value share one input."""
-    layers: Literal["all", "dense", "sparse"] = "all"
-    """Which decoder layers have it: in a `sparse` one tokens are routed to experts."""
-    block: Literal["dense", "expert", "shared"] | None = None
-    """Of a feed-forward matrix: which kind of network it belongs to."""
-    exact: bool = False
-    """Whether it is kept in float32 in a GGUF file though it is a matrix, as routers are."""
-    parts: tuple[Part, ...] = ()
-    """What a GGUF file holds in place of it, in the order of each head's rows; `gguf` then names nothing."""
-
-    @property
-    def stored(self) -> tuple[str, ...]:
-        """Names of all that a GGUF file holds of it."""
-        return tuple(part.gguf for part in self.parts) or (self.gguf,)
-
-
-class Placed(NamedTuple):
-    """A weight in its place in a model."""
-
-    weight: Weight
-    layer: int
-    expert: int | None
-
-    @property
-    def name(self) -> str:
-        """In a Hugging Face checkpoint."""
-        return self.weight.name.format(layer=self.layer, expert=self.expert)
-
-    @property
-    def gguf(self) -> str:
-        """In a GGUF file."""
-        return self.weight.gguf.format(layer=self.layer)
-
-
-@dataclass(frozen=True)
-class Block:
-    """One gated feed-forward network of a decoder layer: full names of its matrices, gate and up [F, H], down [H, F]."""
-
-    prefix: str
-    """Of all names of the decoder layer."""
-    width_key: str
-    """The key of config.json that F is made of."""
-    gate: str
-    up: str
-    down: str
-    times: int = 1
-    """F is so many times what the key says."""
-    expert: int | None = None
-    """Its number, if tokens are routed to it."""
-    shared: bool = False
-    """Whether it stands beside experts and sees every token."""
-
-    @property
-    def names(self) -> tuple[str, str, str]:
-        """Names of gate, up and down."""
-        return self.gate, self.up, self.down
-
-    @property
-    def by_role(self) -> dict[str, str]:
-        """The names by `gate`, `up` and `down`."""
-        return dict(zip(FEED_FORWARD, self.names, strict=True))
-
-    @property
-    def label(self) -> str:
-        """What tells it from the layer's others: `experts.7`, `shared`; empty for the one of a dense layer."""
-        return "shared" if self.shared else "" if self.expert is None else f"experts.{self.expert}"
-
-    def linear(self, role: str) -> str:
-        """The linear layer of a role: its path in the decoder layer's module. An expert's matrices are no such layers."""
-        return self.by_role[role].removeprefix(self.prefix).removesuffix(".weight")
-
-    def width(self, config: Config) -> int:
-        """F."""
-        return self.times * whole(config, self.width_key)
-
-
-class Fused(NamedTuple):
-    """Where a matrix of an expert lies in transformers' model, which holds those of a layer together."""
-
-    parameter: str
-    """Name of the parameter [E, 2F, H] of all gates and ups, or [E, H, F] of all downs."""
-    expert: int
-    rows: slice
-    """Of the expert's part."""
 
 
 def _already_known() -> None:

@@ -3,8 +3,9 @@
 from functools import partial
 
 from camera.models.experts import Experts, Shared, enough_to_choose, whole
-from camera.models.family import FAMILIES, Family, When
+from camera.models.family import FAMILIES, Family
 from camera.models.gguf import SIGMOID, GgufRules, Stated
+from camera.models.weight import When
 from camera.models.weights import (
     HEAD_NORMS,
     attention_weights,

@@ -4,7 +4,8 @@ Published configs give numbers of experts and widths as lists with one for every
 """
 
 from camera.models.experts import Config, Experts, Shared
-from camera.models.family import ATTENTION, FAMILIES, Family, When
+from camera.models.family import FAMILIES, Family
+from camera.models.weight import ATTENTION, When
 from camera.models.weights import FFN_NORM, attention_weights, decoder, expert_weights, norm
 
 _WIDTH = "intermediate_size"

@@ -1,6 +1,8 @@
 """Llama, and what is built exactly like it."""
 
-from camera.models.family import ATTENTION, FAMILIES, FEED_FORWARD, Family, When
+from camera.models.block import FEED_FORWARD
+from camera.models.family import FAMILIES, Family
+from camera.models.weight import ATTENTION, When
 from camera.models.weights import decoder_weights
 
 _BIASES = {

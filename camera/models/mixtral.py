@@ -1,8 +1,9 @@
 """Mixtral (8x7B, 8x22B), and Phi-3.5-MoE, whose checkpoints name experts alike."""
 
 from camera.models.experts import Experts
-from camera.models.family import ATTENTION, FAMILIES, Family, Weight, When
+from camera.models.family import FAMILIES, Family
 from camera.models.gguf import GgufRules
+from camera.models.weight import ATTENTION, Weight, When
 from camera.models.weights import (
     FFN_NORM,
     attention_weights,

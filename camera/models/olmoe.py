@@ -1,8 +1,9 @@
 """OLMoE (1B-7B): every layer has experts; query and key are normed over all heads together."""
 
 from camera.models.experts import Config, Experts
-from camera.models.family import ATTENTION, FAMILIES, Family, When
+from camera.models.family import FAMILIES, Family
 from camera.models.gguf import Fixed, GgufRules, normalised
+from camera.models.weight import ATTENTION, When
 from camera.models.weights import FFN_NORM, attention_weights, decoder, expert_weights, norm
 
 

@@ -1,6 +1,7 @@
 """Qwen2 (biases on query, key, value) and Qwen3 dense (norms on query and key)."""
 
-from camera.models.family import ATTENTION, FAMILIES, Family, When
+from camera.models.family import FAMILIES, Family
+from camera.models.weight import ATTENTION, When
 from camera.models.weights import HEAD_NORMS, decoder_weights
 
 FAMILIES.register(

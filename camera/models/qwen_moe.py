@@ -1,8 +1,9 @@
 """Qwen2 and Qwen3 with mixture-of-experts layers (Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B; Qwen3-30B-A3B, 235B-A22B)."""
 
 from camera.models.experts import Config, Experts, Shared, layers_of, whole
-from camera.models.family import ATTENTION, FAMILIES, LAYER, Family, Weight, When
+from camera.models.family import FAMILIES, Family
 from camera.models.gguf import GgufRules, normalised
+from camera.models.weight import ATTENTION, LAYER, Weight, When
 from camera.models.weights import (
     FFN_NORM,
     GGUF,

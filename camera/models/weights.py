@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from camera.models.family import LAYER, Weight, When
+from camera.models.weight import LAYER, Weight, When
 
 GGUF = "blk.{layer}."
 """Start of the names of one decoder layer's tensors in a GGUF file."""

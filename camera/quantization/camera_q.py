@@ -29,7 +29,7 @@ from camera.layerwise.experts_pass import ExpertsPass
 from camera.layerwise.observers import sum_of_products
 from camera.layerwise.runner import LayerRunner
 from camera.models import Block
-from camera.models.family import FEED_FORWARD
+from camera.models.block import FEED_FORWARD
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 from camera.pruning.importance import block_importance

@@ -9,7 +9,7 @@ from camera.layerwise.experts_pass import Buffers, ExpertsPass
 from camera.layerwise.feed_forward import Samples
 from camera.layerwise.observers import advance
 from camera.layerwise.runner import LayerRunner
-from camera.models.family import FEED_FORWARD
+from camera.models.block import FEED_FORWARD
 
 
 class HiddenStates:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from camera.models.experts import Config, Experts, Shared, enough_to_choose, whole
-from camera.models.family import ATTENTION, FAMILIES, Family, Size, Weight, When
+from camera.models.family import FAMILIES, Family, Size
 from camera.models.gguf import SIGMOID, SOFTMAX, Fixed, GgufRules, Part, Stated, normalised
+from camera.models.weight import ATTENTION, Weight, When
 from camera.models.weights import (
     ATTENTION_NORM,
     FFN_NORM,

@@ -2,7 +2,8 @@
 such attention and experts in groups."""
 
 from camera.models.experts import Config, Experts, Shared, layers_of, whole
-from camera.models.family import ATTENTION, FAMILIES, LAYER, Family, Weight, When
+from camera.models.family import FAMILIES, Family
+from camera.models.weight import ATTENTION, LAYER, Weight, When
 from camera.models.weights import (
     FFN_NORM,
     attention_weights,

@@ -25,7 +25,7 @@ from camera.layerwise.experts_pass import ExpertsPass
 from camera.layerwise.observers import final_norm, input_products, sum_of_products
 from camera.layerwise.runner import LayerRunner
 from camera.models import Block
-from camera.models.family import FEED_FORWARD
+from camera.models.block import FEED_FORWARD
 from camera.options import QuantizeOptions
 from camera.quantization.compensated_q4 import put_into, store_by_gptq
 from camera.quantization.factor import Factor, factor_moments

@@ -7,7 +7,7 @@ import pytest
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.models import FAMILIES, named_weights
-from camera.models.family import FEED_FORWARD
+from camera.models.block import FEED_FORWARD
 from tests.tiny import MODEL_TYPES, tiny_checkpoint
 
 

@@ -15,7 +15,7 @@ from camera.checkpoints.safetensors_file import write_tensors
 from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.models import FAMILIES, family_of, family_of_architecture, named_weights
-from camera.models.family import FEED_FORWARD
+from camera.models.block import FEED_FORWARD
 from tests.conftest import REPOSITORY
 from tests.tiny import MOE_TYPES, tiny_moe_checkpoint
 

@@ -13,7 +13,7 @@ from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.digests import digest_files, files_below
 from camera.errors import CameraError
 from camera.formats.quantized_model import QuantizedModel
-from camera.models.family import FEED_FORWARD, Block
+from camera.models.block import FEED_FORWARD, Block
 from camera.options import QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.factor import factor_moments
