@@ -16,12 +16,12 @@ from camera.digests import canonical_json
 from camera.errors import CameraError
 from camera.files import refuse_occupied
 from camera.formats.cann import why_slow, why_wrong
+from camera.formats.convertible import architecture, describe
 from camera.formats.gguf_parser import BLOCK_TYPE_KEY, LINEAGE_KEY, TWIN_KEY
 from camera.formats.gguf_reader import GgufFile, GgufTensor, is_q4_0_64, open_gguf
 from camera.formats.gguf_tensors import output_tensors
-from camera.formats.gguf_tokenizer import write_tokenizer
 from camera.formats.gguf_writer import OutputTensor, Segment, gguf_file, stream_tensors
-from camera.formats.model_keys import size_label, write_model_keys
+from camera.formats.model_keys import size_label
 from camera.formats.quantized_model import QuantizedModel
 from camera.formats.types.q4_0_64 import Q4_0_64
 from camera.mapped import release_pages
@@ -68,24 +68,13 @@ def convert_to_gguf(
     """
     refuse_occupied(out_file)
     model = QuantizedModel.open(quantized_folder)
-    if model.family.gguf_architecture is None:
-        raise CameraError(
-            f"{model.folder} is a {model.family.model_type}, and llama.cpp has no architecture that computes it: "
-            "there is no GGUF file of such a model"
-        )
-    if (reason := model.family.gguf_rules.refuses(model.config)) is not None:
-        raise CameraError(f"{model.folder}: llama.cpp would not load a GGUF file of this model: {reason}")
-    tensors = output_tensors(model)
-    with gguf_file(out_file, model.family.gguf_architecture) as writer:
+    with gguf_file(out_file, architecture(model)) as writer:
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(name)
         writer.add_size_label(size_label(model))
-        warnings, computed = write_model_keys(writer, model)
-        tensors, concerns = _for_cann(computed + tensors)
+        warnings, computed = describe(writer, model, set(model.tensors))
+        tensors, concerns = _for_cann(computed + output_tensors(model))
         warnings += concerns
-        warnings += write_tokenizer(
-            writer, model.folder, model.tensors[model.family.name("embedding")].shape[0]
-        )
         block_type = _block_type(tensors, model.report.type)
         if lineage is not None:
             writer.add_string(LINEAGE_KEY, canonical_json(lineage))

@@ -1,6 +1,6 @@
 """A model's tensors as a GGUF file has them, and back: rows of heads permuted, experts end to end, latent matrices in parts."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from itertools import accumulate
 
@@ -8,21 +8,26 @@ import numpy as np
 
 from camera.errors import CameraError
 from camera.formats.gguf_writer import OutputTensor, Segment
+from camera.formats.model_keys import Described
 from camera.formats.quantized_model import QuantizedModel, TensorRecord
 from camera.formats.rope import interleave
 from camera.models import Placed, named_weights
 from camera.registry import BLOCK_FORMATS
 
 
+def refuse_strange(model: Described, names: Set[str]) -> None:
+    """Refuse tensors that have no place in a GGUF file of the model's family."""
+    if strange := names - named_weights(model.family, model.config).keys():
+        raise CameraError(f"{model.folder}: {min(strange)} has no place in a GGUF file")
+
+
 def output_tensors(model: QuantizedModel) -> list[OutputTensor]:
     """The model's tensors under their GGUF names, in the order of a file; reads none.
 
     Raises:
-        CameraError: if a tensor has no place in a file, or one that GGUF merges has experts missing or of several types.
+        CameraError: if a tensor that GGUF merges has experts missing or of several types.
     """
     weights = named_weights(model.family, model.config)
-    if strange := model.tensors.keys() - weights.keys():
-        raise CameraError(f"{model.folder}: {min(strange)} has no place in a GGUF file")
     tensors: list[OutputTensor] = []
     merged: dict[str, list[Placed]] = {}
     for name, placed in weights.items():

@@ -10,32 +10,10 @@ from gguf import TokenType
 
 from camera.errors import CameraError
 from camera.files import read_json
+from camera.formats.pre_tokenizers import RULES, rule_name
 
 _ADDED_SCORE = -1000.0
 _PADDING_SCORE = -10000.0
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPLIT = r"{}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_THREE_DIGITS = _SPLIT.format(_CONTRACTIONS, r"\p{N}{1,3}")
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_BYTE_LEVEL, _DIGITS = "byte level", "digits"
-_PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
-    (_SPLIT.format(_CONTRACTIONS, r"\p{N}"),): "qwen2",
-    (_THREE_DIGITS,): "llama-bpe",
-    (_BYTE_LEVEL,): "gpt-2",  # OLMoE's too, which llama.cpp also calls olmo
-    (
-        r"\p{N}{1,3}",
-        "[一-龥぀-ゟ゠-ヿ]+",
-        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ): "deepseek-v3",
-    (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-        rf"{_CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ): "gpt-4o",
-}
-"""llama.cpp's name of a splitting rule, by the regular expressions in tokenizer.json, in their order."""
-_DEEPSEEK = ("[\r\n]", r"\s?[A-Za-zµ", r"\s?[!-/:-~", r"\s+$", "[一-龥", _DIGITS)
-"""How the steps of DeepSeek's first rule start: the second goes on with a hundred ranges of letters."""
 
 
 @dataclass
@@ -139,7 +117,7 @@ def _write_byte_bpe(writer: gguf.GGUFWriter, folder: Path, rows: int) -> None:
                 f"{path} is no byte-level BPE, and there is no tokenizer.model beside it: copy tokenizer.model "
                 "from the source model"
             )
-        pre = _pre_tokenizer(_split_rule(tokenizer["pre_tokenizer"]), model)
+        pre = rule_name(tokenizer["pre_tokenizer"], bool(model.get("ignore_merges", False)))
         vocabulary = _Vocabulary.of_padding(rows)
         for text, number in model["vocab"].items():
             vocabulary.set(number, text, 0.0, TokenType.NORMAL, path)
@@ -153,33 +131,11 @@ def _write_byte_bpe(writer: gguf.GGUFWriter, folder: Path, rows: int) -> None:
     if pre is None:
         raise CameraError(
             f"{path} splits text by a rule that has no known name in llama.cpp; known are "
-            f"{', '.join(_PRE_TOKENIZERS.values())}, deepseek-llm and glm4. With a wrong name every prompt would be misread"
+            f"{', '.join(RULES)}. With a wrong name every prompt would be misread"
         )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     _write_vocabulary(writer, vocabulary, with_scores=False)
-
-
-def _split_rule(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
-    """The steps that split text before the merges: regular expressions, and names of those that tokenizers has built in."""
-    rule = []
-    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
-        if step["type"] == "Split":
-            rule.append(str(step["pattern"].get("Regex")))
-        elif step["type"] == "ByteLevel":
-            rule += [_BYTE_LEVEL] * bool(step.get("use_regex", True))
-        else:
-            rule.append(_DIGITS if step["type"] == "Digits" else str(step["type"]))
-    return tuple(rule)
-
-
-def _pre_tokenizer(rule: tuple[str, ...], model: dict[str, Any]) -> str | None:
-    """llama.cpp's name of a splitting rule; None if it has none."""
-    if len(rule) == len(_DEEPSEEK) and all(map(str.startswith, rule, _DEEPSEEK)):
-        return "deepseek-llm"
-    if rule == (_THREE_DIGITS,) and model.get("ignore_merges") is False:
-        return "glm4"  # the same rule, while `llama-bpe` takes words that are tokens whole and starts texts with a token
-    return _PRE_TOKENIZERS.get(rule)
 
 
 def _added_tokens(folder: Path, config: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:

@@ -1,7 +1,9 @@
 """The keys by which llama.cpp builds a model, from its config.json."""
 
+from collections.abc import Mapping
 from math import prod
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import gguf
 import numpy as np
@@ -18,6 +20,26 @@ _KINDS = {
     int: gguf.GGUFValueType.UINT32,
     float: gguf.GGUFValueType.FLOAT32,
 }
+
+
+class Shaped(Protocol):
+    """A tensor of a checkpoint or of a folder of packed tensors."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Described(Protocol):
+    """A checkpoint, or a folder of packed tensors: all that a file's keys are made of."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def family(self) -> Family: ...
+    @property
+    def tensors(self) -> Mapping[str, Shaped]: ...
 
 
 def size_label(model: QuantizedModel) -> str:
@@ -37,7 +59,7 @@ def size_label(model: QuantizedModel) -> str:
     return gguf.size_label(parameters, parameters - routed, routed // count, count)
 
 
-def write_model_keys(writer: gguf.GGUFWriter, model: QuantizedModel) -> tuple[list[str], list[OutputTensor]]:
+def write_model_keys(writer: gguf.GGUFWriter, model: Described) -> tuple[list[str], list[OutputTensor]]:
     """Add the architecture's keys.
 
     Returns:
@@ -89,7 +111,7 @@ def _computed(name: str, factors: np.ndarray) -> OutputTensor:
     return OutputTensor(name, "f32", factors.shape, (Segment(lambda: [bytes_]),))
 
 
-def _check_layers(model: QuantizedModel, stated: dict[str, Number]) -> None:
+def _check_layers(model: Described, stated: dict[str, Number]) -> None:
     """Refuse a model whose dense layers lie elsewhere than llama.cpp will look for them."""
     if model.family.experts is None:
         return

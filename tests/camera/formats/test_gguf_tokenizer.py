@@ -105,8 +105,8 @@ def test_a_splitting_rule_has_llama_cpp_s_name(tmp_path: Path, name: str) -> Non
     assert keys(tmp_path)[0]["pre"] == name
 
 
-@pytest.mark.parametrize(("ignores_merges", "name"), [(True, "llama-bpe"), (False, "glm4")])
-def test_the_rule_that_llama_3_and_glm_4_share_has_two_names(
+@pytest.mark.parametrize(("ignores_merges", "name"), [(True, "llama-bpe"), (False, "dbrx")])
+def test_the_rule_of_llama_3_has_a_name_for_either_order_of_words_and_merges(
     tmp_path: Path, ignores_merges: bool, name: str
 ) -> None:
     path = tiny_checkpoint(tmp_path, "qwen2") / "tokenizer.json"

@@ -1,0 +1,41 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.errors import CameraError
+from camera.files import read_json
+from camera.formats.convert import convert_to_gguf
+from camera.formats.convertible import check_convertible
+from camera.options import QuantizeOptions
+from camera.quantization.execute import quantize_checkpoint
+from tests.tiny import tiny_checkpoint
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**read_json(path), **changes}))
+
+
+def test_before_the_work_the_same_is_said_as_after_it(tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "model", "llama")
+    edit(model / "tokenizer_config.json", add_prefix_space=False)
+    expected = check_convertible(Checkpoint.open(model))
+    assert len(expected) == 1
+    quantize_checkpoint(Checkpoint.open(model), tmp_path / "packed", QuantizeOptions(type="f16"))
+    assert convert_to_gguf(tmp_path / "packed", tmp_path / "m.gguf", name="m")["warnings"] == expected
+
+
+def test_all_reasons_are_named_together_and_before_the_work_as_after_it(tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "model", "qwen2")
+    edit(model / "config.json", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    edit(model / "tokenizer.json", pre_tokenizer={"type": "WhitespaceSplit"})
+    quantize_checkpoint(Checkpoint.open(model), tmp_path / "packed", QuantizeOptions(type="f16"))
+    with pytest.raises(CameraError) as before:
+        check_convertible(Checkpoint.open(model))
+    with pytest.raises(CameraError) as after:
+        convert_to_gguf(tmp_path / "packed", tmp_path / "m.gguf", name="m")
+    for said in ("for 2 reasons", "dynamic", "splits text by a rule"):
+        assert said in str(before.value)
+    assert str(before.value) == str(after.value).replace(str(tmp_path / "packed"), str(model))
