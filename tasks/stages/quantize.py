@@ -64,7 +64,7 @@ def _beyond(asked: QuantizeOptions, source: Checkpoint) -> int:
 STAGE = register(
     Stage(
         "quantize",
-        4,
+        5,
         run,
         {"quantize": QuantizeOptions},
         needs,
