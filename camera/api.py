@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from camera.device_check.schema import CheckReport
     from camera.evaluation.divergence import DivergenceResult
     from camera.evaluation.perplexity import PerplexityResult
+    from camera.formats.gguf_import import ImportReport
     from camera.formats.quantized_model import QuantizeReport
     from camera.options import (
         BenchmarkOptions,
@@ -47,6 +48,38 @@ def open_checkpoint(folder: Place) -> "Checkpoint":
     checkpoint = Checkpoint.open(Path(folder))
     checkpoint.check_shapes()
     return checkpoint
+
+
+def import_gguf(
+    file: Place,
+    out: Place,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    progress: Progress = silent,
+) -> "ImportReport":
+    """Make a standard Hugging Face folder of a GGUF file, for all other commands and for transformers.
+
+    Config, weights, tokenizer, chat template and generation config; tensors of any type become the numbers that the file
+    stands for. Splits of text and special tokens are those of llama.cpp.
+
+    Examples: `camera import SmolLM2-135M-Instruct.Q4_1.gguf smollm2`
+
+    `camera import model-q8_0.gguf model --dtype bfloat16`
+
+    Args:
+        file: the .gguf file.
+        out: folder to make.
+        dtype: of the weights; auto is the narrowest of the file's float types that holds all its numbers, and float32 where
+            tensors are quantised.
+        progress: told of tensors.
+
+    Returns:
+        What the folder holds of the file, and what the file cannot say; `import.json` has the same.
+    """
+    from camera.files import atomic_folder
+    from camera.formats.gguf_import import import_file
+
+    with atomic_folder(Path(out)) as folder:
+        return import_file(Path(file), folder, dtype, progress)
 
 
 def capture(

@@ -12,6 +12,7 @@ from camera.cli.output import print_table, progress_bar, say
 
 if TYPE_CHECKING:
     from camera.benchmark.report import BenchmarkReport
+    from camera.formats.gguf_import import ImportReport
     from camera.formats.quantized_model import QuantizeReport
     from camera.report.schema import TaskScore
 
@@ -31,11 +32,29 @@ class Stage:
     """Given the command's name; gives what the function is told its progress by."""
     code: Callable[[Any], int] = lambda result: 0
     """The exit code for a result."""
+    called: str = ""
+    """The command's name, where it is not the function's."""
 
     @property
     def name(self) -> str:
         """Of the command."""
-        return self.run.__name__.replace("_", "-")
+        return self.called or self.run.__name__.replace("_", "-")
+
+
+def _import(report: "ImportReport", values: dict[str, Any]) -> None:
+    from camera.report.words import percent
+
+    held = ", ".join(f"{count} {type}" for type, count in report.types.items())
+    say(f"{report.parameters:,} weights ({held}) as {report.dtype}: {values['out']}")
+    if report.rounded:
+        say(
+            f"{report.rounded} tensors hold numbers that {report.dtype} rounds: {percent(report.rounding_error)} of their "
+            "RMS; --dtype float32 keeps them all"
+        )
+    else:
+        say(f"every number is that of {report.file}")
+    for line in report.unknown:
+        say(f"not in the file: {line}")
 
 
 def _prune(summary: dict[str, Any], values: dict[str, Any]) -> None:
@@ -124,6 +143,7 @@ def _bench(report: "BenchmarkReport", values: dict[str, Any]) -> None:
 
 
 STAGES = (
+    Stage(api.import_gguf, _import, json=lambda report: report, called="import"),
     Stage(
         api.capture,
         lambda tokens, values: say(f"statistics of {tokens} tokens: {values['out']}"),

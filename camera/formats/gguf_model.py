@@ -102,6 +102,20 @@ def read_hf_tensor(file: GgufFile, hf_name: str) -> torch.Tensor:
     return torch.from_numpy(tensor.numbers(data)).reshape(shape)
 
 
+def hf_shape(file: GgufFile, hf_name: str) -> tuple[int, ...]:
+    """The shape of a tensor in the Hugging Face checkpoint, as the file's tensors have it; reads none.
+
+    Raises:
+        CameraError: if there is no such tensor.
+    """
+    placed = _placed(file, hf_name)
+    if placed.weight.parts:
+        shapes = _part_shapes(file, placed)
+        return sum(heads * rows for heads, rows, _ in shapes), shapes[0][2]
+    shape = _own(file, placed).shape
+    return (1, *shape) if placed.weight.shape[0] == "1" else shape
+
+
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 

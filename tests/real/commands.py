@@ -103,6 +103,8 @@ COMMANDS = {
         GRAM,
     ),
     "convert": Command("convert {quantize} {out} --twin q4_0", ROUND, makes=".gguf"),
+    "import": Command("import {twin} {out} --dtype bfloat16 --json", ROUND),
+    "import-narrowest": Command("import {convert} {out} --json", ROUND),
     # Measuring
     "evaluate": Command(f"evaluate {{prune}} --reference {{model}} --batch-size 1 --json {TEXT}", EVALUATE),
     "evaluate-float32": Command(

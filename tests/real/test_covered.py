@@ -40,7 +40,7 @@ PIPELINE_WITHOUT_WEIGHTS = {
     "diff": "compares records and kept channels",
     "gc": "removes folders",
 }
-STAGE_COMMANDS = {stage.run.__name__: stage for stage in STAGES}
+STAGE_COMMANDS = {stage.name: stage for stage in STAGES}
 
 
 def options(name: str) -> dict[str, tuple[tuple[str, ...], Any]]:
