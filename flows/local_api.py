@@ -36,10 +36,24 @@ def begin_local_api() -> None:
 
 
 def start_local_api() -> None:
-    """Start the API that Prefect's client would start, under guard; nothing where an API is configured or it runs."""
+    """Start the API that Prefect's client would start, under guard; nothing where an API is configured or it runs.
+
+    Raises:
+        NetworkError: if it does not answer in the time that it has.
+    """
     begin_local_api()
     assert _beginning is not None
-    _beginning.result()
+    try:
+        _beginning.result()
+    except RuntimeError as error:  # what Prefect raises for every reason
+        raise NetworkError(
+            f"Prefect's own API on this machine did not start ({error}): look at {_home()} and at http_proxy and no_proxy, "
+            "or give --no-prefect; what is finished is kept in either case"
+        ) from error
+
+
+def _home() -> str:
+    return str(get_current_settings().home)
 
 
 def check_api() -> None:

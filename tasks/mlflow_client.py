@@ -47,6 +47,10 @@ class NotAServer(OSError):
     """The address is malformed, or what answers there is no MLflow server: waiting would not help."""
 
 
+class ExperimentDeleted(OSError):
+    """Somebody deleted the experiment: it has to be restored, or another be named."""
+
+
 def tracking_uri() -> str:
     """The tracking server or database in use."""
     return os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -129,7 +133,10 @@ def is_server(uri: str) -> bool:
 
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later; else it is a refusal, and somebody has to change something."""
-    return not isinstance(error, NotAServer) and getattr(error, "error_code", _TRANSIENT[0]) in _TRANSIENT
+    return (
+        not isinstance(error, NotAServer | ExperimentDeleted)
+        and getattr(error, "error_code", _TRANSIENT[0]) in _TRANSIENT
+    )
 
 
 def check_server(uri: str) -> None:

@@ -1,6 +1,7 @@
 """Before a run: what would run, how much memory and disk it needs, and whether there is room."""
 
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from tasks.estimate import PROCESS_BYTES, Known, Needs
 from tasks.pipeline import Pipeline
 from tasks.plan import Resolved, State, resolve
 from tasks.stage import Step, find
-from tasks.stages import publish
+from tasks.stages import convert, publish
 from tasks.store import Store
 
 
@@ -54,16 +55,36 @@ def _needs(pipeline: Pipeline, resolved: dict[str, Resolved] | None = None) -> d
     return found
 
 
-def check_room(pipeline: Pipeline, store: Store) -> None:
-    """Refuse a run that cannot end well: no disk space for the steps that are not in the store, or a taken folder.
+def check_end(pipeline: Pipeline, to_run: Collection[str]) -> list[str]:
+    """Ask before the first step what the last ones would only refuse after hours.
+
+    Args:
+        pipeline: its steps.
+        to_run: names of those that are not in the store.
+
+    Returns:
+        what should be known of the GGUF files, a sentence each.
 
     Raises:
-        CameraError: saying how much is needed and where.
+        CameraError: if there is no GGUF file of the model, or it could not be published where the recipe says.
+    """
+    stages = [step.stage for step in pipeline.steps if step.name in to_run]
+    if publish.STAGE in stages:
+        publish.check_place(pipeline.recipe.publish, pipeline.recipe.name)
+    return pipeline.sources.gguf_concerns if convert.STAGE in stages else []
+
+
+def check_room(pipeline: Pipeline, store: Store) -> None:
+    """Refuse a run that cannot end well: no disk space for the steps that are not in the store, or what `check_end` refuses.
+
+    Raises:
+        CameraError: saying what is in the way, and what to do.
     """
     recipe = pipeline.recipe
     if recipe.publish.enabled:
         publish.refuse_foreign(publish.destination(recipe.publish.folder, recipe.name), recipe.name)
     store.root.mkdir(parents=True, exist_ok=True)
+    check_end(pipeline, _to_run(_believed(pipeline, store)))
     needed = room_needed(pipeline, store)
     free = shutil.disk_usage(store.root).free
     if needed > free:
@@ -78,7 +99,7 @@ def room_needed(pipeline: Pipeline, store: Store) -> int:
 
     Believes the manifests of the store: the run itself verifies.
     """
-    resolved = resolve(pipeline, lambda request: store.peek(request.stage.name, request.key), store)
+    resolved = _believed(pipeline, store)
     room = 0
     for name, needs in _needs(pipeline).items():
         step, request = resolved[name].step, resolved[name].request
@@ -87,6 +108,14 @@ def room_needed(pipeline: Pipeline, store: Store) -> int:
         begun = 0 if request is None else _size(store.working(step.stage.name, request.key))
         room += max(needs.disk - begun, 0)
     return room
+
+
+def _believed(pipeline: Pipeline, store: Store) -> dict[str, Resolved]:
+    return resolve(pipeline, lambda request: store.peek(request.stage.name, request.key), store)
+
+
+def _to_run(resolved: dict[str, Resolved]) -> list[str]:
+    return [name for name, each in resolved.items() if each.state in ("run", "after")]
 
 
 def _size(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """Where one project keeps its things, and the quiet, local defaults of the tools it stands on."""
 
 import os
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from camera.secrets import without_secrets
 
 PACKAGES = ("prefect", "fastapi", "sqlalchemy", "mlflow", "dvc")
 """The packages that a project stands on beside those of the library."""
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Project:
         self.home.mkdir(parents=True, exist_ok=True)
         for name, value in self._defaults().items():
             os.environ.setdefault(name, value)
+        exempt_loopback(os.environ)
 
     def _defaults(self) -> dict[str, str]:
         return {
@@ -80,3 +85,18 @@ class Project:
             "GIT_PYTHON_REFRESH": "quiet",
             "TOKENIZERS_PARALLELISM": "true",
         }
+
+
+def exempt_loopback(environment: MutableMapping[str, str]) -> None:
+    """Let no client in this process or its children ask a proxy for this machine's own services.
+
+    Where a proxy is set and `no_proxy` names no loopback address, which company networks often leave out, Prefect's API and
+    an MLflow server on this machine would be asked for through the proxy, which has others.
+    """
+    if not any(environment.get(name) or environment.get(name.upper()) for name in _PROXIES):
+        return
+    given = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    exempt = [host.strip() for host in given.split(",") if host.strip()]
+    if "*" not in exempt:
+        exempt += [host for host in _LOOPBACK if host not in exempt]
+    environment["no_proxy"] = environment["NO_PROXY"] = ",".join(exempt)  # clients read one or the other

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from camera.checkpoints.hub import local_checkpoint
 from camera.digests import digest_file, digest_files, digest_json, files_below
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import task_files
+from camera.formats.convertible import check_convertible
 from camera.options import DatasetOptions, EvaluateOptions
 from tasks import versioning
 from tasks.project import Project
@@ -35,6 +37,15 @@ class Sources:
     """Local datasets, by path as written in the recipe."""
     tasks: dict[str, Input] = field(default_factory=dict)
     """Local documents, by task: the folder of all of them, identified by the files of this one alone."""
+
+    @cached_property
+    def gguf_concerns(self) -> list[str]:
+        """What should be known of a GGUF file of the model, a sentence each.
+
+        Raises:
+            CameraError: if there is none; the members of a sweep ask once.
+        """
+        return check_convertible(self.checkpoint)
 
 
 def find_sources(recipe: Recipe) -> Sources:

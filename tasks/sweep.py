@@ -14,9 +14,11 @@ from camera.errors import CameraError
 from tasks.options import SweepOptions
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.plan import resolve
+from tasks.preflight import check_end
 from tasks.recipe import Recipe, check_recipe, load_recipe, put, wrong_fields
 from tasks.sources import Sources, find_sources
 from tasks.stage import Request
+from tasks.stages import publish
 from tasks.store import Artifact, Store
 
 _PLAIN = ("quantize.type", "quantize.method", "capture.propagate", "prune.mode", "prune.method")
@@ -175,11 +177,14 @@ def plan_sweep(sweep: Sweep, store: Store) -> list[MemberPlan]:
             sources[given] = find_sources(member.recipe)
         try:
             pipeline = build_pipeline(member.recipe, sources[given])
+            held = stored(pipeline, store)
+            check_end(pipeline, [step.name for step in pipeline.steps if step.name not in held])
+            if sweep.options.publish == "best":
+                publish.check_place(member.recipe.publish, member.name)
         except CameraError as error:
             plans.append(MemberPlan(member, None, str(error)))
             continue
         keys = expected_keys(pipeline)
-        held = stored(pipeline, store)
         steps = {
             name: "cached" if name in held else "shared" if key in seen else "run"
             for name, key in keys.items()

@@ -19,6 +19,7 @@ from camera.processes import has_ended, process_identity
 from camera.secrets import without_secrets
 from tasks.mlflow_client import (
     Backoff,
+    ExperimentDeleted,
     backoff_of,
     check_server,
     connect,
@@ -42,6 +43,7 @@ PROCESS_TAG = "camera.process"
 _PER_LAYER = re.compile(r"(.+)\.layer_(\d+)")
 _DATASET_DIGEST_LENGTH = 36  # MLflow cuts longer ones; the whole sha256 is in a tag
 _BATCH = 1000  # MLflow's limit
+_PENDING = "%s. Tracking is pending, and the run goes on; it is tried again"
 
 
 def _queued(
@@ -83,11 +85,11 @@ class Tracker:
         self._logged: dict[str, str] = {}
         begin = partial(self._begin, experiment, pipeline_key, name, artifacts, _now())
         self._outbox: list[tuple[str, Callable[[], None]]] = [("the run", begin)]
-        self.catch_up()
+        self._deliver(urgent=True, tell=False)
         if self._failure is not None and not (is_server(self._uri) and is_transient(self._failure)):
             raise CameraError(f"{self.pending}. Mend it, or run with --set tracking.enabled=false")
-        if self.pending is not None and self._failure is None:
-            _log.warning("%s. Tracking is pending, and the run goes on", self.pending)
+        if self.pending is not None:
+            _log.warning(_PENDING, self.pending)
 
     def _begin(self, experiment: str, pipeline_key: str, name: str, artifacts: Path, started: int) -> None:
         self._client = connect()
@@ -183,7 +185,7 @@ class Tracker:
         """Deliver the outbox where there may be no later time, if MLflow can be used."""
         self._deliver(urgent=True)
 
-    def _deliver(self, *, urgent: bool) -> None:
+    def _deliver(self, *, urgent: bool, tell: bool = True) -> None:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -196,9 +198,9 @@ class Tracker:
                     self._record(*self._outbox[0])
                     self._outbox.pop(0)
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            level = logging.INFO if str(error) == str(self._failure) else logging.WARNING  # logged already
-            self._failure = error
-            _log.log(level, "%s. Tracking is pending, and the run goes on; it is tried again", self.pending)
+            known, self._failure = str(error) == str(self._failure), error
+            if tell:
+                _log.log(logging.INFO if known else logging.WARNING, _PENDING, self.pending)
         else:
             if self._failure is not None:
                 _log.warning("MLflow answers again, and has all that was recorded meanwhile")
@@ -284,6 +286,12 @@ def close_orphaned_runs(client: "MlflowClient", experiment_id: str) -> list[str]
 
 def _experiment(client: "MlflowClient", name: str, artifacts: Path) -> str:
     if (experiment := client.get_experiment_by_name(name)) is not None:
+        if experiment.lifecycle_stage == "deleted":
+            number, uri = experiment.experiment_id, without_secrets(tracking_uri())
+            raise ExperimentDeleted(
+                f"its experiment {name!r} was deleted. `MLFLOW_TRACKING_URI={uri} mlflow experiments restore "
+                f"--experiment-id {number}` brings it back with its runs; tracking.experiment names another"
+            )
         return str(experiment.experiment_id)
     # A server decides for itself where its files are.
     location = (artifacts / name).as_uri() if database_of(tracking_uri()) is not None else None

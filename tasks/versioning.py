@@ -93,6 +93,28 @@ def pull_if_tracked(path: Path) -> None:
         ) from error
 
 
+def refuse_ignored(folder: Path) -> None:
+    """Ask before the work whether DVC could add a folder to the repository that it is in, if it is in one.
+
+    Raises:
+        CameraError: if git or DVC ignores the folder's .dvc file.
+    """
+    if (root := repository_root(folder)) is None:
+        return
+    from dvc.dvcfile import is_git_ignored
+
+    file = f"{folder}.dvc"
+    with _open(folder) as repo:
+        by_git, by_dvc = is_git_ignored(repo, file), repo.dvcignore.is_ignored_file(file)
+    if by_git or by_dvc:
+        rules, place = ".gitignore" if by_git else ".dvcignore", Path(file).relative_to(root)
+        raise CameraError(
+            f"DVC cannot version {folder}: {rules} leaves out {place}, the file that names the version. Write "
+            f"`{place.parent}/*` and `!{place.parent}/*.dvc` there in place of `{place.parent}/`, or choose another "
+            "publish.folder, or set publish.dvc=false"
+        )
+
+
 def add_and_push(folder: Path, remote: str | None) -> Version | None:
     """Version a folder with DVC and push it; None if the folder is in no DVC repository.
 

@@ -62,6 +62,9 @@ def _begin(recipe: Path, overrides: list[str], no_prefect: bool) -> "Recipe":
 def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Show which stages would run, which are cached, and the memory, disk and time they need. Runs nothing else.
 
+    Refuses what a run would refuse, though it be in its last step: a model of which there is no GGUF file, a place where
+    nothing can be published.
+
     Example: `camera plan recipes/demo.yaml --set prune.ratio=0.3`
     """
     from rich.text import Text
@@ -70,6 +73,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
     from camera.quantization.plan import notable_types
     from camera.units import bytes_text, seconds_text
     from tasks.pipeline import build_pipeline
+    from tasks.preflight import check_end
     from tasks.preflight import plan as planned
     from tasks.recipe import load_recipe
     from tasks.sources import find_sources
@@ -78,10 +82,12 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
     project = here()
     checked = load_recipe(recipe, overrides or [])
     sources = find_sources(checked)
-    steps = planned(build_pipeline(checked, sources), Store(project.store))
+    pipeline = build_pipeline(checked, sources)
+    steps = planned(pipeline, Store(project.store))
     splits = plan_prune(sources.checkpoint, checked.capture, checked.prune).candidates
     types = notable_types(sources.checkpoint, checked.quantize)
     to_do = [step for step in steps if step.state in ("run", "after")]
+    concerns = check_end(pipeline, [step.step.name for step in to_do])
     disk = sum(step.disk_bytes for step in to_do)
     memory = max((step.memory_bytes for step in to_do), default=0)
     if as_json:
@@ -95,7 +101,8 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
             for entry in steps
         ]
         found = {"steps": entries, "disk_bytes": disk, "peak_memory_bytes": memory}
-        print_json(found | ({"splits": splits} if splits else {}) | ({"types": types} if types else {}))
+        notes = {"splits": splits, "types": types, "gguf": concerns}
+        print_json(found | {name: lines for name, lines in notes.items() if lines})
         return
     rows = []
     for entry in steps:
@@ -110,7 +117,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
         if to_do
         else "everything is cached"
     )
-    for line in types:
+    for line in (*types, *concerns):
         say(line)
     if to_do and len(splits) > 1:
         ways = ", ".join(f"{experts} × {channels}" for experts, channels in splits)

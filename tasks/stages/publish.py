@@ -62,6 +62,19 @@ def refuse_foreign(target: Path, name: str) -> None:
     )
 
 
+def check_place(options: PublishOptions, name: str) -> None:
+    """Ask before the work whether a model could be published under this name.
+
+    Raises:
+        CameraError: if the place is taken, or DVC could not version it.
+    """
+    target = destination(options.folder, name)
+    refuse_foreign(target, name)
+    if options.dvc:
+        with _DVC:
+            versioning.refuse_ignored(target)
+
+
 def run(context: Context) -> dict[str, float]:
     """Write the published folder, version and register it, and record all that in `published.json`.
 

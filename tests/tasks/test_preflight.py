@@ -1,5 +1,6 @@
 """Before a run it is known what would run, and whether there is room."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from dvc.repo import Repo
 
 from camera.errors import CameraError
 from tasks.pipeline import Pipeline, build_pipeline
-from tasks.preflight import check_room, plan
+from tasks.preflight import check_end, check_room, plan
 from tasks.sources import find_sources
 from tasks.stage import perform
 from tasks.store import Artifact, Store
+from tasks.sweep import plan_sweep, sweep_of
 from tests.tasks.conftest import MakeRecipe, flip
 
 Usage = namedtuple("Usage", "total used free")
@@ -247,3 +250,56 @@ def test_every_step_is_planned_in_a_process_with_the_libraries_of_a_run(
     assert needed["capture"] == pytest.approx(needed["fetch calibration"], rel=0.02)
     assert needed["save"] == pytest.approx(needed["fetch calibration"], rel=0.02)
     assert needed["benchmark"] - needed["save"] > 500e6  # its memory is read to see how fast that goes
+
+
+# What the last steps would refuse
+
+
+@pytest.fixture
+def unconvertible(model: Path) -> Path:
+    """A model that every step before `convert` takes."""
+    path = model / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}))
+    return model
+
+
+def test_a_model_of_which_there_is_no_gguf_file_is_refused_before_the_first_step(
+    unconvertible: Path, recipe: MakeRecipe, store: Store
+) -> None:
+    pipeline = build(recipe)
+    with pytest.raises(CameraError, match=f"{unconvertible}.*dynamic"):
+        check_room(pipeline, store)
+    with pytest.raises(CameraError, match=f"{unconvertible}.*dynamic"):
+        check_end(pipeline, ["convert"])
+    assert check_end(pipeline, ["capture", "report"]) == []
+
+
+def test_a_folder_that_git_ignores_is_refused_before_the_first_step(
+    recipe: MakeRecipe, store: Store, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    subprocess.run(["git", "init", "-q", "."], cwd=repository, check=True)
+    with Repo.init(str(repository)):
+        pass
+    pipeline = build(recipe, publish={"folder": str(repository / "published"), "dvc": True})
+    check_room(pipeline, store)
+    for ignored, refused in (("published/\n", True), ("published/*\n!published/*.dvc\n", False)):
+        (repository / ".gitignore").write_text(ignored)
+        if not refused:
+            check_room(pipeline, store)
+            continue
+        with pytest.raises(
+            CameraError, match=r"gitignore leaves out published/tiny\.dvc.*`!published/\*\.dvc`"
+        ):
+            check_room(pipeline, store)
+
+
+def test_a_member_of_a_sweep_that_cannot_end_is_not_begun(
+    unconvertible: Path, recipe: MakeRecipe, store: Store
+) -> None:
+    (plan,) = plan_sweep(sweep_of(recipe(sweep={"ratios": [0.35], "publish": "none"}), "test"), store)
+    assert plan.pipeline is None
+    assert plan.problem is not None
+    assert str(unconvertible) in plan.problem

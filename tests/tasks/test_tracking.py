@@ -290,6 +290,20 @@ def test_a_database_in_a_folder_that_is_not_there_is_refused_at_once(
     assert time.monotonic() - started < 10  # MLflow itself tries for 100 s
 
 
+def test_an_experiment_that_was_deleted_stops_the_run_at_once_and_says_how_to_restore_it(
+    track: Track, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = track().experiment_id
+    client().delete_experiment(number)
+    with pytest.raises(CameraError, match="was deleted") as caught:
+        track()
+    command = f"MLFLOW_TRACKING_URI={database} mlflow experiments restore --experiment-id {number}"
+    assert command in str(caught.value)
+    assert "goes on" not in caplog.text
+    client().restore_experiment(number)
+    assert track().experiment_id == number
+
+
 def test_a_model_name_that_mlflow_refuses_is_a_message(track: Track, tmp_path: Path) -> None:
     with pytest.raises(CameraError, match="MLflow refuses the model name"):
         registry.register("", tmp_path, lineage("one"), None, "candidate", track().run_id)
