@@ -103,10 +103,10 @@ class DatasetOptions(Options):
     """Where text comes from."""
 
     name: Annotated[str, NameIn(DATA_SETS)] = "stdlib"
-    """`stdlib` (doc strings of the running Python), `wikitext2` or `c4` (from the hub), or `file`."""
+    """`stdlib` (doc strings of the running Python), `wikitext2` or `c4` (from the hub or a local copy), or `file`."""
     path: Annotated[Path | None, Setting] = None
-    """For `file`: a .txt, .jsonl, .parquet file or a folder of them, or a .safetensors file with `input_ids`. What it
-    holds decides the result, and not where it lies."""
+    """For `file`: a .txt, .jsonl, .parquet file or a folder of them, or a .safetensors file with `input_ids`. For `wikitext2`
+    and `c4`: a local copy of the file, or of the hub's folder. What it holds decides the result, and not where it lies."""
     split: Literal["train", "test"] = "train"
     """Which part to read. Calibrate on `train`, measure on `test`. A `file` has one part and ignores this."""
     field: Annotated[str, UsedWhen(lambda asked: asked.path is not None)] = "text"
@@ -118,10 +118,10 @@ class DatasetOptions(Options):
     def _a_path_where_there_must_be_one(self) -> "DatasetOptions":
         # Defaults need no check: they are made before any data set can be asked.
         if self.model_fields_set & {"name", "path"}:
-            takes_path = DATA_SETS[self.name].takes_path
-            if takes_path and self.path is None:
+            asked = DATA_SETS[self.name]
+            if asked.needs_path and self.path is None:
                 raise ValueError(f"name `{self.name}` needs a path")
-            if not takes_path and self.path is not None:
+            if not asked.takes_path and self.path is not None:
                 raise ValueError(f"a path goes with name `file`, not with `{self.name}`")
         return self
 

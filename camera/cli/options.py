@@ -157,7 +157,7 @@ class _Model:
             option = typer.Option(
                 _flag(self.name),
                 metavar="NAME|PATH",
-                help=f"{', '.join(self._built_in())}; a .txt, .jsonl or .parquet file or folder; or a .safetensors "
+                help=f"{', '.join(self._built_in())}, of the hub's also NAME:PATH of a local copy; a .txt, .jsonl or .parquet file or folder; or a .safetensors "
                 "file with `input_ids`, int64 (samples, length).",
                 show_default=False,
                 rich_help_panel=panel,
@@ -204,7 +204,10 @@ class _Model:
             if value is not None and (not usual or below.hides(name, flag)):
                 given[name] = value
         if source is not None:
-            given |= {"name": source} if source in self._built_in() else {"name": "file", "path": source}
+            name, _, path = source.partition(":")
+            if name not in self._built_in():
+                name, path = "file", source
+            given |= {"name": name} | ({"path": path} if path else {})
         elif self.optional and not given and not below.fields:
             return None
         try:

@@ -40,7 +40,7 @@ def run(context: Context) -> dict[str, float]:
 STAGE = register(
     Stage(
         "fetch",
-        2,
+        3,
         run,
         {"calibration": CalibrationOptions, "evaluation": TextOptions},
         lambda known: Needs(disk=8 * known.tokens),

@@ -114,10 +114,11 @@ def test_an_impossible_value_inside_a_list_or_a_mapping_is_refused_by_its_place(
 
 
 @pytest.mark.parametrize("section", [DatasetOptions, CalibrationOptions])
-def test_a_path_goes_with_a_file_and_a_file_with_a_path(section: type[DatasetOptions]) -> None:
+def test_a_path_goes_with_a_file_or_a_copy_and_a_file_with_a_path(section: type[DatasetOptions]) -> None:
     assert section(name="file", path=Path("text.txt")).path == Path("text.txt")
     assert "name `file` needs a path" in refused(section, name="file")["msg"]
-    assert "not with `c4`" in refused(section, name="c4", path="text.txt")["msg"]
+    assert section(name="c4", path=Path("c4.jsonl")).path == Path("c4.jsonl")
+    assert "not with `stdlib`" in refused(section, name="stdlib", path="text.txt")["msg"]
 
 
 def test_the_defaults_are_those_of_the_method() -> None:

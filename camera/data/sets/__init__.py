@@ -39,7 +39,9 @@ class DataSet(ABC):
     """One data set."""
 
     takes_path: bool = False
-    """Whether `path` says where it lies."""
+    """Whether `path` may say where it lies."""
+    needs_path: bool = False
+    """Whether it must."""
     test_windows: int | None = None
     """How many windows, each within a random document, stand for the test part; None: all of it, joined."""
 

@@ -18,7 +18,7 @@ TOKENS_NAME = "input_ids"
 class Files(DataSet):
     """What a path of the user's names; it has one part."""
 
-    takes_path = True
+    takes_path = needs_path = True
 
     def read(self, options: DatasetOptions) -> Documents:
         if _holds_tokens(options):
@@ -43,7 +43,8 @@ def _holds_tokens(options: DatasetOptions) -> bool:
 def read(path: Path, field: str) -> Documents:
     """The documents of one file, or of all text files below a folder in the order of their names.
 
-    A .txt file is one document; a .jsonl or .parquet file is one document per row. Blank documents are dropped.
+    A .txt file is one document; a .jsonl or .parquet file is one document per row, blank ones too: of a copy of a data set
+    they are part of what its tokens are.
 
     Args:
         path: file or folder.
@@ -53,7 +54,7 @@ def read(path: Path, field: str) -> Documents:
         CameraError: naming file and line, if something is missing, or is no text, JSON or UTF-8.
     """
     texts = [text for file in text_files(path) for text in _READERS[file.suffix.lower()](file, field)]
-    return Documents([text for text in texts if text.strip()], joiner="\n\n", source=str(path))
+    return Documents(texts, joiner="\n\n", source=str(path))
 
 
 def text_files(path: Path) -> list[Path]:
@@ -110,12 +111,12 @@ def read_input_ids(path: Path, vocab_size: int) -> torch.Tensor:
 
 
 def _read_txt(file: Path, field: str) -> list[str]:
-    return ["".join(text for _, text in _lines(file))]
+    return ["".join(text for _, text in lines(file))]
 
 
 def _read_jsonl(file: Path, field: str) -> list[str]:
     texts = []
-    for number, line in _lines(file):
+    for number, line in lines(file):
         if not line.strip():
             continue
         try:
@@ -149,17 +150,17 @@ def _text(value: object, field: str, where: str) -> str:
     return value
 
 
-def _lines(file: Path) -> list[tuple[int, str]]:
-    """Numbered lines with their ends. Only a line feed ends a line, as JSON Lines has it."""
-    lines = []
+def lines(file: Path) -> list[tuple[int, str]]:
+    """Numbered lines with their ends, the last without. Only a line feed ends a line, as JSON Lines has it."""
+    found = []
     for number, raw in enumerate(file.read_bytes().split(b"\n"), 1):
         try:
-            lines.append((number, raw.decode("utf-8-sig" if number == 1 else "utf-8") + "\n"))
+            found.append((number, raw.decode("utf-8-sig" if number == 1 else "utf-8") + "\n"))
         except UnicodeDecodeError as error:
             raise CameraError(f"{file}, line {number}: not valid UTF-8 ({error}); convert the file") from None
-    number, last = lines[-1]
-    lines[-1] = number, last.removesuffix("\n")
-    return lines
+    number, last = found[-1]
+    found[-1] = number, last.removesuffix("\n")
+    return found
 
 
 _READERS: dict[str, Callable[[Path, str], list[str]]] = {

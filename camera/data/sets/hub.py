@@ -1,10 +1,10 @@
 """WikiText-2 and C4 from the Hugging Face hub, at pinned revisions, as the GPTQ line of work reads them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from camera.data.sets import DATA_SETS, DataSet, Documents, Strategy
+from camera.data.sets.copies import rows_of_copy
 from camera.errors import CameraError, NetworkError
 from camera.hub_client import set_timeouts
 from camera.options import DatasetOptions
@@ -25,12 +25,17 @@ class HubDataset(DataSet):
     joiner: str = "\n\n"
     strategy: Strategy = "joined"
     test_windows: int | None = None
+    takes_path: bool = True
+    """A local copy, for machines without a network."""
 
     def identity(self, options: DatasetOptions) -> dict[str, Any]:
+        """The commit; a local copy is told by its content."""
+        if options.path is not None:
+            return {}
         return {"revision": options.revision or self.revision}
 
     def read(self, options: DatasetOptions) -> Documents:
-        """From the local cache or else from the hub.
+        """From a local copy, else from the cache or the hub.
 
         Raises:
             NetworkError: if the hub does not answer and the cache does not hold the data set.
@@ -38,8 +43,12 @@ class HubDataset(DataSet):
         """
         revision = options.revision or self.revision
         part = self.splits[options.split]
+        if options.path is not None:
+            within, by_line = self.files.get(part, self.config), self.strategy == "joined"
+            texts = rows_of_copy(options.path, part, within=within, field=options.field, by_line=by_line)
+            return Documents(texts, self.joiner, str(options.path), self.strategy)
         # A column that reads rows as they are asked for: one part of C4 is 800 MB.
-        texts: Sequence[str] = self._load(part, revision)["text"]
+        texts = self._load(part, revision)["text"]
         name = f"{self.repository} {self.config}" if self.config else self.repository
         return Documents(texts, self.joiner, f"{name}, {part} part, revision {revision}", self.strategy)
 
@@ -64,7 +73,7 @@ class HubDataset(DataSet):
         except (ConnectionError, TimeoutError, HfHubHTTPError) as error:
             raise NetworkError(
                 f"{self.repository} could not be fetched ({error}). Without a network, point HF_HOME at a cache that "
-                "holds it, or use `name: file` with the `path` of a local copy"
+                "holds it, or give the `path` of a local copy beside its name"
             ) from error
         except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
             raise CameraError(f"{self.repository} at revision {revision} cannot be read: {error}") from error

@@ -28,10 +28,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     assert local.read(tmp_path / "a.txt", "text").texts == ["one"]
 
 
-def test_json_lines_are_a_document_each_and_blank_ones_are_dropped(tmp_path: Path) -> None:
+def test_json_lines_are_a_document_each_and_blank_rows_are_kept(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", {"text": "one\u2028two"}, {"text": "  "}, {"text": "three", "id": 3})
     file.write_text(file.read_text() + "\n")
-    assert local.read(file, "text").texts == ["one\u2028two", "three"]
+    assert local.read(file, "text").texts == ["one\u2028two", "  ", "three"]
 
 
 def test_another_field_can_hold_the_text(tmp_path: Path) -> None:

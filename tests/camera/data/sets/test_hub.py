@@ -64,7 +64,7 @@ def test_the_source_names_repository_part_and_revision(wikitext2: hub.HubDataset
 
 @pytest.mark.parametrize("dataset", [hub.WIKITEXT2, hub.C4], ids=("wikitext2", "c4"))
 def test_without_a_network_the_message_says_what_to_do(dataset: hub.HubDataset) -> None:
-    with pytest.raises(NetworkError, match=r"HF_HOME.*`name: file`"):
+    with pytest.raises(NetworkError, match=r"HF_HOME.*`path` of a local copy beside its name"):
         dataset.read(DatasetOptions(split="train"))
 
 
