@@ -103,7 +103,7 @@ def _gguf_source(path: Path) -> Source:
     file = open_gguf(path)
     values, names = hf_config(file), hf_names(file)
     family = family_of(values, str(path))
-    matrix = names.get(family.blocks(values, 0)[0].gate)
+    matrix = names.get(family.blocks(values, 0)[0].names[0])
     stored = file.tensors[matrix].type if matrix else ""
     dtypes = {form.name: form.dtype for form in BLOCK_FORMATS.values() if isinstance(form, Float)}
     dtype = dtypes.get(stored, torch.float32)
@@ -162,7 +162,7 @@ def assemble(
     config = copy.deepcopy(source.config)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa"
+            config, dtype=dtype, attn_implementation=source.family.attention
         )
     model.eval().requires_grad_(False)
     names = _names_on_disk(source, model)
@@ -177,7 +177,7 @@ def assemble(
     for name, owner in tied.items():
         if name in empty:
             _set_tensor(model, name, model.get_parameter(owner))
-    _compute_buffers(model, device)
+    _compute_buffers(source, model, device)
     return model
 
 
@@ -271,8 +271,15 @@ def _set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
         setattr(module, leaf, nn.Parameter(value, requires_grad=False))
 
 
-def _compute_buffers(model: "PreTrainedModel", device: torch.device) -> None:
-    """Make the modules that own computed buffers (rotary frequencies) again: on the meta device they are empty."""
+def _compute_buffers(source: Source, model: "PreTrainedModel", device: torch.device) -> None:
+    """Make computed buffers, which on the meta device are empty: the number that an embedding multiplies by, and the modules
+    that own rotary frequencies again."""
+    embedding = model.get_input_embeddings()
     for name, module in list(model.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+        empty = {key: buffer for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        if module is embedding:
+            scale = source.family.scales.embedding(source.config.to_dict())
+            for key, buffer in empty.items():
+                setattr(module, key, torch.full(buffer.shape, scale, dtype=buffer.dtype, device=device))
+        elif empty:
             model.set_submodule(name, type(module)(config=model.config).to(device))

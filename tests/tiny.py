@@ -15,6 +15,47 @@ from camera.checkpoints.weights import INDEX_NAME, SINGLE_NAME
 TOKENS = 352
 """Tokens of the tiny tokenizers; an embedding may have more rows."""
 MODEL_TYPES = ("llama", "qwen2", "qwen3", "PanguEmbedded")
+_DENSE: dict[str, dict[str, Any]] = {
+    "mistral": {"head_dim": 32, "sliding_window": None},
+    "internlm3": {"head_dim": 16},
+    "smollm3": {"num_hidden_layers": 4},
+    "seed_oss": {"head_dim": 16},
+    "ernie4_5": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 0.5,
+    },
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+    "olmo2": {},
+    "phi3": {"partial_rotary_factor": 0.75},
+    "glm4": {"head_dim": 16, "attention_bias": True},
+    "gemma": {"head_dim": 32},
+    "gemma2": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_text": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+}
+"""What tells a tiny model of a dense family from a tiny Llama."""
+DENSE_TYPES = (*MODEL_TYPES, *_DENSE)
+"""Every dense family; those of `MODEL_TYPES` have the tests that would tell the others nothing new."""
+ALWAYS_TIED = ("gemma", "gemma2")
+"""Of which llama.cpp takes the embedding for the head."""
 _OWN_WIDTH = {"intermediate_size": 192, "moe_intermediate_size": 96}
 _LATENT = {
     "kv_lora_rank": 32,
@@ -119,7 +160,20 @@ MOE_TYPES_IN_GGUF = tuple(name for name in _MOE if name != "PanguProMoE")
 """Those that llama.cpp has an architecture for."""
 _REMOTE = {"PanguProMoE": ("openpangu_moe", "PanguProMoE"), "deepseek": ("deepseek", "Deepseek")}
 """Whose published checkpoints carry code: module and start of the names of its classes."""
-_SENTENCEPIECE = ("llama", "PanguEmbedded", "PanguProMoE", "mixtral", "phimoe", "ernie4_5_moe")
+_SENTENCEPIECE = (
+    "llama",
+    "PanguEmbedded",
+    "PanguProMoE",
+    "mixtral",
+    "phimoe",
+    "ernie4_5_moe",
+    "mistral",
+    "internlm3",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+)
 
 QWEN2_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How the tokenizers of Qwen2 and Qwen3 split text into words."""
@@ -153,6 +207,7 @@ def tiny_checkpoint(
     shards: int = 1,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    **more: Any,
 ) -> Path:
     """Write a Hugging Face folder with random weights: config, safetensors, tokenizer, generation config.
 
@@ -161,13 +216,14 @@ def tiny_checkpoint(
 
     Args:
         folder: made if it is missing.
-        model_type: one of MODEL_TYPES.
+        model_type: one of DENSE_TYPES.
         hidden, ffn, layers, heads, kv_heads: the model's sizes; `hidden` is divisible by `heads`.
         vocab: rows of the embedding, at least TOKENS; the rest is padding.
         tied: whether the output head is the embedding.
         shards: 1 writes model.safetensors, more write an index and so many files.
         dtype: of the weights.
         seed: of the weights.
+        more: further keys of config.json, in place of the usual ones.
 
     Returns:
         `folder`.
@@ -183,6 +239,8 @@ def tiny_checkpoint(
     if model_type == "qwen3":
         sizes["head_dim"] = hidden // heads
     options: dict[str, Any] = {"attention_bias": True} if pangu else {}
+    sizes |= _DENSE.get(model_type, {}) | more
+    layers = sizes["num_hidden_layers"]
     config = AutoConfig.for_model("llama" if pangu else model_type, **sizes, **options)
     model = _random_model(config, seed)
     tensors = {name: value.to(dtype).contiguous() for name, value in model.state_dict().items()}

@@ -16,6 +16,7 @@ from camera.checkpoints.weights import Weights, check_index, weight_files
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.models import Block, Experts, Family, family_of
+from camera.models.defaults import completed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ class Checkpoint(Weights):
 
     folder: Path
     config: dict[str, Any]
-    """config.json as it is, every key kept."""
+    """config.json, every key kept, with what it leaves to transformers' config class."""
     family: Family
     tensors: dict[str, TensorInfo]
     """Every tensor by name, in file order, then in the order of the bytes; those the family ignores included."""
@@ -53,6 +54,8 @@ class Checkpoint(Weights):
         check_index(folder, tensors)
         checkpoint = cls(folder, config, family, tensors)
         _ = checkpoint.experts  # what it refuses must not be counted through
+        config = completed(family, config, str(folder / "config.json"), len(tensors))
+        checkpoint = cls(folder, config, family, tensors)
         for name in checkpoint.ffn_names(0):
             if (bias := name.replace(".weight", ".bias")) in tensors:
                 raise CameraError(f"{folder} has {bias}: feed-forward layers with biases are not supported")
@@ -227,7 +230,7 @@ class Checkpoint(Weights):
         try:
             with torch.device("meta"):
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype or self.dtype, attn_implementation="sdpa", **extra
+                    config, dtype=dtype or self.dtype, attn_implementation=self.family.attention, **extra
                 )
         except Exception as error:  # nearly any type: a value that no layer can be built with
             raise CameraError(
@@ -246,7 +249,7 @@ class Checkpoint(Weights):
             dtype=dtype or self.dtype,
             trust_remote_code=False,
             local_files_only=True,
-            attn_implementation="sdpa",
+            attn_implementation=self.family.attention,
         )
         model.eval().to(device)
         return model

@@ -76,7 +76,8 @@ class TorchEngine(Engine):
         self._layers = DecodingLayers(source, device, join=not plain)
         self.model = assemble(source, self.dtype, device, self._layers)
         self._experts_in_16_bits = _experts_in_16_bits(source)
-        use_packed_attention(self.model)
+        if self.family.attention == "sdpa":
+            use_packed_attention(self.model)
         self.model.get_output_embeddings().register_forward_pre_hook(_with_usual_strides)
         self.cache = GrowingCache(self.model.config, min(capacity, self.positions))
         self._next_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)

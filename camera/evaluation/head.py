@@ -9,6 +9,9 @@ from typing import Protocol
 
 import torch
 
+from camera.models.experts import Config
+from camera.models.scales import Scales
+
 SLICE_BYTES = 16 << 20
 """Of the head's weights on the CPU, that are in memory at once."""
 LOGITS_AT_ONCE = 1 << 22
@@ -30,6 +33,19 @@ class Headed(Protocol):
 
     def head(self, first: int, stop: int) -> Logits:
         """The part of the head for some tokens."""
+
+
+def finished(head: Logits, scales: Scales, config: Config) -> Logits:
+    """A head whose logits are multiplied and bounded as a family has it."""
+    factor, bound = scales.logits(config), scales.bound(config)
+    if factor == 1 and not bound:
+        return head
+
+    def finish(hidden_NH: torch.Tensor) -> torch.Tensor:
+        logits_NS = head(hidden_NH) * factor
+        return logits_NS if not bound else (logits_NS / bound).tanh_().mul_(bound)
+
+    return finish
 
 
 def slice_rows(device: torch.device, vocabulary: int, row_bytes: int) -> int:

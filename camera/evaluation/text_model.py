@@ -17,7 +17,7 @@ from torch import nn
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import free_memory_bytes, resolve_device, resolve_dtype
 from camera.errors import CameraError
-from camera.evaluation.head import Logits, slice_rows
+from camera.evaluation.head import Logits, finished, slice_rows
 from camera.evaluation.packed_checkpoint import PackedCheckpoint
 from camera.formats.quantized_model import SUMMARY_NAME
 from camera.layerwise.experts_pass import Buffers, ExpertsPass
@@ -25,6 +25,8 @@ from camera.layerwise.feed_forward import Samples
 from camera.layerwise.observers import final_norm
 from camera.layerwise.runner import LayerRunner
 from camera.loading import load_model
+from camera.models import FAMILIES
+from camera.models.scales import Scales
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -138,6 +140,9 @@ class _Whole(TextModel):
     def __init__(self, model: "PreTrainedModel") -> None:
         self._model = model
         self._head: nn.Module = model.get_output_embeddings()
+        self._config = model.config.to_dict()
+        family = FAMILIES.get(model.config.model_type)
+        self._scales = family.scales if family is not None else Scales()
         self.dtype, self.device = model.dtype, model.device
         self.vocabulary = int(model.config.vocab_size)
         self.positions = int(model.config.max_position_embeddings)
@@ -153,11 +158,12 @@ class _Whole(TextModel):
 
     def head(self, first: int, stop: int) -> Logits:
         if stop - first == self.vocabulary:
-            return self._head
+            return finished(self._head, self._scales, self._config)
         whole = self._head
         assert isinstance(whole, nn.Linear)
         bias = None if whole.bias is None else whole.bias[first:stop]
-        return partial(F.linear, weight=whole.weight[first:stop], bias=bias)
+        part = partial(F.linear, weight=whole.weight[first:stop], bias=bias)
+        return finished(part, self._scales, self._config)
 
     def states(self, windows_WT: torch.Tensor) -> Iterator[torch.Tensor]:
         # The first is the embedding; the last has passed the final norm, which leaves NaN and infinity in place.
@@ -193,7 +199,8 @@ class _LayerByLayer(TextModel):
         weight_SH = self._checkpoint.read_rows(name, torch.arange(first, stop))
         if not all(map(torch.isfinite, weight_SH.aminmax())):
             raise CameraError(f"{self._checkpoint.folder}: {name} holds NaN or infinity; it is damaged")
-        return partial(F.linear, weight=weight_SH.to(self.device, self.dtype))
+        head = partial(F.linear, weight=weight_SH.to(self.device, self.dtype))
+        return finished(head, self._checkpoint.family.scales, self._checkpoint.config)
 
     def states(self, windows_WT: torch.Tensor) -> Iterator[torch.Tensor]:
         return self._run(windows_WT, len(windows_WT), lambda windows: None)

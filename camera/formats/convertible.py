@@ -85,5 +85,5 @@ def describe(
 
 
 def _refuse_by_rules(model: Described) -> None:
-    if (reason := model.family.gguf_rules.refuses(model.config)) is not None:
+    if (reason := model.family.gguf_rules.problem(model.config)) is not None:
         raise CameraError(f"{model.folder}: llama.cpp would not load a GGUF file of this model: {reason}")

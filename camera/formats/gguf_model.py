@@ -21,7 +21,7 @@ from camera.formats.rope import (
     stated_parameters,
 )
 from camera.models import Family, Placed, named_weights
-from camera.models.gguf import N, config_of
+from camera.models.gguf import FULL, SLIDING, WINDOW, WINDOW_LAYERS, N, Window, config_of
 
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
@@ -76,6 +76,9 @@ def packed_hf_tensor(file: GgufFile, hf_name: str) -> tuple[str, np.ndarray]:
     if placed.weight.parts:
         return _joined(file, placed)
     tensor = _own(file, placed)
+    if plus := placed.weight.stored_plus:
+        numbers = tensor.numbers(tensor.data) - np.float32(plus)
+        return "f32", numbers.reshape(1, -1).view(np.uint8)
     permuted = _model(file).family.rotary_heads(placed.weight, *_heads(file))
     if permuted is None or not tensor.shape:
         return tensor.type, tensor.data
@@ -99,6 +102,8 @@ def read_hf_tensor(file: GgufFile, hf_name: str) -> torch.Tensor:
         return torch.from_numpy(blocks.dequantize(data, type, _part_shapes(file, placed)[0][2]))
     tensor = _own(file, placed)
     shape = (1, *tensor.shape) if placed.weight.shape[0] == "1" else tensor.shape
+    if placed.weight.stored_plus:
+        return torch.from_numpy(blocks.dequantize(data, type, data.shape[1] // 4)).reshape(shape)
     return torch.from_numpy(tensor.numbers(data)).reshape(shape)
 
 
@@ -155,12 +160,11 @@ def _config(file: GgufFile, family: Family) -> dict[str, Any]:
         "max_position_embeddings": file.value(f"{prefix}context_length", int),
         "rms_norm_eps": file.value(f"{prefix}attention.layer_norm_rms_epsilon", float),
         "vocab_size": embedding.shape[0] if embedding.shape else 1,
-        "hidden_act": "silu",
         "dtype": "float32",
         **_rope(file, prefix),
     }
     turned = file.value(f"{prefix}rope.dimension_count", int, head_dim)
-    if family.gguf_rules.rotary_share != 1:
+    if not family.gguf_rules.latent and (family.gguf_rules.rotary_share != 1 or turned != head_dim):
         config["partial_rotary_factor"] = turned / max(1, head_dim)
     for weight in family.weights:
         if weight.when is not None:  # whether it is there tells what the config says
@@ -175,10 +179,24 @@ def _config(file: GgufFile, family: Family) -> dict[str, Any]:
     def stated(name: str, kind: type[N], default: N | None = None) -> N:
         return file.value(f"{prefix}{name}", kind, default)
 
-    config |= config_of(family.gguf_rules, family.experts, stated)
+    rules = family.gguf_rules
+    config |= config_of(rules, family.experts, stated)
+    if rules.further is not None:
+        config |= rules.further.config(stated, config)
+    if rules.window is not None:
+        config |= _windows(file, rules.window, layers)
     if family.experts is not None and (problem := family.experts.problem(config)) is not None:
         raise CameraError(f"{file.path}: no {file.architecture} can be of these numbers: {problem}")
     return config
+
+
+def _windows(file: GgufFile, window: Window, layers: int) -> dict[str, Any]:
+    """Which layers see a window, and how long it is."""
+    length = file.value(f"{file.architecture}.{WINDOW}", int, 0)
+    given = file.metadata.get(f"{file.architecture}.{WINDOW_LAYERS}")
+    seen = given if isinstance(given, list) and len(given) == layers else window.layers(layers)
+    kinds = [SLIDING if length and slides else FULL for slides in seen]
+    return {"sliding_window": length or None, "layer_types": kinds}
 
 
 def _check_experts(file: GgufFile, family: Family) -> None:

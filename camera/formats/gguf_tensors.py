@@ -62,12 +62,17 @@ def _segment(model: QuantizedModel, placed: Placed) -> Segment:
     heads = int(model.config["num_attention_heads"])
     kv_heads = int(model.config.get("num_key_value_heads") or heads)
     permuted = model.family.rotary_heads(placed.weight, heads, kv_heads)
-    read = partial(_rows, model, placed.name, permuted)
-    return Segment(read, model.stored(placed.name) if permuted is None else None)
+    plus = placed.weight.stored_plus
+    read = partial(_rows, model, placed.name, permuted, plus)
+    return Segment(read, model.stored(placed.name) if permuted is None and not plus else None)
 
 
-def _rows(model: QuantizedModel, hf_name: str, permuted_heads: int | None) -> list[np.ndarray]:
+def _rows(
+    model: QuantizedModel, hf_name: str, permuted_heads: int | None, plus: float = 0.0
+) -> list[np.ndarray]:
     data = model.packed(hf_name)
+    if plus:
+        return [shifted(data, model.tensors[hf_name].type, plus)]
     if permuted_heads is None:
         return [data]
     # Of a vector, which is one row, the elements are what is permuted.
@@ -125,6 +130,12 @@ def _part(
     data = model.packed(record.name)
     data = data.reshape(heads, -1, data.shape[-1])[:, start : start + count]
     return [transposed_items(data, record.type) if transposed else data.reshape(heads * count, -1)]
+
+
+def shifted(data: np.ndarray, type: str, plus: float) -> np.ndarray:
+    """Packed vectors of float32 with a number added: uint8 of the same shape."""
+    assert type == "f32", "vectors are"
+    return (np.ascontiguousarray(data).view(np.float32) + np.float32(plus)).view(np.uint8)
 
 
 def transposed_items(data: np.ndarray, type: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from camera.formats.gguf_writer import OutputTensor, Segment
 from camera.formats.quantized_model import QuantizedModel
 from camera.formats.rope import write_rope
 from camera.models import Family
-from camera.models.gguf import LEAD, STEP, Number, numbers
+from camera.models.gguf import LEAD, SLIDING, STEP, Number, numbers, window_of
 
 _KINDS = {
     bool: gguf.GGUFValueType.BOOL,
@@ -82,8 +82,7 @@ def write_model_keys(writer: gguf.GGUFWriter, model: Described) -> tuple[list[st
         if rules.latent:  # what is turned is a part of its own, and lengths are among the numbers below
             rotary = family.size(config, "qk_rope_head_dim")
         else:
-            # From the weights, because some families have a default that config.json may leave unsaid.
-            head_dim = model.tensors[family.name("query")].shape[0] // heads
+            head_dim = family.size(config, "head_dim")
             writer.add_key_length(head_dim)
             writer.add_value_length(head_dim)
             rotary = int(head_dim * rotary_share(config, rules.rotary_share))
@@ -95,8 +94,11 @@ def write_model_keys(writer: gguf.GGUFWriter, model: Described) -> tuple[list[st
     _check_layers(model, further)
     for name, value in further.items():
         writer.add_key_value(f"{family.gguf_architecture}.{name}", value, _KINDS[type(value)])
-    computed = [_computed(name, factors) for name, factors in write_rope(writer, config, rotary).items()]
-    return [*_sliding(config, family), *rules.warnings(config)], computed
+    computed = [
+        _computed(name, factors)
+        for name, factors in write_rope(writer, dict(rules.rope(config)), rotary).items()
+    ]
+    return [*_write_window(writer, config, family), *rules.warnings(config)], computed
 
 
 def rotary_share(config: dict[str, Any], default: float) -> float:
@@ -124,13 +126,19 @@ def _check_layers(model: Described, stated: dict[str, Number]) -> None:
             )
 
 
-def _sliding(config: dict[str, Any], family: Family) -> list[str]:
-    window = config.get("sliding_window")
-    always = family.experts is not None and "use_sliding_window" not in config
-    if config.get("use_sliding_window") or (
-        always and window and window < int(config["max_position_embeddings"])
-    ):
+def _write_window(writer: gguf.GGUFWriter, config: dict[str, Any], family: Family) -> list[str]:
+    """Add the keys of sliding windows; what to know where llama.cpp has none in this family, a sentence."""
+    window = family.gguf_rules.window
+    if window is None:
+        if not (length := window_of(config)):
+            return []
         return [
-            "config.json uses a sliding window, and llama.cpp attends to the whole context in this family"
+            f"config.json uses a sliding window of {length} tokens, and llama.cpp attends to the whole context in this family: "
+            "beyond so many tokens its logits will differ"
         ]
+    slides = [kind == SLIDING for kind in config["layer_types"]]
+    if any(slides):
+        writer.add_sliding_window(int(config["sliding_window"]))
+    if slides != window.layers(len(slides)) and (any(slides) or window.always):
+        writer.add_sliding_window_pattern(slides)
     return []

@@ -17,6 +17,7 @@ from camera.errors import CameraError
 from camera.files import read_json
 from camera.formats import blocks
 from camera.models import Family, family_of
+from camera.models.defaults import completed
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
 from camera.results import Result
@@ -130,7 +131,7 @@ class QuantizedModel:
 
     folder: Path
     config: dict[str, Any]
-    """The source's config.json, every key kept."""
+    """The source's config.json, every key kept, with what it leaves to transformers' config class."""
     family: Family
     report: QuantizeReport
     _headers: dict[str, dict[str, TensorInfo]] = field(default_factory=dict, init=False, repr=False)
@@ -162,7 +163,9 @@ class QuantizedModel:
                             f"{expected}: quantize again"
                         )
         config = read_json(folder / "config.json")
-        return cls(folder, config, family_of(config, str(folder / "config.json")), report)
+        where = str(folder / "config.json")
+        family = family_of(config, where)
+        return cls(folder, completed(family, config, where, len(report.tensors)), family, report)
 
     @cached_property
     def tensors(self) -> dict[str, TensorRecord]:

@@ -36,6 +36,7 @@ from camera.layerwise.statistics import BlockStatistics, StatisticsSum, gather_c
 from camera.layerwise.sums import ExactSum, energies, sample_squares
 from camera.layerwise.visits import Visit, Visits
 from camera.models import Block
+from camera.models.block import FEED_FORWARD
 
 CHUNK_BYTES = 64 << 20
 """About so large are the activations that exist at once: whole samples, at least one."""
@@ -208,9 +209,11 @@ class ExpertsPass:
                     total_H.add(sample_squares(part_NH))
         return total_H.read()
 
-    def matrices(self, block: Block) -> Matrices | None:
+    def matrices(self, block: Block) -> dict[str, torch.Tensor] | None:
         """See `LayerPass`; an accelerator has them at hand."""
-        return None if self._device.type == "cpu" else self._matrices(block)
+        if self._device.type == "cpu":
+            return None
+        return dict(zip(FEED_FORWARD, self._matrices(block), strict=True))
 
     @property
     def energy_E(self) -> torch.Tensor:

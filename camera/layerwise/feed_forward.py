@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from camera.devices import free_memory_bytes
-from camera.layerwise.experts import Matrices
 from camera.layerwise.gram import LayerGram
-from camera.layerwise.statistics import BlockStatistics, StatisticsSum, gather_channels
+from camera.layerwise.statistics import BlockStatistics, StatisticsSum, gather_channels, rows_of
 from camera.layerwise.sums import ExactSum, sample_squares
-from camera.models.block import FEED_FORWARD, Block
+from camera.models.block import Block
 
 ACTIVATION_BUDGET_BYTES = 1 << 30
 """Most memory of a host that the activations of one layer may take in sequential propagation; beyond it they are recomputed."""
@@ -82,8 +81,8 @@ class LayerPass(Protocol):
     def squares(self) -> torch.Tensor:
         """float64, where they are: the mean diagonal element of the Gram matrices of the experts that stay."""
 
-    def matrices(self, block: Block) -> Matrices | None:
-        """The block's matrices as the layer computes with them, if they are at hand; before it is put out."""
+    def matrices(self, block: Block) -> dict[str, torch.Tensor] | None:
+        """The block's matrices by role as the layer computes with them, if they are at hand; before it is put out."""
 
     def observe(self, block: Block, gram: LayerGram | None = None) -> BlockStatistics:
         """Statistics of what enters the block's `down_proj`, and its Gram matrix added to `gram`."""
@@ -96,7 +95,7 @@ class LayerPass(Protocol):
         Args:
             block: one that was observed.
             kept_K: int64 [K], the channels that take part; None for all.
-            matrices: `gate`, `up` or `down` of these channels, where they are not slices of the block's own.
+            matrices: by role, of these channels, where they are not slices of the block's own.
         """
 
     def finish(self) -> RouterSums | None:
@@ -153,9 +152,9 @@ class FeedForwardPass:
         self._held: dict[int, torch.Tensor] = {}  # activations by batch, as many as the budget allows
         self._input_squares_H = ExactSum((self._down.out_features,), self._device)
 
-    def matrices(self, block: Block) -> Matrices:
+    def matrices(self, block: Block) -> dict[str, torch.Tensor]:
         """See `LayerPass`."""
-        return Matrices(self._linear("gate").weight, self._linear("up").weight, self._down.weight)
+        return {role: self._linear(role).weight for role in block.by_role}
 
     def input_squares_H(self) -> torch.Tensor:
         """See `LayerPass`."""
@@ -167,7 +166,7 @@ class FeedForwardPass:
         room = activation_room(self._device) if self._hold else 0
         hook = None
         if not self._hold:
-            hook = self._linear("gate").register_forward_pre_hook(self._see_input)
+            hook = self._linear(next(iter(block.by_role))).register_forward_pre_hook(self._see_input)
 
         def see(act_BTF: torch.Tensor) -> bool:
             nonlocal room
@@ -209,7 +208,7 @@ class FeedForwardPass:
         for number, batch in enumerate(self._batches):
             if (act_BTF := self._held.pop(number, None)) is not None:
                 ffn_BTH = nn.functional.linear(gather_channels(act_BTF, kept_K), kept_down_HK, bias)
-                out_BTH = self._samples.load(batch, self._device) + ffn_BTH
+                out_BTH = self._samples.load(batch, self._device) + self._branch(ffn_BTH)
             else:
                 if not narrowed:
                     self._narrow_matrices(kept_K, {**matrices, "down": kept_down_HK})
@@ -225,13 +224,24 @@ class FeedForwardPass:
         assert isinstance(linear, nn.Linear)
         return linear
 
+    def _branch(self, ffn_BTH: torch.Tensor) -> torch.Tensor:
+        """What is added to the residual stream for what the down projection makes."""
+        if self._block.norm is not None:
+            ffn_BTH = self._layer.get_submodule(self._block.norm)(ffn_BTH)
+        return ffn_BTH if self._block.scale == 1 else ffn_BTH * self._block.scale
+
     def _see_input(self, gate: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._input_squares_H.add(sample_squares(inputs[0]))
 
     def _narrow_matrices(self, kept_K: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> None:
-        for role in FEED_FORWARD:
+        width = self._down.in_features
+        for role in self._block.by_role:
             linear = self._linear(role)
-            weight = matrices[role].to(linear.weight) if role in matrices else linear.weight[kept_K]
+            weight = (
+                matrices[role].to(linear.weight)
+                if role in matrices
+                else linear.weight[rows_of(role, kept_K, width)]
+            )
             linear.weight = nn.Parameter(weight, requires_grad=False)
 
 

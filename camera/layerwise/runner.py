@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,12 +47,12 @@ class LayerRunner:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        _refuse_windows(checkpoint)
         install()
         self._model = checkpoint.empty_model(IMPLEMENTATION, dtype)
         self._rename = names_in_model(self._model)
-        rotary = type(self._model.get_submodule(checkpoint.family.rotary_module))
-        self._rotary = rotary(checkpoint.hf_config).to(device)
+        path = checkpoint.family.rotary_module
+        rotary = type(self._model.get_submodule(path))
+        self._model.set_submodule(path, rotary(checkpoint.hf_config).to(device))
         self._reader = ThreadPoolExecutor(
             1, thread_name_prefix="read-ahead", initializer=use_device, initargs=(device,)
         )
@@ -94,10 +95,18 @@ class LayerRunner:
             rows_R, row_N = torch.unique_consecutive(part_N, return_inverse=True)
             used_RH = self.checkpoint.read_rows(name, rows_R).to(device)
             finite &= is_finite(used_RH)
-            hidden_NH.index_copy_(0, to_N.to(device), gather_rows(used_RH.to(self.dtype), row_N))
+            hidden_NH.index_copy_(0, to_N.to(device), gather_rows(self.entering(used_RH), row_N))
         if not finite:
             raise CameraError(f"{self.checkpoint.folder}: {name} holds NaN or infinity")
         return hidden_STH
+
+    def entering(self, rows_RH: torch.Tensor) -> torch.Tensor:
+        """Rows of the embedding as they enter layer 0."""
+        rows_RH = rows_RH.to(self.dtype)
+        scale = self.checkpoint.family.scales.embedding(self.checkpoint.config)
+        return (
+            rows_RH if scale == 1 else rows_RH * torch.tensor(scale, dtype=self.dtype, device=rows_RH.device)
+        )
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
@@ -244,32 +253,46 @@ class LayerRunner:
         return experts is not None and name.startswith(f"{experts.module}.experts.")
 
     def caller(self, length: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
-        """A function that runs a layer on hidden states [batch, length, hidden] with causal attention."""
-        positions = torch.arange(length, device=self.device)[None]
-        probe = torch.empty(1, length, 1, device=self.device, dtype=self.dtype)
-        cos_sin = self._rotary(probe, positions)
+        """A function that runs a layer on hidden states [batch, length, hidden] with causal attention.
+
+        The layer's mask and positions are those that transformers' decoder hands it: in a family with sliding windows they
+        differ from layer to layer.
+        """
+        given = self._given(length)
 
         def call(module: nn.Module, hidden_BTH: torch.Tensor) -> torch.Tensor:
-            # No mask: scaled-dot-product attention is causal when it is given none.
-            out = module(hidden_BTH, position_embeddings=cos_sin, position_ids=positions, attention_mask=None)
+            out = module(hidden_BTH, **given[module])
             hidden: torch.Tensor = out[0] if isinstance(out, tuple) else out
             return hidden
 
         return call
 
+    def _given(self, length: int) -> dict[nn.Module, dict[str, Any]]:
+        """What the decoder hands each of its layers beside the hidden states [1, length, hidden]."""
+        family = self.checkpoint.family
+        layers = [
+            self._model.get_submodule(family.layer_prefix(index).removesuffix("."))
+            for index in range(self.checkpoint.layer_count)
+        ]
+        norm = self._model.get_submodule(family.name("norm").removesuffix(".weight"))
+        given: dict[nn.Module, dict[str, Any]] = {}
 
-def _refuse_windows(checkpoint: Checkpoint) -> None:
-    """Sliding-window attention needs a mask per layer; none of the supported checkpoints uses it.
+        def noting(layer: nn.Module) -> Callable[..., torch.Tensor]:
+            def note(hidden_1TH: torch.Tensor, **arguments: Any) -> torch.Tensor:
+                given[layer] = arguments
+                return hidden_1TH
 
-    Some families name such layers, others have a window in all of them, which may be as long as their positions.
-    """
-    config = checkpoint.hf_config
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    window = getattr(config, "sliding_window", None)
-    if not kinds and window and window < config.max_position_embeddings:
-        kinds = {f"sliding window of {window} tokens"}
-    if kinds:
-        raise CameraError(
-            f"{checkpoint.folder}: layers of kind {', '.join(sorted(kinds))} are not supported; "
-            "only full attention is (use_sliding_window: false)"
-        )
+            return note
+
+        for layer in layers:
+            layer.forward = noting(layer)
+        norm.forward = lambda hidden_1TH: hidden_1TH
+        try:
+            nothing = torch.zeros((), dtype=self.dtype, device=self.device)
+            self._model.base_model(
+                inputs_embeds=nothing.expand(1, length, self.checkpoint.hidden_size), use_cache=False
+            )
+        finally:
+            for module in (*layers, norm):
+                del module.forward
+        return given

@@ -12,6 +12,7 @@ import torch
 from camera.checkpoints.safetensors_file import read_tensors, write_tensors
 from camera.errors import CameraError
 from camera.layerwise.sums import ExactSum
+from camera.models.block import GATE_UP
 
 Entry = TypeVar("Entry")
 Labelled = Mapping[str, Entry]
@@ -189,6 +190,20 @@ def statistics_from(
 def read_statistics(path: Path, count: int) -> list[dict[str, BlockStatistics]]:
     """Read what `write_statistics` wrote, for a model of `count` layers."""
     return statistics_from(read_tensors(path), count, path)
+
+
+def rows_of(role: str, kept_K: torch.Tensor, width: int) -> torch.Tensor:
+    """The rows (of down: columns) of a matrix that belong to channels.
+
+    Args:
+        role: of the matrix.
+        kept_K: int64 [K], channels.
+        width: all channels.
+
+    Returns:
+        int64 [K], or [2K] of a matrix that is both gate and up.
+    """
+    return torch.cat([kept_K, kept_K + width]) if role == GATE_UP else kept_K
 
 
 def gather_channels(values: torch.Tensor, kept_K: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,17 @@ from camera.models.family import FAMILIES, Family, named_weights
 from camera.models.weight import Placed, Weight
 
 _FUSED = "its checkpoints hold all experts of a layer in one tensor, and experts are pruned one by one"
+_NO_CLASS = (
+    "transformers has no class of it, and no code of a checkpoint is run; take a newer model of the family, or the "
+    "publisher's conversion to the layout of Llama"
+)
+_WITH_IMAGES = (
+    "its config.json is of a model of text and images; save its text model alone, as {}, and take that"
+)
 _REFUSED = {
+    **dict.fromkeys(("minicpm", "internlm2", "exaone", "chatglm", "qwen", "baichuan"), _NO_CLASS),
+    "gemma3": _WITH_IMAGES.format("gemma3_text"),
+    "mistral3": _WITH_IMAGES.format("mistral"),
     "gpt_oss": f"{_FUSED}; they are stored in MXFP4 besides",
     "granitemoe": _FUSED,
     "granitemoeshared": _FUSED,
@@ -55,7 +65,11 @@ def family_of_architecture(architecture: str, where: str, tensors: Iterable[str]
     Raises:
         CameraError: for an architecture that no supported family has.
     """
-    families = [family for family in FAMILIES.values() if family.gguf_architecture == architecture]
+    families = [
+        family
+        for family in FAMILIES.values()
+        if family.gguf_architecture == architecture and family.gguf_rules.reads_back
+    ]
     if not families:
         known = sorted({family.gguf_architecture for family in FAMILIES.values() if family.gguf_architecture})
         raise CameraError(

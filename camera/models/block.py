@@ -1,40 +1,56 @@
 """One gated feed-forward network of a decoder layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from camera.models.experts import Config, whole
 
 FEED_FORWARD = ("gate", "up", "down")
+GATE_UP = "gate_up"
+"""Role of a matrix whose first half is the gate and whose second is up."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One gated feed-forward network of a decoder layer: full names of its matrices, gate and up [F, H], down [H, F]."""
+    """One gated feed-forward network of a decoder layer."""
 
     prefix: str
     """Of all names of the decoder layer."""
     width_key: str
     """The key of config.json that F is made of."""
-    gate: str
-    up: str
-    down: str
+    by_role: Mapping[str, str]
+    """Full names of its matrices: gate and up [F, H], or both in one [2F, H], and last down [H, F]."""
     times: int = 1
     """F is so many times what the key says."""
     expert: int | None = None
     """Its number, if tokens are routed to it."""
     shared: bool = False
     """Whether it stands beside experts and sees every token."""
+    norm: str | None = None
+    """Path in the decoder layer of the norm that what it puts out passes before it is added; None for none."""
+    scale: float = 1.0
+    """What it puts out is multiplied by before it is added."""
 
     @property
-    def names(self) -> tuple[str, str, str]:
-        """Names of gate, up and down."""
-        return self.gate, self.up, self.down
+    def names(self) -> tuple[str, ...]:
+        """Names of its matrices; the last is that of down."""
+        return tuple(self.by_role.values())
 
     @property
-    def by_role(self) -> dict[str, str]:
-        """The names by `gate`, `up` and `down`."""
-        return dict(zip(FEED_FORWARD, self.names, strict=True))
+    def gate(self) -> str:
+        """Name of the gate, where it is a matrix of its own."""
+        return self.by_role["gate"]
+
+    @property
+    def up(self) -> str:
+        """Name of up, where it is a matrix of its own."""
+        return self.by_role["up"]
+
+    @property
+    def down(self) -> str:
+        """Name of down."""
+        return self.by_role["down"]
 
     @property
     def label(self) -> str:

@@ -1,4 +1,5 @@
-"""ERNIE 4.5 with experts (21B-A3B, 300B-A47B): a bias chooses experts and does not weigh them."""
+"""ERNIE 4.5: dense (0.3B), a Llama that turns neighbouring pairs; with experts (21B-A3B, 300B-A47B), which a bias chooses and
+does not weigh."""
 
 from dataclasses import replace
 
@@ -6,7 +7,14 @@ from camera.models.experts import Config, Experts, Shared, whole
 from camera.models.family import FAMILIES, Family
 from camera.models.gguf import STEP, GgufRules, Stated
 from camera.models.weight import Weight
-from camera.models.weights import FFN_NORM, attention_weights, decoder, dense_weights, expert_weights
+from camera.models.weights import (
+    FFN_NORM,
+    attention_weights,
+    decoder,
+    decoder_weights,
+    dense_weights,
+    expert_weights,
+)
 
 _WIDTH = "moe_intermediate_size"
 
@@ -30,6 +38,18 @@ def _in_one_row(weight: Weight) -> Weight:
     """Checkpoints hold the bias as a matrix of one row."""
     return replace(weight, shape=("1", "experts")) if weight.role == "correction" else weight
 
+
+FAMILIES.register(
+    "ernie4_5",
+    Family(
+        model_type="ernie4_5",
+        architecture="Ernie4_5ForCausalLM",
+        gguf_architecture="ernie4_5",
+        weights=decoder_weights({}),
+        left_out=("head_dim", "rope_parameters", "tie_word_embeddings"),
+        refuses=_refuses,
+    ),
+)
 
 FAMILIES.register(
     "ernie4_5_moe",

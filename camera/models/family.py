@@ -7,11 +7,12 @@ stands for the decoder layer's number and `{expert}` for the expert's.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from camera.models.block import FEED_FORWARD, Block, Fused
+from camera.models.block import FEED_FORWARD, GATE_UP, Block, Fused
 from camera.models.experts import Config, Experts, whole
 from camera.models.gguf import GgufRules
+from camera.models.scales import Scales
 from camera.models.weight import LAYER, Placed, Weight
 from camera.registry import Registry
 
@@ -41,6 +42,11 @@ class Family:
     """Sizes of its own that shapes are made of."""
     gguf_rules: GgufRules = field(default_factory=GgufRules)
     """What a GGUF file states beside the keys of every decoder, and what llama.cpp computes otherwise."""
+    scales: Scales = field(default_factory=Scales)
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """transformers' way of computing attention: `eager` where only that bounds the scores."""
+    left_out: tuple[str, ...] = ()
+    """Keys that config.json may leave to transformers' config class, beside those of every family."""
     permutes_rotary: bool = False
     """Whether llama.cpp stores query and key with each head's rotary halves interleaved."""
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
@@ -83,14 +89,14 @@ class Family:
     def blocks(self, config: Config, layer: int) -> tuple[Block, ...]:
         """The feed-forward networks of a decoder layer: one, or experts in order and then what they share."""
         if self.experts is None or not self.experts.is_sparse(config, layer):
-            return (self._block("dense", self.feed_forward_key, layer),)
+            return (self._block("dense", self.feed_forward_key, layer, config),)
         experts = self.experts
         found = [
-            self._block("expert", experts.width_key, layer, expert=expert)
+            self._block("expert", experts.width_key, layer, config, expert=expert)
             for expert in range(experts.count(config))
         ]
         if experts.shared is not None and (times := experts.shared.times(config)):
-            found.append(self._block("shared", experts.shared.width_key, layer, times=times))
+            found.append(self._block("shared", experts.shared.width_key, layer, config, times=times))
         return tuple(found)
 
     def fused(self, config: Config, layer: int) -> dict[str, Fused]:
@@ -107,16 +113,29 @@ class Family:
         return found
 
     def _block(
-        self, kind: str, width_key: str, layer: int, *, expert: int | None = None, times: int = 1
+        self,
+        kind: str,
+        width_key: str,
+        layer: int,
+        config: Config,
+        *,
+        expert: int | None = None,
+        times: int = 1,
     ) -> Block:
         names = {
             weight.role: weight.name.format(layer=layer, expert=expert)
             for weight in self.weights
             if weight.block == kind and len(weight.shape) == 2
         }
-        gate, up, down = (names[role] for role in FEED_FORWARD)
         return Block(
-            self.layer_prefix(layer), width_key, gate, up, down, times, expert, shared=kind == "shared"
+            self.layer_prefix(layer),
+            width_key,
+            {role: names[role] for role in (*FEED_FORWARD[:2], GATE_UP, "down") if role in names},
+            times,
+            expert,
+            shared=kind == "shared",
+            norm=self.outside_blocks(config, layer).get("ffn_post_norm"),
+            scale=self.scales.branch(config),
         )
 
     def width_keys(self, config: Config) -> tuple[str, ...]:
@@ -142,7 +161,14 @@ class Family:
     @property
     def feed_forward_key(self) -> str:
         """The key of config.json for the channels of a dense layer, or of an expert in a family without dense layers."""
-        dense = next((weight.shape[0] for weight in self.weights if weight.block == "dense"), None)
+        dense = next(
+            (
+                weight.shape[1]
+                for weight in self.weights
+                if weight.block == "dense" and weight.role == "down" and len(weight.shape) == 2
+            ),
+            None,
+        )
         if dense is not None:
             return dense
         assert self.experts is not None
@@ -203,7 +229,7 @@ class Family:
 
     def size(self, config: Config, name: str) -> int:
         """A size that shapes are made of: `query_size` and `key_size`, all heads together; `experts` and `shared_width`; one of
-        the family's own; or a key of config.json."""
+        the family's own; or a key of config.json. Any of them with `_twice` behind it is twice that."""
         if name in self.sizes:
             return self.sizes[name](config)
         if name == "experts":
@@ -213,6 +239,8 @@ class Family:
             assert self.experts is not None
             assert self.experts.shared is not None
             return self.experts.shared.times(config) * whole(config, self.experts.shared.width_key)
+        if name.endswith("_twice"):
+            return 2 * self.size(config, name.removesuffix("_twice"))
         if name not in ("head_dim", "query_size", "key_size"):
             return int(name) if name.isdigit() else whole(config, name)
         heads = int(config["num_attention_heads"])

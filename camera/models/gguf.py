@@ -58,6 +58,41 @@ class Fixed(NamedTuple):
     """What to tell people of a model whose value is another."""
 
 
+SILU = ("silu", "swish")
+"""Names of one activation."""
+
+
+class Activation(NamedTuple):
+    """The activation of the gates that llama.cpp's graph computes, which no key of a file changes."""
+
+    key: str = "hidden_act"
+    """Of config.json."""
+    computed: tuple[str, ...] = SILU
+    """Its values in config.json; the first is what a file read back has."""
+
+
+class Window(NamedTuple):
+    """The sliding windows that llama.cpp's graph knows."""
+
+    period: int
+    """Every so many layers one attends to the whole context, where a file does not say which do."""
+    always: bool = False
+    """Whether the graph has windows even if a file states no length."""
+
+    def layers(self, count: int) -> list[bool]:
+        """Which of so many layers see a window only, unless the file says otherwise."""
+        return [(layer + 1) % self.period != 0 for layer in range(count)]
+
+
+class Further(NamedTuple):
+    """What follows from several keys together, in both directions."""
+
+    numbers: Callable[[Config], Mapping[str, Number]]
+    """What a file states, by name."""
+    config: Callable[["Read", Config], Mapping[str, Any]]
+    """Keys of config.json from what a file states, and the keys that are known already."""
+
+
 @dataclass(frozen=True)
 class GgufRules:
     """How a family's config.json and the keys of its GGUF files belong together."""
@@ -78,10 +113,28 @@ class GgufRules:
     """The keys of config.json for the number of groups of experts and of those chosen, with the latter's default."""
     own_head: bool = False
     """Whether llama.cpp asks for an output head even where it is the embedding."""
+    activation: Activation = field(default_factory=Activation)
+    window: Window | None = None
+    """None where the graph attends to the whole context in all layers."""
+    further: Further | None = None
+    rope: Callable[[Config], Config] = lambda config: config
+    """The config whose rotary keys a file states, where layers differ in them."""
+    reads_back: bool = True
+    """Whether a file of the architecture is read as this family, and not as another that has it."""
     refuses: Callable[[Config], str | None] = lambda config: None
-    """Why llama.cpp loads no such model; None if it does."""
+    """Why llama.cpp loads no such model, or computes another; None if it does."""
     differences: Callable[[Config], list[str]] = lambda config: []
     """What else llama.cpp computes in another way than transformers, a sentence each."""
+
+    def problem(self, config: Config) -> str | None:
+        """Why there is no GGUF file of a model: that llama.cpp would not load it or compute another; None if there is."""
+        given = config.get(self.activation.key) or self.activation.computed[0]
+        if given not in self.activation.computed:
+            return (
+                f"{self.activation.key} is {given!r}, and llama.cpp computes {self.activation.computed[0]} in this "
+                "architecture, whatever a file says: use the pruned or quantised folder with transformers or vLLM instead"
+            )
+        return self.refuses(config)
 
     def warnings(self, config: Config) -> list[str]:
         """What of a model llama.cpp computes in another way than transformers, a sentence each."""
@@ -103,6 +156,18 @@ def normalised(graph: bool, default: bool) -> Fixed:
         f"llama.cpp {does} the weights of the chosen experts in this family, and config.json says otherwise: its "
         "logits will differ",
     )
+
+
+WINDOW, WINDOW_LAYERS = "attention.sliding_window", "attention.sliding_window_pattern"
+SLIDING, FULL = "sliding_attention", "full_attention"
+"""Kinds of layers in `layer_types` of config.json."""
+
+
+def window_of(config: Config) -> int:
+    """Tokens of the window that some layers see; 0 if all see the whole context."""
+    window, kinds = config.get("sliding_window"), config.get("layer_types")
+    slides = SLIDING in kinds if kinds else config.get("use_sliding_window", True)
+    return int(window) if window and slides and window < config["max_position_embeddings"] else 0
 
 
 SOFTMAX, SIGMOID = 1, 2
@@ -142,6 +207,8 @@ def numbers(rules: GgufRules, experts: "Experts | None", config: Config) -> dict
         values[LEAD] = int(config.get(key, default))
     if rules.latent:
         values |= _latent_numbers(config)
+    if rules.further is not None:
+        values |= rules.further.numbers(config)
     return {**values, **rules.constants}
 
 
@@ -174,6 +241,7 @@ def config_of(rules: GgufRules, experts: "Experts | None", read: Read) -> dict[s
         config[key] = read(LEAD, int, lead)
     if rules.latent:
         config |= _latent_config(read)
+    config[rules.activation.key] = rules.activation.computed[0]
     return config
 
 

@@ -1,4 +1,7 @@
-"""GLM-4.5, 4.6 and 4.7 (`glm4_moe`): the first layers dense, a shared expert, norms on query and key in the large ones."""
+"""GLM. GLM-4-0414 (`glm4`): gate and up are one matrix, there are norms before and behind attention and feed-forward part, and
+half of each head turns, in neighbouring pairs. GLM-4.5, 4.6 and 4.7 (`glm4_moe`): the first layers dense, a shared expert,
+norms on query and key in the large ones.
+"""
 
 from functools import partial
 
@@ -7,16 +10,38 @@ from camera.models.family import FAMILIES, Family
 from camera.models.gguf import SIGMOID, GgufRules, Stated
 from camera.models.weight import When
 from camera.models.weights import (
+    FFN_NORM,
     HEAD_NORMS,
     attention_weights,
     decoder,
     dense_weights,
     expert_weights,
+    fused_dense_weights,
     norm,
     only,
+    post_norms,
 )
 
 _WIDTH = "moe_intermediate_size"
+
+FAMILIES.register(
+    "glm4",
+    Family(
+        model_type="glm4",
+        architecture="Glm4ForCausalLM",
+        gguf_architecture="glm4",
+        weights=decoder(
+            *attention_weights(
+                dict.fromkeys(("query", "key", "value"), When("attention_bias", default=True))
+            ),
+            *post_norms("post_self_attn_layernorm", "post_mlp_layernorm"),
+            FFN_NORM,
+            *fused_dense_weights(),
+        ),
+        left_out=("head_dim",),
+        gguf_rules=GgufRules(rotary_share=0.5),
+    ),
+)
 
 FAMILIES.register(
     "glm4_moe",

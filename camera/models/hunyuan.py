@@ -1,12 +1,13 @@
-"""Hunyuan-A13B (`hunyuan_v1_moe`): every layer has experts and a shared one as wide as they are; norms after the rotation.
+"""Hunyuan: a Llama with norms on query and key after the rotation, dense (0.5B to 7B), or with experts and a shared one as
+wide as they are in every layer (A13B).
 
-Published configs give numbers of experts and widths as lists with one for every layer; all of them must be alike.
+Published configs of the latter give numbers of experts and widths as lists with one for every layer; all of them must be alike.
 """
 
 from camera.models.experts import Config, Experts, Shared
 from camera.models.family import FAMILIES, Family
 from camera.models.weight import ATTENTION, When
-from camera.models.weights import FFN_NORM, attention_weights, decoder, expert_weights, norm
+from camera.models.weights import FFN_NORM, attention_weights, decoder, decoder_weights, expert_weights, norm
 
 _WIDTH = "intermediate_size"
 
@@ -26,6 +27,23 @@ def _refuses(config: Config) -> str | None:
 
 _PER_LAYER = ("num_experts", "moe_topk", "moe_intermediate_size", "num_shared_expert")
 
+_NORMS = (
+    norm("query_norm", "self_attn.query_layernorm", "attn_q_norm", "head_dim"),
+    norm("key_norm", "self_attn.key_layernorm", "attn_k_norm", "head_dim"),
+)
+
+FAMILIES.register(
+    "hunyuan_v1_dense",
+    Family(
+        model_type="hunyuan_v1_dense",
+        architecture="HunYuanDenseV1ForCausalLM",
+        gguf_architecture="hunyuan-dense",
+        weights=decoder_weights(
+            dict.fromkeys(ATTENTION, When("attention_bias", default=False)), norms=_NORMS
+        ),
+    ),
+)
+
 FAMILIES.register(
     "hunyuan_v1_moe",
     Family(
@@ -35,10 +53,7 @@ FAMILIES.register(
         weights=decoder(
             *attention_weights(
                 dict.fromkeys(ATTENTION, When("attention_bias", default=False)),
-                norms=(
-                    norm("query_norm", "self_attn.query_layernorm", "attn_q_norm", "head_dim"),
-                    norm("key_norm", "self_attn.key_layernorm", "attn_k_norm", "head_dim"),
-                ),
+                norms=_NORMS,
             ),
             FFN_NORM,
             *expert_weights(_WIDTH, router="gate.wg", shared="shared_mlp"),

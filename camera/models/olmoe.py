@@ -4,7 +4,7 @@ from camera.models.experts import Config, Experts
 from camera.models.family import FAMILIES, Family
 from camera.models.gguf import Fixed, GgufRules, normalised
 from camera.models.weight import ATTENTION, When
-from camera.models.weights import FFN_NORM, attention_weights, decoder, expert_weights, norm
+from camera.models.weights import FFN_NORM, NORMS_OF_ALL_HEADS, attention_weights, decoder, expert_weights
 
 
 def _refuses(config: Config) -> str | None:
@@ -22,10 +22,7 @@ FAMILIES.register(
         weights=decoder(
             *attention_weights(
                 dict.fromkeys(ATTENTION, When("attention_bias", default=False)),
-                norms=(
-                    norm("query_norm", "self_attn.q_norm", "attn_q_norm", "query_size"),
-                    norm("key_norm", "self_attn.k_norm", "attn_k_norm", "key_size"),
-                ),
+                norms=NORMS_OF_ALL_HEADS,
             ),
             FFN_NORM,
             *expert_weights("intermediate_size"),

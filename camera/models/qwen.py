@@ -23,5 +23,6 @@ FAMILIES.register(
         weights=decoder_weights(
             dict.fromkeys(ATTENTION, When("attention_bias", default=False)), norms=HEAD_NORMS
         ),
+        left_out=("head_dim",),
     ),
 )

@@ -44,6 +44,8 @@ class Weight:
     """Of a feed-forward matrix: which kind of network it belongs to."""
     exact: bool = False
     """Whether it is kept in float32 in a GGUF file though it is a matrix, as routers are."""
+    stored_plus: float = 0.0
+    """What a GGUF file adds to it: 1 to the weights of norms that multiply by one more than they hold."""
     parts: tuple[Part, ...] = ()
     """What a GGUF file holds in place of it, in the order of each head's rows; `gguf` then names nothing."""
 

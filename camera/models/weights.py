@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+from camera.models.block import GATE_UP
 from camera.models.weight import LAYER, Weight, When
 
 GGUF = "blk.{layer}."
@@ -41,11 +42,19 @@ def decoder(*layer: Weight, head: tuple[Weight, ...] = ()) -> tuple[Weight, ...]
     )
 
 
-def attention_weights(biases: Biases, *, norms: tuple[Weight, ...] = ()) -> tuple[Weight, ...]:
-    """Norm, query, key, value and output of grouped-query attention, and the norms of query and key that there are."""
+def attention_weights(
+    biases: Biases, *, norms: tuple[Weight, ...] = (), before: tuple[Weight, ...] | None = None
+) -> tuple[Weight, ...]:
+    """Query, key, value and output of grouped-query attention, and norms.
+
+    Args:
+        biases: as of `decoder_weights`.
+        norms: of query and key, and what else is behind.
+        before: the norm of what it reads; None for the usual one.
+    """
     stream = "normed stream"
     return (
-        ATTENTION_NORM,
+        *((ATTENTION_NORM,) if before is None else before),
         *linear("query", "self_attn.q_proj", "attn_q", ("query_size", "hidden_size"), stream, biases),
         *linear("key", "self_attn.k_proj", "attn_k", ("key_size", "hidden_size"), stream, biases),
         *linear("value", "self_attn.v_proj", "attn_v", ("key_size", "hidden_size"), stream, biases),
@@ -71,6 +80,27 @@ def dense_weights(
     for role, shape, reads in _gated(width):
         found += linear(role, f"mlp.{role}_proj", f"ffn_{role}", shape, reads, biases)
     return only(found, layers=layers, block="dense")
+
+
+def fused_attention_weights() -> tuple[Weight, ...]:
+    """Norm, query, key and value as one matrix, and output. The family knows the size `qkv_size`."""
+    return (
+        ATTENTION_NORM,
+        *linear(
+            "query_key_value", "self_attn.qkv_proj", "attn_qkv", ("qkv_size", "hidden_size"), "normed stream"
+        ),
+        *linear("output", "self_attn.o_proj", "attn_output", ("hidden_size", "query_size"), "heads"),
+    )
+
+
+def fused_dense_weights() -> tuple[Weight, ...]:
+    """Gate above up in one matrix, and down, of a dense layer; llama.cpp has them so too."""
+    width = "intermediate_size"
+    gate_up = linear(
+        GATE_UP, "mlp.gate_up_proj", "ffn_up", (f"{width}_twice", "hidden_size"), "normed branch"
+    )
+    down = linear("down", "mlp.down_proj", "ffn_down", ("hidden_size", width), "channels")
+    return only((*gate_up, *down), block="dense")
 
 
 def expert_weights(
@@ -154,8 +184,23 @@ def norm(role: str, module: str, gguf: str, size: str = "hidden_size", kind: str
     return Weight(f"{LAYER}{module}.{kind}", role, (size,), f"{GGUF}{gguf}.{kind}")
 
 
+def post_norms(
+    attention: str = "post_attention_layernorm", feed_forward: str = "post_feedforward_layernorm"
+) -> tuple[Weight, Weight]:
+    """Norms of what attention and feed-forward part put out, before it is added."""
+    return (
+        norm("attention_post_norm", attention, "post_attention_norm"),
+        norm("ffn_post_norm", feed_forward, "post_ffw_norm"),
+    )
+
+
 ATTENTION_NORM = norm("attention_norm", "input_layernorm", "attn_norm")
 FFN_NORM = norm("ffn_norm", "post_attention_layernorm", "ffn_norm")
+NORMS_OF_ALL_HEADS = (
+    norm("query_norm", "self_attn.q_norm", "attn_q_norm", "query_size"),
+    norm("key_norm", "self_attn.k_norm", "attn_k_norm", "key_size"),
+)
+"""Of query and key over all heads together."""
 HEAD_NORMS = (
     norm("query_norm", "self_attn.q_norm", "attn_q_norm", "head_dim"),
     norm("key_norm", "self_attn.k_norm", "attn_k_norm", "head_dim"),

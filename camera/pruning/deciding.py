@@ -9,7 +9,7 @@ from camera.layerwise.collectives import Collectives
 from camera.layerwise.experts_pass import ExpertsPass
 from camera.layerwise.feed_forward import LayerPass
 from camera.layerwise.gram import LayerGram, Target
-from camera.layerwise.statistics import BlockStatistics, gather_channels
+from camera.layerwise.statistics import BlockStatistics, gather_channels, rows_of
 from camera.models import Block
 from camera.pruning.decision import BlockDecision, Decision, Routed
 from camera.pruning.importance import block_importance, joint_channels, kept_experts
@@ -145,7 +145,7 @@ class LayerDecider:
         On the CPU the layer's own, as a second map would count twice.
         """
         matrices = run.matrices(block)
-        own_HF = None if matrices is None else matrices.down_HF
+        own_HF = None if matrices is None else matrices["down"]
         if own_HF is None or own_HF.dtype != self.checkpoint.tensors[block.down].dtype:
             own_HF = self.checkpoint.read(block.down)
         return own_HF, own_HF if own_HF.device.type == "cpu" else self.checkpoint.read(block.down)
@@ -156,10 +156,14 @@ class LayerDecider:
         if matrices is None:
             return {}
         found, kept_K = {}, decision.kept_K.to(self.device)
-        for (role, name), matrix in zip(block.by_role.items(), matrices, strict=True):
+        width = block.width(self.checkpoint.config)
+        for role, name in block.by_role.items():
+            matrix = matrices[role]
             if name not in decision.matrices and matrix.dtype == self.checkpoint.tensors[name].dtype:
                 found[name] = (
-                    gather_channels(matrix, kept_K) if role == "down" else matrix.index_select(0, kept_K)
+                    gather_channels(matrix, kept_K)
+                    if role == "down"
+                    else matrix.index_select(0, rows_of(role, kept_K, width))
                 )
         return found
 
@@ -191,7 +195,8 @@ class LayerDecider:
                 if weight is None:
                     weight = observed.down_HF.index_select(1, choice.kept_K)
             else:
-                weight, squares = self.checkpoint.read(name).index_select(0, choice.kept_K), input_squares_H
+                rows = rows_of(role, choice.kept_K, block.width(self.checkpoint.config))
+                weight, squares = self.checkpoint.read(name).index_select(0, rows), input_squares_H
             sparse[role] = sparsified(weight, squares, self.plan.sparsity)
         record = choice.record or BlockRecord("camera", False, None, 0, 0)
         return sparse, replace(

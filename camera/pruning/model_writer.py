@@ -19,7 +19,7 @@ from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.files import read_json, write_json
-from camera.layerwise.statistics import gather_channels
+from camera.layerwise.statistics import gather_channels, rows_of
 from camera.models import Placed
 from camera.pruning.decision import Stays
 
@@ -226,7 +226,8 @@ def pruned_tensor(
     name = place._replace(expert=expert).name
     label = "shared" if place.weight.block == "shared" else "" if expert is None else f"experts.{expert}"
     dimension = 1 if place.weight.role == "down" else 0
-    return pruned_matrix(checkpoint, name, dimension, stays.kept[label], mode, stays.matrices.get(name))
+    kept_K = rows_of(place.weight.role, stays.kept[label], checkpoint.ffn_width)
+    return pruned_matrix(checkpoint, name, dimension, kept_K, mode, stays.matrices.get(name))
 
 
 def pruned_matrix(
@@ -237,13 +238,13 @@ def pruned_matrix(
     mode: str,
     own: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gate [F, H], up [F, H] or down [H, F] of a block without the other channels.
+    """Gate [F, H], up [F, H], both of them [2F, H] or down [H, F] of a block without the other channels.
 
     Args:
         checkpoint: the source.
         name: Hugging Face name of the matrix.
         dimension: that the channels are.
-        kept_K: int64 [K], the channels that stay.
+        kept_K: int64 [K], the rows or columns of the channels that stay.
         mode: `physical` slices (K in place of F), `mask` zeroes.
         own: what stands in place of the kept rows or columns, in their dtype; None for themselves.
 

@@ -9,7 +9,6 @@ from camera.layerwise.experts_pass import Buffers, ExpertsPass
 from camera.layerwise.feed_forward import Samples
 from camera.layerwise.observers import advance
 from camera.layerwise.runner import LayerRunner
-from camera.models.block import FEED_FORWARD
 
 
 class HiddenStates:
@@ -47,7 +46,7 @@ class HiddenStates:
             block.linear(role)
             for block in checkpoint.blocks(layer)
             if checkpoint.is_sparse(layer)
-            for role in FEED_FORWARD
+            for role in block.by_role
         }
         return [group for group in checkpoint.shared_inputs(layer) if group[0] not in visited]
 

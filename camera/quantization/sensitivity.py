@@ -67,14 +67,16 @@ def sensitivities(
 def _branch_shares(checkpoint: Checkpoint, imatrix: Imatrix) -> dict[str, float]:
     """Of each matrix in a decoder layer: what its branch adds to the stream, over the stream's power after that."""
     embedding = checkpoint.rows(checkpoint.embedding)
-    stream = float(_powers(embedding).sum()) / embedding.shape[0]
+    scales, config = checkpoint.family.scales, checkpoint.config
+    stream = scales.embedding(config) ** 2 * float(_powers(embedding).sum()) / embedding.shape[0]
     shares: dict[str, float] = {}
     for layer in range(checkpoint.layer_count):
         attention, *_ = checkpoint.family.branches(checkpoint.config, layer)
         feed_forward = [(block.names, block.expert is not None) for block in checkpoint.blocks(layer)]
         for together in ([(attention, False)], feed_forward):
             added = [
-                _added(checkpoint, imatrix, names[-1], stream, routed=routed) for names, routed in together
+                scales.branch(config) ** 2 * _added(checkpoint, imatrix, names[-1], stream, routed=routed)
+                for names, routed in together
             ]
             stream += sum(added)
             for (names, _), power in zip(together, added, strict=True):

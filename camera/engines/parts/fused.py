@@ -19,6 +19,7 @@ from camera.engines.parts.fusion import Member
 from camera.engines.parts.graph import FAILURES
 from camera.engines.parts.operators import OPERATORS, Norm, Operators, Place
 from camera.models import Family
+from camera.models.gguf import SILU, window_of
 
 _STEPS_OFF, _LOGITS_OFF = 16, 0.25
 """How far a layer's branches may be off, in steps of the dtype, and how far the logits, of their norm: rounding adds up."""
@@ -64,6 +65,8 @@ class FusedLayer:
         self.by, self.cache = by, cache
         if missing := {"query", "key", "value", "output", "attention_norm", "ffn_norm"} - roles.keys():
             raise Unfit(f"it has no {' and no '.join(sorted(missing))}")
+        if further := {role for role in roles if role.endswith("_post_norm")}:
+            raise Unfit(f"it has also {' and '.join(sorted(further))}")
         self._qkv, self._sizes = _joined(layer, roles, "query", "key", "value")
         self._output = layer.get_submodule(roles["output"])
         self._norms = [_norm(layer, roles[role]) for role in ("attention_norm", "ffn_norm")]
@@ -164,6 +167,14 @@ class FusedModel:
         """What is before the first layer and behind the last."""
         if model.dtype not in self._by.dtypes:
             raise Unfit(f"its dtype is {model.dtype}")
+        config = model.config.to_dict()
+        if not family.scales.plain(config):
+            raise Unfit("it multiplies what its layers or its head put out")
+        if window_of(config):
+            raise Unfit("its attention has a window")
+        rules = family.gguf_rules.activation
+        if config.get(rules.key, SILU[0]) not in SILU:
+            raise Unfit(f"its activation is {config[rules.key]}, and the operator's is SiLU")
         rotary: Any = model.get_submodule(family.rotary_module)
         if getattr(rotary, "rope_type", "default") not in _FIXED_ROTATIONS:
             raise Unfit("its rotary embedding changes with the length of the context")

@@ -102,7 +102,7 @@ class Gptq(Method):
         used = self.checkpoint.read(planned.name)[rows]
         data = _room(planned.type, used.shape)
         self._store_embedding(planned, used, put_into(data), self._label(planned.name))
-        hidden_STH = _numbers(data, planned.type, used.shape).to(self._runner.dtype)[inverse_ST]
+        hidden_STH = self._runner.entering(_numbers(data, planned.type, used.shape))[inverse_ST]
         return HiddenStates(self._runner, hidden_STH, self.options.batch_size)
 
     def _pass_until(self, layer: int) -> None:

@@ -12,6 +12,21 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from camera.models import family_of
 
+
+def _dense(model_type: str, sizes: tuple[int, ...], **more: Any) -> dict[str, Any]:
+    keys = (
+        *(
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+        ),
+        "vocab_size",
+    )
+    return {"model_type": model_type, **dict(zip(keys, sizes, strict=True)), **more}
+
+
 PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
     "DeepSeek-MoE-16B": (
         16.4,
@@ -175,6 +190,24 @@ PUBLISHED: dict[str, tuple[float, dict[str, Any]]] = {
             "vocab_size": 153600,
         },
     ),
+    "Llama-3.2-1B": (
+        1.2,
+        _dense("llama", (2048, 8192, 16, 32, 8, 128256), head_dim=64, tie_word_embeddings=True),
+    ),
+    "Mistral-7B-v0.3": (7.2, _dense("mistral", (4096, 14336, 32, 32, 8, 32768))),
+    "Mistral-Nemo-12B": (12.2, _dense("mistral", (5120, 14336, 40, 32, 8, 131072), head_dim=128)),
+    "Qwen2.5-7B": (7.6, _dense("qwen2", (3584, 18944, 28, 28, 4, 152064))),
+    "SmolLM3-3B": (3.1, _dense("smollm3", (2048, 11008, 36, 16, 4, 128256))),
+    "Seed-OSS-36B": (36.2, _dense("seed_oss", (5120, 27648, 64, 80, 8, 155136))),
+    "ERNIE-4.5-0.3B": (0.4, _dense("ernie4_5", (1024, 3072, 18, 16, 2, 103424))),
+    "Granite-3.3-8B": (8.2, _dense("granite", (4096, 12800, 40, 32, 8, 49159), tie_word_embeddings=True)),
+    "EXAONE-4.0-32B": (32.0, _dense("exaone4", (5120, 27392, 64, 40, 8, 102400))),
+    "OLMo-2-7B": (7.3, _dense("olmo2", (4096, 11008, 32, 32, 32, 100352))),
+    "Phi-4-mini": (3.8, _dense("phi3", (3072, 8192, 32, 24, 8, 200064), tie_word_embeddings=True)),
+    "Phi-4": (14.7, _dense("phi3", (5120, 17920, 40, 40, 10, 100352))),
+    "GLM-4-9B-0414": (9.4, _dense("glm4", (4096, 13696, 40, 32, 2, 151552))),
+    "Gemma-2-2B": (2.6, _dense("gemma2", (2304, 9216, 26, 8, 4, 256000))),
+    "Gemma-3-1B": (1.0, _dense("gemma3_text", (1152, 6912, 26, 4, 1, 262144))),
 }
 
 
