@@ -9,7 +9,7 @@ that the router sends it, and `counts` a number for each ([1, experts]); an expe
 is not multiplied by the router's weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from camera.models.experts import Config
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 from camera.quantization.hidden_states import HiddenStates
+from camera.quantization.imatrix_dat import read_dat
 
 _KIND = "imatrix"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -191,28 +192,27 @@ def _stored_together(imatrix: Imatrix, weights: Mapping[str, Placed]) -> dict[st
 
 
 def read_imatrix(path: Path | str, checkpoint: Checkpoint) -> Imatrix:
-    """Read a file of ours or of `llama-imatrix`, for the matrices of a checkpoint.
+    """Read a file of ours or of `llama-imatrix`, of today (GGUF) or before (`.dat`), for the matrices of a checkpoint.
 
     Tensors that the checkpoint has no matrix for are left aside, as llama-quantize does.
 
     Raises:
         CameraError: if it is no such file, is damaged, or does not fit the checkpoint.
     """
-    file = open_gguf(path)
-    if file.metadata.get("general.type") != _KIND:
-        raise CameraError(f"{path} holds no importance matrix (general.type is not `{_KIND}`)")
+    path = Path(path)
+    stored = _of_gguf(path) if _is_gguf(path) else _of_dat(path)
     weights = named_weights(checkpoint.family, checkpoint.config)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
-    dequantize = cache(file.dequantize)
     for name, info in checkpoint.needed.items():
         placed = weights.get(name)
         gguf_name = "" if placed is None else placed.gguf
-        if placed is None or gguf_name + _SUMS not in file.tensors or len(info.shape) != 2:
+        if placed is None or gguf_name not in stored.names or len(info.shape) != 2:
             continue
         matrices = 1 if placed.expert is None else checkpoint.expert_count
-        sums_EI, counts_E = dequantize(gguf_name + _SUMS), dequantize(gguf_name + _COUNTS).reshape(-1)
-        sums_EI = sums_EI.reshape(-1, sums_EI.shape[-1])
+        sums_EI, counts_E = stored.read(gguf_name)
+        if stored.one_count:
+            sums_EI, counts_E = sums_EI.reshape(-1, info.shape[1]), counts_E.expand(matrices)
         for found, what, expected in (
             (sums_EI.shape[1], "columns", info.shape[1]),
             (len(sums_EI), "matrices", matrices),
@@ -230,5 +230,51 @@ def read_imatrix(path: Path | str, checkpoint: Checkpoint) -> Imatrix:
         sums[name], counts[name] = sums_I, round(count)
     if not sums:
         raise CameraError(f"{path} has no tensor of {checkpoint.folder}: it was made from another model")
+    return Imatrix(sums, counts, stored.chunk_size, stored.datasets)
+
+
+@dataclass(frozen=True)
+class _StoredSums:
+    """What a file holds, by llama.cpp's names of the tensors."""
+
+    names: frozenset[str]
+    read: Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+    """Sums [matrices, columns] and counts [matrices] of a tensor."""
+    chunk_size: int
+    datasets: tuple[str, ...]
+    one_count: bool = False
+    """Whether there are sums in one row and one count for all matrices of a tensor."""
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError as error:
+        raise CameraError(f"{path} cannot be read: {error}") from None
+
+
+def _of_gguf(path: Path) -> _StoredSums:
+    file = open_gguf(path)
+    if file.metadata.get("general.type") != _KIND:
+        raise CameraError(f"{path} holds no importance matrix (general.type is not `{_KIND}`)")
+    dequantize = cache(file.dequantize)
+
+    def read(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        sums_EI, counts_E = dequantize(name + _SUMS), dequantize(name + _COUNTS).reshape(-1)
+        return sums_EI.reshape(-1, sums_EI.shape[-1]), counts_E
+
+    names = frozenset(name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS))
     datasets = file.metadata.get("imatrix.datasets", [])
-    return Imatrix(sums, counts, file.value("imatrix.chunk_size", int), tuple(map(str, datasets)))
+    return _StoredSums(names, read, file.value("imatrix.chunk_size", int), tuple(map(str, datasets)))
+
+
+def _of_dat(path: Path) -> _StoredSums:
+    entries, text = read_dat(path)
+
+    def read(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        sums_I, summed = entries[name]
+        return sums_I, torch.tensor([float(summed)])
+
+    # Of a chunk's tokens nothing is known: it counts as one.
+    return _StoredSums(frozenset(entries), read, 1, () if text is None else (text,), one_count=True)

@@ -1,3 +1,4 @@
+import struct
 from pathlib import Path
 
 import gguf
@@ -8,10 +9,11 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.errors import CameraError
 from camera.formats.gguf_reader import open_gguf
+from camera.models import named_weights
 from camera.options import QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from camera.quantization.imatrix import Imatrix, collect_imatrix, read_imatrix, write_imatrix
-from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint
+from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint, tiny_moe_checkpoint
 
 TOKENS_ST = torch.randint(3, TOKENS, (6, 32), generator=torch.Generator().manual_seed(0))
 OPTIONS = QuantizeOptions(method="search", device="cpu", batch_size=4)
@@ -139,3 +141,57 @@ def test_a_model_is_no_importance_matrix(tmp_path: Path, source: Checkpoint) -> 
     assert open_gguf(tmp_path / "x.gguf").architecture == "llama"
     with pytest.raises(CameraError, match="holds no importance matrix"):
         read_imatrix(tmp_path / "x.gguf", source)
+
+
+# The older format of llama-imatrix
+
+
+def dat(path: Path, entries: dict[str, tuple[int, np.ndarray]], text: str | None = "calibration.txt") -> Path:
+    """As llama-imatrix wrote it."""
+    data = struct.pack("<i", len(entries))
+    for name, (summed, numbers) in entries.items():
+        data += struct.pack(f"<i{len(name)}sii", len(name), name.encode(), summed, numbers.size)
+        data += np.asarray(numbers, "<f4").tobytes()
+    if text is not None:
+        data += struct.pack(f"<ii{len(text)}s", 6, len(text), text.encode())
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("text", ["calibration.txt", None])
+def test_the_older_file_means_the_same_importance(
+    tmp_path: Path, source: Checkpoint, text: str | None
+) -> None:
+    made = collect_imatrix(source, TOKENS_ST, OPTIONS)
+    weights = named_weights(source.family, source.config)
+    tokens, chunks = TOKENS_ST.numel(), 6
+    entries = {
+        weights[name].gguf: (chunks, sums.numpy() / tokens * chunks) for name, sums in made.sums.items()
+    }
+    read = read_imatrix(dat(tmp_path / "imatrix.dat", entries, text), source)
+    assert read.datasets == (() if text is None else (text,))
+    for name in made.sums:
+        torch.testing.assert_close(read.importance(name), made.importance(name))
+
+
+def test_the_older_file_holds_all_experts_of_a_layer_in_a_row(tmp_path: Path) -> None:
+    source = Checkpoint.open(tiny_moe_checkpoint(tmp_path / "moe", "qwen3_moe"))
+    sums_EI = np.arange(8 * 64, dtype=np.float32).reshape(8, 64)
+    read = read_imatrix(dat(tmp_path / "x.dat", {"blk.1.ffn_up_exps.weight": (2, sums_EI)}), source)
+    found = read.importance("model.layers.1.mlp.experts.3.up_proj.weight")
+    assert found is not None
+    np.testing.assert_array_equal(found.numpy(), sums_EI[3] / 2)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 30, 100])
+def test_an_older_file_that_is_cut_is_refused(tmp_path: Path, source: Checkpoint, cut: int) -> None:
+    path = dat(tmp_path / "x.dat", {"output.weight": (1, np.ones(64))})
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CameraError, match=r"x\.dat is no importance matrix: neither a GGUF file, nor whole"):
+        read_imatrix(path, source)
+
+
+def test_an_older_file_of_another_model_is_refused(tmp_path: Path, source: Checkpoint) -> None:
+    path = dat(tmp_path / "x.dat", {"output.weight": (1, np.ones(128))})
+    with pytest.raises(CameraError, match=r"output\.weight has 2 matrices.*another model"):
+        read_imatrix(path, source)
