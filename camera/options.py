@@ -169,7 +169,8 @@ class PruneOptions(Options):
     mode: Literal["physical", "mask"] = "physical"
     """`physical` slices the matrices; `mask` writes zeros and keeps the shapes."""
     multiple_of: PositiveInt = 64
-    """The kept width is rounded up to a multiple of this (int4 on the NPU wants 64)."""
+    """The kept width is rounded up to a multiple of this (int4 on the NPU wants 64). With mode `mask` the default is 1: no
+    matrix gets narrower, and exactly int(F · ratio) channels go, as in the reference."""
     method: Annotated[str, NameIn(PRUNING_METHODS)] = "camera"
     """`camera` keeps the channels of the highest importance; `refit` also refits each down projection to them, by least
     squares on the calibration tokens; `obs` chooses by what the other channels can compensate for, and refits."""
@@ -206,6 +207,13 @@ class PruneOptions(Options):
         if isinstance(value, float) and not 0 <= value < 1:
             raise ValueError(f"{value} is not at least 0 and below 1: 0.25 drops a quarter of the experts")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_mask_rounds_nothing(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("mode") == "mask":
+            return {"multiple_of": 1, **given}
+        return given
 
     @model_validator(mode="after")
     def _only_a_mask_has_other_widths(self) -> "PruneOptions":

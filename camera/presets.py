@@ -27,8 +27,7 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "method": "camera",
             "ratio": 0.2,
             "reduce_ratio": 0.95,
-            "mode": "physical",
-            "multiple_of": 64,
+            "mode": "physical",  # which rounds to 64 channels, and a mask not at all
         },
         "evaluate": {
             "datasets": [{"name": "wikitext2", "split": "test"}, {"name": "c4", "split": "test"}],

@@ -196,3 +196,9 @@ def test_a_text_is_the_same_wherever_its_file_lies() -> None:
     here, there = (DatasetOptions(name="file", path=Path(name)) for name in ("here.txt", "there.txt"))
     assert here.identity() == there.identity()
     assert "field" not in DatasetOptions().identity()
+
+
+def test_a_mask_takes_exactly_the_ratio_unless_it_is_told_to_round() -> None:
+    assert PruneOptions(mode="mask").multiple_of == 1
+    assert PruneOptions(mode="mask", multiple_of=64).multiple_of == 64
+    assert PruneOptions(mode="physical").multiple_of == PruneOptions().multiple_of == 64
