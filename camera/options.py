@@ -332,6 +332,8 @@ class EvaluateOptions(TaskOptions, PerplexityOptions):
     """Tasks of lm-eval, such as boolq, openbookqa, rte, arc_easy, winogrande, hellaswag, arc_challenge, piqa, mathqa."""
     task_dtype: DTypeName | None = Field(default=None, exclude_if=lambda value: value is None)
     """`tasks`: what the layers compute in for them, where that is not `dtype`. Of no effect without tasks."""
+    samples: int = Field(default=0, ge=0, exclude_if=lambda value: value == 0)
+    """Let each model write so many tokens after each of a few fixed prompts, for people to read; it is in memory whole."""
     task_folder: Path | None = Field(default=None, exclude_if=lambda value: value is None)
     """`tasks`: folder of `<task>.<split>.jsonl` files to read instead of the hub."""
 

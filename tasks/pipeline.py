@@ -36,6 +36,7 @@ from tasks.stages import (
     publish,
     quantize,
     report,
+    sample,
     save,
     score,
 )
@@ -204,6 +205,12 @@ def _evaluations(recipe: Recipe, sources: Sources) -> list[Step]:
         for name, model in models.items():
             read = {"model": model, **documents}
             steps.append(Step(f"task {name} {task}", evaluate_task.STAGE, Sections(task=on_task), read, also))
+    if asked.samples:
+        writing = sample.SampleOptions(tokens=asked.samples, dtype=asked.dtype, device=asked.device)
+        for name, model in models.items():
+            steps.append(
+                Step(f"sample {name}", sample.STAGE, Sections(sample=writing), {"model": model}, facts)
+            )
     return steps
 
 

@@ -112,6 +112,8 @@ def _evaluate(found: api.Evaluation, values: dict[str, Any]) -> None:
         )
     if found.tasks:
         _show_tasks(found.tasks, compared=bool(found.reference_tasks))
+    for sample in found.samples:
+        say(f"{sample.prompt!r}\n  {sample.text!r}")
 
 
 def _evaluation_json(found: api.Evaluation) -> dict[str, Any]:
@@ -128,10 +130,16 @@ def _show_tasks(scores: "Mapping[str, TaskScore]", compared: bool) -> None:
         accuracies = (accuracy_words(score.metrics.get(name)) for name in ("acc", "acc_norm"))
         change = score.metrics["acc"].change
         paired = ("", "", "") if change is None else (change.gained, change.lost, f"{change.p_value:.3f}")
-        rows.append([task, str(score.documents), *accuracies, *map(str, paired if compared else ())])
-    print_table(("task", ">n", ">acc", ">acc_norm", *((">gained", ">lost", ">p") if compared else ())), rows)
+        chance = "–" if score.chance is None else f"{100 * score.chance:.1f}"
+        rows.append([task, str(score.documents), chance, *accuracies, *map(str, paired if compared else ())])
+    print_table(
+        ("task", ">n", ">chance", ">acc", ">acc_norm", *((">gained", ">lost", ">p") if compared else ())),
+        rows,
+    )
     shots = max(score.few_shot for score in scores.values())
-    say(f"n questions, {shots}-shot; accuracy in %, ± one standard error")
+    say(
+        f"n questions, {shots}-shot; accuracy in %, ± one standard error; chance: guessing, or the commonest answer"
+    )
     if compared:
         say("in brackets points against the reference, ± one standard error of the pairs")
 

@@ -10,6 +10,7 @@ from camera.checkpoints.tokenizer import load_tokenizer
 from camera.devices import dtype_name, find_device
 from camera.digests import digest_file, digest_folder, digest_json
 from camera.errors import CameraError
+from camera.evaluation.chance import chance_level
 from camera.evaluation.lm_eval_tasks import lm_eval_version, open_task, task_files
 from camera.evaluation.text_model import TextModel, open_text_model
 from camera.files import read_json, write_json
@@ -47,6 +48,8 @@ class TaskResult(Result):
     """Only so many documents were asked for; None: all."""
     prompts: str
     """Digest of all prompts, answers and targets: results with the same one answer the same questions."""
+    chance: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Share that one who knows nothing answers rightly (`chance_level`); None in results of older versions."""
     task_version: str
     """Of the definition in lm-eval."""
     lm_eval: str
@@ -205,6 +208,10 @@ def _measure(
         few_shot=options.few_shot,
         limit=options.limit,
         prompts=digest_json([[document["arguments"], str(document["target"])] for document in documents]),
+        chance=chance_level(
+            [len(document["arguments"]) for document in documents],
+            [str(document["target"]) for document in documents],
+        ),
         task_version=str(measured["versions"].get(name)),
         lm_eval=lm_eval_version(),
         dtype=dtype_name(model.dtype),

@@ -30,7 +30,7 @@ from camera.report.schema import (
     Results,
     TypeTotal,
 )
-from camera.report.scores import perplexities, task_scores, with_averages
+from camera.report.scores import perplexities, samples, task_scores, with_averages
 
 _SHORT_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _QUANTIZED: dict[ModelId, str] = {"baseline": "quantized/baseline", "pruned+quantized": "quantized"}
@@ -43,7 +43,7 @@ class RunFolders:
     recipe: Mapping[str, Any]
     source: Checkpoint
     folders: Mapping[str, Path]
-    """By part: a key of `PARTS`, `evaluate/<model>/<text>` or `task/<model>/<task>`."""
+    """By part: a key of `PARTS`, `evaluate/<model>/<text>`, `task/<model>/<task>` or `sample/<model>`."""
 
     @property
     def titles(self) -> dict[ModelId, str]:
@@ -78,8 +78,8 @@ def collect_results(
     Args:
         name: of the published model.
         recipe: what was run, as plain JSON.
-        folders: what the stages wrote, by the parts of `PARTS`, and `evaluate/<model>/<text>` and `task/<model>/<task>`
-            with a model of `MODEL_IDS`. A part that is not there is missing from the results, and they say so.
+        folders: what the stages wrote, by the parts of `PARTS`, and `evaluate/<model>/<text>`, `task/<model>/<task>`
+            and `sample/<model>` with a model of `MODEL_IDS`. A part that is not there is missing from the results, and they say so.
         source: the source model.
 
     Raises:
@@ -118,12 +118,14 @@ def _model_rows(run: RunFolders) -> list[ModelRow]:
         if part in run.folders:
             facts[model] = _quantized_facts(run.folders[part])
     perplexity, tasks = perplexities(run.folders), task_scores(run.folders)
+    written = samples(run.folders)
     return [
         ModelRow(
             id=model,
             title=run.titles[model],
             perplexity=perplexity.get(model, {}),
             tasks=tasks.get(model, {}),
+            samples=written.get(model, {}),
             **facts.get(model, {}),
         )
         for model in MODEL_IDS

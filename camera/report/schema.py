@@ -48,6 +48,8 @@ class Accuracy(Result):
 
     value: float
     standard_error: float | None
+    p_by_chance: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How likely so many right answers or more are of one who knows nothing."""
     change: Change | None = None
     """None of the original itself, or for want of its answers to the same questions."""
 
@@ -63,6 +65,8 @@ class TaskScore(Result):
     """Only so many questions were asked for; None: all."""
     dtype: str
     """What the layers computed in."""
+    chance: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Share that one who knows nothing answers rightly: by guessing, or by always giving the commonest answer."""
     metrics: dict[str, Accuracy]
     """`acc`, and `acc_norm` where the task has it: by likelihood per character."""
 
@@ -88,6 +92,8 @@ class ModelRow(Result):
     """By the label of the text."""
     tasks: dict[str, TaskScore] = Field(default_factory=dict, exclude_if=lambda value: not value)
     """By the name of the task."""
+    samples: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """What it wrote, by prompt."""
     task_average: dict[str, Accuracy] = Field(default_factory=dict, exclude_if=lambda value: not value)
     """`acc`: mean over tasks. `acc_norm`: the same of that metric where a task has it. Empty where a task is missing."""
 

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from camera.errors import CameraError
+from camera.evaluation.chance import p_by_chance
 from camera.evaluation.paired import mean_error, paired
 from camera.evaluation.tasks import Metric, TaskResult, read_task_result
 from camera.files import read_json
@@ -43,6 +44,15 @@ def task_scores(folders: Mapping[str, Path]) -> dict[ModelId, dict[str, TaskScor
     }
 
 
+def samples(folders: Mapping[str, Path]) -> dict[ModelId, dict[str, str]]:
+    """What models wrote, by prompt, in the folders `sample/<model>`."""
+    found: dict[ModelId, dict[str, str]] = {}
+    for model in MODEL_IDS:
+        if (folder := folders.get(f"sample/{model}")) is not None:
+            found[model] = {one["prompt"]: one["text"] for one in read_json(folder / "samples.json")}
+    return found
+
+
 def score_task(result: TaskResult, original: TaskResult | None) -> TaskScore:
     """One model on one task. Compared with the original if both were asked the same questions in the same words."""
     comparable = original is not None and original.prompts == result.prompts
@@ -51,8 +61,11 @@ def score_task(result: TaskResult, original: TaskResult | None) -> TaskScore:
         few_shot=result.few_shot,
         limit=result.limit,
         dtype=result.dtype,
+        chance=result.chance,
         metrics={
-            name: _accuracy(metric, original.metrics.get(name) if original and comparable else None)
+            name: _accuracy(
+                metric, original.metrics.get(name) if original and comparable else None, result.chance
+            )
             for name, metric in result.metrics.items()
         },
     )
@@ -97,11 +110,16 @@ def _perplexity(found: dict[str, Any], original: dict[str, Any] | None) -> Perpl
     )
 
 
-def _accuracy(metric: Metric, original: Metric | None) -> Accuracy:
-    change = None
+def _accuracy(metric: Metric, original: Metric | None, chance: float | None) -> Accuracy:
+    change, answers = None, metric.of_documents
     if original is not None:
         change = Change(**vars(paired(original.of_documents, metric.of_documents)))
-    return Accuracy(value=metric.value, standard_error=metric.standard_error, change=change)
+    return Accuracy(
+        value=metric.value,
+        standard_error=metric.standard_error,
+        p_by_chance=None if chance is None else p_by_chance(round(sum(answers)), len(answers), chance),
+        change=change,
+    )
 
 
 def _average(tasks: Mapping[str, TaskScore], name: str) -> Accuracy:

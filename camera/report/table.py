@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from camera.benchmark.report import BenchmarkRow
+from camera.evaluation.chance import CERTAIN
 from camera.report.schema import Accuracy, ModelRow, Results
 from camera.report.words import (
     accuracy_words,
@@ -22,8 +24,6 @@ from camera.report.words import (
 from camera.units import bytes_text
 
 NOISY = "*: the runs lie further apart than 20 % of their median; measure again on a quiet machine"
-_CERTAIN = 0.05
-"""McNemar's p below which a difference is marked."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,28 @@ def task_grid(results: Results) -> Grid | None:
     models = [row for row in results.models if row.tasks]
     has_norm = {task for row in models for task, score in row.tasks.items() if "acc_norm" in score.metrics}
     averaged = len(tasks) > 1 and any(row.task_average for row in models)
-    rows = [(f"perplexity, {text}", *(score_words(row, text) for row in models)) for text in results.datasets]
+    chances = {
+        task: score.chance for row in models for task, score in row.tasks.items() if score.chance is not None
+    }
+    blank = ("",) if chances else ()
+    rows = [
+        (f"perplexity, {text}", *blank, *(score_words(row, text) for row in models))
+        for text in results.datasets
+    ]
     for name, shown, suffix in (
         ("acc", tasks, ""),
         ("acc_norm", [t for t in tasks if t in has_norm], ", norm"),
     ):
-        rows += [(task + suffix, *(_cell(row, task, name) for row in models)) for task in shown]
+        for task in shown:
+            known = (f"{100 * chances[task]:.1f}" if task in chances else "–",) if chances else ()
+            rows.append((task + suffix, *known, *(_cell(row, task, name) for row in models)))
         if averaged and shown:
-            rows.append((f"average{suffix}", *(accuracy_words(row.task_average.get(name)) for row in models)))
+            means = (accuracy_words(row.task_average.get(name)) for row in models)
+            mean = f"{100 * fmean(chances.values()):.1f}" if chances.keys() == set(tasks) else ""
+            rows.append((f"average{suffix}", *([mean] if chances else []), *means))
     return Grid(
         "Perplexity and accuracy on tasks",
-        ("", *(row.title for row in models)),
+        ("", *(["chance"] if chances else []), *(row.title for row in models)),
         tuple(rows),
         words=1,
         strong=tuple(index for index, row in enumerate(rows) if row[0].startswith("average")),
@@ -154,12 +165,13 @@ def task_grid(results: Results) -> Grid | None:
 
 def _cell(row: ModelRow, task: str, name: str) -> str:
     score = row.tasks[task].metrics.get(name) if task in row.tasks else None
-    return accuracy_words(score) + ("*" if _is_certain(score) else "")
+    above = score is not None and score.p_by_chance is not None and score.p_by_chance < CERTAIN
+    return accuracy_words(score) + ("*" if _is_certain(score) else "") + (" ↑" if above else "")
 
 
 def _is_certain(score: Accuracy | None) -> bool:
     change = None if score is None else score.change
-    return change is not None and change.p_value is not None and change.p_value < _CERTAIN
+    return change is not None and change.p_value is not None and change.p_value < CERTAIN
 
 
 def _task_notes(results: Results, models: list[ModelRow], normalised: bool) -> tuple[str, ...]:
@@ -175,7 +187,12 @@ def _task_notes(results: Results, models: list[ModelRow], normalised: bool) -> t
         "difference in pairs",
     ]
     if any(_is_certain(accuracy) for score in scores for accuracy in score.metrics.values()):
-        notes.append(f"*: more than chance (exact McNemar test, p < {_CERTAIN})")
+        notes.append(f"*: more than chance (exact McNemar test, p < {CERTAIN})")
+    if any(score.chance is not None for score in scores):
+        notes.append(
+            "↑: above chance, which is guessing or always giving the commonest answer, whichever is more (exact binomial "
+            f"test, one-sided, p < {CERTAIN}); without it an accuracy says nothing of the model"
+        )
     if normalised:
         notes.append(
             "norm: the answer of the highest likelihood per character (acc_norm); average, norm: of these where a task has it"

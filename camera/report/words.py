@@ -233,3 +233,8 @@ def noisy_words(results: Results) -> list[str]:
         if row.noisy:
             found.setdefault((row.model, row.engine), []).append(str(row.decode))
     return [f"{model} on {engine}: decode {', '.join(lengths)}" for (model, engine), lengths in found.items()]
+
+
+def prompts(results: Results) -> tuple[str, ...]:
+    """The prompts after which models wrote, in order."""
+    return tuple(dict.fromkeys(prompt for row in results.models for prompt in row.samples))

@@ -45,4 +45,4 @@ def needs(known: Known) -> Needs:
     return replace(on_text, memory=on_text.memory + _LM_EVAL_BYTES)
 
 
-STAGE = register(Stage("task", 3, run, {"task": EvaluateTaskOptions}, needs, intermediate=False, part="task"))
+STAGE = register(Stage("task", 4, run, {"task": EvaluateTaskOptions}, needs, intermediate=False, part="task"))

@@ -21,6 +21,7 @@ WITHOUT_WEIGHTS = {
     "--name": "is a string in the GGUF file",
     "--experts": "is of mixtures of experts; the model is dense",
     "--scope": "is of mixtures of experts; the model is dense",
+    "--samples": "writes text for people, by a model that is in memory whole",
     "--task-dtype": "is --dtype, for tasks",
     "--preset": "gives other flags their values",
     "--timeout": "ends a llama-bench that hangs",

@@ -123,6 +123,7 @@ OPTIONS = {
     "evaluate.layer_by_layer",
     "evaluate.limit",
     "evaluate.max_windows",
+    "evaluate.samples",
     "evaluate.task_dtype",
     "evaluate.task_folder",
     "evaluate.tasks",

@@ -110,7 +110,7 @@ def test_a_model_that_lacks_a_task_has_no_average(answered: Run) -> None:
     assert averages == {"original": True, "baseline": True, "pruned": False, "pruned+quantized": True}
     grid = task_grid(found)
     assert grid is not None
-    cells = {row[0]: row[1 + MODEL_IDS.index("pruned")] for row in grid.rows}
+    cells = {row[0]: row[2 + MODEL_IDS.index("pruned")] for row in grid.rows}
     assert (cells["arc_easy"], cells["average"]) == ("–", "–")
     assert cells["boolq"] != "–"
 
@@ -125,12 +125,12 @@ def test_answers_to_other_questions_are_not_compared(answered: Run) -> None:
 def test_the_table_has_texts_tasks_and_average_down_and_models_across(results: Results) -> None:
     grid = task_grid(results)
     assert grid is not None
-    assert grid.columns == ("", *(row.title for row in results.models))
+    assert grid.columns == ("", "chance", *(row.title for row in results.models))
     assert [row[0] for row in grid.rows] == [
         *(f"perplexity, {TEXT}", "boolq", "arc_easy", "average", "arc_easy, norm", "average, norm"),
     ]
     for row, model in enumerate(results.models):
-        assert accuracy_words(model.tasks["boolq"].metrics["acc"]) in grid.rows[1][1 + row]
+        assert accuracy_words(model.tasks["boolq"].metrics["acc"]) in grid.rows[1][2 + row]
 
 
 def test_a_difference_beyond_chance_is_marked_and_explained(results: Results) -> None:
@@ -145,10 +145,36 @@ def test_a_difference_beyond_chance_is_marked_and_explained(results: Results) ->
         grid = task_grid(results.model_copy(update={"models": (changed,)}))
         assert grid is not None
         assert any("McNemar" in note for note in grid.notes) == (p_value < 0.05)
-        return next(row[1] for row in grid.rows if row[0] == "boolq")
+        return next(row[2] for row in grid.rows if row[0] == "boolq").removesuffix(" ↑")
 
     assert with_chance(0.01).endswith("*")
     assert not with_chance(0.2).endswith("*")
+
+
+@pytest.mark.parametrize(("right", "marked"), [(10, False), (22, True)])
+def test_what_is_above_chance_is_marked_and_explained(answered: Run, right: int, marked: bool) -> None:
+    mine = result_of(answered, "original", "boolq")
+    answers = (1.0,) * right + (0.0,) * (24 - right)
+    acc = mine.metrics["acc"].model_copy(update={"value": right / 24, "of_documents": answers})
+    score = score_task(mine.model_copy(update={"metrics": {"acc": acc}, "chance": 0.5}), None)
+    row = answered.results().models[0].model_copy(update={"tasks": {"boolq": score}, "task_average": {}})
+    grid = task_grid(answered.results().model_copy(update={"models": (row,)}))
+    assert grid is not None
+    found = next(row for row in grid.rows if row[0] == "boolq")
+    assert (found[1], found[2].endswith("↑")) == ("50.0", marked)
+    assert any("above chance" in note for note in grid.notes)
+
+
+def test_what_models_wrote_stands_side_by_side_on_the_page(answered: Run, tmp_path: Path) -> None:
+    folders = dict(answered.folders)
+    for model, text in (("original", "Paris <b>"), ("pruned", "Berlin")):
+        folders[f"sample/{model}"] = tmp_path / model
+        folders[f"sample/{model}"].mkdir()
+        write_json(tmp_path / model / "samples.json", [{"prompt": "The capital is", "text": text}])
+    found = replace(answered, folders=folders).results()
+    assert [row.samples.get("The capital is") for row in found.models] == ["Paris <b>", None, "Berlin", None]
+    page = render_html(found)
+    assert page.index("The capital is") < page.index("Paris &lt;b&gt;") < page.index("Berlin")
 
 
 def test_the_terminal_keeps_every_row_on_one_line_of_100_columns(results: Results) -> None:
