@@ -8,6 +8,9 @@ from typing import Any
 from camera.errors import CameraError
 from camera.files import read_json
 
+TEMPLATES = "additional_chat_templates"
+"""The only folder in a model's folder of which anything is read."""
+
 
 def refuse_outside_links(folder: Path) -> None:
     """Look at every entry of a model folder before anything of it is opened.
@@ -19,7 +22,7 @@ def refuse_outside_links(folder: Path) -> None:
         CameraError: naming a link that leaves the folder, or an entry that is neither file nor folder.
     """
     here = folder.resolve()
-    for path in sorted(folder.iterdir()):
+    for path in sorted((*folder.iterdir(), *(folder / TEMPLATES).glob("*"))):
         if path.is_symlink():
             target = Path(os.path.realpath(path))
             blobs = here.parents[1] / "blobs" if here.parent.name == "snapshots" else here

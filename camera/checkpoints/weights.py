@@ -10,6 +10,7 @@ import torch
 
 from camera.checkpoints.rows import StoredRows
 from camera.checkpoints.safetensors_file import TensorInfo, map_tensor
+from camera.checkpoints.trust import TEMPLATES
 from camera.errors import CameraError
 from camera.files import read_json
 
@@ -26,6 +27,7 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 )
 
 
@@ -42,10 +44,11 @@ class Weights:
 
     @property
     def side_files(self) -> list[str]:
-        """Every other file that a copy of the model needs: config, tokenizer, generation config, remote code."""
+        """Every other file that a copy of the model needs, by its path in the folder: config, tokenizer, generation config,
+        remote code, chat templates."""
         return sorted(
-            path.name
-            for path in self.folder.iterdir()
+            path.relative_to(self.folder).as_posix()
+            for path in (*self.folder.iterdir(), *(self.folder / TEMPLATES).glob("*.jinja"))
             if path.is_file()
             and not path.name.startswith(".")
             and path.name != INDEX_NAME
@@ -55,7 +58,9 @@ class Weights:
     @property
     def tokenizer_files(self) -> list[str]:
         """Those of the side files that decide how text becomes tokens."""
-        return [name for name in self.side_files if name in _TOKENIZER_FILES]
+        return [
+            name for name in self.side_files if name in _TOKENIZER_FILES or name.startswith(f"{TEMPLATES}/")
+        ]
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU, backed by a private memory map of its file until it is changed.

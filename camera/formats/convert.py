@@ -21,6 +21,7 @@ from camera.formats.gguf_parser import BLOCK_TYPE_KEY, LINEAGE_KEY, TWIN_KEY
 from camera.formats.gguf_reader import GgufFile, GgufTensor, is_q4_0_64, open_gguf
 from camera.formats.gguf_tensors import output_tensors
 from camera.formats.gguf_writer import OutputTensor, Segment, gguf_file, stream_tensors
+from camera.formats.model_facts import model_facts
 from camera.formats.model_keys import size_label
 from camera.formats.quantized_model import QuantizedModel
 from camera.formats.types.q4_0_64 import Q4_0_64
@@ -70,8 +71,9 @@ def convert_to_gguf(
     model = QuantizedModel.open(quantized_folder)
     with gguf_file(out_file, architecture(model)) as writer:
         writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_name(name)
-        writer.add_size_label(size_label(model))
+        facts = model_facts(model.folder)
+        facts.name, facts.size_label = name, size_label(model)
+        facts.set_gguf_meta_model(writer)
         warnings, computed = describe(writer, model, set(model.tensors))
         tensors, concerns = _for_cann(computed + output_tensors(model))
         warnings += concerns

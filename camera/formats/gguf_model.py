@@ -11,6 +11,7 @@ from camera.formats import blocks
 from camera.formats.gguf_file import GgufFile, GgufTensor
 from camera.formats.gguf_tensors import transposed_items
 from camera.formats.rope import (
+    ATTENTION_FACTOR,
     DEFAULT_THETA,
     LONG_FACTORS,
     PARAMETERS_KEY,
@@ -19,6 +20,7 @@ from camera.formats.rope import (
     YARN,
     split_halves,
     stated_parameters,
+    usual_attention_factor,
 )
 from camera.models import Family, Placed, named_weights
 from camera.models.gguf import FULL, SLIDING, WINDOW, WINDOW_LAYERS, N, Window, config_of
@@ -320,6 +322,8 @@ def _rope(file: GgufFile, prefix: str) -> dict[str, Any]:
     for name, stored in YARN.items():
         if (key := f"{prefix}rope.scaling.{stored}") in file.metadata:
             scaling[name] = file.value(key, float)
+    if kind == "yarn" and (key := f"{prefix}rope.scaling.attn_factor") in file.metadata:
+        scaling[ATTENTION_FACTOR] = file.value(key, float) * usual_attention_factor(scaling["factor"])
     if (key := f"{prefix}rope.scaling.yarn_log_multiplier") in file.metadata:
         scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * file.value(key, float), 6)
     return {"rope_theta": theta, "rope_scaling": scaling}

@@ -1,7 +1,7 @@
 """Rotary position parameters, between config.json and GGUF."""
 
 import json
-from math import pi
+from math import log, pi
 from typing import Any
 
 import gguf
@@ -22,7 +22,10 @@ _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positi
 YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 """Numbers of YaRN that both know, with the names below `rope.scaling` of a file."""
 _MSCALE = ("mscale", "mscale_all_dim")
+ATTENTION_FACTOR = "attention_factor"
+"""By what YaRN multiplies sines and cosines, where it is not 0.1 ln(factor) + 1."""
 _KNOWN = {
+    ATTENTION_FACTOR,
     *(
         "rope_type",
         "type",
@@ -49,14 +52,26 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     parameters.pop("type", None)
     if kind == "dynamic" and parameters.get("alpha"):  # another name of a larger base, whatever the length
         kind = "ntk"
-    if kind not in ("default", "llama3", "ntk", LONG, *SCALED) or parameters.keys() - _KNOWN:
+    known = _KNOWN | {"truncate"} if kind == "yarn" else _KNOWN - {ATTENTION_FACTOR}
+    if kind not in ("default", "llama3", "ntk", LONG, *SCALED) or parameters.keys() - known:
         raise CameraError(
             f"config.json: rope parameters {given} are not supported in GGUF; supported are the types "
             f"default, {', '.join(SCALED)}, {LONG}, dynamic with alpha, and llama3 with {', '.join(_LLAMA3)}"
         )
-    if kind == "yarn" and parameters.get("mscale", 0) != parameters.get("mscale_all_dim", 0):
+    if kind == "yarn":
+        if not parameters.pop("truncate", True):
+            raise CameraError(
+                f"config.json: rope parameters {given} do not round the range of YaRN's ramp, and llama.cpp does"
+            )
+        if not parameters.get("mscale_all_dim"):  # transformers uses both or none
+            parameters.pop("mscale", None)
+    if kind == "yarn" and (
+        parameters.get("mscale", 0) != parameters.get("mscale_all_dim", 0)
+        or (ATTENTION_FACTOR in parameters and parameters.get("mscale_all_dim"))
+    ):
         raise CameraError(
-            f"config.json: rope parameters {given} have an mscale that is not mscale_all_dim, which GGUF cannot say"
+            f"config.json: rope parameters {given} have an mscale that is not mscale_all_dim, or attention_factor "
+            "beside it, which GGUF cannot say"
         )
     if kind == LONG and parameters.get("short_mscale") != parameters.get("long_mscale"):
         raise CameraError(
@@ -95,6 +110,10 @@ def write_rope(writer: gguf.GGUFWriter, config: dict[str, Any], turned: int) -> 
             for key, name in YARN.items():
                 if key in parameters:
                     writer.add_float32(f"{writer.arch}.rope.scaling.{name}", float(parameters[key]))
+            if ATTENTION_FACTOR in parameters:  # a file states it over the usual one
+                writer.add_rope_scaling_attn_factors(
+                    float(parameters[ATTENTION_FACTOR]) / usual_attention_factor(float(parameters["factor"]))
+                )
             if parameters.get("mscale_all_dim"):
                 writer.add_rope_scaling_yarn_log_mul(0.1 * float(parameters["mscale_all_dim"]))
         elif kind == "llama3":
@@ -105,6 +124,11 @@ def write_rope(writer: gguf.GGUFWriter, config: dict[str, Any], turned: int) -> 
     except KeyError as error:
         raise CameraError(f"config.json: rope type {kind} needs {error.args[0]}") from None
     return {}
+
+
+def usual_attention_factor(factor: float) -> float:
+    """YaRN's factor of sines and cosines for a context that is so many times longer."""
+    return 0.1 * log(factor) + 1 if factor > 1 else 1.0
 
 
 def _write_long(writer: gguf.GGUFWriter, parameters: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -83,17 +83,14 @@ def _add_added(
 ) -> None:
     """Whether the tokenizer puts BOS before a text and EOS behind it.
 
-    An `add_bos_token` or `add_eos_token` in tokenizer_config.json decides, as in transformers; else what tokenizer.json does
-    after splitting; a sentencepiece model without either gets BOS, as Llama's tokenizer does.
+    What tokenizer.json does after splitting decides, as in transformers. Without such a file the flags in
+    tokenizer_config.json do, and a sentencepiece model without them gets BOS, as Llama's tokenizer does.
     """
-    flags = {kind: config.get(f"add_{kind}_token") for kind in ("bos", "eos")}
-    first, last = _surroundings(form.get("post_processor")) if form is not None else ([], [])
-    if any(isinstance(flag, bool) for flag in flags.values()):
-        found.adds = {kind: flag is True and kind in found.ids for kind, flag in flags.items()}
-        return
     if form is None:
-        found.adds = {"bos": "bos" in found.ids, "eos": False}
+        for kind, default in (("bos", True), ("eos", False)):
+            found.adds[kind] = config.get(f"add_{kind}_token", default) is True and kind in found.ids
         return
+    first, last = _surroundings(form.get("post_processor"))
     for kind, around in (("bos", first), ("eos", last)):
         if len(around) > 1 or not set(around) <= numbers.keys():
             found.warnings.append(

@@ -139,6 +139,7 @@ class ModelWriter:
         self._write_index()
         for name in self._source.side_files:
             if name != "config.json":
+                (self._out / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(self._source.folder / name, self._out / name)
         Checkpoint.open(self._out).check_shapes()
 

@@ -294,6 +294,7 @@ def _writers(checkpoint: Checkpoint, folder: Path) -> Iterator[Mapping[str, Safe
     }
     for name in (*checkpoint.side_files, INDEX_NAME):
         if (checkpoint.folder / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(checkpoint.folder / name, folder / name)
     layouts: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
     for name, info in checkpoint.tensors.items():

@@ -98,6 +98,7 @@ def quantize_checkpoint(
             done += len(planned)
             progress(done, len(plan))
     for name in _side_files(checkpoint):
+        (out / name).parent.mkdir(exist_ok=True)
         with atomic_file(out / name) as temporary:
             shutil.copyfile(checkpoint.folder / name, temporary)
     report = _write_report(out / SUMMARY_NAME, options, source, finished)
@@ -194,7 +195,7 @@ def _source_digest(checkpoint: Checkpoint, options: QuantizeOptions, calibrated_
 
 def _side_files(checkpoint: Checkpoint) -> list[str]:
     """The config and what else a converter reads."""
-    wanted = ("config.json", "generation_config.json", *checkpoint.tokenizer_files)
+    wanted = ("config.json", "generation_config.json", "README.md", *checkpoint.tokenizer_files)
     return [name for name in wanted if (checkpoint.folder / name).is_file()]
 
 

@@ -52,4 +52,4 @@ def needs(known: Known) -> Needs:
     return Needs(disk=files * known.size("quantized"), memory=min(2 * known.largest, _REORDERED_BYTES))
 
 
-STAGE = register(Stage("convert", 3, run, {"convert": ConvertOptions}, needs, intermediate=True))
+STAGE = register(Stage("convert", 4, run, {"convert": ConvertOptions}, needs, intermediate=True))

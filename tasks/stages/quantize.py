@@ -64,7 +64,7 @@ def _beyond(asked: QuantizeOptions, source: Checkpoint) -> int:
 STAGE = register(
     Stage(
         "quantize",
-        4,
+        6,
         run,
         {"quantize": QuantizeOptions},
         needs,

@@ -29,8 +29,12 @@ def test_before_the_work_the_same_is_said_as_after_it(tmp_path: Path) -> None:
 
 def test_all_reasons_are_named_together_and_before_the_work_as_after_it(tmp_path: Path) -> None:
     model = tiny_checkpoint(tmp_path / "model", "qwen2")
+    steps = [
+        {"type": "WhitespaceSplit"},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+    ]
     edit(model / "config.json", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
-    edit(model / "tokenizer.json", pre_tokenizer={"type": "WhitespaceSplit"})
+    edit(model / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
     quantize_checkpoint(Checkpoint.open(model), tmp_path / "packed", QuantizeOptions(type="f16"))
     with pytest.raises(CameraError) as before:
         check_convertible(Checkpoint.open(model))
