@@ -1,18 +1,20 @@
 """A Hugging Face checkpoint folder, opened lazily and checked before anything is computed from it."""
 
 import copy
+import logging
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from camera.checkpoints.safetensors_file import TensorInfo, read_header
+from camera.checkpoints.inventory import model_tensors, same_numbers
+from camera.checkpoints.safetensors_file import TensorInfo
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.checkpoints.trust import refuse_outside_links
-from camera.checkpoints.weights import Weights, check_index, weight_files
+from camera.checkpoints.weights import Weights
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.models import Block, Experts, Family, family_of
@@ -21,6 +23,8 @@ from camera.models.defaults import completed
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Checkpoint(Weights):
@@ -28,17 +32,19 @@ class Checkpoint(Weights):
 
     folder: Path
     config: dict[str, Any]
-    """config.json, every key kept, with what it leaves to transformers' config class."""
+    """config.json, every key kept, with what it leaves to transformers' config class; `tie_word_embeddings` is what
+    transformers makes of it."""
     family: Family
     tensors: dict[str, TensorInfo]
-    """Every tensor by name, in file order, then in the order of the bytes; those the family ignores included."""
+    """Every tensor of the model by name, in file order, then in the order of the bytes; those the family ignores included."""
 
     @classmethod
     def open(cls, folder: Path | str) -> "Checkpoint":
-        """Read config, index and headers; no weights.
+        """Read config, index and headers; no weights but those that are there twice.
 
         Raises:
-            CameraError: if a file is missing, truncated or a link to elsewhere, or the family is not supported.
+            CameraError: if a file is missing, truncated or a link to elsewhere, if the family is not supported, or the
+                weights are quantised or an adapter's.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -48,14 +54,11 @@ class Checkpoint(Weights):
         if not isinstance(config, dict):
             raise CameraError(f"{folder / 'config.json'} does not hold a JSON object")
         family = family_of(config, str(folder / "config.json"))
-        tensors: dict[str, TensorInfo] = {}
-        for file in weight_files(folder):
-            tensors.update(read_header(folder / file))
-        check_index(folder, tensors)
+        tensors = model_tensors(folder)
         checkpoint = cls(folder, config, family, tensors)
         _ = checkpoint.experts  # what it refuses must not be counted through
         config = completed(family, config, str(folder / "config.json"), len(tensors))
-        checkpoint = cls(folder, config, family, tensors)
+        checkpoint = cls(folder, _as_loaded(folder, config, family, tensors), family, tensors)
         for name in checkpoint.ffn_names(0):
             if (bias := name.replace(".weight", ".bias")) in tensors:
                 raise CameraError(f"{folder} has {bias}: feed-forward layers with biases are not supported")
@@ -113,7 +116,7 @@ class Checkpoint(Weights):
     @property
     def tied(self) -> bool:
         """Whether the output head is the embedding's matrix."""
-        return bool(self.config.get("tie_word_embeddings", False))
+        return _tied(self.family, self.config)
 
     @property
     def embedding(self) -> str:
@@ -204,9 +207,10 @@ class Checkpoint(Weights):
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 self.folder, trust_remote_code=False, local_files_only=True
             )
-            return config
         except Exception as error:  # its checked dataclasses raise types of their own
             raise CameraError(f"{self.folder / 'config.json'} is refused by transformers: {error}") from error
+        config.tie_word_embeddings = self.tied
+        return config
 
     def empty_model(
         self, experts_implementation: str | None = None, dtype: torch.dtype | None = None, **changes: Any
@@ -266,12 +270,13 @@ class Checkpoint(Weights):
         """Compare every tensor with what the config asks for.
 
         Raises:
-            CameraError: naming the first tensor that is missing or has another shape.
+            CameraError: naming the first tensor that is missing, has another shape, or is asked for nowhere.
         """
         self.empty_model()  # transformers refuses values that no layer can be built with
         _ = self.experts  # and this, numbers that it would only stumble over
         config = {**self.config, **self.hf_config.to_dict()}  # with its defaults
-        for name, placed in self.family.names(config).items():
+        expected_names = self.family.names(config)
+        for name, placed in expected_names.items():
             if name not in self.tensors:
                 raise CameraError(f"{self.folder}: {name} is missing, and config.json asks for it")
             found, expected = self.tensors[name].shape, self.family.shape(config, placed.weight)
@@ -286,3 +291,39 @@ class Checkpoint(Weights):
                 f"{self.folder} has {beyond[0]}, and config.json asks for {self.layer_count} layers only: "
                 "config and weights do not belong together"
             )
+        for name in self.needed:
+            if name not in expected_names and not (self.tied and name == self.family.name("head")):
+                raise CameraError(
+                    f"{self.folder} has {name}, which a {self.family.model_type} with this config.json lacks, so that "
+                    "transformers would leave it out: mend config.json if the model needs it, else save the model again "
+                    "from transformers"
+                )
+
+
+def _tied(family: Family, config: dict[str, Any]) -> bool:
+    head = next(weight for weight in family.weights if weight.role == "head")
+    return head.when is not None and not head.when.holds(config)
+
+
+def _as_loaded(
+    folder: Path, config: dict[str, Any], family: Family, tensors: dict[str, TensorInfo]
+) -> dict[str, Any]:
+    """The config of the model that transformers loads: a head that is stored and is not the embedding is not tied to it."""
+    head, embedding = family.name("head"), family.name("embedding")
+    if not _tied(family, config) or not {head, embedding} <= tensors.keys():
+        return config
+    if same_numbers(folder, head, embedding, tensors):
+        return config
+    _tell_untied(folder, head)
+    return {**config, "tie_word_embeddings": False}
+
+
+@cache
+def _tell_untied(folder: Path, head: str) -> None:
+    """Once in a process: a run opens its model many times."""
+    _log.warning(
+        "%s: config.json says tie_word_embeddings, and %s is stored and another matrix: taken as not tied, as transformers 5 "
+        "does; what is written says so",
+        folder,
+        head,
+    )

@@ -1,5 +1,7 @@
 """The tokenizer of a model folder, loaded natively: no remote code."""
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,8 @@ from camera.models import family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -30,10 +34,30 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the library raises nearly any type here, and all mean the same to the user
         raise CameraError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
-    rows = int(config["vocab_size"])
-    if len(tokenizer) > rows:
+    _check_rows(folder, tokenizer, int(config["vocab_size"]))
+    return tokenizer
+
+
+def _check_rows(folder: Path, tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:
+    """Hold a tokenizer against the embedding: what was added to it and has no row may stay, as long as no text uses it."""
+    if len(tokenizer) <= rows:
+        return
+    added = {id: token for token, id in tokenizer.get_added_vocab().items()}
+    beyond = range(rows, len(tokenizer))
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    if not set(beyond) <= added.keys() - needed:
         raise CameraError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows "
             "(vocab_size): this tokenizer belongs to another model"
         )
-    return tokenizer
+    _tell_without_row(folder, tuple(added[id] for id in beyond))
+
+
+@cache
+def _tell_without_row(folder: Path, tokens: tuple[str, ...]) -> None:
+    """Once in a process: a run opens its tokenizer many times."""
+    _log.warning(
+        "%s: the tokenizer has %s, for which the embedding has no row: text with it is refused, and a GGUF file leaves it out",
+        folder,
+        ", ".join(map(repr, tokens)),
+    )

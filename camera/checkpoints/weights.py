@@ -1,7 +1,7 @@
 """The files of a checkpoint folder, and its tensors, read one by one."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -167,10 +167,24 @@ def weight_files(folder: Path) -> list[str]:
     )
 
 
-def check_index(folder: Path, tensors: dict[str, TensorInfo]) -> None:
-    """Refuse an index that promises a tensor which its file does not hold."""
+def placed_by_index(folder: Path) -> dict[str, str]:
+    """The file of every tensor by the index; empty where there is one file for all."""
     if (folder / SINGLE_NAME).is_file():
-        return
-    for name, file in read_json(folder / INDEX_NAME)["weight_map"].items():
-        if name not in tensors or tensors[name].file != file:
+        return {}
+    placed: dict[str, str] = read_json(folder / INDEX_NAME)["weight_map"]
+    return placed
+
+
+def check_index(
+    folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]], placed: Mapping[str, str]
+) -> None:
+    """Refuse an index that promises a tensor which its file does not hold.
+
+    Args:
+        folder: of the checkpoint.
+        headers: what each file holds.
+        placed: the index.
+    """
+    for name, file in placed.items():
+        if name not in headers[file]:
             raise CameraError(f"{folder / file} does not hold {name}, which {INDEX_NAME} places there")

@@ -15,7 +15,7 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.rows import CHUNK_BYTES
-from camera.checkpoints.safetensors_file import SafetensorsWriter
+from camera.checkpoints.safetensors_file import SafetensorsWriter, read_header
 from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.files import read_json, write_json
@@ -57,7 +57,7 @@ class ModelWriter:
         self._writers: dict[str, SafetensorsWriter] = {}
         for file in source.weight_files:
             names = self._of_file(file)
-            every = [name for name, info in source.tensors.items() if info.file == file]
+            every = read_header(source.folder / file)  # with left-overs, and what another file holds too
             if len(names) == len(every) and self._places.keys().isdisjoint(names):
                 continue
             layout = {name: (source.tensors[name].dtype, self.shape(name)) for name in names}
@@ -168,7 +168,7 @@ class ModelWriter:
         """config.json with what changes; byte for byte the source's where nothing does."""
         source = self._source.folder / "config.json"
         if self._changes:
-            write_json(self._out / "config.json", {**read_json(source), **self._changes})
+            write_json(self._out / "config.json", {**self._source.config, **self._changes})
         else:
             shutil.copyfile(source, self._out / "config.json")
 
@@ -176,10 +176,10 @@ class ModelWriter:
         source = self._source.folder / INDEX_NAME
         if not source.is_file():
             return
-        if not self._changes:
+        index = read_json(source)
+        if not self._changes and index["weight_map"].keys() <= self.tensors.keys():
             shutil.copyfile(source, self._out / INDEX_NAME)
             return
-        index = read_json(source)
         metadata = {**index.get("metadata", {})}
         metadata.pop("total_parameters", None)
         metadata["total_size"] = sum(

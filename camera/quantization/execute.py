@@ -15,7 +15,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
-from camera.files import atomic_file, refuse_occupied, write_json
+from camera.files import atomic_file, read_json, refuse_occupied, write_json
 from camera.formats.blocks import Squares
 from camera.formats.quantized_model import (
     SUMMARY_NAME,
@@ -101,6 +101,8 @@ def quantize_checkpoint(
         (out / name).parent.mkdir(exist_ok=True)
         with atomic_file(out / name) as temporary:
             shutil.copyfile(checkpoint.folder / name, temporary)
+    if read_json(out / "config.json") != checkpoint.config:
+        write_json(out / "config.json", checkpoint.config)
     report = _write_report(out / SUMMARY_NAME, options, source, finished)
     (out / _PARTIAL_NAME).unlink()
     return report

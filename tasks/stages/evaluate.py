@@ -58,5 +58,5 @@ def needs_on(known: Known, asked: PerplexityOptions | TaskOptions, tokens: int |
 
 
 STAGE = register(
-    Stage("evaluate", 3, run, {"evaluate": EvaluateTextOptions}, needs, intermediate=False, part="evaluate")
+    Stage("evaluate", 4, run, {"evaluate": EvaluateTextOptions}, needs, intermediate=False, part="evaluate")
 )

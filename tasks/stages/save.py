@@ -33,4 +33,4 @@ def needs(known: Known) -> Needs:
     return Needs(disk=known.whole - gone, memory=2 * known.largest)
 
 
-STAGE = register(Stage("save", 3, run, {"card": SaveOptions}, needs, intermediate=True, part="saved"))
+STAGE = register(Stage("save", 4, run, {"card": SaveOptions}, needs, intermediate=True, part="saved"))

@@ -387,3 +387,27 @@ def test_layers_beyond_those_of_the_config_are_refused(tmp_path: Path) -> None:
 def test_the_tokenizer_of_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CameraError, match="nothing is not a folder: give the folder of a model"):
         load_tokenizer(tmp_path / "nothing")
+
+
+def add_token(folder: Path, token: str, **config: Any) -> None:
+    """Add a special token behind the last of a sentencepiece tokenizer."""
+    added = {"content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    decoder = {str(TOKENS): {**added, "special": True}}
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=decoder, **config)
+
+
+def test_an_added_token_without_a_row_may_stay_as_long_as_no_text_uses_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", vocab=TOKENS)
+    add_token(folder, "[PAD]", pad_token="[PAD]")
+    tokenizer = Checkpoint.open(folder).load_tokenizer()
+    assert len(tokenizer) == TOKENS + 1
+    assert "the tokenizer has '[PAD]', for which the embedding has no row" in caplog.text
+
+
+def test_a_text_does_not_start_or_end_with_a_token_without_a_row(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", vocab=TOKENS)
+    add_token(folder, "<|end|>", eos_token="<|end|>")
+    with pytest.raises(CameraError, match=f"{TOKENS + 1} tokens and the embedding {TOKENS} rows"):
+        Checkpoint.open(folder).load_tokenizer()

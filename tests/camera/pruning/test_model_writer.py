@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.checkpoints.safetensors_file import read_header
+from camera.checkpoints.safetensors_file import read_header, read_tensors, write_tensors
 from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.pruning.decision import Stays
@@ -174,3 +174,15 @@ def test_masked_and_unchanged_writers_keep_config_and_index_byte_for_byte(
     out = write(source, tmp_path / "out", [0, 1, 2], "mask")
     for name in ("config.json", INDEX_NAME):
         assert (out / name).read_bytes() == (source.folder / name).read_bytes()
+
+
+def test_what_lies_in_a_second_shard_too_and_what_a_trainer_left_is_not_written(tmp_path: Path) -> None:
+    source = Checkpoint.open(tiny_checkpoint(tmp_path / "model", layers=3, ffn=172, shards=3))
+    file, name = source.weight_files[-1], "model.layers.0.mlp.up_proj.weight"
+    assert source.tensors[name].file != file
+    there = {kept: value.clone() for kept, value in read_tensors(source.folder / file).items()}
+    more = {name: source.read(name).clone(), "v_head.summary.weight": torch.ones(1)}
+    write_tensors(source.folder / file, {**there, **more})
+    written = Checkpoint.open(write(Checkpoint.open(source.folder), tmp_path / "out", [0, 1, 2]))
+    stored = [held for shard in written.weight_files for held in read_header(tmp_path / "out" / shard)]
+    assert sorted(stored) == sorted(source.tensors)
