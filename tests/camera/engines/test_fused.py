@@ -57,6 +57,35 @@ def test_tokens_and_logits_are_transformers_at_every_length(
     check_tokens_and_logits(engine, folder)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "options", "reason"),
+    [
+        ("granite", {}, "it multiplies what its layers or its head put out"),
+        ("olmo2", {}, "it has no attention_norm and no ffn_norm"),
+        ("phi3", {}, "its rotary embedding does not turn whole heads"),
+        ("glm4", {"head_dim": 64}, "its rotary embedding does not turn whole heads"),
+        ("gemma", {"head_dim": 64}, "its activation is gelu_pytorch_tanh, and the operator's is SiLU"),
+        (
+            "gemma2",
+            {"head_dim": 64, "query_pre_attn_scalar": 64},
+            "it multiplies what its layers or its head",
+        ),
+        ("gemma3_text", {"head_dim": 64, "query_pre_attn_scalar": 64}, "its attention has a window"),
+        ("mistral", {"head_dim": 64, "sliding_window": 8}, "its attention has a window"),
+        ("smollm3", {}, "its key differs by"),
+    ],
+)
+def test_layers_of_another_kind_decode_as_transformers_has_them_and_say_why(
+    tmp_path: Path, npu: types.ModuleType, model_type: str, options: dict[str, Any], reason: str
+) -> None:
+    folder = checkpoint(tmp_path / "model", model_type, **options)
+    engine, step = loaded(folder)
+    assert any(reason in why for why in engine.describe()["step"]["not fused"])
+    if step.fused is not None and step.fused.fused:
+        step.choose(FUSED)
+    check_tokens_and_logits(engine, folder)
+
+
 def test_attention_that_does_not_heed_the_mask_is_found(
     tmp_path: Path, npu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,3 +205,14 @@ def test_phi_s_long_context_is_in_its_gguf_file(tmp_path: Path) -> None:
     torch.testing.assert_close(probabilities(gguf), expected(source), rtol=0, atol=1e-4)
     read_back = logits(load_model(gguf, "float32", "cpu"))
     torch.testing.assert_close(read_back, logits(Checkpoint.open(source).load_model()), rtol=1e-4, atol=1e-4)
+
+
+def test_exaone_s_windows_and_layers_without_positions_are_in_its_gguf_file(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the extra `llama` is not installed")
+    from tests.camera.formats.test_real_llama_cpp import converted, expected, probabilities
+
+    kinds = [*["sliding_attention"] * 3, "full_attention"] * 16
+    more = {"num_hidden_layers": 64, "sliding_window": 8, "layer_types": kinds}
+    source = tiny_checkpoint(tmp_path / "source", "exaone4", vocab=384, ffn=64, **more)
+    gguf = converted(source, tmp_path, "f32")
+    torch.testing.assert_close(probabilities(gguf), expected(source), rtol=0, atol=1e-3)
