@@ -7,6 +7,7 @@ stands for the decoder layer's number and `{expert}` for the expert's.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from camera.models.block import FEED_FORWARD, GATE_UP, Block, Fused
@@ -59,6 +60,8 @@ class Family:
     """Why a model with such a config.json cannot be worked with; None if it can."""
     register: Callable[[], None] = field(default=_already_known)
     """Makes transformers know the family; called before any Auto class is used."""
+    config_code: Path | None = None
+    """Our own Python code with the class that `auto_map` of published config.json names, for programs that ask for it."""
 
     def layer_prefix(self, layer: int) -> str:
         """Start of the names of one decoder layer's tensors; without the last dot, the path of its module."""

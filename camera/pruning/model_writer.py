@@ -141,6 +141,7 @@ class ModelWriter:
             if name != "config.json":
                 (self._out / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(self._source.folder / name, self._out / name)
+        self._write_config_code()
         Checkpoint.open(self._out).check_shapes()
 
     def abandon(self) -> None:
@@ -171,6 +172,15 @@ class ModelWriter:
             write_json(self._out / "config.json", {**self._source.config, **self._changes})
         else:
             shutil.copyfile(source, self._out / "config.json")
+
+    def _write_config_code(self) -> None:
+        """The code that config.json names, if the source lacks it: vLLM knows no other way to read it."""
+        code, named = self._source.family.config_code, self._source.config.get("auto_map")
+        if code is None or not isinstance(named, dict):
+            return
+        file = str(named.get("AutoConfig", "")).partition(".")[0] + ".py"
+        if file == code.name and not (self._out / file).exists():
+            shutil.copyfile(code, self._out / file)
 
     def _write_index(self) -> None:
         source = self._source.folder / INDEX_NAME

@@ -56,6 +56,8 @@ class CardFacts(Result):
     license_link: str | None = None
     remote_code: bool = False
     """Whether the folder carries Python code of the source."""
+    lineage: bool = False
+    """Whether lineage.json lies beside the card."""
     gguf: tuple[GgufFact, ...] = Field(default_factory=tuple)
 
 
@@ -83,6 +85,7 @@ def write_card(
     base_model: str,
     results: Results | None = None,
     name: str | None = None,
+    lineage: bool = False,
 ) -> None:
     """Write `README.md` into a model's folder; one that is there is replaced, its licence kept.
 
@@ -93,6 +96,7 @@ def write_card(
         base_model: as in the recipe.
         results: of the run, if they are known yet.
         name: of the model; the default is made of the base model's.
+        lineage: whether lineage.json will lie beside it.
 
     Raises:
         CameraError: if the prune summary is missing, or a GGUF file is damaged.
@@ -103,6 +107,7 @@ def write_card(
         model_type=str(source.config.get("model_type", "")),
         prune=read_json(pruned / SUMMARY),
         remote_code=any(file.endswith(".py") for file in source.side_files),
+        lineage=lineage,
         gguf=tuple(_gguf_fact(open_gguf(path)) for path in sorted(folder.glob("*.gguf"))),
         **source_license(source.folder),
     )

@@ -151,7 +151,15 @@ def _write_card(folder: Path, source: Path, context: Context) -> None:
     about = context.options.of(PublicationOptions)
     results = read_results(context.inputs["report"] / "results.json")
     pruned, checkpoint = context.inputs["pruned"], Checkpoint.open(source)
-    write_card(folder, checkpoint, pruned, base_model=about.base_model, results=results, name=about.name)
+    write_card(
+        folder,
+        checkpoint,
+        pruned,
+        base_model=about.base_model,
+        results=results,
+        name=about.name,
+        lineage=True,
+    )
 
 
 def _is_published(target: Path, context: Context) -> bool:

@@ -18,7 +18,7 @@ def run(context: Context) -> dict[str, float]:
     source = Checkpoint.open(context.inputs["model"])
     save(source, context.inputs["pruned"], context.out, context.progress)
     base_model = context.options.of(SaveOptions).base_model
-    write_card(context.out, source, context.inputs["pruned"], base_model=base_model)
+    write_card(context.out, source, context.inputs["pruned"], base_model=base_model, lineage=True)
     infos = Checkpoint.open(context.out).needed.values()
     return {
         "bytes": sum(info.size_bytes for info in infos),

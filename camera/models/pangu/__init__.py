@@ -1,6 +1,8 @@
 """openPangu: Embedded (1B, 7B, 7B-V1.1), a Llama with biases on query, key, value and output, and Pro-MoE (72B), which has
 such attention and experts in groups."""
 
+from pathlib import Path
+
 from camera.models.experts import Config, Experts, Shared, layers_of, whole
 from camera.models.family import FAMILIES, Family
 from camera.models.weight import ATTENTION, LAYER, Weight, When
@@ -42,6 +44,7 @@ FAMILIES.register(
         gguf_architecture="pangu-embedded",
         weights=decoder_weights(_BIASES),
         register=_register,
+        config_code=Path(__file__).with_name("configuration_openpangu_dense.py"),
     ),
 )
 

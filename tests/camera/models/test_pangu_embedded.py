@@ -1,7 +1,10 @@
 """openPangu-Embedded in transformers, without the code that its checkpoints carry."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from camera.models.pangu.modeling import (
     PanguTokenizer,
     register,
 )
+from camera.pruning.model_writer import ModelWriter
 from tests.tiny import tiny_checkpoint
 
 TEXTS = [
@@ -254,3 +258,27 @@ def test_a_missing_tokenizer_model_is_named(folder: Path, tmp_path: Path) -> Non
     (copy / "tokenizer.model").unlink()
     with pytest.raises(CameraError, match=r"tokenizer\.model is missing"):
         Checkpoint.open(copy).load_tokenizer()
+
+
+def test_a_pruned_model_carries_config_code_of_ours_where_the_source_lacks_the_one_it_names(
+    tmp_path: Path,
+) -> None:
+    source = Checkpoint.open(tiny_checkpoint(tmp_path / "model", "PanguEmbedded"))
+    assert not list(source.folder.glob("*.py"))
+    (tmp_path / "out").mkdir()
+    writer = ModelWriter(source, tmp_path / "out", "physical", {"max_window_layers": 1}, changed=False)
+    writer.write_rest()
+    writer.finish()
+    ask = (
+        "import sys; from transformers import AutoConfig; c = AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True);"
+        " print(type(c).__name__, c.attention_bias, c.bias, c.intermediate_size, 'camera' in sys.modules)"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    told = subprocess.run(
+        [sys.executable, "-c", ask, tmp_path / "out"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.split() == ["PanguEmbeddedConfig", "True", "True", "192", "False"]

@@ -1,5 +1,6 @@
 """The model card."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from camera.api import prune
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.options import CalibrationOptions, PruneOptions
 from camera.report.card import CardFacts, render_card, source_license, write_card
 from camera.report.table import results_markdown
 from tests.camera.report.conftest import Run
@@ -207,3 +210,22 @@ def test_equal_facts_give_equal_cards(run: Run) -> None:
 
 def test_markdown_in_a_name_is_text() -> None:
     assert "\\<script\\>" in render_card(_facts(name="<script>"))
+
+
+def test_a_card_names_lineage_only_where_it_lies(tmp_path: Path) -> None:
+    assert "(lineage.json)" in render_card(_facts(lineage=True))
+    assert "lineage.json" not in render_card(_facts())
+
+
+def test_every_file_that_the_card_of_camera_prune_links_to_is_there(tmp_path: Path) -> None:
+    model, text = tiny_checkpoint(tmp_path / "model", "qwen2"), tmp_path / "text.txt"
+    text.write_text("The keeper climbed the narrow stairs each evening. " * 200)
+    calibration = CalibrationOptions(name="file", path=text, samples=2, length=32)
+    prune(model, tmp_path / "out", PruneOptions(ratio=0.4), calibration=calibration)
+    linked = re.findall(r"\]\(([^)#:]+)\)", (tmp_path / "out" / "README.md").read_text())
+    assert [name for name in linked if not (tmp_path / "out" / name).exists()] == []
+
+
+def test_a_card_of_what_transformers_lacks_says_what_vllm_needs() -> None:
+    assert "`--trust-remote-code`" in render_card(_facts(model_type="PanguEmbedded"))
+    assert "`--trust-remote-code`" not in render_card(_facts(model_type="llama"))
