@@ -86,4 +86,6 @@ def describe(
 
 def _refuse_by_rules(model: Described) -> None:
     if (reason := model.family.gguf_rules.problem(model.config)) is not None:
-        raise CameraError(f"{model.folder}: llama.cpp would not load a GGUF file of this model: {reason}")
+        raise CameraError(
+            f"{model.folder}: llama.cpp would not load a GGUF file of this model, or compute another: {reason}"
+        )

@@ -82,7 +82,7 @@ def write_model_keys(writer: gguf.GGUFWriter, model: Described) -> tuple[list[st
         if rules.latent:  # what is turned is a part of its own, and lengths are among the numbers below
             rotary = family.size(config, "qk_rope_head_dim")
         else:
-            head_dim = family.size(config, "head_dim")
+            head_dim = _head_dim(model)
             writer.add_key_length(head_dim)
             writer.add_value_length(head_dim)
             rotary = int(head_dim * rotary_share(config, rules.rotary_share))
@@ -99,6 +99,14 @@ def write_model_keys(writer: gguf.GGUFWriter, model: Described) -> tuple[list[st
         for name, factors in write_rope(writer, dict(rules.rope(config)), rotary).items()
     ]
     return [*_write_window(writer, config, family), *rules.warnings(config)], computed
+
+
+def _head_dim(model: Described) -> int:
+    """From the queries' weights where they are a matrix of their own: config.json may leave a family's default unsaid."""
+    if not any(weight.role == "query" for weight in model.family.weights):
+        return model.family.size(model.config, "head_dim")
+    rows = model.tensors[model.family.name("query")].shape[0]
+    return rows // int(model.config["num_attention_heads"])
 
 
 def rotary_share(config: dict[str, Any], default: float) -> float:

@@ -24,7 +24,7 @@ from camera.models.weights import (
 )
 
 _BIASES = dict.fromkeys(ATTENTION, When("attention_bias", default=False))
-_GELU = ("gelu_pytorch_tanh", "gelu_tanh")
+_GELU = ("gelu_pytorch_tanh", "gelu_python_tanh")
 _LEFT_OUT = ("head_dim", "tie_word_embeddings")
 _OF_WINDOWS = ("query_pre_attn_scalar", "hidden_activation", "sliding_window", "layer_types")
 

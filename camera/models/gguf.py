@@ -131,8 +131,8 @@ class GgufRules:
         given = config.get(self.activation.key) or self.activation.computed[0]
         if given not in self.activation.computed:
             return (
-                f"{self.activation.key} is {given!r}, and llama.cpp computes {self.activation.computed[0]} in this "
-                "architecture, whatever a file says: use the pruned or quantised folder with transformers or vLLM instead"
+                f"{self.activation.key} is {given!r}, and it computes {self.activation.computed[0]} in this architecture, "
+                "whatever a file says. Use the pruned folder with transformers or vLLM instead"
             )
         return self.refuses(config)
 
