@@ -39,7 +39,7 @@ def json_vocabulary(form: dict[str, Any], path: Path, rows: int) -> tuple[Vocabu
             vocabulary, warnings = _of_probabilities(form, path, steps, rows)
         else:
             raise _refused(path, f"is a {model['type']} of neither bytes nor pieces")
-        vocabulary.add(((added["id"], added) for added in form.get("added_tokens", ())), path)
+        warnings += vocabulary.add(((added["id"], added) for added in form.get("added_tokens", ())), path)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CameraError(
             f"{path} cannot be understood ({error!r}): copy it from the source model again"

@@ -72,7 +72,7 @@ def piece_vocabulary(
             else:
                 text = plain(text)
         vocabulary.set(number, text, piece.score, type, path)
-    vocabulary.add(_added_tokens(folder, config), folder / "tokenizer_config.json")
+    warnings += vocabulary.add(_added_tokens(folder, config), folder / "tokenizer_config.json")
     return vocabulary, warnings
 
 

@@ -57,15 +57,24 @@ class Vocabulary:
             )
         self.texts[number], self.scores[number], self.types[number] = text, score, type
 
-    def add(self, added: Iterable[tuple[int, Mapping[str, Any]]], where: Path) -> None:
-        """Put added tokens in their places; special ones steer and are not printed, others are text with plain spaces."""
+    def add(self, added: Iterable[tuple[int, Mapping[str, Any]]], where: Path) -> list[str]:
+        """Put added tokens in their places; special ones steer and are not printed, others are text with plain spaces.
+
+        Returns:
+            a sentence for each that the embedding has no row for, which is left out: no text may hold it.
+        """
+        left_out = []
         for number, token in added:
             text = str(token["content"])
+            if number >= len(self.texts):
+                left_out.append(f"token {number} ({text!r}) has no row of the embedding: it is left out")
+                continue
             steers = token.get("special", False) or text in _STEERING
             if steers or any(text.startswith(start) and text.endswith(end) for start, end in _STEERING_MARKS):
                 self.set(number, text, _ADDED_SCORE, TokenType.CONTROL, where)
             else:
                 self.set(number, plain(text), _ADDED_SCORE, TokenType.USER_DEFINED, where)
+        return left_out
 
     def numbers(self) -> dict[str, int]:
         """Token ids by text.
