@@ -19,7 +19,7 @@ from camera.formats.convert import convert_to_gguf
 from camera.formats.gguf_reader import open_gguf, read_hf_tensor
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
-from tests.tiny import MODEL_TYPES, TOKENS, tiny_checkpoint, tiny_moe_checkpoint
+from tests.tiny import ALWAYS_TIED, DENSE_TYPES, TOKENS, tiny_checkpoint, tiny_moe_checkpoint
 
 ROWS = TOKENS + 32  # so that the vocabulary is padded
 CONFIG = (
@@ -69,18 +69,22 @@ def rewritten(path: Path, out: Path, without: tuple[str, ...] = (), **changes: A
     return out
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_checkpoint_comes_back_through_a_float32_file(tmp_path: Path, model_type: str, tied: bool) -> None:
+@pytest.mark.parametrize("model_type", DENSE_TYPES)
+def test_a_checkpoint_comes_back_through_a_float32_file(tmp_path: Path, model_type: str) -> None:
+    tied = model_type in ("qwen2", *ALWAYS_TIED)
     source = Checkpoint.open(tiny_checkpoint(tmp_path / "source", model_type, vocab=ROWS, tied=tied))
     report = import_gguf(made(tmp_path, source.folder), tmp_path / "back")
     back = Checkpoint.open(tmp_path / "back")
     assert back.tensors.keys() == source.needed.keys()
-    assert all(torch.equal(back.read(name), source.read(name)) for name in back.tensors)
+    for name in back.tensors:  # of Gemma's norms a file holds 1 + w, which takes their last digits
+        atol = 1e-6 if model_type.startswith("gemma") and name.endswith("norm.weight") else 0
+        torch.testing.assert_close(back.read(name), source.read(name), rtol=0, atol=atol)
     assert (report.dtype, report.rounded, report.rounding_error) == ("float32", 0, 0.0)
     ours, theirs = back.hf_config.to_dict(), source.hf_config.to_dict()
-    assert {key: ours[key] for key in CONFIG} == {key: theirs[key] for key in CONFIG}
-    tokens = torch.tensor([[1, 20, 300, 7, 45]])
+    if source.family.gguf_architecture == "llama":  # whose models the file does not tell apart
+        theirs |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    assert {key: ours.get(key) for key in CONFIG} == {key: theirs.get(key) for key in CONFIG}
+    tokens = torch.tensor([[1, 20, 300, 7, 45, 9, 11, 13, 17, 19, 23, 29]])
     with torch.no_grad():
         assert torch.equal(back.load_model()(tokens).logits, source.load_model()(tokens).logits)
 
