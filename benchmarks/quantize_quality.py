@@ -1,7 +1,8 @@
 """What 4 bits lose, by method, at one and the same file format: divergence from the 16-bit model on held-out text.
 
     python benchmarks/quantize_quality.py --json quantize_quality.json
-    python benchmarks/quantize_quality.py MODEL --calibrate train.txt --measure held-out.txt
+    python benchmarks/quantize_quality.py --model MODEL --calibrate train.txt --measure held-out.txt
+    python benchmarks/quantize_quality.py --model MODEL --types q4_0 --methods rtn gptq --parts
 
 The default model is the trained one in data/models (`dvc pull` brings it), calibrated on the built-in data set's train
 part and measured on its test part. Bits are per weight; KL is the mean divergence in nats; `top 1` says how often the
@@ -9,7 +10,8 @@ likeliest token is the same; `s` is the time to quantise. The policy is the defa
 type, output head and embedding too. To reach: `gptq` at 0.6 of the divergence of rounding to nearest (`rtn`) or less,
 for either type; `search` between the two; and Q4_0_64 by `gptq`, at 4.25 bits, no farther than Q4_0 by `rtn`, at 4.5.
 `mixed` is `rtn` with types chosen by tensor, from Q4_0_64 up, for the bits of Q4_0 and for one bit more: to reach, no farther
-than Q4_0 at its bits, and at one more than on the line between Q4_0 and Q8_0.
+than Q4_0 at its bits, and at one more than on the line between Q4_0 and Q8_0. With `--types` or `--methods` it is left out.
+`--parts` also measures each method with the decoder layers alone of the type, and with the embedding and the head alone.
 """
 
 import argparse
@@ -55,8 +57,12 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     goals = judge({(row["type"], row["method"]): row["divergence"] for row in rows})
-    goals += judge_mixed({(row["type"], row["method"]): row for row in rows})
+    if not (arguments.types or arguments.methods):
+        goals += judge_mixed({(row["type"], row["method"]): row for row in rows})
     plain = {row["type"]: row["divergence"] for row in rows if row["method"] == "rtn"}
+    of_rtn = {
+        id(row): f"{row['divergence'] / plain[row['type']]:.3f}" for row in rows if row["type"] in plain
+    }
     show(
         f"{checkpoint.folder.name}: perplexity {original['perplexity']:.4f} in 16 bits, "
         f"{original['tokens']} tokens of held-out text",
@@ -64,7 +70,7 @@ def main() -> int:
         (
             (
                 *(row["type"], row["method"], f"{row['bits_per_weight']:.3f}", f"{row['perplexity']:.4f}"),
-                *(f"{row['divergence']:.5f}", f"{row['divergence'] / plain[row['type']]:.3f}"),
+                *(f"{row['divergence']:.5f}", of_rtn.get(id(row), "–")),
                 *(f"{row['top_1_agreement']:.2%}", f"{row['seconds']:.1f}"),
             )
             for row in rows
@@ -91,16 +97,19 @@ def measure(
     rows = []
     with tempfile.TemporaryDirectory(prefix="camera-bench-") as scratch:
         cases: list[tuple[str, QuantizeOptions]] = [
-            (method, QuantizeOptions(type=type, method=method, device=arguments.device))
-            for type in TYPES
-            for method in METHODS
+            (method + label, QuantizeOptions(type=type, method=method, device=arguments.device, **part))
+            for type in arguments.types or TYPES
+            for method in arguments.methods or METHODS
+            for label, part in (_parts(checkpoint) if arguments.parts else {"": {}}).items()
         ]
-        cases.append(("rtn", QuantizeOptions(type="q8_0")))
-        for label, more in ((MIXED, 0.0), (MIXED_MORE, 1.0)):
-            target = _bits(checkpoint, "q4_0") + more
-            cases.append((label, QuantizeOptions(type="q4_0_64", target_bpw=target, device=arguments.device)))
-        for label, options in cases:
-            packed = Path(scratch) / f"{options.type}-{label}"
+        if not (arguments.types or arguments.methods):
+            cases.append(("rtn", QuantizeOptions(type="q8_0")))
+            for label, more in ((MIXED, 0.0), (MIXED_MORE, 1.0)):
+                target = _bits(checkpoint, "q4_0") + more
+                options = QuantizeOptions(type="q4_0_64", target_bpw=target, device=arguments.device)
+                cases.append((label, options))
+        for number, (label, options) in enumerate(cases):
+            packed = Path(scratch) / str(number)
             began = perf_counter()
             report = quantize_checkpoint(checkpoint, packed, options, calibration_ST)
             seconds = perf_counter() - began
@@ -123,6 +132,16 @@ def measure(
     return {"perplexity": original.perplexity, "tokens": original.tokens}, rows
 
 
+def _parts(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """The whole model, and what to leave in 16 bits for each part of it alone."""
+    layers = checkpoint.family.layer_prefix(0).replace("0", "*")
+    return {
+        "": {},
+        ", layers alone": {"embedding_type": "f16", "output_type": "f16"},
+        ", embedding and head alone": {"overrides": {f"{layers}*": "f16"}},
+    }
+
+
 def _bits(checkpoint: Checkpoint, type: BlockType) -> float:
     """Bits per weight of the checkpoint with all matrices of a type."""
     plan = plan_types(checkpoint, QuantizeOptions(type=type))
@@ -138,12 +157,16 @@ def judge(found: dict[tuple[str, str], float]) -> list[dict[str, Any]]:
         goals.append({"goal": text, "value": value, "met": met})
 
     for type in TYPES:
-        plain, searched, compensated = (found[type, method] for method in ("rtn", "search", "gptq"))
-        ratio = compensated / plain
-        goal(f"{type}: gptq ≤ {GPTQ_SHARE} of rtn", ratio, ratio <= GPTQ_SHARE)
-        goal(f"{type}: search between gptq and rtn", searched / plain, compensated <= searched <= plain)
-    ratio = found["q4_0_64", "gptq"] / found["q4_0", "rtn"]
-    goal("q4_0_64 by gptq ≤ q4_0 by rtn", ratio, ratio <= 1)
+        plain, searched, compensated = (found.get((type, method)) for method in ("rtn", "search", "gptq"))
+        if plain is not None and compensated is not None:
+            ratio = compensated / plain
+            goal(f"{type}: gptq ≤ {GPTQ_SHARE} of rtn", ratio, ratio <= GPTQ_SHARE)
+            if searched is not None:
+                between = compensated <= searched <= plain
+                goal(f"{type}: search between gptq and rtn", searched / plain, between)
+    if ("q4_0_64", "gptq") in found and ("q4_0", "rtn") in found:
+        ratio = found["q4_0_64", "gptq"] / found["q4_0", "rtn"]
+        goal("q4_0_64 by gptq ≤ q4_0 by rtn", ratio, ratio <= 1)
     return goals
 
 
@@ -178,7 +201,10 @@ def _tokens(checkpoint: Checkpoint, arguments: argparse.Namespace) -> tuple[torc
 
 def _arguments() -> argparse.Namespace:
     parser = parser_of(__doc__, samples=96, length=256, window=256, max_windows=64, device="cpu", threads=1)
-    parser.add_argument("model", type=Path, nargs="?", default=TINY_OPENPANGU, help="folder of a checkpoint")
+    parser.add_argument("--model", type=Path, default=TINY_OPENPANGU, help="folder of a checkpoint")
+    parser.add_argument("--types", nargs="+", choices=TYPES, help="these alone (default: all)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="these alone (default: all)")
+    parser.add_argument("--parts", action="store_true", help="also what parts of the model lose alone")
     parser.add_argument("--calibrate", type=Path, help="a text file (default: stdlib, train)")
     parser.add_argument("--measure", type=Path, help="another text file (default: stdlib, test)")
     return parser.parse_args()
