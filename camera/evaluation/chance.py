@@ -9,14 +9,17 @@ CERTAIN = 0.05
 """Below this probability it is taken for more than chance."""
 
 
-def chance_level(choices: Sequence[int], targets: Sequence[str]) -> float:
-    """Share of questions that one answers rightly by guessing, or by always giving the commonest answer if that is more.
+def chance_level(answers: Sequence[Sequence[str]], targets: Sequence[str]) -> float:
+    """Share of questions that one answers rightly by guessing; where all have the same answers to choose from, such as yes and
+    no, by always giving the commonest, if that is more.
 
     Args:
-        choices: how many answers each question has.
+        answers: what each question lets choose from.
         targets: the right answer of each: its number, or its text.
     """
-    guessing = fmean(1 / count for count in choices)
+    guessing = fmean(1 / len(each) for each in answers)
+    if any(tuple(each) != tuple(answers[0]) for each in answers):
+        return guessing
     return max(guessing, Counter(targets).most_common(1)[0][1] / len(targets))
 
 

@@ -209,7 +209,7 @@ def _measure(
         limit=options.limit,
         prompts=digest_json([[document["arguments"], str(document["target"])] for document in documents]),
         chance=chance_level(
-            [len(document["arguments"]) for document in documents],
+            [[answer for _, answer in document["arguments"]] for document in documents],
             [str(document["target"]) for document in documents],
         ),
         task_version=str(measured["versions"].get(name)),

@@ -190,7 +190,7 @@ def _task_notes(results: Results, models: list[ModelRow], normalised: bool) -> t
         notes.append(f"*: more than chance (exact McNemar test, p < {CERTAIN})")
     if any(score.chance is not None for score in scores):
         notes.append(
-            "↑: above chance, which is guessing or always giving the commonest answer, whichever is more (exact binomial "
+            "↑: above chance, which is guessing, or always giving the commonest of the same answers if that is more (exact binomial "
             f"test, one-sided, p < {CERTAIN}); without it an accuracy says nothing of the model"
         )
     if normalised:

@@ -7,13 +7,14 @@ import pytest
 from camera.evaluation.chance import chance_level, p_by_chance
 
 
-def test_chance_is_guessing_where_no_answer_is_commoner() -> None:
-    assert chance_level([4] * 8, list("01230123")) == 0.25
-    assert chance_level([4, 5], ["0", "1"]) == pytest.approx(0.5)  # of two questions one target is half
+def test_chance_is_guessing_where_each_question_has_answers_of_its_own() -> None:
+    assert chance_level([["cat", "dog"], ["red", "blue"]], ["0", "0"]) == 0.5
+    assert chance_level([list("abcd"), list("abcde")], ["0", "1"]) == pytest.approx((1 / 4 + 1 / 5) / 2)
 
 
 def test_always_giving_the_commonest_answer_needs_no_knowledge_either() -> None:
-    assert chance_level([2] * 10, ["yes"] * 7 + ["no"] * 3) == 0.7
+    assert chance_level([["yes", "no"]] * 10, ["0"] * 7 + ["1"] * 3) == 0.7
+    assert chance_level([["yes", "no"]] * 2, ["0", "1"]) == 0.5
 
 
 @pytest.mark.parametrize(

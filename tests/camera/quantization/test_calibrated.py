@@ -134,6 +134,23 @@ def test_rtn_is_what_it_always_was_and_needs_no_tokens(tmp_path: Path) -> None:
     assert "weighted_error" not in (tmp_path / "a" / "quantized.json").read_text()
 
 
+def test_a_pruned_width_that_64_does_not_divide_is_rounded_by_two_threads(tmp_path: Path) -> None:
+    """SmolLM2's width after pruning, and more rows than a thread takes at once; its head is its embedding."""
+    checkpoint = open_tiny(tmp_path / "source", "llama", ffn=1248, layers=1, vocab=600, tied=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        report = quantize_checkpoint(checkpoint, tmp_path / "packed", GPTQ, TOKENS_ST)
+    finally:
+        torch.set_num_threads(threads)
+    matrices = [record for record in report.tensors if len(record.shape) == 2]
+    assert {record.type for record in matrices} == {"q4_0"}
+    assert all(
+        record.weighted_error is not None and record.weighted_error < record.relative_error
+        for record in matrices
+    )
+
+
 @pytest.mark.parametrize("options", [GPTQ, SEARCH], ids=["gptq", "search"])
 def test_two_runs_write_the_same_bytes(tmp_path: Path, options: QuantizeOptions) -> None:
     source = open_tiny(tmp_path / "source")
