@@ -316,14 +316,15 @@ def _rope(file: GgufFile, prefix: str) -> dict[str, Any]:
         raise CameraError(
             f"{file.path}: rope scaling {kind!r} is not supported; supported are {', '.join(SCALED)}"
         )
-    scaling = {"rope_type": kind, "factor": file.value(f"{prefix}rope.scaling.factor", float)}
+    factor = file.value(f"{prefix}rope.scaling.factor", float)
+    scaling = {"rope_type": kind, "factor": factor}
     if (key := f"{prefix}rope.scaling.original_context_length") in file.metadata:
         scaling["original_max_position_embeddings"] = file.value(key, int)
     for name, stored in YARN.items():
         if (key := f"{prefix}rope.scaling.{stored}") in file.metadata:
             scaling[name] = file.value(key, float)
     if kind == "yarn" and (key := f"{prefix}rope.scaling.attn_factor") in file.metadata:
-        scaling[ATTENTION_FACTOR] = file.value(key, float) * usual_attention_factor(scaling["factor"])
+        scaling[ATTENTION_FACTOR] = round(file.value(key, float) * usual_attention_factor(factor), 6)
     if (key := f"{prefix}rope.scaling.yarn_log_multiplier") in file.metadata:
         scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * file.value(key, float), 6)
     return {"rope_theta": theta, "rope_scaling": scaling}

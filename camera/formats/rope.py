@@ -21,6 +21,8 @@ LONG_FACTORS = {"long_factor": "rope_factors_long.weight", "short_factor": "rope
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 """Numbers of YaRN that both know, with the names below `rope.scaling` of a file."""
+_RAMP = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""With which llama.cpp computes them whatever a file says, but for two architectures that no family here has."""
 _MSCALE = ("mscale", "mscale_all_dim")
 ATTENTION_FACTOR = "attention_factor"
 """By what YaRN multiplies sines and cosines, where it is not 0.1 ln(factor) + 1."""
@@ -63,6 +65,12 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
             raise CameraError(
                 f"config.json: rope parameters {given} do not round the range of YaRN's ramp, and llama.cpp does"
             )
+        for name, computed in _RAMP.items():
+            if parameters.get(name, computed) != computed:
+                raise CameraError(
+                    f"config.json: rope parameters {given} have another {name} than {computed}, and llama.cpp reads none: it "
+                    "would compute other positions"
+                )
         if not parameters.get("mscale_all_dim"):  # transformers uses both or none
             parameters.pop("mscale", None)
     if kind == "yarn" and (

@@ -20,7 +20,9 @@ def main() -> None:
     source = Path(asked["source"])
     sys.path[:0] = [str(source), str(source / "gguf-py")]
     from conversion.base import TextModel  # type: ignore[import-not-found]
+    from conversion.hunyuan import HunYuanMoEModel  # type: ignore[import-not-found]
 
+    HunYuanMoEModel.set_vocab = TextModel._set_vocab_gpt2  # its own needs the published tiktoken file
     by_digest = TextModel.get_vocab_base_pre
     converter = runpy.run_path(str(source / "convert_hf_to_gguf.py"))
     outcomes = []

@@ -37,10 +37,13 @@ _KEYS: dict[str, str] = {
 }
 _OF_FAMILY: dict[tuple[str, str], str] = {
     (
+        "hunyuan_v1_moe",
+        "hunyuan-moe.expert_shared_count",
+    ): "llama.cpp takes the shared width alone in this family",
+    (
         "hunyuan_v1_dense",
         "tokenizer.ggml.eos_token_id",
     ): "theirs writes the number of the published vocabulary",
-    ("hunyuan_v1_moe", "tokenizer.ggml.*"): "theirs builds the published vocabulary from its tiktoken file",
     ("glm4", "tokenizer.ggml.*_token_id"): "theirs writes tokens of the published vocabulary by name",
     (
         "phimoe",

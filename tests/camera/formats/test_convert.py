@@ -21,6 +21,7 @@ from camera.formats.gguf_reader import (
     read_hf_tensor,
 )
 from camera.formats.quantized_model import QuantizedModel
+from camera.formats.rope import rope_parameters
 from camera.models import FAMILIES
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
@@ -249,6 +250,14 @@ def test_a_real_trained_model_survives_conversion(tmp_path: Path, shared_data: P
 ROPES = {
     "linear": {"rope_type": "linear", "factor": 4.0},
     "yarn": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256},
+    "yarn written out": {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": 256,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.5,
+    },
     "llama3": {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -282,6 +291,27 @@ def test_llama_3_s_factors_are_those_of_transformers(tmp_path: Path) -> None:
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](Checkpoint.open(source).hf_config, torch.device("cpu"))
     plain = 5000.0 ** (-torch.arange(0, 64, 2) / 64)
     torch.testing.assert_close(plain / file.dequantize("rope_freqs.weight"), frequencies)
+
+
+@pytest.mark.parametrize(
+    ("written", "refused"),
+    [
+        ({"truncate": True, "mscale": 0.7}, None),  # what transformers takes for granted, or passes over
+        ({"truncate": False}, "do not round the range"),
+        ({"beta_fast": 16.0}, "beta_fast"),
+        ({"mscale": 0.7, "mscale_all_dim": 0.5}, "GGUF cannot say"),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0, "attention_factor": 1.5}, "GGUF cannot say"),
+    ],
+)
+def test_of_yarn_s_further_numbers_those_are_refused_that_gguf_cannot_say(
+    written: dict[str, Any], refused: str | None
+) -> None:
+    config = {"rope_parameters": {"rope_theta": 5000.0, **ROPES["yarn"], **written}}
+    if refused is None:
+        assert rope_parameters(config) == {"rope_theta": 5000.0, **ROPES["yarn"]}
+    else:
+        with pytest.raises(CameraError, match=refused):
+            rope_parameters(config)
 
 
 def test_a_rotary_type_that_gguf_lacks_is_refused(tmp_path: Path) -> None:
