@@ -158,7 +158,7 @@ def test_a_config_that_is_no_object_is_named(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "gemma3", None, 7])
+@pytest.mark.parametrize("model_type", ["gpt2", "mamba", None, 7])
 def test_an_unsupported_family_is_named_beside_those_that_are(tmp_path: Path, model_type: object) -> None:
     folder = tiny_checkpoint(tmp_path)
     edit(folder / "config.json", model_type=model_type)

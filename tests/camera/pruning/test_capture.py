@@ -299,11 +299,26 @@ def test_a_layer_that_lacks_a_weight_is_named(tokens: torch.Tensor, tmp_path: Pa
         captured(folder, tokens, tmp_path / "out", propagate="one-shot")
 
 
-def test_sliding_windows_are_refused_rather_than_ignored(tokens: torch.Tensor, tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path / "model", "qwen2")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
-    config.pop("layer_types", None)
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CameraError, match="sliding_attention"):
-        captured(folder, tokens, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
+        ("gemma3_text", {}),
+        ("granite", {}),
+    ],
+)
+def test_windows_norms_behind_and_multipliers_are_the_model_s_in_sequential_propagation_too(
+    tokens: torch.Tensor, tmp_path: Path, model_type: str, options: dict[str, Any]
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", model_type, **options)
+    found = captured(folder, tokens, tmp_path / "out", propagate="sequential")
+    count = kept_width(Checkpoint.open(folder).ffn_width, PRUNE.ratio, PRUNE.multiple_of)
+    exact: list[BlockStatistics] = []
+
+    def see(layer: int, act_NF: torch.Tensor) -> None:
+        exact.append(BlockStatistics(act_NF.square().sum(0), act_NF.abs().amax(0).float()))
+
+    model = Checkpoint.open(folder).load_model()
+    naive.prune_model(model, tokens, PRUNE.reduce_ratio, count, "sequential", see)
+    for layer, expected in zip(found, exact, strict=True):
+        close(layer, expected)
