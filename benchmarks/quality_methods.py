@@ -98,6 +98,7 @@ METHODS: dict[str, Method] = {
     BASELINE: Method(options={"reduce_ratio": 0.95}),
     "camera 1": Method(options={"reduce_ratio": 1.0}),
     "refit": Method(options={"method": "refit"}),
+    "refit layer": Method(options={"method": "refit", "target": "layer"}),
     "obs": Method(options={"method": "obs"}),
 }
 

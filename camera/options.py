@@ -178,7 +178,13 @@ class PruneOptions(Options):
         default=None, gt=0, le=10
     )
     """`refit`, `obs`: share of the mean second moment added to each channel's own; more trusts the calibration less. The
-    default is 0.001, and 0.1 for experts, which few tokens visit."""
+    default is of 0.001 to 1 what is best on held-back tokens, and 0.1 for experts, which few tokens visit."""
+    target: Annotated[Literal["source", "layer"], UsedWhen(lambda options: options.method != "camera")] = (
+        "source"
+    )
+    """`refit`, `obs`: what a layer is fitted to. `source`: its hidden states in the unpruned model, so that errors do not add
+    up over layers; `layer`: what the layer itself puts out before it is pruned, as always where the model has experts or
+    `capture.propagate` is `one-shot`."""
     round: Annotated[PositiveInt | None, UsedWhen(lambda options: options.method == "obs")] = None
     """`obs`: channels removed before weights and costs are updated; the default is a 64th of the width."""
     experts: Annotated[float | Literal["auto"], BeforeValidator(_share_or_auto)] = Field(

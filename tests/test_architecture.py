@@ -70,7 +70,7 @@ class First:
     def decide(self, block, plan):
         return Choice(torch.arange(block.kept))
 
-    def multiplications(self, width, hidden, kept):
+    def multiplications(self, width, hidden, kept, dampings):
         return 0
 
 PRUNING_METHODS.register("first", First())

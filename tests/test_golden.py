@@ -95,8 +95,8 @@ def test_plain_camera_writes_these_weights(
 
 
 METHODS = {
-    "refit": (("--method", "refit"), "cdbe514017d2cc95"),
-    "obs": (("--method", "obs"), "a30cb887fe27aa1d"),
+    "refit": (("--method", "refit"), "d17af6742096c0e4"),
+    "obs": (("--method", "obs"), "b7b4076a1fb8ef71"),
     "sparsity": (("--sparsity", "0.5"), "cab3e45e8d69ce9a"),
 }
 

@@ -4,7 +4,8 @@ Attention, gate and up run once. In sequential propagation the activations are k
 the down projection is computed again; a batch beyond the budget runs through the narrowed layer a second time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from camera.devices import free_memory_bytes
-from camera.layerwise.gram import LayerGram
+from camera.layerwise.gram import LayerGram, token_scales
 from camera.layerwise.statistics import BlockStatistics, StatisticsSum, gather_channels, rows_of
 from camera.layerwise.sums import ExactSum, sample_squares
 from camera.models.block import Block
@@ -36,6 +37,8 @@ class Samples:
     """Which are held back to judge a fit."""
     tell: Callable[[int], None] = lambda seen: None
     """Told the samples seen."""
+    source_STH: torch.Tensor | None = None
+    """Hidden states of the unpruned model, where blocks are to bring those of the pruned one near to them: replaced too."""
 
     @property
     def batches(self) -> list[slice]:
@@ -164,33 +167,81 @@ class FeedForwardPass:
         """Run the layer over all samples; see `LayerPass`."""
         statistics = StatisticsSum(self._down.in_features, self._device)
         room = activation_room(self._device) if self._hold else 0
-        hook = None
-        if not self._hold:
-            hook = self._linear(next(iter(block.by_role))).register_forward_pre_hook(self._see_input)
+        adds = not (self._last or self._sequential)
 
         def see(act_BTF: torch.Tensor) -> bool:
-            nonlocal room
+            nonlocal room, seen_BTF
+            seen_BTF = act_BTF
             statistics.update(act_BTF)
-            if gram is not None:
-                gram.update(act_BTF, self._samples.held_S[batch])
-            if self._last:
-                return False
-            if self._sequential and act_BTF.nbytes <= room:
+            if not adds and not self._last and act_BTF.nbytes <= room:
                 room -= act_BTF.nbytes
                 self._held[number] = act_BTF
-            return not self._sequential
+            return adds
 
-        self._layer.set_submodule(block.linear("down"), _Recorder(self._down, see))
+        recorder = _Recorder(self._down, see)
         for number, batch in enumerate(self._batches):
-            out_BTH = self._call(self._layer, self._samples.load(batch, self._device))
+            seen_BTF = torch.empty(0)
+            source_BTH = self._source(batch)
+            with self._watched(recorder):
+                out_BTH = self._call(self._layer, self._samples.load(batch, self._device))
+            if gram is not None:
+                ends_BTH = out_BTH if adds else out_BTH + self._branch(self._down(seen_BTF))
+                self._add(gram, self._samples.held_S[batch], seen_BTF, (ends_BTH, source_BTH))
             # Output, or residual stream.
-            if not self._last and (not self._sequential or number in self._held):
+            if not self._last and (adds or number in self._held):
                 self._samples.store(batch, out_BTH)
             self._samples.tell(min(batch.stop, len(self._hidden_STH)))
-        self._layer.set_submodule(block.linear("down"), self._down)
+        return statistics.read()
+
+    def _add(
+        self,
+        gram: LayerGram,
+        held: Sequence[bool],
+        act_BTF: torch.Tensor,
+        ends: tuple[torch.Tensor, torch.Tensor | None],
+    ) -> None:
+        """Add a batch, each token as heavy as who reads the output takes it.
+
+        Args:
+            gram: of the block.
+            held: which samples are held back.
+            act_BTF: what enters `down_proj`.
+            ends: what the layer puts out when it is whole, and what it is to put out.
+        """
+        own_BTH, wanted_BTH = ends
+        missing_BTH = None
+        if self._block.norm is not None:  # which reads the down projection's output alone
+            own_BTH = self._down(act_BTF)
+        elif wanted_BTH is not None:
+            missing_BTH = (wanted_BTH.float() - own_BTH.float()) / self._block.scale
+            own_BTH = wanted_BTH
+        scale_BT1 = token_scales(own_BTH)
+        for number, kept_back in enumerate(held):
+            scale_T1 = scale_BT1[number]
+            missing_TH = None if missing_BTH is None else missing_BTH[number] * scale_T1
+            gram.update([act_BTF[number] * scale_T1.to(act_BTF.dtype)], [kept_back], [missing_TH])
+
+    def _source(self, batch: slice) -> torch.Tensor | None:
+        """What the layer puts out on the unpruned model's stream, which is replaced; None where that is not followed."""
+        source_STH = self._samples.source_STH
+        if source_STH is None:
+            return None
+        out_BTH = self._call(self._layer, source_STH[batch].to(self._device, non_blocking=True))
+        source_STH[batch].copy_(out_BTH, non_blocking=True)
+        return out_BTH
+
+    @contextmanager
+    def _watched(self, recorder: "_Recorder") -> Iterator[None]:
+        """With a recorder in place of `down_proj`, and the inputs of gate and up measured where that was asked for."""
+        hook = None
+        if not self._hold:
+            first = self._linear(next(iter(self._block.by_role)))
+            hook = first.register_forward_pre_hook(self._see_input)
+        self._layer.set_submodule(self._block.linear("down"), recorder)
+        yield
+        self._layer.set_submodule(self._block.linear("down"), self._down)
         if hook is not None:
             hook.remove()
-        return statistics.read()
 
     def put_out(
         self, block: Block, kept_K: torch.Tensor | None, matrices: Mapping[str, torch.Tensor]

@@ -18,6 +18,8 @@ _BLOCKS = 8
 """Column blocks of a product: only those on and above the diagonal are computed, 9/16 of the work."""
 _LEAST_BLOCK = 128
 _ROWS_AT_ONCE = 1024
+_LEAST_POWER = 2.0**-40
+"""Of a token's stream that counts as more than nothing."""
 
 
 class LayerGram:
@@ -122,10 +124,10 @@ class Target:
     Attributes:
         fit_FH, held_FH: AᵀR of the fitted and of the held-back samples, float32 [F, hidden] on the layer's device.
         held_energy: ‖R‖² of the held-back samples, float64, one number on the CPU; known once merged.
-        damping: what is added to every diagonal element of AᵀA when R is fitted.
+        damping: what is added to every diagonal element of AᵀA when R is fitted apart from the rest; None where it is not.
     """
 
-    def __init__(self, width: int, hidden: int, device: torch.device, damping: float) -> None:
+    def __init__(self, width: int, hidden: int, device: torch.device, damping: float | None) -> None:
         self.fit_FH = torch.zeros(width, hidden, device=device)
         self.held_FH = torch.zeros(width, hidden, device=device)
         self.held_energy = torch.zeros((), dtype=torch.float64)
@@ -144,6 +146,22 @@ class Target:
         self.held_energy = self._energy.read()
         for sums in (self.fit_FH, self.held_FH, self.held_energy):
             ranks.all_reduce(sums)
+
+
+def token_scales(stream_BTH: torch.Tensor) -> torch.Tensor:
+    """What a token's residual stream is multiplied by before the next layer reads it: about 1 / its root mean square.
+
+    A few tokens, as the first of a text, have a stream hundreds of times as large as others. The next layers normalise it,
+    so that what counts is the error against that. Powers of two, which leave every bit of what they scale.
+
+    Args:
+        stream_BTH: [batch, tokens, hidden], floating dtype.
+
+    Returns:
+        float32 [batch, tokens, 1] on the same device.
+    """
+    power = stream_BTH.float().square().mean(-1, keepdim=True).clamp_min(_LEAST_POWER)
+    return torch.exp2(-power.log2().div(2).round())
 
 
 def held_back(samples: int) -> list[bool]:

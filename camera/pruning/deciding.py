@@ -101,7 +101,9 @@ class LayerDecider:
         if not plan.needs_gram or not (run.aims or plan.kept_of(block, width) < width):
             return None
         target = None
-        if run.aims:
+        if plan.streams > 1:
+            target = Target(width, self.checkpoint.hidden_size, self.device, None)
+        elif run.aims:
             damping = LAYER_DAMPING * float(run.squares)
             target = Target(width, self.checkpoint.hidden_size, self.device, damping)
         return LayerGram(width, self.device, target)

@@ -15,7 +15,7 @@ from camera.devices import exact_device, memory_bytes, resolve_device, resolve_d
 from camera.heap import SLACK_BYTES
 from camera.layerwise.experts_pass import CHUNK_BYTES, Buffers, ExpertsPass
 from camera.layerwise.feed_forward import FeedForwardPass, LayerPass, Samples, activation_room
-from camera.layerwise.gram import LayerGram
+from camera.layerwise.gram import LayerGram, Target
 from camera.layerwise.runner import LayerRunner
 from camera.options import CaptureOptions
 from camera.pruning.plan import PrunePlan
@@ -59,7 +59,12 @@ def estimate_capture(
     tokens_BT = (
         torch.arange(batch * length).remainder(int(checkpoint.config["vocab_size"])).view(batch, length)
     )
-    gram = LayerGram(plan.width, device) if plan.needs_gram else None
+    gram = None
+    if plan.needs_gram:
+        target = None
+        if plan.streams > 1:
+            target = Target(plan.width, checkpoint.hidden_size, device, None)
+        gram = LayerGram(plan.width, device, target)
     with torch.inference_mode():
         hidden_BTH = runner.embed(tokens_BT)
         starting = time.perf_counter() - begun
@@ -90,7 +95,8 @@ def tried_layer(checkpoint: Checkpoint) -> int:
 def _trial(runner: LayerRunner, plan: PrunePlan, hidden_BTH: torch.Tensor, gram: LayerGram | None) -> float:
     """Run a layer on one batch as a capture does; the seconds without loading it."""
     index, call = tried_layer(runner.checkpoint), runner.caller(hidden_BTH.shape[1])
-    samples = Samples(hidden_BTH.clone(), len(hidden_BTH), [False] * len(hidden_BTH))
+    source = hidden_BTH.clone() if plan.streams > 1 else None
+    samples = Samples(hidden_BTH.clone(), len(hidden_BTH), [False] * len(hidden_BTH), source_STH=source)
     with runner.layer(index) as module:
         started = time.perf_counter()
         run: LayerPass
@@ -112,7 +118,9 @@ def _deciding_seconds(plan: PrunePlan, hidden: int, device: torch.device) -> flo
     """How long one layer's decision takes, in float64."""
     if not plan.needs_gram:
         return 0.0
-    products: float = PRUNING_METHODS[plan.method].multiplications(plan.width, hidden, plan.kept)
+    products: float = PRUNING_METHODS[plan.method].multiplications(
+        plan.width, hidden, plan.kept, len(plan.dampings)
+    )
     probe = torch.rand(_PROBE, _PROBE, dtype=torch.float64, device=device)
     probe @ probe
     synchronize(device)
@@ -144,7 +152,7 @@ def _needed(
     elif dtype != checkpoint.dtype:
         largest = hidden * width * checkpoint.dtype.itemsize
         weights = round(stored * dtype.itemsize / checkpoint.dtype.itemsize) + largest
-    states = (3 if sparse else 1) * samples * length * hidden * dtype.itemsize
+    states = (3 if sparse else plan.streams) * samples * length * hidden * dtype.itemsize
     act = (
         min(CHUNK_BYTES, samples * length * width * dtype.itemsize)
         if sparse
@@ -162,6 +170,8 @@ def _needed(
     grams = deciding = 0
     if plan.needs_gram:
         grams = 2 * 4 * width**2
+        if plan.streams > 1:  # with the targets, and what the source puts out for a batch
+            grams += 2 * 4 * width * hidden + 3 * 4 * batch * length * hidden
         deciding = held
         if exact_device(device) == device:  # the matrix in float64, and its factor or inverse
             deciding += 2 * 8 * width**2 + 3 * 8 * hidden * width

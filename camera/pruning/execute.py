@@ -95,10 +95,10 @@ class _Execution:
         runner = LayerRunner(checkpoint, device, dtype)
         count, samples = checkpoint.layer_count, len(mine_ST)
         with torch.inference_mode(), StateSaver(states, group, sink.sync) as saver:
-            decisions, hidden_STH = self._start(runner, states, mine_ST)
+            decisions, streams_NSTH = self._start(runner, states, mine_ST)
             yield from decisions
             room = partial(self._room, runner)
-            passes = Passes(runner, plan, hidden_STH, self.options.batch_size, held_S, room)
+            passes = Passes(runner, plan, streams_NSTH, self.options.batch_size, held_S, room)
             decider = LayerDecider(checkpoint, plan, device, group, sink.slices)
 
             def known() -> dict[str, torch.Tensor]:
@@ -119,26 +119,30 @@ class _Execution:
                 yield decision
                 del decision
                 if index + 1 < count:
-                    saver.save_if_due(index + 1, known, hidden_STH)
+                    saver.save_if_due(index + 1, known, streams_NSTH)
         group.barrier()
         progress(samples * count, samples * count)
 
     def _start(
         self, runner: LayerRunner, states: StateFiles, mine_ST: torch.Tensor
     ) -> tuple[list[Decision], torch.Tensor]:
-        """The layers that an earlier run decided, and the hidden states that enter the next one."""
+        """The layers that an earlier run decided, and the hidden states that enter the next one: of the pruned model,
+        and of the source where that is followed."""
         state = states.newest()
         if not self.group.all_equal(0 if state is None else state.count):
             state = None
-        hidden_STH = self._room(runner)
+        streams_NSTH = self._room(runner, self.plan.streams)
         if state is not None:
-            hidden_STH.copy_(state.hidden_STH)
-            return decisions_from(state.tensors, state.count, self.work), hidden_STH
-        return [], runner.embed(mine_ST, hidden_STH)
+            streams_NSTH.copy_(state.hidden_STH)
+            return decisions_from(state.tensors, state.count, self.work), streams_NSTH
+        runner.embed(mine_ST, streams_NSTH[0])
+        for stream_STH in streams_NSTH[1:]:
+            stream_STH.copy_(streams_NSTH[0])
+        return [], streams_NSTH
 
-    def _room(self, runner: LayerRunner) -> torch.Tensor:
-        """Room for the hidden states of this rank's samples."""
-        shape = *self.group.share(self.tokens_ST).shape, self.checkpoint.hidden_size
+    def _room(self, runner: LayerRunner, streams: int = 1) -> torch.Tensor:
+        """Room for so many times the hidden states of this rank's samples: [streams, samples, tokens, hidden]."""
+        shape = streams, *self.group.share(self.tokens_ST).shape, self.checkpoint.hidden_size
         return hidden_room(shape, runner.dtype, runner.device, self.work, self.group.count)
 
     def _device(self) -> torch.device:

@@ -47,7 +47,7 @@ class Passes:
         self,
         runner: LayerRunner,
         plan: PrunePlan,
-        hidden_STH: torch.Tensor,
+        streams_NSTH: torch.Tensor,
         batch_size: int,
         held_S: Sequence[bool],
         room: Callable[[], torch.Tensor],
@@ -55,21 +55,24 @@ class Passes:
         """Args:
         runner: of the source.
         plan: what is decided.
-        hidden_STH: what enters the first layer.
+        streams_NSTH: what enters the first layer: of the pruned model, and of the source where that is followed.
         batch_size: samples at once.
         held_S: which are held back to judge a fit.
-        room: gives a tensor like `hidden_STH`.
+        room: gives a tensor for one more.
         """
         self._runner = runner
         self._plan = plan
-        self._samples = partial(Samples, hidden_STH, batch_size, held_S)
+        hidden_STH, *source = streams_NSTH
+        self._samples = partial(
+            Samples, hidden_STH, batch_size, held_S, source_STH=source[0] if source else None
+        )
         self._call = runner.caller(hidden_STH.shape[1])
         self._hidden_STH = hidden_STH
         self._room = room
 
     @cached_property
     def _buffers(self) -> Buffers:
-        return Buffers(self._hidden_STH, self._room)
+        return Buffers(self._hidden_STH, lambda: self._room()[0])
 
     @cached_property
     def _narrower(self) -> "PreTrainedModel":
@@ -90,7 +93,7 @@ class Passes:
             module: it, with its weights.
             tell: told the samples seen.
         """
-        checkpoint, plan, samples = self._runner.checkpoint, self._plan, self._samples(tell)
+        checkpoint, plan, samples = self._runner.checkpoint, self._plan, self._samples(tell=tell)
         if checkpoint.is_sparse(index):
             return ExpertsPass(self._runner, index, module, self._call, samples, self._buffers)
         (block,) = checkpoint.blocks(index)

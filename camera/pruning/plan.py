@@ -17,8 +17,8 @@ _GROUPED_ROW_BYTES = 16
 _ROUNDS = 64
 """`obs` removes a 64th of the channels in a round, unless the options say otherwise."""
 
-DAMPING, EXPERTS_DAMPING = 1e-3, 0.1
-"""Of refits, where the options leave it open."""
+DAMPINGS, EXPERTS_DAMPING = (1e-3, 1e-2, 1e-1, 1.0), 0.1
+"""Of refits, where the options leave it open: those to try on held-back tokens, and that of experts."""
 
 
 class Cut(NamedTuple):
@@ -58,8 +58,9 @@ class PrunePlan:
     """Name in `PRUNING_METHODS`."""
     reduce_ratio: float
     """CAMERA's α."""
-    damping: float
-    """Of a method that solves equations: share of the mean second moment added to each channel's own."""
+    dampings: tuple[float, ...]
+    """Of a method that solves equations: share of the mean second moment added to each channel's own. Of several, a refit takes
+    what is best on held-back tokens, and a choice of channels the least."""
     round: int
     """Of `obs`: channels removed before weights and costs are updated."""
     sparsity: float
@@ -67,6 +68,9 @@ class PrunePlan:
     mode: Literal["physical", "mask"]
     sequential: bool
     """Whether a layer sees the pruned layers below it."""
+    target: Literal["source", "layer"] = "layer"
+    """What a refit brings a layer's output near to: that of the source model, whose hidden states are then computed too, or
+    that of the layer itself when it is whole."""
     candidates: tuple[tuple[int, int], ...] = ()
     """Pairs of experts and channels that keep to the budget, while it is not decided which; the plan is then of the first."""
     considered: tuple[Split, ...] = ()
@@ -113,6 +117,11 @@ class PrunePlan:
     def needs_gram(self) -> bool:
         """Whether statistics of single channels are not enough to decide."""
         return self.removes and bool(PRUNING_METHODS[self.method].needs_gram)
+
+    @property
+    def streams(self) -> int:
+        """How many times hidden states are computed: those of the source model too where refits follow them."""
+        return 2 if self.needs_gram and self.target == "source" else 1
 
     @property
     def decides_in_capture(self) -> bool:
@@ -189,17 +198,34 @@ def plan_prune(checkpoint: Checkpoint, capture: CaptureOptions, options: PruneOp
         scope=options.scope,
         method=options.method,
         reduce_ratio=options.reduce_ratio,
-        damping=options.damping or (EXPERTS_DAMPING if checkpoint.experts else DAMPING),
+        dampings=_dampings(checkpoint, options.damping),
         round=options.round or max(1, cuts[0].width // _ROUNDS),
         sparsity=options.sparsity,
         mode=options.mode,
         sequential=capture.propagate == "sequential",
+        target=_target(checkpoint, capture, options),
     )
     if auto:
         candidates = splits(checkpoint, options.ratio, options.multiple_of)
         plan = replace(plan.narrowed_to(*candidates[0]), candidates=tuple(candidates))
     _check_alignment(checkpoint, plan)
     return plan
+
+
+def _target(
+    checkpoint: Checkpoint, capture: CaptureOptions, options: PruneOptions
+) -> Literal["source", "layer"]:
+    """What is asked for, where it can be: not through a norm behind the down projection."""
+    normed = any(block.norm is not None for block in checkpoint.blocks(0))
+    if capture.propagate == "one-shot" or checkpoint.experts or normed:
+        return "layer"
+    return options.target
+
+
+def _dampings(checkpoint: Checkpoint, asked: float | None) -> tuple[float, ...]:
+    if asked is not None:
+        return (asked,)
+    return (EXPERTS_DAMPING,) if checkpoint.experts else DAMPINGS
 
 
 def _check_alignment(checkpoint: Checkpoint, plan: PrunePlan) -> None:

@@ -40,7 +40,12 @@ def write_summary(
     layers, records = decided
     beyond: dict[str, Any] = {}
     if plan.needs_gram or plan.sparsity:
-        beyond = {"damping": plan.damping, "round": plan.round, "decisions": listed(records)}
+        beyond = {
+            "dampings": list(plan.dampings),
+            "target": plan.target,
+            "round": plan.round,
+            "decisions": listed(records),
+        }
     experts: dict[str, Any] = {}
     if plan.experts:
         idle = {str(layer): found for layer, found in enumerate(scored.idle) if found}

@@ -45,7 +45,7 @@ def needs(known: Known) -> Needs:
     """Two layers, as stored and as computed; hidden states, from which a killed capture goes on, and activations."""
     source, capturing = known.source, known.options.of(CaptureOptions)
     compute = resolve_dtype(capturing.dtype, source.dtype).itemsize
-    hidden = known.tokens * source.hidden_size * compute
+    hidden = known.pruning.streams * known.tokens * source.hidden_size * compute
     activations = min(ACTIVATION_BUDGET_BYTES, known.tokens * source.ffn_width * compute)
     layers = round(2 * known.layer * (1 + compute / source.dtype.itemsize))
     statistics = 12 * known.channels
@@ -66,7 +66,7 @@ def trial(known: Known) -> Needs:
 STAGE = register(
     Stage(
         "capture",
-        5,
+        6,
         run,
         {"capture": CaptureOptions, "decide": DecideOptions},
         needs,

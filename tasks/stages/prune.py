@@ -39,7 +39,7 @@ def run(context: Context) -> dict[str, float]:
 STAGE = register(
     Stage(
         "prune",
-        5,
+        6,
         run,
         {"prune": PruneOptions},
         lambda known: Needs(disk=known.new_matrices),

@@ -67,7 +67,9 @@ COMMANDS = {
     "prune-refit": Command(
         f"prune {{model}} {{out}} --method refit --damping 0.01 --json {MANY}", GRAM, slow=True
     ),
-    "prune-obs": Command(f"prune {{model}} {{out}} --method obs --round 400 --json {MANY}", GRAM, slow=True),
+    "prune-obs": Command(
+        f"prune {{model}} {{out}} --method obs --round 400 --target layer --json {MANY}", GRAM, slow=True
+    ),
     "prune-killed": Command(f"prune {{model}} {{out}} --ratio 0.2 {TOKENS}", PRUNE),
     "capture": Command(f"capture {{model}} {{out}} --propagate one-shot {TOKENS}", PRUNE),
     "capture-sequential": Command(

@@ -142,6 +142,7 @@ OPTIONS = {
     "prune.round",
     "prune.scope",
     "prune.sparsity",
+    "prune.target",
     "publish",
     "publish.alias",
     "publish.dvc",

@@ -48,6 +48,8 @@ class BlockRecord:
     """Of CAMERA's choice without a refit: share of the FFN output's energy lost on held-back tokens, if measured."""
     error: float | None = None
     """The same of what the method tried."""
+    damping: float | None = None
+    """Of a refit: that which loses least on held-back tokens."""
     zero_shares: dict[str, float] | None = None
     """Of the gate, up and down weights that stay, where sparsity was asked for: which share is zero."""
 
@@ -74,5 +76,5 @@ class PruningMethod(Protocol):
     def decide(self, block: ObservedBlock, plan: PrunePlan) -> Choice:
         """Choose `block.kept` channels."""
 
-    def multiplications(self, width: int, hidden: int, kept: int) -> int:
+    def multiplications(self, width: int, hidden: int, kept: int, dampings: int) -> int:
         """About how many float64 multiplications deciding a block takes, for estimates."""

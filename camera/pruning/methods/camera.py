@@ -15,7 +15,7 @@ class Camera:
     def decide(self, block: ObservedBlock, plan: PrunePlan) -> Choice:
         return Choice(kept_channels(block.importance_F, block.kept))
 
-    def multiplications(self, width: int, hidden: int, kept: int) -> int:
+    def multiplications(self, width: int, hidden: int, kept: int, dampings: int) -> int:
         return 0
 
 

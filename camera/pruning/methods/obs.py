@@ -28,14 +28,14 @@ class Obs(Refit):
         plan: PrunePlan,
     ) -> torch.Tensor:
         gram = Moments(fit_FF, held_FF)
-        kept_K = obs_channels(gram, down_HF, block.kept, plan.damping, plan.round)
+        kept_K = obs_channels(gram, down_HF, block.kept, min(plan.dampings), plan.round)
         if kept_K is None:
             raise ValueError("its Gram matrix cannot be inverted")
         return kept_K
 
-    def multiplications(self, width: int, hidden: int, kept: int) -> int:
+    def multiplications(self, width: int, hidden: int, kept: int, dampings: int) -> int:
         rounds = FACTOR_SLOWNESS * width**3 + (width - kept) * width * (width + hidden)
-        return super().multiplications(width, hidden, kept) + rounds
+        return super().multiplications(width, hidden, kept, dampings) + rounds
 
 
 def obs_channels(

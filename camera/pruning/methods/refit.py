@@ -21,8 +21,8 @@ from camera.registry import PRUNING_METHODS
 _log = logging.getLogger(__name__)
 
 TOKENS_PER_CHANNEL = 4
-"""With fewer fitted tokens than this for every FFN channel, a block is not refitted; with a target, whose damping is strong,
-one for every channel will do."""
+"""With fewer fitted tokens than this for every FFN channel, a block is not refitted; with a target of
+a strong damping of its own, one for every channel will do."""
 FACTOR_SLOWNESS = 3
 """A factorisation makes about a third of the multiplications a second that a matrix product makes."""
 
@@ -66,7 +66,8 @@ class Refit:
             return Choice(camera_K, None, BlockRecord("camera", False, why, *tokens, camera, error))
 
         width = down_HF.shape[1]
-        least = TOKENS_PER_CHANNEL * width if gram.target is None else width
+        apart = gram.target is not None and gram.target.damping is not None
+        least = width if apart else TOKENS_PER_CHANNEL * width
         if gram.fit_tokens < least:
             return fall_back(
                 f"{gram.fit_tokens} calibration tokens to fit are fewer than {least // width} for each of the "
@@ -87,10 +88,14 @@ class Refit:
         fit_FH, held_FH, every_FH = _missing(gram.target, device)
         down = exact_HF, kept_K, down_HF.dtype
         camera_error = output_error(held_FF, exact_HF, camera_K, down_HF[:, camera_K], held_FH)
-        tried_HK = _refitted(Moments(fit_FF), *down, plan.damping, fit_FH)
-        if tried_HK is None:
+        tried = []
+        for damping in plan.dampings:
+            tried_HK = _refitted(Moments(fit_FF), *down, damping, fit_FH)
+            if tried_HK is not None:
+                tried.append((output_error(held_FF, exact_HF, kept_K, tried_HK, held_FH), damping))
+        if not tried:
             return fall_back("its Gram matrix cannot be factored", camera_error)
-        error = output_error(held_FF, exact_HF, kept_K, tried_HK, held_FH)
+        error, damping = min(tried)
         if not error < camera_error:
             return fall_back(
                 f"on held-back tokens a refit loses {error:.4g} of the output's energy, and none loses "
@@ -99,25 +104,35 @@ class Refit:
                 error,
             )
         # It has passed; now every token counts.
-        down_HK = _refitted(Moments(fit_FF, held_FF), *down, plan.damping, every_FH)
+        down_HK = _refitted(Moments(fit_FF, held_FF), *down, damping, every_FH)
         if down_HK is None:
             return fall_back("its Gram matrix cannot be factored", camera_error)
-        return Choice(kept_K, down_HK, BlockRecord(self.name, True, None, *tokens, camera_error, error))
+        record = BlockRecord(self.name, True, None, *tokens, camera_error, error, damping=damping)
+        return Choice(kept_K, down_HK, record)
 
-    def multiplications(self, width: int, hidden: int, kept: int) -> int:
-        removed = width - kept
-        judging = 3 * hidden * width**2  # errors on held-back tokens, and the way of the matrices to float64
-        return judging + 2 * (FACTOR_SLOWNESS * kept**3 // 3 + kept**2 * hidden + kept * removed * hidden)
+    def multiplications(self, width: int, hidden: int, kept: int, dampings: int) -> int:
+        removed, fits = width - kept, dampings + 1
+        judging = (
+            (dampings + 2) * hidden * width**2
+        )  # errors on held-back tokens, and the way of the matrices to float64
+        return judging + fits * (FACTOR_SLOWNESS * kept**3 // 3 + kept**2 * hidden + kept * removed * hidden)
 
 
-def refit(gram: Moments, down_HF: torch.Tensor, kept_K: torch.Tensor, damping: float) -> torch.Tensor | None:
-    """W' = argmin ‖A Wᵀ − A_S W'ᵀ‖² + λ‖W' − W_S‖², λ = `damping` · mean(diag AᵀA).
+def refit(
+    gram: Moments,
+    down_HF: torch.Tensor,
+    kept_K: torch.Tensor,
+    damping: float,
+    missing_FH: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """W' = argmin ‖R + A Wᵀ − A_S W'ᵀ‖² + λ‖W' − W_S‖², λ = `damping` · mean(diag AᵀA).
 
     Args:
         gram: AᵀA of the activations A [tokens, F], symmetric.
         down_HF: W, the down projection [hidden, F], float64 on the same device.
         kept_K: int64 [K], the channels S that stay.
         damping: above 0; the larger, the nearer to W_S.
+        missing_FH: AᵀR of what the layer's output lacks, R [tokens, hidden]; 0 if none is given.
 
     Returns:
         W', float64 [hidden, K]; None where the equations cannot be solved, because values are not finite or all zero.
@@ -132,6 +147,8 @@ def refit(gram: Moments, down_HF: torch.Tensor, kept_K: torch.Tensor, damping: f
         return None
     # W' − W_S: as much of what the removed channels put out as the kept ones can.
     missing_KH = gram.select(kept_K, gone_R) @ down_HF.index_select(1, gone_R).T
+    if missing_FH is not None:
+        missing_KH += missing_FH.index_select(0, kept_K)
     return down_HF.index_select(1, kept_K) + torch.cholesky_solve(missing_KH, lower_KK).T
 
 
@@ -142,8 +159,8 @@ def _factor(system_KK: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torc
     return lower_KK, failed
 
 
-Missing = tuple[torch.Tensor, float]
-"""AᵀR [F, hidden] of what a layer lacks, R [tokens, hidden], and a number that goes with it: ‖R‖², or a damping."""
+Missing = tuple[torch.Tensor, float | None]
+"""AᵀR [F, hidden] of what a layer lacks, R [tokens, hidden], and a number that goes with it: ‖R‖², or a damping of its own."""
 
 
 def fit_missing(
@@ -226,9 +243,12 @@ def _refitted(
     missing: Missing | None,
 ) -> torch.Tensor | None:
     """A refit as it would be saved, on the CPU; None where it cannot be."""
-    new_HK = refit(gram, down_HF, kept_K, damping)
-    if new_HK is not None and missing is not None:
-        new_HK = fit_missing(gram, down_HF, kept_K, new_HK, missing)
+    if missing is None or missing[1] is None:
+        new_HK = refit(gram, down_HF, kept_K, damping, None if missing is None else missing[0])
+    else:
+        new_HK = refit(gram, down_HF, kept_K, damping)
+        if new_HK is not None:
+            new_HK = fit_missing(gram, down_HF, kept_K, new_HK, (missing[0], missing[1]))
     saved_HK = None if new_HK is None else new_HK.to(dtype).cpu().contiguous()
     return saved_HK if saved_HK is not None and bool(saved_HK.isfinite().all()) else None
 

@@ -12,7 +12,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.layerwise import feed_forward as visitor
 from camera.layerwise import resume as saving
-from camera.layerwise.gram import Moments
+from camera.layerwise.gram import Moments, token_scales
 from camera.options import CaptureOptions, PruneOptions
 from camera.progress import Progress, silent
 from camera.pruning.folders import KEPT, SCORES, STATISTICS
@@ -128,41 +128,63 @@ def test_every_family_is_refitted_and_a_mask_computes_what_slices_compute(
     )
 
 
+def layer_tensors(model: Any, tokens_ST: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What enters a layer's down projection, and what the layer puts out: [samples, tokens, …]."""
+    seen: list[torch.Tensor] = []
+    module = model.model.layers[layer]
+    hooks = (
+        module.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])),
+        module.register_forward_hook(lambda _, inputs, out: seen.append(out)),
+    )
+    with torch.no_grad():
+        model(tokens_ST)
+    for hook in hooks:
+        hook.remove()
+    return seen[0], seen[1]
+
+
 def whole_model_reference(
-    folder: Path, tokens_ST: torch.Tensor, kept: list[torch.Tensor], damping: float
+    folder: Path, tokens_ST: torch.Tensor, kept: list[torch.Tensor], asked: PruneOptions
 ) -> list[torch.Tensor]:
     """Refitted down projections from a model that is whole in memory: each layer sees the refitted ones below it."""
-    model = Checkpoint.open(folder).load_model(torch.float32)
+    source, model = (Checkpoint.open(folder).load_model(torch.float32) for _ in range(2))
     found = []
-    for layer, kept_K in zip(model.model.layers, kept, strict=True):
-        seen: list[torch.Tensor] = []
-        hook = layer.mlp.down_proj.register_forward_pre_hook(
-            lambda module, inputs, seen=seen: seen.append(inputs[0])
-        )
-        with torch.no_grad():
-            model(tokens_ST)
-        hook.remove()
-        act_TF = seen[0].flatten(0, 1).double()
+    for index, kept_K in enumerate(kept):
+        act_STF, ends_STH = layer_tensors(model, tokens_ST, index)
+        wanted_STH = layer_tensors(source, tokens_ST, index)[1] if asked.target == "source" else ends_STH
+        scale_ST1 = token_scales(wanted_STH)
+        act_TF = (act_STF * scale_ST1).flatten(0, 1).double()
+        missing_TH = ((wanted_STH - ends_STH) * scale_ST1).flatten(0, 1).double()
+        down = model.model.layers[index].mlp.down_proj
         new_HK = refit(
-            Moments(act_TF.T @ act_TF), layer.mlp.down_proj.weight.detach().double(), kept_K, damping
+            Moments(act_TF.T @ act_TF),
+            down.weight.detach().double(),
+            kept_K,
+            asked.damping or 0.0,
+            act_TF.T @ missing_TH,
         )
         assert new_HK is not None
-        weight_HF = torch.zeros_like(layer.mlp.down_proj.weight)
+        weight_HF = torch.zeros_like(down.weight)
         weight_HF[:, kept_K] = new_HK.float()
-        layer.mlp.down_proj.weight = torch.nn.Parameter(weight_HF)
+        down.weight = torch.nn.Parameter(weight_HF)
         found.append(new_HK)
     return found
 
 
-@pytest.mark.parametrize("budget", [1 << 30, 0])
+@pytest.mark.parametrize(("target", "budget"), [("source", 1 << 30), ("source", 0), ("layer", 0)])
 def test_streamed_refits_are_those_of_a_model_whole_in_memory(
-    build: Build, many: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+    build: Build,
+    many: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    budget: int,
 ) -> None:
     monkeypatch.setattr(visitor, "ACTIVATION_BUDGET_BYTES", budget)
-    folder = build(model_type="PanguEmbedded")
-    pruned = Pruned.open(by_stages(folder, many, tmp_path, options("obs")).pruned)
+    folder, asked = build(model_type="PanguEmbedded"), options("obs", damping=0.01, target=target)
+    pruned = Pruned.open(by_stages(folder, many, tmp_path, asked).pruned)
     source = Checkpoint.open(folder)
-    expected = whole_model_reference(folder, many, only_kept(pruned), 1e-3)
+    expected = whole_model_reference(folder, many, only_kept(pruned), asked)
     for index, expected_HK in enumerate(expected):
         found_HK = pruned.matrices(index)[source.blocks(index)[0].down]
         torch.testing.assert_close(found_HK.double(), expected_HK, rtol=1e-2, atol=1e-3)
@@ -342,16 +364,13 @@ def test_the_recorded_error_is_that_of_held_back_tokens(
     folder = build(model_type="llama")
     pruned = Pruned.open(by_stages(folder, many, tmp_path, options("refit"), propagate="one-shot").pruned)
     summary = json.loads((pruned.folder / SUMMARY).read_text())
-    assert (summary["method"], summary["damping"]) == ("refit", 0.001)
+    assert (summary["method"], summary["target"]) == ("refit", "layer")
+    assert summary["decisions"][0]["damping"] in summary["dampings"]
     model = Checkpoint.open(folder).load_model(torch.float32)
-    seen: list[torch.Tensor] = []
-    down = model.model.layers[0].mlp.down_proj
-    down.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        model(many[[7, 15]])
-    act_TF = seen[0].flatten(0, 1).double()
+    act_STF, ends_STH = layer_tensors(model, many[[7, 15]], 0)
+    act_TF = (act_STF * token_scales(ends_STH)).flatten(0, 1).double()
     kept_K = only_kept(pruned)[0]
-    weight_HF = down.weight.detach().double()
+    weight_HF = model.model.layers[0].mlp.down_proj.weight.detach().double()
     plain = output_error(act_TF.T @ act_TF, weight_HF, kept_K, weight_HF[:, kept_K])
     assert summary["decisions"][0]["error_camera"] == pytest.approx(plain, rel=1e-4)
     assert summary["decisions"][0]["error"] < plain
