@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from camera.checkpoints.inventory import model_tensors, same_numbers
+from camera.checkpoints.kinds import what_is_there
 from camera.checkpoints.safetensors_file import TensorInfo
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.checkpoints.trust import refuse_outside_links
@@ -50,6 +51,9 @@ class Checkpoint(Weights):
         if not folder.is_dir():
             raise CameraError(f"{folder} is not a folder: give the folder of a Hugging Face checkpoint")
         refuse_outside_links(folder)
+        if not (folder / "config.json").is_file():
+            told = what_is_there(folder) or "give the folder of a Hugging Face checkpoint"
+            raise CameraError(f"{folder / 'config.json'} is missing: {told}")
         config = read_json(folder / "config.json")
         if not isinstance(config, dict):
             raise CameraError(f"{folder / 'config.json'} does not hold a JSON object")
@@ -178,7 +182,18 @@ class Checkpoint(Weights):
         """
         name = self.ffn_names(0)[0]
         if name not in self.tensors:
-            raise CameraError(f"{self.folder} has no tensor {name}: it is quantised, or of another family")
+            other = next(
+                (each for each in self.tensors if each.endswith(name) or name.endswith(f".{each}")), None
+            )
+            why = "it is quantised, or of another family"
+            if other is not None:
+                why = f"it has {other}, as some trainers save it. Save it again from transformers under its own names"
+            raise CameraError(f"{self.folder} has no tensor {name}: {why}")
+        if not self.tensors[name].dtype.is_floating_point:
+            raise CameraError(
+                f"{self.folder}: {name} is {self.tensors[name].dtype}: the weights are quantised already. Dequantise the "
+                "checkpoint to bfloat16 first, or take the original"
+            )
         return self.tensors[name].dtype
 
     def layer_tensors(self, layer: int) -> list[str]:
@@ -230,11 +245,12 @@ class Checkpoint(Weights):
         config = copy.deepcopy(self.hf_config)
         for key, value in changes.items():
             setattr(config, key, value)
+        dtype = dtype or self.dtype
         extra = {} if self.family.experts is None else {"experts_implementation": experts_implementation}
         try:
             with torch.device("meta"):
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype or self.dtype, attn_implementation=self.family.attention, **extra
+                    config, dtype=dtype, attn_implementation=self.family.attention, **extra
                 )
         except Exception as error:  # nearly any type: a value that no layer can be built with
             raise CameraError(

@@ -19,6 +19,7 @@ from types import TracebackType
 import torch
 from safetensors import SafetensorError, safe_open
 
+from camera.checkpoints.kinds import LFS_POINTER
 from camera.errors import CameraError
 from camera.files import copy_bytes, reserve, write_at
 
@@ -67,6 +68,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
+            if LFS_POINTER.startswith(start) and len(start) == 8:
+                raise CameraError(
+                    f"{path} is a pointer of Git LFS and no weights: `git lfs pull` fetches them"
+                )
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if length > min(size - 8, _MAX_HEADER_BYTES):
                 raise CameraError(f"{path} is truncated or no safetensors file: fetch it again")

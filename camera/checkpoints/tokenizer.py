@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from camera.checkpoints.kinds import LFS_POINTER
 from camera.checkpoints.trust import refuse_outside_files, refuse_outside_links
 from camera.errors import CameraError
 from camera.files import read_json
@@ -30,6 +31,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     refuse_outside_files(folder)
     config = read_json(folder / "config.json")
     family_of(config, str(folder / "config.json")).register()
+    for path in folder.glob("token*"):
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS_POINTER):
+            raise CameraError(f"{path} is a pointer of Git LFS and no tokenizer: `git lfs pull` fetches it")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the library raises nearly any type here, and all mean the same to the user

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from camera.checkpoints.rows import StoredRows
+from camera.checkpoints.kinds import what_is_there
+from camera.checkpoints.rows import CHUNK_BYTES, StoredRows
 from camera.checkpoints.safetensors_file import TensorInfo, map_tensor
 from camera.checkpoints.trust import TEMPLATES
 from camera.errors import CameraError
@@ -117,6 +118,19 @@ class Weights:
             raise self.not_finite(name)
         return tensor
 
+    def check_finite(self, names: Iterable[str]) -> None:
+        """Read tensors a few megabytes at a time, and refuse NaN and infinity.
+
+        Raises:
+            CameraError: naming the first tensor that holds them.
+        """
+        for name in names:
+            rows = self.rows(name)
+            step = max(1, CHUNK_BYTES * rows.shape[0] // max(1, rows.info.size_bytes))
+            for start in range(0, rows.shape[0], step):
+                if not is_finite(rows[start : start + step]):
+                    raise self.not_finite(name)
+
     def not_finite(self, name: str) -> CameraError:
         """What to raise for a tensor with NaN or infinity."""
         return CameraError(f"{self.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
@@ -162,8 +176,8 @@ def weight_files(folder: Path) -> list[str]:
             raise CameraError(f"{folder / INDEX_NAME} names no tensor: fetch it again")
         return files
     raise CameraError(
-        f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}: only safetensors checkpoints are read "
-        "(convert .bin files with transformers' save_pretrained)"
+        f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}: "
+        + (what_is_there(folder) or "fetch its weights, as safetensors")
     )
 
 

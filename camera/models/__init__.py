@@ -38,6 +38,11 @@ def family_of(config: dict[str, Any], where: str = "config.json") -> Family:
     if isinstance(model_type, str) and model_type in _REFUSED:
         raise CameraError(f"{where}: {model_type} is not supported: {_REFUSED[model_type]}")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        if isinstance(text := config.get("text_config"), dict):
+            raise CameraError(
+                f"{where}: {model_type} is a model of text and more, with a {text.get('model_type')} in it: give a folder of "
+                "its language model alone (in transformers: model.language_model, saved as a causal language model)"
+            )
         raise CameraError(
             f"{where}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
         )

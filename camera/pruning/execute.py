@@ -58,6 +58,8 @@ def decide(
             the model's positions, for devices that are not there, or if another rank failed.
     """
     devices_of(options.device, options.devices)  # refused here, before there are ranks
+    # What no layer reads would go into the pruned model as it is, and be found after the work.
+    checkpoint.check_finite(name for name in checkpoint.needed if checkpoint.family.layer_of(name) is None)
     arguments = (checkpoint.folder, tokens_ST, plan, options, work)
     with ranks(options.devices, _other_rank, *arguments) as group:
         execution = _Execution(checkpoint, tokens_ST, plan, options, work, group)

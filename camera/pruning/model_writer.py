@@ -176,7 +176,7 @@ class ModelWriter:
     def _write_config_code(self) -> None:
         """The code that config.json names, if the source lacks it: vLLM knows no other way to read it."""
         code, named = self._source.family.config_code, self._source.config.get("auto_map")
-        if code is None or not isinstance(named, dict):
+        if not self._changes or code is None or not isinstance(named, dict):
             return
         file = str(named.get("AutoConfig", "")).partition(".")[0] + ".py"
         if file == code.name and not (self._out / file).exists():

@@ -172,7 +172,7 @@ def test_an_unsupported_family_is_named_beside_those_that_are(tmp_path: Path, mo
 def test_weights_in_another_format_are_refused_with_advice(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path)
     (folder / SINGLE_NAME).rename(folder / "pytorch_model.bin")
-    with pytest.raises(CameraError, match="only safetensors checkpoints are read"):
+    with pytest.raises(CameraError, match="only safetensors are read, no pickles"):
         Checkpoint.open(folder)
 
 

@@ -454,3 +454,15 @@ def test_progress_rises_from_batch_to_batch_to_its_end(
     )
     assert [done for done, _ in told] == [2, 4, 5, 7, 9, 10, 12, 14, 15, 15]
     assert {total for _, total in told} == {15}
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"])
+def test_nan_in_what_no_layer_reads_is_refused_before_the_work(
+    tokens: torch.Tensor, tmp_path: Path, name: str
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "model")
+    tensors = {key: value.clone() for key, value in read_tensors(folder / SINGLE_NAME).items()}
+    tensors[name].view(-1)[-1] = torch.nan
+    write_tensors(folder / SINGLE_NAME, tensors)
+    with pytest.raises(CameraError, match=f"{name} holds NaN or infinity"):
+        stream(folder, tokens, tmp_path / "out", PRUNE)
