@@ -207,6 +207,7 @@ def test_phi_s_long_context_is_in_its_gguf_file(tmp_path: Path) -> None:
     torch.testing.assert_close(read_back, logits(Checkpoint.open(source).load_model()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_exaone_s_windows_and_layers_without_positions_are_in_its_gguf_file(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="the extra `llama` is not installed")
     from tests.camera.formats.test_real_llama_cpp import converted, expected, probabilities
