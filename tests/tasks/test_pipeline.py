@@ -234,6 +234,12 @@ def test_how_quality_is_measured_changes_nothing_that_is_made(recipe: MakeRecipe
     assert found == evaluations | {"report", "publish"}
 
 
+def test_text_to_read_is_written_by_four_models_in_steps_of_its_own(recipe: MakeRecipe) -> None:
+    asked = build(recipe(evaluate={**recipe().evaluate.model_dump(), "samples": 8}))
+    added = [name for name in names(asked) if name not in names(build(recipe()))]
+    assert added == [f"sample {model}" for model in ("original", "baseline", "pruned", "pruned+quantized")]
+
+
 def test_how_speed_is_measured_changes_nothing_that_is_made(recipe: MakeRecipe) -> None:
     assert changed(recipe, {}, {"benchmark": {"repeats": 2}}) == {"benchmark", "report", "publish"}
 
