@@ -175,6 +175,7 @@ def _place(target: Path, context: Context) -> None:
     for folder in (inputs["model"], inputs["converted"]):
         for file in files_below(folder):
             if file not in _NOT_PUBLISHED:
+                (making / file).parent.mkdir(exist_ok=True)
                 shutil.copyfile(folder / file, making / file)
     for file in ("report.html", "results.json"):
         shutil.copyfile(inputs["report"] / file, making / file)
