@@ -4,7 +4,7 @@
     python benchmarks/quality.py --quick
     python benchmarks/quality.py --models stories260k --methods "camera 0.95" refit --ratios 0.4
 
-Three trained models of different family, shape, corpus and tokenizer; each is calibrated on one text, and measured on
+Four trained models of different family, shape, corpus and tokenizer; each is calibrated on one text, and measured on
 held-out text of the same domain (own) and of another (other). `±` is the standard deviation over calibration seeds, for tasks
 the standard error over items, and Δ is the paired difference from CAMERA-P on the same items. `recovered` is the share of
 CAMERA-P's loss in ln perplexity (alpha 0.95, the published method) that a method does not lose.
@@ -13,7 +13,7 @@ No calibration window shares a run of 13 words with any text that is measured on
 
 Every cell is kept as soon as it is measured: a killed run goes on where it was. Models and texts that are not in
 the repository are found by CAMERA_SHARED_DATA, else in ../shared/data; what is absent is skipped by name. The third model is
-trained where it is absent, in about ten minutes. Exit status 1 says that a goal was missed.
+trained where it is absent, in about ten minutes; the fourth is SmolLM2-135M, an hour and more at all ratios. Exit status 1 says that a goal was missed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from quality_cells import DENSE, Cell, Laboratory, Settings, Store, code_digest
 from quality_leaks import RUN
 from quality_methods import BASELINE, METHODS
 from quality_plot import draw
-from quality_subjects import SUBJECTS
+from quality_subjects import SUBJECTS, Folders
 from quality_table import best_method, goals_of, rows_of, table_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -124,10 +124,10 @@ def _laboratories(arguments: argparse.Namespace) -> list[Laboratory]:
     settings = Settings(
         arguments.samples, arguments.length, arguments.windows, arguments.items, arguments.propagate
     )
-    found = []
+    found, folders = [], Folders(arguments.third, arguments.smollm2)
     for name in arguments.models:
         try:
-            found.append(Laboratory(SUBJECTS[name](arguments.third), settings))
+            found.append(Laboratory(SUBJECTS[name](folders), settings))
         except CameraError as error:
             print(f"{name} is skipped: {error}", file=sys.stderr)
     if not found:
@@ -182,9 +182,15 @@ def _arguments() -> argparse.Namespace:
     add(
         "--quick",
         action="store_true",
-        help="one seed, one ratio, few tokens; the third model only if it exists",
+        help="one seed, one ratio, few tokens; the third model only if it exists, and not SmolLM2",
     )
     add("--third", type=Path, default=STATE / "third", help="folder of the third model (default: in .camera)")
+    add(
+        "--smollm2",
+        type=Path,
+        default=STATE / "smollm2",
+        help="folder of SmolLM2, imported from its package where it is absent (default: in .camera)",
+    )
     add(
         "--cells",
         type=Path,
@@ -199,8 +205,8 @@ def _arguments() -> argparse.Namespace:
     if arguments.quick:
         arguments.seeds, arguments.ratios = arguments.seeds[:1], [0.4]
         arguments.samples, arguments.windows, arguments.items = 16, 8, min(24, arguments.items)
-        if not arguments.third.exists():
-            arguments.models = [name for name in arguments.models if name != "third"]
+        left_out = {"smollm2"} if arguments.third.exists() else {"smollm2", "third"}
+        arguments.models = [name for name in arguments.models if name not in left_out]
     return arguments
 
 

