@@ -57,6 +57,6 @@ def write_samples(
             written_BT = network.generate(  # type: ignore[operator]
                 prompt_BT, attention_mask=torch.ones_like(prompt_BT), max_new_tokens=tokens, do_sample=False
             )
-        text = reader.decode(written_BT[0, len(ids) :], skip_special_tokens=True)
+        text = str(reader.decode(written_BT[0, len(ids) :], skip_special_tokens=True))
         samples.append(Sample(prompt=prompt, text=text))
     return samples
