@@ -121,10 +121,10 @@ def test_other_methods_keep_these_channels(
 
 
 TYPES = {
-    "q4_0_64": "813b651663acce8b",
-    "q4_0": "9eeecae5fe30895b",
-    "q8_0": "0cae5531d89a1ff1",
-    "f16": "f5f6a53a4c14e7e7",
+    "q4_0_64": "0843abbff56fae53",
+    "q4_0": "9375af1d0f9c3e30",
+    "q8_0": "4773ec6d8ecd1b4c",
+    "f16": "8119cbae0b85a02b",
 }
 
 
