@@ -1,7 +1,7 @@
 """One gated feed-forward network of a decoder layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from camera.models.experts import Config, whole
@@ -19,7 +19,7 @@ class Block:
     """Of all names of the decoder layer."""
     width_key: str
     """The key of config.json that F is made of."""
-    by_role: Mapping[str, str]
+    by_role: Mapping[str, str] = field(hash=False)
     """Full names of its matrices: gate and up [F, H], or both in one [2F, H], and last down [H, F]."""
     times: int = 1
     """F is so many times what the key says."""
