@@ -119,14 +119,21 @@ def test_code_that_a_model_brings_is_never_run(model: Path, tmp_path: Path) -> N
     assert not ran.exists()
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
-def test_pickled_weights_are_neither_read_nor_carried_along(model: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("pytorch_model.bin", "only safetensors"),
+        ("model.pt", "only safetensors"),
+        ("consolidated.00.pth", "give the Hugging Face files"),
+    ],
+)
+def test_pickled_weights_are_neither_read_nor_carried_along(model: Path, name: str, advice: str) -> None:
     (model / name).write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
     checkpoint = Checkpoint.open(model)
     assert name not in checkpoint.weight_files + checkpoint.side_files
     for path in model.glob("*.safetensors*"):
         path.unlink()
-    with pytest.raises(CameraError, match="only safetensors"):
+    with pytest.raises(CameraError, match=advice):
         Checkpoint.open(model)
 
 
