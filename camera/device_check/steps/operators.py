@@ -71,7 +71,9 @@ CASES: dict[str, Case] = {
         lambda x: ((x > 0) & (x < 1)) | (x <= -1) | ~(x >= -2) | torch.isnan(x), exact=True
     ),
     "equal and unequal": Case(lambda x: (x == x.abs()) | (x != x.round()), exact=True),
-    "powers of two": Case(lambda x: torch.exp2(-x.abs().clamp_min(0.01).log2().div(2).round()), dtypes=_FLOAT32),
+    "powers of two": Case(
+        lambda x: torch.exp2(-x.abs().clamp_min(0.01).log2().div(2).round()), dtypes=_FLOAT32
+    ),
     "differences": Case(lambda i: i.diff(), ("rows",), (torch.int64,), exact=True),
     "reciprocal and logarithm": Case(lambda x: (x.abs() + 1).reciprocal() + (x.abs() + 1).log()),
     "square and exponential in place": Case(lambda x: x.clone().abs_().square_().neg().exp_()),
