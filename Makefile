@@ -13,7 +13,7 @@ SMOLLM2 := build/smollm2/model
 NINE := boolq,openbookqa,rte,arc_easy,winogrande,hellaswag,arc_challenge,piqa,mathqa
 REAL_TEXTS := $(if $(and $(wildcard $(SHARED)/text/c4_en_sample.jsonl),$(wildcard $(SHARED)/text/wikitext2_test_raw.txt)),\
   --set calibration.name=file --set calibration.path=$(SHARED)/text/c4_en_sample.jsonl \
-  --set 'evaluate.datasets=[{name: file$(COMMA) path: $(SHARED)/text/wikitext2_test_raw.txt}]')
+  --set 'evaluate.datasets=[{name: wikitext2$(COMMA) split: test$(COMMA) path: $(SHARED)/text/wikitext2_test_raw.txt}]')
 REAL_TASKS := $(if $(wildcard $(SHARED)/tasks/boolq.validation.jsonl),\
   --set 'evaluate.tasks=[$(NINE)]' --set evaluate.task_folder=$(SHARED)/tasks --set evaluate.limit=100)
 
