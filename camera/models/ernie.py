@@ -80,6 +80,7 @@ FAMILIES.register(
             config={"moe_layer_end_index": -1},
             lead=("moe_layer_start_index", 1),
         ),
+        left_out=("rope_parameters", "tie_word_embeddings"),
         ignored=("*.rotary_emb.inv_freq", "model.mtp_*"),
         refuses=_refuses,
     ),

@@ -27,6 +27,7 @@ FAMILIES.register(
         gguf_architecture="llama",
         weights=decoder(*attention_weights({}), FFN_NORM, *_EXPERT_WEIGHTS),
         experts=_EXPERTS,
+        left_out=("rope_parameters",),
         permutes_rotary=True,
     ),
 )
@@ -67,5 +68,6 @@ FAMILIES.register(
             ),
         ),
         experts=_EXPERTS,
+        left_out=("rope_parameters",),
     ),
 )

@@ -4,15 +4,32 @@ from pathlib import Path
 
 import gguf
 import pytest
+from transformers import CONFIG_MAPPING
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.formats.rope import rope_parameters
 from camera.models import FAMILIES, named_weights
 from camera.models.block import FEED_FORWARD
+from camera.models.defaults import completed
 from tests.tiny import ALWAYS_TIED, DENSE_TYPES, MODEL_TYPES, tiny_checkpoint
 
 
 def test_every_family_has_tests() -> None:
     assert {name for name, family in FAMILIES.items() if family.experts is None} == set(DENSE_TYPES)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_what_is_left_unsaid_is_what_transformers_takes_it_for(model_type: str) -> None:
+    family = FAMILIES[model_type]
+    family.register()
+    whole = CONFIG_MAPPING[model_type]().to_dict()
+    brief = {
+        key: value for key, value in whole.items() if key not in ("rope_parameters", "tie_word_embeddings")
+    }
+    known = completed(family, brief, "config.json", 1000)
+    assert known.get("tie_word_embeddings", False) == whole["tie_word_embeddings"]
+    if "rope_theta" in (rope := whole.get("rope_parameters", {})):
+        assert rope_parameters(known)["rope_theta"] == rope["rope_theta"]
 
 
 @pytest.mark.parametrize("tied", [False, True])
