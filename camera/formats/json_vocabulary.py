@@ -117,10 +117,7 @@ def _of_probabilities(
     for step in normalizers:
         if step["type"] == "Precompiled" and step.get("precompiled_charsmap"):
             vocabulary.further["precompiled_charsmap"] = b64decode(step["precompiled_charsmap"])
-    squeezes = any(
-        step["type"] == "Replace" and step["pattern"].get("Regex") in (" {2,}", r"\s{2,}")
-        for step in normalizers
-    )
+    squeezes = any(_squeezes(step) for step in normalizers)
     vocabulary.further["add_space_prefix"], warnings = _spaces(form, path, steps, sentencepiece=True)
     vocabulary.further["remove_extra_whitespaces"] = squeezes
     for number, (text, score) in enumerate(model["vocab"]):
@@ -145,11 +142,11 @@ def _spaces(
         elif kind == "Precompiled":
             if not sentencepiece:
                 warnings.append(normalized("a table of its own"))
-        elif kind in ("NFC", "NFKC"):
+        elif kind in ("NFC", "NFKC") or (sentencepiece and kind == "Strip"):
             warnings.append(normalized(kind))
         elif kind == "Replace" and (pattern, step["content"]) == ({"String": " "}, WORD_START):
             pass
-        elif not (sentencepiece and kind in ("Replace", "Strip")):
+        elif not (sentencepiece and _squeezes(step)):
             raise _refused(path, f"changes text by the normalizer {kind}")
     for step in steps:
         if step["type"] == "Metaspace" and step.get("replacement", WORD_START) == WORD_START:
@@ -160,6 +157,11 @@ def _spaces(
         elif step["type"] != "Split" or step["pattern"] != {"String": " "}:  # of which none is left
             raise _refused(path, f"splits text by {step['type']} before it looks for pieces")
     return prefix, warnings
+
+
+def _squeezes(step: dict[str, Any]) -> bool:
+    """Whether a normalizer makes one space of several."""
+    return step["type"] == "Replace" and step["pattern"].get("Regex") in (" {2,}", r"\s{2,}")
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:

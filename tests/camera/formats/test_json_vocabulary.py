@@ -103,6 +103,16 @@ def test_unigram_keeps_its_probabilities(tmp_path: Path) -> None:
     assert vocabulary.further == {"add_space_prefix": True, "remove_extra_whitespaces": True}
 
 
+def test_a_replacement_of_letters_is_refused(tmp_path: Path) -> None:
+    form = {
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["▁", -2.0]]},
+        "normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "b"},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
+    }
+    with pytest.raises(CameraError, match="normalizer Replace"):
+        json_vocabulary(form, tmp_path / "tokenizer.json", 2)
+
+
 def test_added_tokens_that_look_special_steer(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path, "qwen2") / "tokenizer.json"
     added = [
