@@ -16,6 +16,8 @@ from camera.errors import CameraError
 from camera.files import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
+IMPORT_NAME = "import.json"
+"""What a folder made of a GGUF file says of where it is from; of models made of it that is not true."""
 SINGLE_NAME = "model.safetensors"
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
@@ -52,7 +54,7 @@ class Weights:
             for path in (*self.folder.iterdir(), *(self.folder / TEMPLATES).glob("*.jinja"))
             if path.is_file()
             and not path.name.startswith(".")
-            and path.name != INDEX_NAME
+            and path.name not in (INDEX_NAME, IMPORT_NAME)
             and not path.name.endswith((*_WEIGHT_SUFFIXES, ".bin.index.json"))
         )
 

@@ -12,7 +12,7 @@ import yaml
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import SafetensorsWriter
-from camera.checkpoints.weights import INDEX_NAME, SINGLE_NAME
+from camera.checkpoints.weights import IMPORT_NAME, INDEX_NAME, SINGLE_NAME
 from camera.digests import digest_file
 from camera.errors import CameraError
 from camera.files import write_json
@@ -25,8 +25,6 @@ from camera.models import Placed, family_of
 from camera.progress import Progress, silent
 from camera.results import Result
 
-IMPORT_NAME = "import.json"
-"""What the folder says of where it is from."""
 SHARD_BYTES = 4 << 30
 """Of weights in one file, unless a single tensor has more."""
 DType = Literal["auto", "float32", "bfloat16", "float16"]
