@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import translate
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from camera.checkpoints.rows import StoredRows
 from camera.checkpoints.safetensors_file import TensorInfo, read_header
 from camera.checkpoints.weights import INDEX_NAME, check_index, placed_by_index, weight_files
 from camera.errors import CameraError
+from camera.units import few
 
 _log = logging.getLogger(__name__)
 
@@ -101,12 +102,4 @@ def _refuse_what_is_no_model(folder: Path, names: Iterable[str]) -> None:
 @cache
 def _tell_left_over(folder: Path, names: tuple[str, ...]) -> None:
     """Once in a process: a run opens its model many times."""
-    _log.warning(
-        "%s holds %s, which no language model reads (a trainer's): left out", folder, ", ".join(_few(names))
-    )
-
-
-def _few(names: tuple[str, ...], most: int = 4) -> Iterator[str]:
-    yield from names[:most]
-    if len(names) > most:
-        yield f"and {len(names) - most} more"
+    _log.warning("%s holds %s, which no language model reads (a trainer's): left out", folder, few(names))

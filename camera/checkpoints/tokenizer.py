@@ -10,6 +10,7 @@ from camera.checkpoints.trust import refuse_outside_files, refuse_outside_links
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.models import family_of
+from camera.units import few
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,5 +64,5 @@ def _tell_without_row(folder: Path, tokens: tuple[str, ...]) -> None:
     _log.warning(
         "%s: the tokenizer has %s, for which the embedding has no row: text with it is refused, and a GGUF file leaves it out",
         folder,
-        ", ".join(map(repr, tokens)),
+        few([repr(token) for token in tokens]),
     )
