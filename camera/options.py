@@ -122,7 +122,7 @@ class DatasetOptions(Options):
             if asked.needs_path and self.path is None:
                 raise ValueError(f"name `{self.name}` needs a path")
             if not asked.takes_path and self.path is not None:
-                raise ValueError(f"a path goes with name `file`, not with `{self.name}`")
+                raise ValueError(f"name `{self.name}` takes no path: a text of your own is name `file`")
         return self
 
 

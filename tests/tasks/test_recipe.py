@@ -283,7 +283,7 @@ def test_an_unknown_field_is_named_with_the_fields_there_are(
         ({"calibration": {"name": "file"}}, ["calibration: name `file` needs a path"]),
         (
             {"calibration": {"path": "x.txt"}},
-            ["calibration: a path goes with name `file`, not with `stdlib`"],
+            ["calibration: name `stdlib` takes no path: a text of your own is name `file`"],
         ),
         ({"calibration": {"name": "pile"}}, ["calibration.name: ", "wikitext2", "pile"]),
         ({"evaluate": {"datasets": [{"name": "file"}]}}, ["evaluate.datasets.0: name `file` needs a path"]),
