@@ -42,13 +42,11 @@ class Stage:
 
 
 def _import(report: "ImportReport", values: dict[str, Any]) -> None:
-    from camera.report.words import percent
-
     held = ", ".join(f"{count} {type}" for type, count in report.types.items())
     say(f"{report.parameters:,} weights ({held}) as {report.dtype}: {values['out']}")
     if report.rounded:
         say(
-            f"{report.rounded} tensors hold numbers that {report.dtype} rounds: {percent(report.rounding_error)} of their "
+            f"{report.rounded} tensors hold numbers that {report.dtype} rounds: {100 * report.rounding_error:.2g} % of their "
             "RMS; --dtype float32 keeps them all"
         )
     else:

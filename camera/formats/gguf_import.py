@@ -85,7 +85,7 @@ def import_file(path: Path, out: Path, dtype: DType = "auto", progress: Progress
     for name in names:
         _check_shape(file, name, placed[name], config)
     tokenizer = read_tokenizer(file)
-    chosen = _dtype(file, names) if dtype == "auto" else getattr(torch, dtype)
+    chosen = _dtype(file, names, placed) if dtype == "auto" else getattr(torch, dtype)
     config["dtype"] = str(chosen).removeprefix("torch.")
     rounding = _write_weights(file, out, {name: placed[name] for name in names}, chosen, progress)
     write_json(out / "config.json", config)
@@ -218,15 +218,20 @@ def _check_shape(file: GgufFile, name: str, placed: Placed, config: dict[str, An
         )
 
 
-def _dtype(file: GgufFile, names: dict[str, str]) -> torch.dtype:
-    """The narrowest float type of the file's that holds every number of it."""
+def _dtype(file: GgufFile, names: dict[str, str], placed: dict[str, Placed]) -> torch.dtype:
+    """The narrowest float type of the file's that holds every number of the folder's."""
     types = {tensor.type for tensor in file.tensors.values()}
     narrow = {_DTYPES[type] for type in types & {"f16", "bf16"}}
     if len(narrow) != 1 or types - _DTYPES.keys():
         return torch.float32
     dtype = narrow.pop()
-    vectors = (file.dequantize(name) for name in names.values() if file.tensors[name].type == "f32")
-    return dtype if all(torch.equal(each, each.to(dtype).float()) for each in vectors) else torch.float32
+    weights = {name: placed[name].weight for name in names}
+    others = (
+        read_hf_tensor(file, name)
+        for name, weight in weights.items()
+        if not weight.exact and (weight.stored_plus or file.tensors[names[name]].type == "f32")
+    )
+    return dtype if all(torch.equal(each, each.to(dtype).float()) for each in others) else torch.float32
 
 
 _SAMPLING = {
@@ -270,7 +275,7 @@ def _write_card(file: GgufFile, out: Path) -> None:
     }
     name = file.metadata.get("general.name") or file.path.stem
     text = f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n" if front else ""
-    text += f"# {name}\n\nImported from the GGUF file `{file.path.name}` by `camera import`; {IMPORT_NAME} says what of.\n"
+    text += f"# {name}\n\nImported from the GGUF file `{file.path.name}` by `camera import`.\n"
     (out / "README.md").write_text(text, encoding="utf-8")
 
 

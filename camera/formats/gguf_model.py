@@ -9,19 +9,9 @@ import torch
 from camera.errors import CameraError
 from camera.formats import blocks
 from camera.formats.gguf_file import GgufFile, GgufTensor
+from camera.formats.gguf_rope import read_rope
 from camera.formats.gguf_tensors import transposed_items
-from camera.formats.rope import (
-    ATTENTION_FACTOR,
-    DEFAULT_THETA,
-    LONG_FACTORS,
-    PARAMETERS_KEY,
-    ROPE_FACTORS,
-    SCALED,
-    YARN,
-    split_halves,
-    stated_parameters,
-    usual_attention_factor,
-)
+from camera.formats.rope import LONG_FACTORS, ROPE_FACTORS, split_halves
 from camera.models import Family, Placed, named_weights
 from camera.models.gguf import FULL, SLIDING, WINDOW, WINDOW_LAYERS, N, Window, config_of
 
@@ -149,6 +139,7 @@ def _config(file: GgufFile, family: Family) -> dict[str, Any]:
     heads, kv_heads = _heads(file)
     embedding = file.tensor(next(weight.gguf for weight in family.weights if weight.role == "embedding"))
     head_dim = file.value(f"{prefix}attention.key_length", int, hidden // heads)
+    turned = file.value(f"{prefix}rope.dimension_count", int, head_dim)
     layers = _layer_count(file)
     config: dict[str, Any] = {
         "architectures": [family.architecture],
@@ -163,9 +154,8 @@ def _config(file: GgufFile, family: Family) -> dict[str, Any]:
         "rms_norm_eps": file.value(f"{prefix}attention.layer_norm_rms_epsilon", float),
         "vocab_size": embedding.shape[0] if embedding.shape else 1,
         "dtype": "float32",
-        **_rope(file, prefix),
+        **read_rope(file, turned),
     }
-    turned = file.value(f"{prefix}rope.dimension_count", int, head_dim)
     if not family.gguf_rules.latent and (family.gguf_rules.rotary_share != 1 or turned != head_dim):
         config["partial_rotary_factor"] = turned / max(1, head_dim)
     for weight in family.weights:
@@ -194,7 +184,7 @@ def _config(file: GgufFile, family: Family) -> dict[str, Any]:
 
 def _windows(file: GgufFile, window: Window, layers: int) -> dict[str, Any]:
     """Which layers see a window, and how long it is."""
-    length = file.value(f"{file.architecture}.{WINDOW}", int, 0)
+    length = file.value(f"{file.architecture}.{WINDOW}", int, window.assumed(layers))
     given = file.metadata.get(f"{file.architecture}.{WINDOW_LAYERS}")
     seen = given if isinstance(given, list) and len(given) == layers else window.layers(layers)
     kinds = [SLIDING if length and slides else FULL for slides in seen]
@@ -302,29 +292,3 @@ def _one_width(file: GgufFile, key: str) -> int:
             f"{file.path}: {key} differs from layer to layer ({str(widths)[:60]}): only one width is read"
         )
     return widths[0]
-
-
-def _rope(file: GgufFile, prefix: str) -> dict[str, Any]:
-    """The rotary keys as config.json writes them."""
-    theta = file.value(f"{prefix}rope.freq_base", float, DEFAULT_THETA)
-    if ROPE_FACTORS in file.tensors or LONG_FACTORS["long_factor"] in file.tensors:
-        return stated_parameters(file.value(PARAMETERS_KEY, str), str(file.path))
-    kind = file.value(f"{prefix}rope.scaling.type", str, "none")
-    if kind == "none":
-        return {"rope_theta": theta}
-    if kind not in SCALED:
-        raise CameraError(
-            f"{file.path}: rope scaling {kind!r} is not supported; supported are {', '.join(SCALED)}"
-        )
-    factor = file.value(f"{prefix}rope.scaling.factor", float)
-    scaling = {"rope_type": kind, "factor": factor}
-    if (key := f"{prefix}rope.scaling.original_context_length") in file.metadata:
-        scaling["original_max_position_embeddings"] = file.value(key, int)
-    for name, stored in YARN.items():
-        if (key := f"{prefix}rope.scaling.{stored}") in file.metadata:
-            scaling[name] = file.value(key, float)
-    if kind == "yarn" and (key := f"{prefix}rope.scaling.attn_factor") in file.metadata:
-        scaling[ATTENTION_FACTOR] = round(file.value(key, float) * usual_attention_factor(factor), 6)
-    if (key := f"{prefix}rope.scaling.yarn_log_multiplier") in file.metadata:
-        scaling["mscale"] = scaling["mscale_all_dim"] = round(10 * file.value(key, float), 6)
-    return {"rope_theta": theta, "rope_scaling": scaling}

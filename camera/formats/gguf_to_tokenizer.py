@@ -35,7 +35,7 @@ _BEGINS = frozenset(
             "lfm2",
             "jina-v5-nano",
         ),
-        *("youtu", "tekken", "chameleon"),
+        *("tekken", "chameleon"),
     }
 )
 """Splitting rules under which llama.cpp starts a text with a token, where the file does not say whether to."""

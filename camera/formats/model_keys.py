@@ -147,6 +147,6 @@ def _write_window(writer: gguf.GGUFWriter, config: dict[str, Any], family: Famil
     slides = [kind == SLIDING for kind in config["layer_types"]]
     if any(slides):
         writer.add_sliding_window(int(config["sliding_window"]))
-    if slides != window.layers(len(slides)) and (any(slides) or window.always):
+    if slides != window.layers(len(slides)) and (any(slides) or window.assumed(len(slides))):
         writer.add_sliding_window_pattern(slides)
     return []

@@ -126,7 +126,7 @@ def write_rope(writer: gguf.GGUFWriter, config: dict[str, Any], turned: int) -> 
                 writer.add_rope_scaling_yarn_log_mul(0.1 * float(parameters["mscale_all_dim"]))
         elif kind == "llama3":
             writer.add_string(PARAMETERS_KEY, json.dumps(parameters, sort_keys=True))
-            return {ROPE_FACTORS: _llama3_factors(parameters, turned)}
+            return {ROPE_FACTORS: llama3_factors(parameters, turned)}
         elif kind == LONG:
             return _write_long(writer, parameters)
     except KeyError as error:
@@ -162,17 +162,7 @@ def stated_parameters(text: str, where: str) -> dict[str, Any]:
     return {"rope_theta": parameters.pop("rope_theta"), "rope_scaling": parameters}
 
 
-def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Each head's rows from (first half, second half) to pairs, as llama.cpp rotates them. [rows, ...]"""
-    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def split_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of `interleave`."""
-    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def _llama3_factors(parameters: dict[str, Any], head_dim: int) -> np.ndarray:
+def llama3_factors(parameters: dict[str, Any], head_dim: int) -> np.ndarray:
     """By what each pair's frequency is divided: 1 for short waves, `factor` for long ones, smooth between.
 
     Source: Llama 3.1; the same function in transformers' `modeling_rope_utils` computes frequencies with it.
@@ -184,3 +174,13 @@ def _llama3_factors(parameters: dict[str, Any], head_dim: int) -> np.ndarray:
     smooth = np.clip((length / waves - low) / (high - low), 0, 1)
     factors: np.ndarray = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
     return factors
+
+
+def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Each head's rows from (first half, second half) to pairs, as llama.cpp rotates them. [rows, ...]"""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def split_halves(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `interleave`."""
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)

@@ -27,6 +27,8 @@ FAMILIES.register(
         gguf_architecture="exaone4",
         weights=decoder(*attention_weights({}, norms=HEAD_NORMS, before=()), *post_norms(), *dense_weights()),
         left_out=("sliding_window", "layer_types"),
-        gguf_rules=GgufRules(window=Window(4), refuses=_refuses),
+        gguf_rules=GgufRules(
+            window=Window(4, assumed=lambda layers: 4096 if layers == _WITH_WINDOWS else 0), refuses=_refuses
+        ),
     ),
 )

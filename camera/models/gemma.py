@@ -99,7 +99,7 @@ FAMILIES.register(
         left_out=(*_LEFT_OUT, *_OF_WINDOWS, "attn_logit_softcapping", "final_logit_softcapping"),
         gguf_rules=GgufRules(
             activation=Activation("hidden_activation", _GELU),
-            window=Window(2, always=True),
+            window=Window(2, assumed=lambda layers: 4096),
             stated=(
                 Stated("attn_logit_softcapping", "attn_logit_softcapping", 50.0),
                 Stated("final_logit_softcapping", "final_logit_softcapping", 30.0),

@@ -76,8 +76,8 @@ class Window(NamedTuple):
 
     period: int
     """Every so many layers one attends to the whole context, where a file does not say which do."""
-    always: bool = False
-    """Whether the graph has windows even if a file states no length."""
+    assumed: Callable[[int], int] = lambda layers: 0
+    """Tokens of the window in a model of so many layers whose file states no length; 0 if there is none."""
 
     def layers(self, count: int) -> list[bool]:
         """Which of so many layers see a window only, unless the file says otherwise."""

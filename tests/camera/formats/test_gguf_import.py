@@ -11,12 +11,15 @@ import torch
 
 from camera import import_gguf
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.cli.stages import STAGES
 from camera.digests import digest_files, files_below
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.formats import gguf_import
 from camera.formats.convert import convert_to_gguf
-from camera.formats.gguf_reader import open_gguf, read_hf_tensor
+from camera.formats.gguf_reader import hf_config, open_gguf, read_hf_tensor
+from camera.formats.gguf_to_tokenizer import read_tokenizer
+from camera.models import FAMILIES
 from camera.options import BlockType, QuantizeOptions
 from camera.quantization.execute import quantize_checkpoint
 from tests.tiny import ALWAYS_TIED, DENSE_TYPES, TOKENS, tiny_checkpoint, tiny_moe_checkpoint
@@ -123,6 +126,88 @@ def test_the_record_says_what_the_folder_was_made_of(tmp_path: Path) -> None:
     assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert report.types == {"q4_0": 16, "f32": 5}
     assert "rounded to q4_0" in report.unknown[0]
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert card.endswith("# tiny\n\nImported from the GGUF file `made.gguf` by `camera import`.\n")
+
+
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [2.0, 2.1, 2.2, 2.3, 2.4, 2.5],
+    "partial_rotary_factor": 0.75,
+}
+
+
+def stripped(folder: Path, model_type: str, rope: dict[str, Any], **more: Any) -> tuple[Path, Path]:
+    """A model with such positions, and its GGUF file without our key, as other converters write it."""
+    source = tiny_checkpoint(
+        folder / "source", model_type, vocab=ROWS, rope_parameters={"rope_theta": 5e5, **rope}, **more
+    )
+    path = made(folder, source)
+    assert "camera.rope_parameters" in open_gguf(path).metadata
+    return source, rewritten(path, folder / "other.gguf", without=("camera.rope_parameters",))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rope", "length"),
+    [
+        ("llama", LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 8192}, 512),
+        ("llama", LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192}, 512),
+        ("phi3", LONG, 8),  # the text is longer, so that the long factors turn it
+        ("phi3", LONG, 256),
+    ],
+)
+def test_rotary_factors_are_understood_without_our_key(
+    tmp_path: Path, model_type: str, rope: dict[str, Any], length: int
+) -> None:
+    more = {"original_max_position_embeddings": length} if model_type == "phi3" else {}
+    source, other = stripped(tmp_path, model_type, rope, **more)
+    import_gguf(other, tmp_path / "back")
+    ours, theirs = Checkpoint.open(tmp_path / "back"), Checkpoint.open(source)
+    found = ours.hf_config.rope_parameters
+    assert {key: found[key] for key in rope} == rope
+    assert found["rope_theta"] == 5e5
+    tokens = torch.tensor([[1, 20, 300, 7, 45, 9, 11, 13, 17, 19, 23, 29]])
+    with torch.no_grad():
+        assert torch.equal(ours.load_model()(tokens).logits, theirs.load_model()(tokens).logits)
+
+
+def test_factors_of_one_are_plain_positions_and_strange_ones_are_refused(tmp_path: Path) -> None:
+    ones = LLAMA3 | {"factor": 1.0, "original_max_position_embeddings": 8192}
+    config = hf_config(open_gguf(stripped(tmp_path / "ones", "llama", ones)[1]))
+    assert (config["rope_theta"], config.get("rope_scaling")) == (5e5, None)
+    strange = LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 128}
+    other = stripped(tmp_path / "strange", "llama", strange)[1]
+    with pytest.raises(CameraError, match=r"rope_freqs\.weight are not those of Llama 3 .* take the Hugging"):
+        import_gguf(other, tmp_path / "back")
+
+
+def test_a_window_whose_length_is_left_out_is_llama_cpp_s(tmp_path: Path) -> None:
+    path = made(tmp_path, tiny_checkpoint(tmp_path / "source", "gemma2", tied=True))
+    other = rewritten(path, tmp_path / "other.gguf", without=("gemma2.attention.sliding_window",))
+    config = hf_config(open_gguf(other))
+    assert (config["sliding_window"], config["layer_types"]) == (
+        4096, ["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    window = FAMILIES["exaone4"].gguf_rules.window
+    assert window is not None
+    assert [window.assumed(layers) for layers in (30, 64)] == [0, 4096]
+
+
+def test_texts_start_with_a_token_under_the_rules_that_say_so_in_llama_cpp(tmp_path: Path) -> None:
+    path = made(tmp_path, tiny_checkpoint(tmp_path / "source", "qwen2"))
+    begins = {}
+    for rule in ("youtu", "llama-bpe", "tekken"):
+        other = rewritten(
+            path,
+            tmp_path / f"{rule}.gguf",
+            without=("tokenizer.ggml.add_bos_token",),
+            tokenizer__ggml__pre=rule,
+            tokenizer__ggml__bos_token_id=1,
+        )
+        begins[rule] = read_tokenizer(open_gguf(other)).files["tokenizer_config.json"]["add_bos_token"]
+    assert begins == {"youtu": False, "llama-bpe": True, "tekken": True}
 
 
 @pytest.mark.parametrize("type", ["Q4_1", "Q5_0", "Q6_K", "Q4_K", "IQ4_NL", "BF16"])
@@ -159,15 +244,21 @@ def test_types_of_other_tools_become_the_numbers_that_they_stand_for(tmp_path: P
         assert torch.equal(back.read(name), read_hf_tensor(other, name)), name
 
 
-def test_the_file_s_own_float_type_is_kept_where_it_holds_every_number(tmp_path: Path) -> None:
-    source = Checkpoint.open(tiny_checkpoint(tmp_path / "source", dtype=torch.bfloat16))
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])  # of Gemma's norms the file holds 1 + w
+def test_the_file_s_own_float_type_is_kept_where_it_holds_every_number(
+    tmp_path: Path, model_type: str
+) -> None:
+    tied = model_type in ALWAYS_TIED
+    source = Checkpoint.open(
+        tiny_checkpoint(tmp_path / "source", model_type, tied=tied, dtype=torch.bfloat16)
+    )
     report = import_gguf(made(tmp_path, source.folder, "bf16"), tmp_path / "back")
     back = Checkpoint.open(tmp_path / "back")
     assert (report.dtype, report.rounded, back.config["dtype"]) == ("bfloat16", 0, "bfloat16")
     assert all(torch.equal(back.read(name), source.read(name)) for name in back.tensors)
 
 
-def test_a_dtype_that_loses_digits_says_how_much(tmp_path: Path) -> None:
+def test_a_dtype_that_loses_digits_says_how_much(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = made(tmp_path, tiny_checkpoint(tmp_path / "source"))
     report = import_gguf(path, tmp_path / "back", dtype="bfloat16")
     back, file = Checkpoint.open(tmp_path / "back"), open_gguf(path)
@@ -176,6 +267,9 @@ def test_a_dtype_that_loses_digits_says_how_much(tmp_path: Path) -> None:
     noise = sum(float((back.read(name).float() - tensor).square().sum()) for name, tensor in exact.items())
     power = sum(float(tensor.square().sum()) for tensor in exact.values())
     assert report.rounding_error == pytest.approx((noise / power) ** 0.5, rel=1e-4)
+    show = next(stage.show for stage in STAGES if stage.name == "import")
+    show(report.model_copy(update={"rounding_error": 0.000193}), {"out": tmp_path / "back"})
+    assert "bfloat16 rounds: 0.019 % of their RMS" in "".join(capsys.readouterr())
 
 
 def test_weights_go_into_shards_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
