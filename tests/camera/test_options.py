@@ -118,7 +118,7 @@ def test_a_path_goes_with_a_file_or_a_copy_and_a_file_with_a_path(section: type[
     assert section(name="file", path=Path("text.txt")).path == Path("text.txt")
     assert "name `file` needs a path" in refused(section, name="file")["msg"]
     assert section(name="c4", path=Path("c4.jsonl")).path == Path("c4.jsonl")
-    assert "not with `stdlib`" in refused(section, name="stdlib", path="text.txt")["msg"]
+    assert "name `stdlib` takes no path" in refused(section, name="stdlib", path="text.txt")["msg"]
 
 
 def test_the_defaults_are_those_of_the_method() -> None:
