@@ -167,7 +167,7 @@ def prune(
     """Remove the least important FFN channels: capture, score, prune and save in one go.
 
     OUT is a standard Hugging Face folder. A killed run goes on at the layer it was in. With --scores only the prune
-    stage runs. --method refit loses less, at up to three times the time: layers run for the source model too.
+    stage runs. --method refit loses less, and takes several times as long: layers run for the source model too.
 
     Examples: `camera prune openPangu-7B out --calibration text.jsonl --ratio 0.2 --reduce-ratio 0.95`
 
