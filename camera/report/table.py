@@ -1,16 +1,15 @@
 """The tables of results: for the page, for the terminal, and as Markdown for the model card."""
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from camera.benchmark.report import BenchmarkRow
+from camera.escape import markdown, markup
 from camera.evaluation.chance import CERTAIN
 from camera.report.schema import Accuracy, ModelRow, Results
 from camera.report.words import (
@@ -214,11 +213,11 @@ def grids(results: Results) -> list[Grid]:
 def results_table(results: Results) -> Group:
     """The tables for a terminal; they fit 100 columns with up to two texts and three decode lengths."""
     parts: list[Table | Group | str] = [
-        f"[bold]{escape(results.name)}[/bold]  {escape(verdict(results))}",
+        f"[bold]{markup(results.name)}[/bold]  {markup(verdict(results))}",
         "",
     ]
     for grid in grids(results):
-        parts += [terminal_table(grid), *(f"[dim]{escape(note)}[/dim]" for note in grid.notes), ""]
+        parts += [terminal_table(grid), *(f"[dim]{markup(note)}[/dim]" for note in grid.notes), ""]
     return Group(*parts)
 
 
@@ -227,14 +226,14 @@ def terminal_table(grid: Grid) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=escape(grid.title),
+        title=markup(grid.title),
         title_justify="left",
         header_style="bold",
     )
     for index, column in enumerate(grid.columns):
-        table.add_column(escape(column), justify="left" if index < grid.words else "right", overflow="fold")
+        table.add_column(markup(column), justify="left" if index < grid.words else "right", overflow="fold")
     for index, row in enumerate(grid.rows):
-        table.add_row(*(escape(cell) for cell in row), style="bold" if index in grid.strong else None)
+        table.add_row(*(markup(cell) for cell in row), style="bold" if index in grid.strong else None)
     return table
 
 
@@ -245,14 +244,9 @@ def results_markdown(results: Results) -> str:
 
 def grid_markdown(grid: Grid) -> str:
     """One table as Markdown, which leaves the words of its cells as they are."""
-    rows = [[plain(cell) for cell in row] for row in (grid.columns, *grid.rows)]
+    rows = [[markdown(cell) for cell in row] for row in (grid.columns, *grid.rows)]
     for index in grid.strong:
         rows[1 + index][0] = f"**{rows[1 + index][0]}**"
     rows.insert(1, ["---" if index < grid.words else "---:" for index in range(len(grid.columns))])
-    lines = [f"**{plain(grid.title)}**", "", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join([*lines, *([""] if grid.notes else []), *(f"- {plain(note)}" for note in grid.notes)])
-
-
-def plain(text: str) -> str:
-    """Text that Markdown and its HTML leave as it is, on one line."""
-    return " ".join(re.sub(r"([\\`*_|<>\[\]#])", r"\\\1", text).split())
+    lines = [f"**{markdown(grid.title)}**", "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join([*lines, *([""] if grid.notes else []), *(f"- {markdown(note)}" for note in grid.notes)])

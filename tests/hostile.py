@@ -1,0 +1,26 @@
+"""Names that files of strangers could have, and what must never come of them."""
+
+NAMES = (
+    "x\n✓ verified",
+    "x\r\n├── ✓ signature  by alice@example.org",
+    "\x1b[2J\x1b[H\x1b[32m✓ verified",
+    "\x1b]8;;http://evil.example\x1b\\click\x1b]8;;\x1b\\",
+    "\x9b2J\x9d0;title\x9c",
+    "x\r✓ verified",
+    "abc\u202egpj.exe\u2066",
+    "x\u2028✓ verified\u2029\x85\x0b\x0c",
+    "[red]x[/red][/x] [link=http://evil.example]y[/link] [bold",
+    "<script>alert(1)</script><img src=x onerror=alert(1)>",
+    'x" onmouseover="alert(1)',
+    "| a | b |",
+    "# heading",
+    "- item `code` *bold* [link](http://evil.example) ![i](http://evil.example)",
+    "---\nlicense: mit\n---",
+    "half \ud83d\udcff of a character",
+    "\x00nul\x07bell\x08back\x7f",
+    "'; DROP TABLE runs; --",
+    "{{ 7 * 7 }}{% raw %}",
+    '=HYPERLINK("http://evil.example")',
+    "back\\",
+    "x" * 10_000,
+)
