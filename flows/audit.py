@@ -8,7 +8,7 @@ from prefect.artifacts import create_table_artifact
 
 from camera.errors import CameraError
 from flows.recovery import running_flow
-from tasks.audit import Finding
+from tasks.audit.finding import Finding, Verdict
 from tasks.published import Found, audit_all, audit_found
 from tasks.store import Store
 
@@ -34,11 +34,11 @@ def audit(published: str = "published") -> int:
     with running_flow() as project:
         store = Store(project.store)
         for found in audit_all(Path(published), store, lambda model: _audited(model, store)):
-            bad = [f"{part.name}: {part.detail}" for part in found.all_of("wrong")]
-            unverified = [f"{part.name}: {part.detail}" for part in found.all_of("unverified")]
-            verdict = "wrong" if bad else "ok"
+            bad = _named(found, "wrong")
+            weak = [*_named(found, "unverifiable"), *_named(found, "consistent")]
+            verdict = found.overall
             _log.info("%s: %s", found.name, verdict)
-            columns = {"wrong": "; ".join(bad), "could not verify": "; ".join(unverified)}
+            columns = {"wrong": "; ".join(bad), "could not verify": "; ".join(weak)}
             rows.append({"model": found.name, "verdict": verdict, **columns})
             if bad:
                 wrong.append(f"  {found.name}: {'; '.join(bad)}")
@@ -48,6 +48,10 @@ def audit(published: str = "published") -> int:
     if wrong:
         raise CameraError(f"{len(wrong)} of {len(rows)} published models do not match:\n" + "\n".join(wrong))
     return len(rows)
+
+
+def _named(found: Finding, verdict: Verdict) -> list[str]:
+    return [f"{part.name}: {part.detail}" for part in found.all_of(verdict)]
 
 
 def _audited(model: Found, store: Store) -> Finding:

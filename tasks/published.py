@@ -9,7 +9,7 @@ from camera.errors import CameraError
 from camera.files import read_json
 from tasks import registry
 from tasks.audit import Finding, audit
-from tasks.audit.finding import unverified
+from tasks.audit.finding import unverifiable
 from tasks.registry import Version
 from tasks.store import LINEAGE, Store
 
@@ -61,7 +61,7 @@ def audit_all(folder: Path, store: Store, auditing: Callable[[Found], Finding]) 
                 found = auditing(Found(version.label, place, version))
                 seen.add(version.folder.resolve())
         except CameraError as error:
-            found = unverified(
+            found = unverifiable(
                 version.label, str(error), "superseded" if version.folder.exists() else "absent"
             )
         found.name = f"{version.label} {version.folder}"

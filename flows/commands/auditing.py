@@ -1,12 +1,13 @@
 """What `camera audit` does with each published model. Imports torch, mlflow and dvc only where they are needed."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from camera.cli.output import note
 from camera.errors import CameraError
 from camera.files import read_json
-from tasks.audit import Finding
+from tasks.audit.finding import NAMED, Finding, Verdict, stands_on, weakest
 from tasks.lineage_form import check_lineage, own_digest_holds
 from tasks.published import Found, audit_all, audit_found, located
 from tasks.store import LINEAGE, Store
@@ -29,7 +30,7 @@ def audited(
     def audit(found: Found) -> Finding:
         finding = audit_found(found, store, **how)
         if rebuild:
-            finding.parts.append(_rebuilt(found, home))
+            finding.add(_rebuilt(found, home))
         return finding
 
     if model is None:
@@ -40,14 +41,33 @@ def audited(
 
 def as_document(findings: list[Finding]) -> dict[str, Any]:
     """The answer for scripts."""
-    reasons: dict[str, int] = {}
-    for part in parts(findings, "unverified"):
-        reasons[part.reason] = reasons.get(part.reason, 0) + 1
-    common = {"verdict": "wrong" if parts(findings, "wrong") else "ok", "unverified": reasons}
+    reasons = Counter(part.reason for part in parts(findings, "unverifiable"))
+    common = {"verdict": overall(findings), "stands_on": summary(findings), "unverifiable": reasons}
     return {**common, "tree": findings[0]} if len(findings) == 1 else {**common, "models": findings}
 
 
-def parts(findings: list[Finding], verdict: Any) -> list[Finding]:
+def overall(findings: list[Finding]) -> Verdict:
+    """The verdict of the weakest part of all."""
+    return weakest(finding.overall for finding in findings)
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """0: all is verified or attested; 1: something is wrong; 3: nothing is wrong, and something is no more than consistent."""
+    return {"verified": 0, "attested": 0, "wrong": 1}.get(overall(findings), 3)
+
+
+def summary(findings: list[Finding]) -> str:
+    """What the weakest verdict is of, and what it stands on, in a few words."""
+    if len(findings) == 1:
+        return f"{findings[0].name}: {stands_on(findings[0])}"
+    verdict = overall(findings)
+    weak = [finding.name for finding in findings if finding.overall == verdict]
+    return f"{len(weak)} of {len(findings)} published models: {', '.join(weak[:NAMED])}" + (
+        " …" if len(weak) > NAMED else ""
+    )
+
+
+def parts(findings: list[Finding], verdict: Verdict) -> list[Finding]:
     """All parts that have a verdict."""
     return [part for finding in findings for part in finding.all_of(verdict)]
 

@@ -7,6 +7,7 @@ import typer
 
 from camera.cli.options import Json
 from camera.cli.output import note, print_json, print_table, say
+from camera.escape import one_line
 from flows.commands.shared import Signers, check_signers, here
 
 if TYPE_CHECKING:
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from camera.doctor import Finding as Diagnosis
-    from tasks.audit.finding import Finding
+    from tasks.audit.finding import Finding, Verdict
     from tasks.diff import Change
 
-_STYLES = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unverified": ("?", "yellow")}
+_STYLES: "dict[Verdict, tuple[str, str]]" = {
+    "verified": ("✓", "green"),
+    "attested": ("✓", "green"),
+    "consistent": ("≈", "yellow"),
+    "unverifiable": ("?", "yellow"),
+    "wrong": ("✗", "bold red"),
+}
 
 
 def audit(
@@ -48,25 +55,26 @@ def audit(
         bool, typer.Option("--require-signature", help="Without a valid signature it is wrong.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 if any part could not be verified.")
+        bool, typer.Option("--strict", help="Of earlier versions: exit code 3 is given without it.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Walk a lineage back to its sources and hash again all that is found.
 
-    Each part is right (✓), wrong (✗), or could not be verified here (?), with the reason: evicted, absent, offline,
-    untracked, superseded, other versions.
+    Each part is verified (✓: recomputed from bytes that are verified), attested (✓: signed by a key in --signers), consistent
+    (≈: nobody but the publication itself says so), unverifiable (?: why), or wrong (✗: what). The first line has the
+    weakest verdict and what it stands on.
 
-    Exit code 0: nothing is wrong; 1: something is, and is named; 2: there is no lineage; 3, with --strict: nothing is
-    wrong, and something could not be verified.
+    Exit code 0: all is verified or attested; 1: something is wrong, and is named; 2: there is no lineage; 3: nothing is
+    wrong, and something is only consistent or unverifiable.
 
-    Examples: `camera audit published/tiny-openpangu-p20`  `camera audit tiny@production --remote --strict`
+    Examples: `camera audit published/tiny-openpangu-p20`  `camera audit tiny@production --remote`
     `camera audit --all --json`
     """
     from rich.console import Console
 
     from camera.errors import CameraError
-    from flows.commands.auditing import as_document, audited, parts
+    from flows.commands.auditing import as_document, audited, exit_code, overall, parts, summary
     from tasks.store import Store
 
     if (model is None) is not everything:
@@ -75,29 +83,23 @@ def audit(
     project = here()
     how = {"from_remote": remote, "signers": signers, "signed": require_signature}
     found = audited(model, published, project.home, Store(project.store), rebuild=rebuild, **how)
-    wrong, unverified = parts(found, "wrong"), parts(found, "unverified")
     if as_json:
         print_json(as_document(found))
     else:
+        verdict = overall(found)
+        say(f"{_STYLES[verdict][0]} {verdict}: {one_line(summary(found))}")
         for finding in found:
             Console().print(_tree(finding))
-            say(_summary([finding]))
-        if everything:
-            say(f"{len(found)} published models: {_summary(found)}")
-    for part in wrong:
-        note(f"does not match: {part.name}: {part.detail}")
-    if wrong:
-        raise typer.Exit(1)
-    if strict and unverified:
-        raise typer.Exit(3)
+            say(_counts(finding))
+    for part in parts(found, "wrong"):
+        note(f"does not match: {one_line(f'{part.name}: {part.detail}')}")
+    raise typer.Exit(exit_code(found))
 
 
-def _summary(found: "list[Finding]") -> str:
-    """How many parts are right, wrong, and neither."""
-    from flows.commands.auditing import parts
-
-    ok, unverified, wrong = (len(parts(found, verdict)) for verdict in ("ok", "unverified", "wrong"))
-    return f"{ok} parts verified, {unverified} could not be verified here, {wrong} wrong"
+def _counts(finding: "Finding") -> str:
+    """How many parts have each verdict."""
+    counts = {verdict: len(finding.all_of(verdict)) for verdict in _STYLES}
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
 
 
 def _tree(finding: "Finding", tree: "Tree | None" = None) -> "Tree":
@@ -105,8 +107,8 @@ def _tree(finding: "Finding", tree: "Tree | None" = None) -> "Tree":
     from rich.tree import Tree
 
     mark, style = _STYLES[finding.verdict]
-    detail = f"  {finding.detail}" if finding.detail else ""
-    label = Text.assemble((mark, style), " ", finding.name, (detail, "dim"))
+    detail = f"  {one_line(finding.detail)}" if finding.detail else ""
+    label = Text.assemble((mark, style), " ", one_line(finding.name), (detail, "dim"))
     branch = Tree(label) if tree is None else tree.add(label)
     for part in finding.parts:
         _tree(part, branch)

@@ -1,6 +1,6 @@
 """The audit: follow a lineage back from what was published, and hash again all that is still there.
 
-Three answers, kept apart: a part is right, it is wrong, or it could not be verified here (and why).
+What each verdict stands on is in tasks/audit/finding.py.
 """
 
 import json
@@ -13,7 +13,7 @@ from camera.files import read_json
 from camera.formats.gguf_parser import LINEAGE_KEY, read_metadata
 from tasks.audit import records
 from tasks.audit.ancestors import ancestors, artifact
-from tasks.audit.finding import Finding, ok, unverified, wrong
+from tasks.audit.finding import Finding, heading, unverifiable, verified, wrong
 from tasks.audit.hashing import Evidence, files_of, reading_ahead
 from tasks.lease import lease
 from tasks.lineage import portable
@@ -58,18 +58,18 @@ def audit(
         lineage = check_lineage(read_json(path / LINEAGE), str(path / LINEAGE))
         for key in lineage["stages"]:
             in_use(key)
-        root = Finding(str(path), "ok")
+        root = heading(str(path), [])
         if "files" in lineage:
             present = [path / name for name in files_below(path) if name != LINEAGE]
             hashes.begin([*present, *files_of(lineage, store)])
-            root.parts += _published(path, lineage, evidence, restored)
+            root.add(*_published(path, lineage, evidence, restored))
             if (signed := records.signature(path, signers, require_signature)) is not None:
-                root.parts.append(signed)
+                root.add(signed)
         elif (path / MANIFEST).is_file():
             manifest, its_store = read_json(path / MANIFEST), Store(path.parent.parent)
             name = f"{manifest['stage']} {manifest['key'][:12]}"
-            root.parts.append(artifact(name, manifest, Evidence(its_store, hashes)))
-        root.parts += ancestors(lineage, evidence)
+            root.add(artifact(name, manifest, Evidence(its_store, hashes)))
+        root.add(*ancestors(lineage, evidence))
         return root
 
 
@@ -85,18 +85,18 @@ def _gguf(path: Path, evidence: Evidence) -> Finding:
     if "files" not in published:
         found = _bytes_in_store(name, digest, evidence.store)
     elif published["files"].get(path.name) == digest:
-        found = ok(name, f"sha256 is as in {beside}")
+        found = verified(name, f"sha256 is as in {beside}")
     else:
         found = wrong(name, f"sha256 is not the one in {beside}")
-    return Finding(str(path), "ok", parts=[found, *ancestors(embedded, evidence)])
+    return heading(str(path), [found, *ancestors(embedded, evidence)])
 
 
 def _bytes_in_store(name: str, found: str, store: Store) -> Finding:
     for pattern in (f"convert/*/{MANIFEST}", f".evicted/convert/*/{MANIFEST}"):
         for manifest_path in sorted(store.root.glob(pattern)):
             if any(entry["sha256"] == found for entry in read_json(manifest_path)["files"].values()):
-                return ok(name, f"sha256 as in {manifest_path}")
-    return unverified(
+                return verified(name, f"sha256 as in {manifest_path}")
+    return unverifiable(
         name, "no lineage.json beside it, and no artifact of this store has these bytes", "absent"
     )
 
@@ -109,18 +109,21 @@ def _published(
     wrongs = [wrong(name, damage) for damage in damages(path, lineage, evidence.hashes.digests)]
     ggufs = [path / file for file in lineage["files"] if file.endswith(".gguf")]
     inside = [_lineage_inside(file, lineage) for file in ggufs if file.is_file()]
-    return [*(wrongs or [ok(name)]), *inside, *recorded]
+    return [*(wrongs or [verified(name)]), *inside, *recorded]
 
 
 def _recorded(path: Path, lineage: dict[str, Any], evidence: Evidence, restored: str | None) -> list[Finding]:
     if restored is None:
         version = records.dvc(path, evidence.from_remote)
     else:
-        version = ok("DVC version", f"{restored}; these are its files: a later version lies in the folder")
+        version = verified(
+            "DVC version", f"{restored}; these are its files: a later version lies in the folder"
+        )
+    found = [] if version is None else [version]
     run = records.mlflow_run(lineage)
-    if run.reason in ("offline", "untracked", "absent"):
-        return [version, run]
-    return [version, run, records.mlflow_registry(lineage, path.with_name(path.name + ".dvc"))]
+    if run is None or run.reason in ("offline", "absent"):
+        return found if run is None else [*found, run]
+    return [*found, run, records.mlflow_registry(lineage, path.with_name(path.name + ".dvc"))]
 
 
 def _lineage_inside(path: Path, lineage: dict[str, Any]) -> Finding:
@@ -133,7 +136,7 @@ def _lineage_inside(path: Path, lineage: dict[str, Any]) -> Finding:
     agrees = embedded is not None and all(
         known.get(key) == entry for key, entry in embedded["stages"].items()
     )
-    return ok(name) if agrees else wrong(name, "does not agree with lineage.json")
+    return verified(name) if agrees else wrong(name, "does not agree with lineage.json")
 
 
 def _embedded(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 from camera.digests import digest_json
 from camera.errors import CameraError, NetworkError
 from tasks import versioning
-from tasks.audit.finding import Finding, ok, unverified, wrong
+from tasks.audit.finding import Finding, heading, unverifiable, verified, wrong
 from tasks.audit.hashing import Evidence, Hashing, source_folder
 
 
@@ -20,7 +20,7 @@ def ancestors(lineage: dict[str, Any], evidence: Evidence) -> list[Finding]:
     keys = _oldest_first(lineage["stages"])
     stages = [_stage(key, lineage, evidence) for key in keys]
     sources = [_source(entry, evidence) for entry in lineage["sources"].values()]
-    return [Finding("stages", "ok", parts=stages), Finding("sources", "ok", parts=sources)]
+    return [heading("stages", stages), heading("sources", sources)]
 
 
 def artifact(name: str, entry: dict[str, Any], evidence: Evidence) -> Finding:
@@ -29,14 +29,14 @@ def artifact(name: str, entry: dict[str, Any], evidence: Evidence) -> Finding:
     if (gone := store.evicted(stage, key)) is not None:
         if gone.digest != digest:
             return wrong(name, f"evicted; its manifest names another content, {gone.digest[:12]}")
-        return unverified(name, "evicted by `camera gc`; its manifest names this digest", "evicted")
+        return unverifiable(name, "evicted by `camera gc`; its manifest names this digest", "evicted")
     if not store.path(stage, key).exists():
-        return unverified(name, "not in this store: made elsewhere, or the store was deleted", "absent")
+        return unverifiable(name, "not in this store: made elsewhere, or the store was deleted", "absent")
     if (damage := store.damage(stage, key, evidence.hashes.digests)) is not None:
         return wrong(name, damage)
     if store.open(stage, key).digest != digest:
         return wrong(name, f"the store holds another content under this key, made later: {stage}/{key}")
-    return ok(name, f"digest {digest[:12]}")
+    return verified(name, f"digest {digest[:12]}")
 
 
 def _oldest_first(stages: dict[str, Any]) -> list[str]:
@@ -78,21 +78,21 @@ def _source(entry: dict[str, Any], evidence: Evidence) -> Finding:
     version = _dvc(entry, path, evidence) if "dvc" in entry else None
     if version is None:
         return found
-    if found.verdict == "ok":
+    if found.verdict == "verified":
         found.parts.append(version)
         return found
-    if version.verdict != "ok" or not _moved_on(entry, path):
-        if found.verdict == "unverified":
+    if version.verdict != "verified" or not _moved_on(entry, path):
+        if found.verdict == "unverifiable":
             found.detail += f"; {version.detail}"
             found.reason = version.reason or found.reason
         return found
     # The workspace holds other data by now, or none: what was read is what DVC kept.
-    return ok(name, f"digest {entry['digest'][:12]}, {version.detail}")
+    return verified(name, f"digest {entry['digest'][:12]}, {version.detail}")
 
 
 def _in_workspace(name: str, path: Path, entry: dict[str, Any], hashes: Hashing) -> Finding:
     if not path.exists():
-        return unverified(name, f"{path} is not here", "absent")
+        return unverifiable(name, f"{path} is not here", "absent")
     folder = source_folder(path)
     for file in entry["files"]:
         if not (folder / file).is_file():
@@ -100,7 +100,7 @@ def _in_workspace(name: str, path: Path, entry: dict[str, Any], hashes: Hashing)
     for file, found in hashes.digests(folder, entry["files"]).items():
         if found != entry["files"][file]:
             return wrong(name, f"{folder / file} does not have the sha256 it had")
-    return ok(name, f"digest {entry['digest'][:12]}")
+    return verified(name, f"digest {entry['digest'][:12]}")
 
 
 def _moved_on(entry: dict[str, Any], path: Path) -> bool:
@@ -113,9 +113,9 @@ def _dvc(entry: dict[str, Any], path: Path, evidence: Evidence) -> Finding:
     md5, file = entry["dvc"]["md5"], PurePosixPath(entry["dvc"]["file"])
     root = versioning.repository_root(path if path.exists() else Path.cwd())
     if root is None:
-        return unverified("DVC version", f"no DVC repository here holds {file}", "absent")
+        return unverifiable("DVC version", f"no DVC repository here holds {file}", "absent")
     if path.exists() and versioning.tracked_version(path) == entry["dvc"] and not evidence.from_remote:
-        return ok("DVC version", md5)
+        return verified("DVC version", md5)
     commit = versioning.revision_of(root, str(file), md5)
     place = f"{file} as of revision {commit[:12]}" if commit else f"{file} with {md5}"
     tracked = root / file.with_suffix("")
@@ -123,10 +123,10 @@ def _dvc(entry: dict[str, Any], path: Path, evidence: Evidence) -> Finding:
         inside = PurePosixPath((Path.cwd() / path).resolve().relative_to(tracked.resolve()))
         found, where = versioning.stored_digests(root, md5, inside, evidence.from_remote)
     except NetworkError as error:
-        return unverified("DVC version", f"{place}: {error}", "offline")
+        return unverifiable("DVC version", f"{place}: {error}", "offline")
     except (CameraError, ValueError) as error:
-        return unverified("DVC version", f"{place}: {error}", "absent")
+        return unverifiable("DVC version", f"{place}: {error}", "absent")
     for name, expected in entry["files"].items():
         if found.get(name) != expected:
             return wrong("DVC version", f"{place}: {name} in {where} does not have the sha256 it had")
-    return ok("DVC version", f"{place}, read from {where}")
+    return verified("DVC version", f"{place}, read from {where}")

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from camera.errors import CameraError
-from tasks.audit.finding import Finding, ok, unverified, wrong
+from tasks.audit.finding import Finding, unverifiable, verified, wrong
 from tasks.lineage import environment
 from tasks.pipeline import Pipeline, build_pipeline
 from tasks.plan import execute
@@ -35,7 +35,7 @@ def rebuild(
         recipe = check_recipe(content, "the recipe in the lineage")
         pipeline = build_pipeline(recipe, find_sources(recipe)).up_to("convert", "save")
     except CameraError as error:
-        return unverified(NAME, f"its recipe cannot be run here: {error}", "absent")
+        return unverifiable(NAME, f"its recipe cannot be run here: {error}", "absent")
     room.mkdir(parents=True, exist_ok=True)
     others: list[str] = []
 
@@ -61,10 +61,10 @@ def _verdict(found: dict[str, str], lineage: dict[str, Any], others: list[str]) 
     differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if not differ:
         although = f", although made with others: {'; '.join(others)}" if others else ""
-        return ok(NAME, f"{len(found)} files of weights are the same, bit for bit{although}")
+        return verified(NAME, f"{len(found)} files of weights are the same, bit for bit{although}")
     detail = f"{', '.join(differ)} came out differently"
     if others:
-        return unverified(NAME, f"{detail}; made with others: {'; '.join(others)}", "other versions")
+        return unverifiable(NAME, f"{detail}; made with others: {'; '.join(others)}", "other versions")
     return wrong(NAME, f"{detail}, with the same code, versions and kind of machine")
 
 

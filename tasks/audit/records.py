@@ -6,23 +6,23 @@ from typing import Any
 from camera.digests import canonical_json, digest_files, files_below
 from camera.errors import CameraError, NetworkError
 from tasks import registry, runs, signing, versioning
-from tasks.audit.finding import Finding, ok, unverified, wrong
+from tasks.audit.finding import Finding, unverifiable, verified, wrong
 from tasks.runs import flatten, mlflow_name, parameter
 from tasks.store import LINEAGE
 
 
-def dvc(folder: Path, from_remote: bool) -> Finding:
-    """The .dvc file beside a published folder, compared with the folder, and if asked with the remote."""
+def dvc(folder: Path, from_remote: bool) -> Finding | None:
+    """The .dvc file beside a published folder, compared with the folder, and if asked with the remote; None without one."""
     file = folder.with_name(folder.name + ".dvc")
     if not file.is_file():
-        return unverified("DVC version", f"there is no {file.name}", "untracked")
+        return None
     try:
         difference = versioning.verify(file)
     except CameraError as error:
-        return unverified("DVC version", str(error), "absent")
+        return unverifiable("DVC version", str(error), "absent")
     if difference is not None:
         return wrong("DVC version", difference)
-    finding = ok("DVC version", f"{file.name} {versioning.md5_of(file)}")
+    finding = verified("DVC version", f"{file.name} {versioning.md5_of(file)}")
     if from_remote:
         finding.parts.append(_remote(folder, file))
     return finding
@@ -34,27 +34,27 @@ def _remote(folder: Path, file: Path) -> Finding:
     try:
         found, where = versioning.stored_digests(root, versioning.md5_of(file), PurePosixPath(), True)
     except NetworkError as error:
-        return unverified("DVC remote", str(error), "offline")
+        return unverifiable("DVC remote", str(error), "offline")
     except CameraError as error:
-        return unverified("DVC remote", str(error), "absent")
+        return unverifiable("DVC remote", str(error), "absent")
     expected = digest_files(folder, files_below(folder))
     differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differ:
         return wrong("DVC remote", f"{', '.join(differ)} in {where} is not what is published")
-    return ok("DVC remote", f"{len(found)} files read again from {where}")
+    return verified("DVC remote", f"{len(found)} files read again from {where}")
 
 
-def mlflow_run(lineage: dict[str, Any]) -> Finding:
-    """The run: the digests of its artifacts, its source model, and its recipe."""
+def mlflow_run(lineage: dict[str, Any]) -> Finding | None:
+    """The run: the digests of its artifacts, its source model, and its recipe; None if it was not tracked."""
     try:
         run_id = lineage["references"].get("mlflow_run") or _registered_run(lineage)
         if run_id is None:
-            return unverified("MLflow run", "the run was not tracked", "untracked")
+            return None
         run = runs.find_run(run_id)
     except NetworkError as error:
-        return unverified("MLflow run", str(error), "offline")
+        return unverifiable("MLflow run", str(error), "offline")
     if run is None:
-        return unverified("MLflow run", f"{run_id} is not in the tracking database in use", "absent")
+        return unverifiable("MLflow run", f"{run_id} is not in the tracking database in use", "absent")
     # One step may stand for several stages: other options can give the same bytes, which then have both ancestries.
     steps: dict[str, set[str]] = {}
     for entry in lineage["stages"].values():
@@ -70,8 +70,8 @@ def mlflow_run(lineage: dict[str, Any]) -> Finding:
     if differ:
         return wrong("MLflow run", f"{run_id} recorded another recipe: {', '.join(sorted(differ))}")
     if unknown := sorted(steps.keys() - run.digests.keys()):
-        return unverified("MLflow run", f"{run_id} has no record of {', '.join(unknown)}", "untracked")
-    return ok("MLflow run", run_id)
+        return unverifiable("MLflow run", f"{run_id} has no record of {', '.join(unknown)}", "untracked")
+    return verified("MLflow run", run_id)
 
 
 def _registered_run(lineage: dict[str, Any]) -> str | None:
@@ -86,10 +86,10 @@ def mlflow_registry(lineage: dict[str, Any], dvc_file: Path) -> Finding:
     try:
         known = registry.versions(lineage["name"])
     except NetworkError as error:
-        return unverified(name, str(error), "offline")
+        return unverifiable(name, str(error), "offline")
     version = next((entry for entry in known if entry.lineage_digest == lineage["digest"]), None)
     if version is None:
-        return unverified(name, "no version has this lineage digest", "untracked")
+        return unverifiable(name, "no version has this lineage digest", "untracked")
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     ggufs = {file: digest for file, digest in lineage["files"].items() if file.endswith(".gguf")}
     if version.gguf_digests != ggufs:
@@ -100,7 +100,7 @@ def mlflow_registry(lineage: dict[str, Any], dvc_file: Path) -> Finding:
         return wrong(
             name, f"version {version.number}{aliases} names another DVC version than {dvc_file.name}"
         )
-    return ok(name, f"version {version.number}{aliases}")
+    return verified(name, f"version {version.number}{aliases}")
 
 
 def signature(folder: Path, signers: Path | None, required: bool) -> Finding | None:
@@ -109,10 +109,10 @@ def signature(folder: Path, signers: Path | None, required: bool) -> Finding | N
     if not file.is_file():
         return wrong("signature", f"required, and there is no {file.name}") if required else None
     if signers is None:
-        return unverified("signature", f"{file.name}: give --signers to say whose is believed", "absent")
+        return unverifiable("signature", f"{file.name}: give --signers to say whose is believed", "absent")
     try:
-        return ok("signature", f"by {signing.verify(folder / LINEAGE, file, signers)}")
+        return verified("signature", f"by {signing.verify(folder / LINEAGE, file, signers)}")
     except signing.NoToolError as error:
-        return unverified("signature", str(error), "absent")
+        return unverifiable("signature", str(error), "absent")
     except CameraError as error:
         return wrong("signature", str(error))

@@ -51,7 +51,7 @@ def test_published_models_are_listed_compared_promoted_rolled_back_and_outlive_a
     assert "evicted  save" in output
     audited = workplace.camera("audit", "second", "--strict", "--json", check=False)
     assert audited.returncode == 3
-    assert json.loads(audited.stdout)["unverified"]["evicted"] == 10
+    assert json.loads(audited.stdout)["unverifiable"]["evicted"] == 10
     assert workplace.camera("audit", "second", "--rebuild").stdout.count("bit for bit") == 1
 
 

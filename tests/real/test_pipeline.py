@@ -51,4 +51,4 @@ def test_a_recipe_publishes_a_pruned_model_whose_lineage_holds(run: Run, model: 
     assert (
         gguf.tensors["output.weight"].type == "q8_0"
     )  # of more rows than an Ascend card computes in q4_0_64
-    assert run("audit").json["verdict"] == "ok"
+    assert run("audit").json["verdict"] == "verified"

@@ -129,14 +129,14 @@ def wrong(finding: Finding) -> list[str]:
     return [f"{part.name}: {part.detail}" for part in finding.all_of("wrong")]
 
 
-def unverified(finding: Finding) -> list[str]:
-    return [f"{part.name}: {part.detail}" for part in finding.all_of("unverified")]
+def unverifiable(finding: Finding) -> list[str]:
+    return [f"{part.name}: {part.detail}" for part in finding.all_of("unverifiable")]
 
 
 def test_an_untouched_publication_is_right_in_every_part(finished: Finished) -> None:
     finding = finished.audit()
     assert wrong(finding) == []
-    assert unverified(finding) == []
+    assert unverifiable(finding) == []
     names = [part.name for part in finding.every()]
     for part in ("DVC version", "MLflow run", "MLflow registry", "stages", "sources"):
         assert part in names
@@ -220,7 +220,7 @@ def test_an_artifact_that_is_gone_is_unverified_not_wrong(finished: Finished) ->
     with absent(finished.artifact("capture").path):
         finding = finished.audit()
     assert wrong(finding) == []
-    assert [line.split(":")[0] for line in unverified(finding)] == [
+    assert [line.split(":")[0] for line in unverifiable(finding)] == [
         f"capture {finished.artifact('capture').key[:12]}"
     ]
 
@@ -228,7 +228,7 @@ def test_an_artifact_that_is_gone_is_unverified_not_wrong(finished: Finished) ->
 def test_without_the_store_the_published_folder_is_still_verified(finished: Finished, tmp_path: Path) -> None:
     finding = audit(finished.published, Store(tmp_path / "empty"))
     assert wrong(finding) == []
-    assert len(unverified(finding)) == len(finished.outcome.artifacts) - 1
+    assert len(unverifiable(finding)) == len(finished.outcome.artifacts) - 1
     with damaged(finished.published / "config.json"):
         assert wrong(audit(finished.published, Store(tmp_path / "empty")))
 
@@ -252,7 +252,7 @@ def test_a_source_that_is_gone_is_unverified_not_wrong(finished: Finished) -> No
     with absent(finished.root / "model"):
         finding = finished.audit()
     assert wrong(finding) == []
-    assert {line.split(" ")[0] for line in unverified(finding)} == {"model", "tokenizer"}
+    assert {line.split(" ")[0] for line in unverifiable(finding)} == {"model", "tokenizer"}
 
 
 def tampered(finished: Finished, change: Any) -> list[str]:
@@ -314,16 +314,16 @@ def test_a_forged_digest_is_not_what_mlflow_recorded(finished: Finished) -> None
 def test_a_gguf_file_alone_can_be_audited(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert all("is not here" in line for line in unverified(audit(finished.gguf, finished.store)))
+    assert all("is not here" in line for line in unverifiable(audit(finished.gguf, finished.store)))
     monkeypatch.chdir(finished.root)  # it names its sources without their folders
     finding = audit(finished.gguf, finished.store)
     assert wrong(finding) == []
-    assert unverified(finding) == []
+    assert unverifiable(finding) == []
     copy = Path(shutil.copy(finished.gguf, tmp_path / "model.gguf"))
     finding = audit(copy, finished.store)  # without lineage.json beside it, the store knows its bytes
-    assert (wrong(finding), unverified(finding)) == ([], [])
+    assert (wrong(finding), unverifiable(finding)) == ([], [])
     flip(copy)
-    assert any("bytes of the file" in line for line in unverified(audit(copy, finished.store)))
+    assert any("bytes of the file" in line for line in unverifiable(audit(copy, finished.store)))
 
 
 def test_a_damaged_gguf_beside_its_lineage_is_wrong(finished: Finished) -> None:
@@ -335,7 +335,7 @@ def test_a_damaged_gguf_beside_its_lineage_is_wrong(finished: Finished) -> None:
 def test_an_artifact_can_be_audited(finished: Finished) -> None:
     artifact = finished.artifact("save")
     finding = audit(artifact.path, finished.store)
-    assert (wrong(finding), unverified(finding)) == ([], [])
+    assert (wrong(finding), unverifiable(finding)) == ([], [])
     file = artifact.path / "config.json"
     with damaged(file):
         assert any(
@@ -358,17 +358,17 @@ def test_a_publication_copied_without_its_repository_is_unverified_there(
     shutil.copy(finished.published.with_name("tiny.dvc"), tmp_path / "tiny.dvc")
     finding = audit(copy, finished.store)
     assert wrong(finding) == []
-    assert [line.split(":")[0] for line in unverified(finding)] == ["DVC version"]
+    assert [line.split(":")[0] for line in unverifiable(finding)] == ["DVC version"]
 
 
-def test_another_tracking_database_leaves_the_run_unverified(
+def test_another_tracking_database_leaves_the_run_unverifiable(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     finding = finished.audit()
     assert wrong(finding) == []
-    assert [line.split(":")[0] for line in unverified(finding)] == ["MLflow run"]
+    assert [line.split(":")[0] for line in unverifiable(finding)] == ["MLflow run"]
 
 
 def test_what_has_no_lineage_is_refused(finished: Finished, tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_an_evicted_artifact_is_unverified_and_says_so(finished: Finished) -> No
     with finished.store.lock(artifact.key):
         hidden = finished.store.evict("capture", artifact.key)
     try:
-        [part] = finished.audit().all_of("unverified")
+        [part] = finished.audit().all_of("unverifiable")
     finally:
         hidden.rename(artifact.path)
     assert (part.name, part.reason) == (f"capture {artifact.key[:12]}", "evicted")
@@ -448,20 +448,20 @@ def test_the_dvc_remote_is_read_again_and_damage_there_is_found(finished: Finish
     with absent(finished.root / "remote" / "files"):
         finding = audit(finished.published, finished.store, from_remote=True)
     assert wrong(finding) == []
-    assert [part.reason for part in finding.all_of("unverified")] == ["absent"]
+    assert [part.reason for part in finding.all_of("unverifiable")] == ["absent"]
 
 
 def test_the_recipe_run_again_from_nothing_gives_the_same_bytes(finished: Finished, tmp_path: Path) -> None:
     lineage = read_json(finished.published / "lineage.json")
     finding = rebuild(lineage, tmp_path)
-    assert finding.verdict == "ok"
+    assert finding.verdict == "verified"
     assert "bit for bit" in finding.detail
     assert list(tmp_path.iterdir()) == []
     lineage["files"][finished.gguf.name] = "0" * 64
     for entry in lineage["stages"].values():
         entry["environment"]["packages"]["torch"] = "1.0"
     finding = rebuild(lineage, tmp_path)
-    assert (finding.verdict, finding.reason) == ("unverified", "other versions")
+    assert (finding.verdict, finding.reason) == ("unverifiable", "other versions")
     assert "was 1.0" in finding.detail
     assert finished.gguf.name in finding.detail
     with absent(finished.root / "story.txt"):

@@ -69,7 +69,7 @@ def test_data_that_moved_on_is_verified_at_the_revision_that_was_read(
     (root / "data" / "texts" / "story.txt").write_text("other words")
     commit(root)
     found = audited(lineage, store)
-    assert (found.verdict, found.parts) == ("ok", [])
+    assert (found.verdict, found.parts) == ("verified", [])
     assert f"data.dvc as of revision {first[:12]}, read from the cache" in found.detail
     shutil.rmtree(root / ".dvc" / "cache")
     assert "read from the remote box" in audited(lineage, store).detail
@@ -81,10 +81,10 @@ def test_data_that_is_gone_is_read_from_the_remote_and_said_to_be_nowhere_withou
     lineage = read_lineage(Path("data/texts"))
     shutil.rmtree(root / "data")
     shutil.rmtree(root / ".dvc" / "cache")
-    assert audited(lineage, store).verdict == "ok"
+    assert audited(lineage, store).verdict == "verified"
     shutil.rmtree(tmp_path / "remote")
     found = audited(lineage, store)
-    assert (found.verdict, found.reason) == ("unverified", "absent")
+    assert (found.verdict, found.reason) == ("unverifiable", "absent")
     assert "the remote box lacks it" in found.detail
 
 
