@@ -6,13 +6,14 @@ the server is left alone for longer each time (`Backoff`).
 """
 
 import os
+import re
 import sqlite3
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from camera.errors import CameraError, NetworkError
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
 _ANSWER_SECONDS = 5
 _QUESTION = "/api/2.0/mlflow/experiments/get"
 """Of the experiment that every server has. It reads the database; `/health` answers also where that is away."""
+_PAGE = 500
 _PAUSE_SECONDS = 60.0
 _CHEAP_SECONDS = 1.0
 """A failure that took less (a refused connection) is no reason to ask less often."""
+QUOTED = re.compile(r"[^\w .:/@+=,-]")
+"""What may mean something in a condition of MLflow's search; names that hold it are compared here instead."""
 _TRANSIENT = (
     "INTERNAL_ERROR",
     "TEMPORARILY_UNAVAILABLE",
@@ -63,13 +67,13 @@ def mlflow_client() -> "Iterator[MlflowClient | None]":
     Raises:
         NetworkError: for whatever MLflow fails with in the block, naming its address.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     database = database_of(tracking_uri())
     if database is not None and not database.exists():
         yield None
         return
+    from mlflow.exceptions import MlflowException  # seconds; only who has a registry pays them
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         yield connect()
     except CameraError:
@@ -77,6 +81,19 @@ def mlflow_client() -> "Iterator[MlflowClient | None]":
     except (MlflowException, SQLAlchemyError, OSError) as error:
         message = f"MLflow at {tracking_uri()} cannot be used: {error}"
         raise NetworkError(without_secrets(message)) from error
+
+
+def pages(search: Any, limit: int | None = None, **asked: Any) -> Iterator[Any]:
+    """Everything that a search of MLflow's client finds, page by page; at most `limit`."""
+    token, given = None, 0
+    while limit is None or given < limit:
+        size = _PAGE if limit is None else min(_PAGE, limit - given)
+        page = search(max_results=size, page_token=token, **asked)
+        yield from page
+        given += len(page)
+        token = page.token
+        if not token:
+            return
 
 
 def connect() -> "MlflowClient":

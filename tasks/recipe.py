@@ -18,6 +18,7 @@ from camera.options import (
     PruneOptions,
     QuantizeOptions,
     Setting,
+    UsedWhen,
 )
 from camera.presets import PresetName, below
 from camera.yaml_text import parse_yaml
@@ -86,6 +87,8 @@ class PublishOptions(Options):
     """Version the published folder with DVC, where the folder is inside a DVC repository."""
     remote: str | None = Field(default=None, pattern=r"^[\w.-]+$")
     """DVC remote to push to, by its name in .dvc/config; the default is the repository's default remote."""
+    require_signature: Annotated[bool, UsedWhen(lambda asked: asked.require_signature)] = False
+    """What is published fails audits and gets no alias until `camera sign` signed it."""
     require: Annotated[RequireOptions | None, Setting] = None
     """The quality gate: a model that fails it is kept and marked, and not published."""
 

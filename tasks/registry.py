@@ -18,11 +18,12 @@ from camera.errors import CameraError
 from camera.files import read_json
 from camera.report.schema import read_results
 from tasks import versioning
-from tasks.mlflow_client import database_of, mlflow_client, tracking_uri
-from tasks.store import LINEAGE
+from tasks.mlflow_client import QUOTED, database_of, mlflow_client, pages, tracking_uri
+from tasks.store import LINEAGE, Store
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.tracking import MlflowClient
 
 LINEAGE_TAG = "camera.lineage_digest"
 DOCUMENT_TAG = "camera.lineage"
@@ -31,6 +32,12 @@ FOLDER_TAG = "camera.folder"
 DVC_TAG = "dvc.md5"
 SHA256_TAG = "sha256."
 """Before the name of a GGUF file."""
+SIGNED_TAG = "camera.signed_by"
+"""Of a signed version: JSON of the key's fingerprint, its name if the list of signers has one, sha256 of the signature."""
+SIGNATURE_TAG = "camera.signature"
+"""The signature itself, for when a later version lies in the folder."""
+REQUIRED_TAG = "camera.signature_required"
+"""Whether the recipe requires a signature: `true`."""
 PRODUCTION = "production"
 """The alias that only `camera promote` gives."""
 _TAG_LENGTH = 100_000
@@ -75,8 +82,20 @@ class Version:
 
     @property
     def lineage(self) -> dict[str, Any] | None:
-        """The whole lineage.json, if it was short enough for the registry."""
-        return json.loads(self.tags[DOCUMENT_TAG]) if DOCUMENT_TAG in self.tags else None
+        """The whole lineage.json, if it was short enough for the registry.
+
+        Raises:
+            CameraError: if somebody put something else there.
+        """
+        if DOCUMENT_TAG not in self.tags:
+            return None
+        try:
+            found = json.loads(self.tags[DOCUMENT_TAG])
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise CameraError(f"{self.label}: the tag {DOCUMENT_TAG} in MLflow's registry holds no lineage")
+        return found
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,8 @@ def register(
     dvc: Mapping[str, Any] | None,
     alias: str,
     run_id: str,
+    *,
+    must_be_signed: bool = False,
 ) -> dict[str, str]:
     """Make a registry version of a published folder (or find the one it has) and point the alias to it.
 
@@ -123,8 +144,7 @@ def register(
                 raise CameraError(f"MLflow refuses the model name {name}: {error}") from None
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        known = client.search_model_versions(f"name = '{name}'")
-        same = [version for version in known if version.tags.get(LINEAGE_TAG) == lineage["digest"]]
+        same = [entry for entry in _entries(client, name) if entry.tags.get(LINEAGE_TAG) == lineage["digest"]]
         tags = {LINEAGE_TAG: lineage["digest"], FOLDER_TAG: str(folder)}
         if len(document := canonical_json(lineage)) <= _TAG_LENGTH:
             tags[DOCUMENT_TAG] = document
@@ -135,7 +155,11 @@ def register(
                 tags[SHA256_TAG + file] = sha256
         # A server refuses folders that it does not manage; the folder is in a tag in either case.
         source = f"runs:/{run_id}" if database_of(tracking_uri()) is None else folder.as_uri()
+        if must_be_signed:
+            tags[REQUIRED_TAG] = "true"
         version = same[0] if same else client.create_model_version(name, source, run_id, tags=tags)
+        if same and must_be_signed:
+            client.set_model_version_tag(name, version.version, REQUIRED_TAG, "true")
         client.set_registered_model_alias(name, alias, version.version)
     return {"name": name, "version": str(version.version), "alias": alias}
 
@@ -147,15 +171,38 @@ def versions(name: str | None = None) -> list[Version]:
         NetworkError: if MLflow cannot be reached.
     """
     with mlflow_client() as client:
-        models = [] if client is None else client.search_registered_models()
-        found = [
-            _version(entry, dict(model.aliases))
-            for model in models
-            if client is not None and name in (None, model.name)
-            for entry in client.search_model_versions(f"name = '{model.name}'")
-            if LINEAGE_TAG in entry.tags
-        ]
+        if client is None:
+            return []
+        ours = [entry for entry in _entries(client, name) if LINEAGE_TAG in entry.tags]
+        models = _models(client, name) if ours else []
+    aliases = {str(model.name): dict(model.aliases) for model in models}
+    found = [_version(entry, aliases.get(str(entry.name), {})) for entry in ours]
     return sorted(found, key=lambda version: (version.created, version.number), reverse=True)
+
+
+def versions_of(lineage_digest: str) -> list[Version]:
+    """The versions, of whatever name, that were made of one publication; without aliases.
+
+    Raises:
+        NetworkError: if MLflow cannot be reached.
+    """
+    with mlflow_client() as client:
+        if client is None:
+            return []
+        asked = f"tags.`{LINEAGE_TAG}` = '{lineage_digest}'"
+        return [_version(entry, {}) for entry in pages(client.search_model_versions, filter_string=asked)]
+
+
+def set_tags(version: Version, tags: Mapping[str, str]) -> None:
+    """Record something of a version.
+
+    Raises:
+        NetworkError: if MLflow cannot be reached.
+    """
+    with mlflow_client() as client:
+        assert client is not None  # the version came from it
+        for tag, value in tags.items():
+            client.set_model_version_tag(version.name, str(version.number), tag, value)
 
 
 def find_version(reference: str) -> Version:
@@ -179,13 +226,19 @@ def find_version(reference: str) -> Version:
 
 
 @contextmanager
-def files_of(version: Version) -> Iterator[Path]:
-    """The published folder of a version; if a later one lies there now, a copy from DVC for as long as the block lasts.
+def files_of(version: Version, store: Store | None = None) -> Iterator[Path]:
+    """The published folder of a version; if a later one took it, a copy from DVC for as long as the block lasts.
+
+    A folder whose content is damaged or unknown is given as it is, for that is what people use.
+
+    Args:
+        version: of the registry.
+        store: the project's, which knows of publications that are not registered yet.
 
     Raises:
         CameraError: if neither the folder nor DVC has this version's files.
     """
-    if lineage_digest(version.folder) == version.lineage_digest or version.dvc_md5 is None:
+    if version.dvc_md5 is None or not _is_superseded(version, store):
         if not version.folder.is_dir():
             raise CameraError(f"{version.label}: {version.folder} is gone, and it was not versioned with DVC")
         yield version.folder
@@ -198,6 +251,21 @@ def files_of(version: Version) -> Iterator[Path]:
             there = "another version of it" if version.folder.is_dir() else "nothing"
             raise CameraError(f"{version.label}: {version.folder} holds {there}, and {error}") from None
         yield folder
+
+
+def _is_superseded(version: Version, store: Store | None) -> bool:
+    """Whether a later publication took the folder of a version; not where what lies there is damaged or unknown."""
+    there = lineage_digest(version.folder)
+    if there == version.lineage_digest:
+        return False
+    if not version.folder.exists():
+        return True
+    here = [entry for entry in versions(version.name) if entry.folder == version.folder]
+    if any(entry.number > version.number for entry in here):
+        return True
+    # Published while MLflow was away, and not registered yet.
+    registered = any(entry.lineage_digest == there for entry in here)
+    return there is not None and not registered and store is not None and store.publication(there).exists()
 
 
 def promote(
@@ -279,8 +347,28 @@ def lineage_digest(folder: Path) -> str | None:
         lineage = read_json(folder / LINEAGE)
         digest = digest_json({name: value for name, value in lineage.items() if name != "digest"})
         return digest if lineage.get("digest") == digest else None
-    except (CameraError, AttributeError):
+    except (
+        CameraError,
+        AttributeError,
+        ValueError,
+    ):  # no object; NaN or half a character, which have no digest
         return None
+
+
+def _entries(client: "MlflowClient", name: str | None) -> "list[ModelVersion]":
+    """All versions in the registry, or those of one name."""
+    found = pages(client.search_model_versions, filter_string=_named(name))
+    return [entry for entry in found if name in (None, entry.name)]
+
+
+def _models(client: "MlflowClient", name: str | None) -> "list[RegisteredModel]":
+    found = pages(client.search_registered_models, filter_string=_named(name))
+    return [model for model in found if name in (None, model.name)]
+
+
+def _named(name: str | None) -> str | None:
+    """A condition for MLflow's search; none where its language might read the name as something else."""
+    return None if name is None or QUOTED.search(name) else f"name = '{name}'"
 
 
 def _version(entry: "ModelVersion", aliases: dict[str, str]) -> Version:

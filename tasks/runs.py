@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from camera.secrets import without_secrets
-from tasks.mlflow_client import mlflow_client
+from tasks.mlflow_client import QUOTED, mlflow_client, pages
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 KEY_TAG = "camera.pipeline_key"
 KEEP_TAG = "camera.keep"
 DIGEST_TAG = "camera.digest."
-_PAGE = 500
 _NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
 _PARAMETER_LENGTH = 6000
 
@@ -55,18 +55,20 @@ def list_runs(limit: int | None = None, name: str | None = None) -> list[Run]:
     with mlflow_client() as client:
         if client is None:
             return []
-        experiments = {entry.experiment_id: entry.name for entry in _pages(client.search_experiments)}
+        experiments = {entry.experiment_id: entry.name for entry in pages(client.search_experiments)}
         condition = f"tags.`{KEY_TAG}` != ''"
-        if name is not None:
-            condition += " AND attributes.run_name = '{}'".format(name.replace("'", ""))
-        found = _pages(
+        plain = name is not None and not QUOTED.search(name)
+        if plain:
+            condition += f" AND attributes.run_name = '{name}'"
+        found = pages(
             client.search_runs,
-            limit,
+            limit if name is None or plain else None,
             experiment_ids=list(experiments),
             filter_string=condition,
             order_by=["attributes.start_time DESC"],
         )
-        return [_run(entry, experiments[entry.info.experiment_id]) for entry in found]
+        ours = (entry for entry in found if name in (None, entry.info.run_name))
+        return [_run(entry, experiments[entry.info.experiment_id]) for entry in islice(ours, limit)]
 
 
 def find_run(run_id: str) -> Run | None:
@@ -100,18 +102,6 @@ def kept_runs(seconds: float) -> Iterator[Run]:
         recent = (now - (run.ended or run.started)).total_seconds() < seconds
         if recent or run.tags.get(KEEP_TAG, "").lower() in ("true", "1", "yes"):
             yield run
-
-
-def _pages(search: Any, limit: int | None = None, **asked: Any) -> Iterator[Any]:
-    token, given = None, 0
-    while limit is None or given < limit:
-        size = _PAGE if limit is None else min(_PAGE, limit - given)
-        page = search(max_results=size, page_token=token, **asked)
-        yield from page
-        given += len(page)
-        token = page.token
-        if not token:
-            return
 
 
 def _run(found: "MlflowRun", experiment: str) -> Run:

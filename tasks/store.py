@@ -4,6 +4,7 @@
 <store>/<stage>/.<key>.working/   the same being made; a killed stage resumes in it
 <store>/.locks/<key>              locked by the process that makes it
 <store>/.evicted/<stage>/<key>/   manifest.json and lineage.json of an artifact whose files `camera gc` removed
+<store>/.published/<digest>.json  what was published, and who signed it, see tasks/signed.py
 <store>/.running/                 keys that runs at work refer to, see tasks/lease.py
 """
 
@@ -118,6 +119,10 @@ class Store:
     def tombstone(self, stage: str, key: str) -> Path:
         """Where manifest and lineage of an evicted artifact are."""
         return self.root / ".evicted" / stage / key
+
+    def publication(self, digest: str) -> Path:
+        """Where the record of a publication is, by the digest of its lineage; see tasks/signed.py."""
+        return self.root / ".published" / f"{digest}.json"
 
     def open(self, stage: str, key: str) -> Artifact:
         """An artifact that was verified a moment ago."""

@@ -7,6 +7,7 @@ import typer
 
 from camera.cli.options import Json
 from camera.cli.output import note, print_json, print_table, say
+from camera.escape import one_line
 from flows.commands.shared import Signers, check_signers, here
 
 if TYPE_CHECKING:
@@ -114,13 +115,26 @@ def sign(
     """
     from camera.errors import CameraError
     from tasks import signing
-    from tasks.published import located
+    from tasks.published import audit_found, located
+    from tasks.store import Store
 
-    here()
+    store = Store(here().store)
+
+    def wrongs(folder: Path) -> list[str]:
+        note(f"auditing {one_line(found.label)}")
+        audited = audit_found(found, store, from_remote=False, signers=None, signed=False)
+        # What is wrong with a signature is what signing mends.
+        return [f"{part.name}: {part.detail}" for part in audited.all_of("wrong") if part.name != "signature"]
+
     with located(model) as found:
         if found.restored is not None:
             raise CameraError(f"{found.label}: a later version lies in its folder; sign the newest")
-        say(f"signed: {signing.sign(found.path, key)}")
+        signed = signing.sign(found.path, key, store, wrongs)
+        say(f"signed by {signed.record.signer}: {signed.path}")
+        if signed.recorded:
+            say(
+                f"recorded in {' and '.join(signed.recorded)}: from now on it must be signed to pass an audit"
+            )
 
 
 def promote(

@@ -26,8 +26,10 @@ from tasks.estimate import Known, Needs
 from tasks.lineage import environment
 from tasks.lineage_form import damages
 from tasks.recipe import PublishOptions
+from tasks.signed import record_of, write_record
+from tasks.signing import retire_signature
 from tasks.stage import Context, Stage, register
-from tasks.store import LINEAGE, MANIFEST, Artifact
+from tasks.store import LINEAGE, MANIFEST, Artifact, Store
 
 RECORD = "published.json"
 _NOT_PUBLISHED = (MANIFEST, LINEAGE)
@@ -92,6 +94,8 @@ def run(context: Context) -> dict[str, float]:
         if not _is_published(target, context):
             _place(target, context)
         lineage = read_json(target / LINEAGE)
+        _record(target, lineage["digest"], context)
+        retire_signature(target, _store_of(context), lineage["digest"])
     record: dict[str, Any] = {
         "name": name,
         "folder": str(target),
@@ -109,7 +113,13 @@ def run(context: Context) -> dict[str, float]:
     elif of.register_model and context.references.mlflow_run is not None:
         try:
             record["registry"] = registry.register(
-                name, target, lineage, record["dvc"], options.alias, context.references.mlflow_run
+                name,
+                target,
+                lineage,
+                record["dvc"],
+                options.alias,
+                context.references.mlflow_run,
+                must_be_signed=options.require_signature,
             )
         except NetworkError as error:  # published all the same; the next run registers it
             record["registry_error"] = str(error)
@@ -191,12 +201,26 @@ def _place(target: Path, context: Context) -> None:
     }
     lineage["digest"] = digest_json(lineage)
     write_json(making / LINEAGE, lineage)
+    _record(target, lineage["digest"], context)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     move_into_place(making, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _store_of(context: Context) -> Store:
+    return Store(context.out.parent.parent)
+
+
+def _record(target: Path, digest: str, context: Context) -> None:
+    """Let the store know of a publication, and that it must be signed; what it knows of its signature stays."""
+    known = record_of(_store_of(context), digest)
+    required = known.required or context.options.of(PublishOptions).require_signature
+    made = {"digest": digest, "folder": str(target), "required": required}
+    if known.model_dump() != (record := known.model_copy(update=made)).model_dump():
+        write_record(_store_of(context), record)
 
 
 def needs(known: Known) -> Needs:

@@ -152,6 +152,7 @@ OPTIONS = {
     "publish.require",
     "publish.require[].perplexity_increase",
     "publish.require[].task_drop",
+    "publish.require_signature",
     "quantize",
     "quantize.batch_size",
     "quantize.damping",
