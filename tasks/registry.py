@@ -13,13 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from camera.digests import canonical_json, digest_json
+from camera.digests import canonical_json
 from camera.errors import CameraError
-from camera.files import read_json
 from camera.report.schema import read_results
 from tasks import versioning
+from tasks.lineage_form import own_digest_holds, read_publication
 from tasks.mlflow_client import QUOTED, database_of, mlflow_client, pages, tracking_uri
-from tasks.store import LINEAGE, Store
+from tasks.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -344,15 +344,10 @@ def history(name: str, alias: str = PRODUCTION) -> list[Holder]:
 def lineage_digest(folder: Path) -> str | None:
     """The digest of the lineage that lies in a folder, computed anew; None if it has none, or names another."""
     try:
-        lineage = read_json(folder / LINEAGE)
-        digest = digest_json({name: value for name, value in lineage.items() if name != "digest"})
-        return digest if lineage.get("digest") == digest else None
-    except (
-        CameraError,
-        AttributeError,
-        ValueError,
-    ):  # no object; NaN or half a character, which have no digest
+        lineage = read_publication(folder)
+    except CameraError:
         return None
+    return str(lineage["digest"]) if own_digest_holds(lineage) else None
 
 
 def _entries(client: "MlflowClient", name: str | None) -> "list[ModelVersion]":

@@ -24,7 +24,7 @@ from camera.report.schema import read_results
 from tasks import registry, versioning
 from tasks.estimate import Known, Needs
 from tasks.lineage import environment
-from tasks.lineage_form import damages
+from tasks.lineage_form import PUBLICATION_SCHEMA, check_lineage, damages, read_publication
 from tasks.recipe import PublishOptions
 from tasks.signed import record_of, write_record
 from tasks.signing import retire_signature
@@ -140,7 +140,7 @@ def still_holds(artifact: Artifact) -> bool:
 def damage(folder: Path, lineage_digest: str | None = None) -> str | None:
     """What is wrong with a published folder, in words, or None. Hashes every byte."""
     try:
-        lineage = read_json(folder / LINEAGE)
+        lineage = read_publication(folder)
     except CameraError as error:
         return str(error)
     if lineage_digest is not None and lineage.get("digest") != lineage_digest:
@@ -191,16 +191,22 @@ def _place(target: Path, context: Context) -> None:
         shutil.copyfile(inputs["report"] / file, making / file)
     _write_card(making, making, context)
     runs = {"mlflow_run": context.references.mlflow_run, "prefect_run": context.references.prefect_run}
+    manifests = [read_json(inputs[name] / MANIFEST) for name in ("model", "converted", "report")]
     lineage: dict[str, Any] = {
         **context.lineage,
+        "schema": PUBLICATION_SCHEMA,
         "name": of.name,
         "recipe": of.recipe,
         "files": digest_files(making, files_below(making)),
+        "made_of": {
+            manifest["key"]: {name: entry["sha256"] for name, entry in manifest["files"].items()}
+            for manifest in manifests
+        },
         "environment": environment(None),
         "references": {field: run for field, run in runs.items() if run is not None},
     }
     lineage["digest"] = digest_json(lineage)
-    write_json(making / LINEAGE, lineage)
+    write_json(making / LINEAGE, check_lineage(lineage, str(target / LINEAGE)))
     _record(target, lineage["digest"], context)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -231,7 +237,7 @@ def needs(known: Known) -> Needs:
 STAGE = register(
     Stage(
         "publish",
-        2,
+        3,
         run,
         {"publish": PublishOptions, "publication": PublicationOptions},
         needs,

@@ -70,5 +70,5 @@ def test_what_the_schema_refuses_the_audit_refuses_and_names_the_field(wrong: st
 
 
 def test_a_newer_form_asks_for_a_newer_version() -> None:
-    with pytest.raises(CameraError, match="is of schema 3, and this version reads up to 2"):
-        check_lineage(document(schema=3), "here")
+    with pytest.raises(CameraError, match="is of schema 4, and this version reads up to 3"):
+        check_lineage(document(schema=4), "here")
