@@ -36,6 +36,18 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def copy_hashed(source: Path, target: Path) -> str:
+    """Copy a file's bytes, and give the hex sha256 of those that were copied."""
+    digest = hashlib.sha256()
+    with source.open("rb", buffering=0) as file, target.open("wb", buffering=0) as copy:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            view = memoryview(chunk)
+            while view:
+                view = view[copy.write(view) :]
+    return digest.hexdigest()
+
+
 def digest_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Hex sha256 of several files of one folder, by relative name; hashed in threads, sorted by name."""
     ordered = sorted(names)

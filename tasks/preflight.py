@@ -11,6 +11,7 @@ from camera.units import bytes_text
 from tasks.estimate import PROCESS_BYTES, Known, Needs
 from tasks.pipeline import Pipeline
 from tasks.plan import Resolved, State, resolve
+from tasks.publication import destination, refuse_foreign
 from tasks.stage import Step, find
 from tasks.stages import convert, publish
 from tasks.store import Store
@@ -55,12 +56,13 @@ def _needs(pipeline: Pipeline, resolved: dict[str, Resolved] | None = None) -> d
     return found
 
 
-def check_end(pipeline: Pipeline, to_run: Collection[str]) -> list[str]:
+def check_end(pipeline: Pipeline, to_run: Collection[str], store: Store | None = None) -> list[str]:
     """Ask before the first step what the last ones would only refuse after hours.
 
     Args:
         pipeline: its steps.
         to_run: names of those that are not in the store.
+        store: the project's, which knows what was published.
 
     Returns:
         what should be known of the GGUF files, a sentence each.
@@ -70,7 +72,7 @@ def check_end(pipeline: Pipeline, to_run: Collection[str]) -> list[str]:
     """
     stages = [step.stage for step in pipeline.steps if step.name in to_run]
     if publish.STAGE in stages:
-        publish.check_place(pipeline.recipe.publish, pipeline.recipe.name)
+        publish.check_place(pipeline.recipe.publish, pipeline.recipe.name, store)
     return pipeline.sources.gguf_concerns if convert.STAGE in stages else []
 
 
@@ -82,9 +84,9 @@ def check_room(pipeline: Pipeline, store: Store) -> None:
     """
     recipe = pipeline.recipe
     if recipe.publish.enabled:
-        publish.refuse_foreign(publish.destination(recipe.publish.folder, recipe.name), recipe.name)
+        refuse_foreign(destination(recipe.publish.folder, recipe.name), recipe.name, store)
     store.root.mkdir(parents=True, exist_ok=True)
-    check_end(pipeline, _to_run(_believed(pipeline, store)))
+    check_end(pipeline, _to_run(_believed(pipeline, store)), store)
     needed = room_needed(pipeline, store)
     free = shutil.disk_usage(store.root).free
     if needed > free:

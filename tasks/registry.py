@@ -1,21 +1,16 @@
-"""The registry of published models, and the alias `production`: who holds it, who held it before.
-
-MLflow's registry takes any source without checking. So `production` goes only to a version whose files were audited a
-moment ago, and the order of its holders is kept in a tag of the registered model.
-"""
+"""The registry of published models: a version for each publication, tagged with its digests; and where its files are."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from camera.digests import canonical_json
 from camera.errors import CameraError
-from camera.report.schema import read_results
 from tasks import versioning
 from tasks.lineage_form import own_digest_holds, read_publication
 from tasks.mlflow_client import QUOTED, database_of, mlflow_client, pages, tracking_uri
@@ -41,8 +36,6 @@ REQUIRED_TAG = "camera.signature_required"
 PRODUCTION = "production"
 """The alias that only `camera promote` gives."""
 _TAG_LENGTH = 100_000
-_HISTORY = "camera.history."
-_REMEMBERED = 100
 
 
 @dataclass(frozen=True)
@@ -96,16 +89,6 @@ class Version:
         if not isinstance(found, dict):
             raise CameraError(f"{self.label}: the tag {DOCUMENT_TAG} in MLflow's registry holds no lineage")
         return found
-
-
-@dataclass(frozen=True)
-class Holder:
-    """One change of an alias."""
-
-    version: int
-    at: str
-    how: str
-    """`promote` or `rollback`."""
 
 
 def register(
@@ -174,10 +157,10 @@ def versions(name: str | None = None) -> list[Version]:
         if client is None:
             return []
         ours = [entry for entry in _entries(client, name) if LINEAGE_TAG in entry.tags]
-        models = _models(client, name) if ours else []
-    aliases = {str(model.name): dict(model.aliases) for model in models}
-    found = [_version(entry, aliases.get(str(entry.name), {})) for entry in ours]
-    return sorted(found, key=lambda version: (version.created, version.number), reverse=True)
+        found = models(client, name) if ours else []
+    aliases = {str(model.name): dict(model.aliases) for model in found}
+    entries = [_version(entry, aliases.get(str(entry.name), {})) for entry in ours]
+    return sorted(entries, key=lambda version: (version.created, version.number), reverse=True)
 
 
 def versions_of(lineage_digest: str) -> list[Version]:
@@ -268,79 +251,6 @@ def _is_superseded(version: Version, store: Store | None) -> bool:
     return there is not None and not registered and store is not None and store.publication(there).exists()
 
 
-def promote(
-    version: Version, audited: Callable[[Path], list[str]], alias: str = PRODUCTION, how: str = "promote"
-) -> str:
-    """Give a version an alias, once its files are right and good enough.
-
-    Args:
-        version: what to promote.
-        audited: audits a published folder; what is wrong, in words.
-        alias: usually `production`.
-        how: for the history.
-
-    Returns:
-        What the quality gate said, in words.
-
-    Raises:
-        CameraError: if the audit or the quality gate fails; the alias stays where it was.
-        NetworkError: if MLflow cannot be reached.
-    """
-
-    def refuse(reason: str, lines: Sequence[str] = ()) -> NoReturn:
-        raise CameraError(f"{version.label} cannot be {alias}: {reason}" + "".join(f"\n  {x}" for x in lines))
-
-    with files_of(version) as folder:
-        if lineage_digest(folder) != version.lineage_digest:
-            refuse(f"{folder} holds another publication")
-        if found := audited(folder):
-            refuse("its audit fails", found)
-        gate = read_results(folder / "results.json").gate
-    if gate is not None and not gate.passed:
-        refuse("it fails the quality gate", gate.reasons)
-    with mlflow_client() as client:
-        assert client is not None  # the version came from it
-        if alias not in version.aliases:
-            client.set_registered_model_alias(version.name, alias, str(version.number))
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            holders = [*history(version.name, alias), Holder(version.number, now, how)][-_REMEMBERED:]
-            entries = json.dumps([vars(entry) for entry in holders])
-            client.set_registered_model_tag(version.name, _HISTORY + alias, entries)
-    return "no quality gate in its recipe" if gate is None else "the quality gate passed"
-
-
-def previous_holder(name: str, alias: str = PRODUCTION) -> Version:
-    """The version that had an alias before the one that has it now.
-
-    Raises:
-        CameraError: if there is none.
-        NetworkError: if MLflow cannot be reached.
-    """
-    stack: list[int] = []
-    for holder in history(name, alias):
-        if holder.how == "rollback" and stack:
-            stack.pop()
-        if not stack or stack[-1] != holder.version:
-            stack.append(holder.version)
-    known = {version.number: version for version in versions(name)}
-    for number in reversed(stack[:-1]):
-        if number in known:
-            return known[number]
-    raise CameraError(f"{name}: nothing had the alias {alias} before; see `camera show {name}`")
-
-
-def history(name: str, alias: str = PRODUCTION) -> list[Holder]:
-    """Who was given an alias, oldest first.
-
-    Raises:
-        NetworkError: if MLflow cannot be reached.
-    """
-    with mlflow_client() as client:
-        models = [] if client is None else client.search_registered_models(f"name = '{name}'")
-    entries = models[0].tags.get(_HISTORY + alias, "[]") if models else "[]"
-    return [Holder(**entry) for entry in json.loads(entries)]
-
-
 def lineage_digest(folder: Path) -> str | None:
     """The digest of the lineage that lies in a folder, computed anew; None if it has none, or names another."""
     try:
@@ -356,7 +266,8 @@ def _entries(client: "MlflowClient", name: str | None) -> "list[ModelVersion]":
     return [entry for entry in found if name in (None, entry.name)]
 
 
-def _models(client: "MlflowClient", name: str | None) -> "list[RegisteredModel]":
+def models(client: "MlflowClient", name: str | None) -> "list[RegisteredModel]":
+    """All models in the registry, or the one of a name."""
     found = pages(client.search_registered_models, filter_string=_named(name))
     return [model for model in found if name in (None, model.name)]
 

@@ -11,7 +11,6 @@ from typing import Any, Self
 from camera import shutdown
 from camera.disk import DiskError
 from camera.errors import CameraError
-from camera.files import read_json
 from camera.report.gate import Gate
 from camera.report.schema import read_results
 from camera.units import bytes_text
@@ -20,6 +19,7 @@ from tasks.pipeline import Pipeline, build_pipeline
 from tasks.plan import execute
 from tasks.preflight import check_room, room_needed
 from tasks.project import Project
+from tasks.publication import read_record
 from tasks.recipe import Recipe
 from tasks.sources import Sources
 from tasks.stage import Request, RunReferences, Step, perform
@@ -236,8 +236,8 @@ def _with_what_is_missing(error: DiskError, pipeline: Pipeline, store: Store) ->
 def _outcome(artifacts: dict[str, Artifact], executed: list[str]) -> Outcome:
     published = None
     if "publish" in artifacts:
-        record = read_json(artifacts["publish"].path / publish.RECORD)
-        published = record if record["folder"] is not None else None
+        record = read_record(artifacts["publish"].path)
+        published = record.model_dump() if record.folder is not None else None
     made_report, converted = artifacts["report"].path / report.HTML, artifacts["convert"]
     # The main GGUF is in the store, or where it was published if `camera gc` evicted it from there.
     folder = Path(published["folder"]) if converted.evicted and published else converted.path

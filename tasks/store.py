@@ -55,6 +55,11 @@ class Artifact:
         return str(self.manifest["digest"])
 
     @property
+    def sha256(self) -> dict[str, str]:
+        """Of every file but manifest and lineage, by name."""
+        return {name: str(entry["sha256"]) for name, entry in self.manifest["files"].items()}
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Numbers that the stage measured."""
         return dict(self.manifest["metrics"])

@@ -178,9 +178,9 @@ def plan_sweep(sweep: Sweep, store: Store) -> list[MemberPlan]:
         try:
             pipeline = build_pipeline(member.recipe, sources[given])
             held = stored(pipeline, store)
-            check_end(pipeline, [step.name for step in pipeline.steps if step.name not in held])
+            check_end(pipeline, [step.name for step in pipeline.steps if step.name not in held], store)
             if sweep.options.publish == "best":
-                publish.check_place(member.recipe.publish, member.name)
+                publish.check_place(member.recipe.publish, member.name, store)
         except CameraError as error:
             plans.append(MemberPlan(member, None, str(error)))
             continue

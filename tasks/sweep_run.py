@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from camera.errors import CameraError
-from camera.files import read_json
 from camera.report.sweep import SweepResults, best_member, read_sweep
 from camera.report.sweep_page import CSV, HTML, JSON
 from tasks.lease import lease
 from tasks.options import Sections
 from tasks.pipeline import build_pipeline
 from tasks.project import Project
+from tasks.publication import read_record
 from tasks.recipe import Recipe
 from tasks.run import GateFailed
 from tasks.stage import Input, Request, perform
-from tasks.stages import publish
 from tasks.stages.sweep import STAGE, MemberOptions, SweepReportOptions
 from tasks.store import Artifact, Store
 from tasks.sweep import Member, MemberPlan, Sweep, plan_sweep, stored, sweep_key
@@ -197,9 +196,9 @@ def _published(plans: list[MemberPlan], store: Store) -> dict[str, str]:
     found = {}
     for plan in plans:
         made = None if plan.pipeline is None else stored(plan.pipeline, store).get("publish")
-        folder = None if made is None else read_json(made.path / publish.RECORD)["folder"]
+        folder = None if made is None else read_record(made.path).folder
         if folder is not None:
-            found[plan.member.name] = str(folder)
+            found[plan.member.name] = folder
     return found
 
 

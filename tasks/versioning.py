@@ -4,23 +4,30 @@ What is used of DVC's private names (the object databases of `Repo`, `Tree` of d
 """
 
 import hashlib
+import logging
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from camera import shutdown
 from camera.errors import CameraError, NetworkError
 from camera.secrets import without_secrets
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
+Answer = TypeVar("Answer")
+_log = logging.getLogger("camera.dvc")
 _CHUNK_BYTES = 8 << 20
+_LOCKED_SECONDS = 600.0
+_PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def pull_if_tracked(path: Path) -> None:
         return
     try:
         with _open(path) as repo:
-            repo.pull(targets=[str(file)])
+            _unlocked(repo, lambda: repo.pull(targets=[str(file)]))
     except Exception as error:  # dvc's remotes raise types of their own, each from another library
         raise NetworkError(
             f"{path} is tracked by {file.name} and could not be pulled: {error}. Try `dvc pull {file.name}`"
@@ -128,13 +135,15 @@ def add_and_push(folder: Path, remote: str | None) -> Version | None:
     file, problem = folder.with_name(folder.name + ".dvc"), None
     with _open(folder) as repo:
         try:
-            repo.add([str(folder)])
+            _unlocked(repo, lambda: repo.add([str(folder)]))
+        except DvcLockedError:
+            raise
         except Exception as error:  # dvc raises a type per cause; all mean that the folder is not versioned
             raise CameraError(f"DVC cannot add {folder}: {error}") from error
         pushed: str | None = remote or repo.config["core"].get("remote")
         if pushed is not None:
             try:
-                repo.push(targets=[str(file)], remote=pushed)
+                _unlocked(repo, lambda: repo.push(targets=[str(file)], remote=pushed))
             except Exception as error:  # as above: whatever the remote's library raises, the push is pending
                 pushed, problem = None, without_secrets(f"{type(error).__name__}: {error}")
     return Version(str(file.relative_to(root)), md5_of(file), pushed, problem)
@@ -150,7 +159,7 @@ def verify(dvc_file: Path) -> str | None:
         raise CameraError(f"{dvc_file} is in no DVC repository: it was copied without the one it belongs to")
     try:
         with _open(dvc_file) as repo:
-            changes = repo.status(targets=[str(dvc_file)])
+            changes = _unlocked(repo, lambda: repo.status(targets=[str(dvc_file)]))
     except Exception as error:  # dvc raises a type per cause; all mean that nothing can be compared
         raise CameraError(f"DVC cannot compare {dvc_file} with the workspace: {error}") from error
     return None if not changes else f"{dvc_file.name}: {changes}"
@@ -252,6 +261,36 @@ def _files(odb: Any, md5: str) -> dict[PurePosixPath, str] | None:
     tree = Tree.load(odb, HashInfo("md5", md5))
     files = {PurePosixPath(*key): str(found.value) for key, (_, found) in tree.iteritems()}
     return files if all(odb.exists(oid) for oid in files.values()) else None
+
+
+class DvcLockedError(CameraError):
+    """Another process held DVC's lock for longer than anybody should wait."""
+
+
+def _unlocked(repo: "Repo", act: Callable[[], Answer]) -> Answer:
+    """Do something with a repository as soon as no other process holds DVC's lock. DVC itself waits three seconds.
+
+    Raises:
+        DvcLockedError: after ten minutes.
+    """
+    from dvc.lock import LockError
+
+    started = time.monotonic()
+    said = False
+    while True:
+        try:
+            return act()
+        except LockError as error:
+            if time.monotonic() - started > _LOCKED_SECONDS:
+                raise DvcLockedError(
+                    f"DVC's lock in {repo.root_dir} was held by another process for {_LOCKED_SECONDS:.0f} s: end it, "
+                    f"or wait for it, and run the same command again ({error})"
+                ) from error
+        if not said:
+            _log.warning("waiting for another process that holds DVC's lock in %s", repo.root_dir)
+            said = True
+        shutdown.check()
+        time.sleep(_PAUSE_SECONDS)
 
 
 @contextmanager

@@ -83,11 +83,12 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
     checked = load_recipe(recipe, overrides or [])
     sources = find_sources(checked)
     pipeline = build_pipeline(checked, sources)
-    steps = planned(pipeline, Store(project.store))
+    store = Store(project.store)
+    steps = planned(pipeline, store)
     splits = plan_prune(sources.checkpoint, checked.capture, checked.prune).candidates
     types = notable_types(sources.checkpoint, checked.quantize)
     to_do = [step for step in steps if step.state in ("run", "after")]
-    concerns = check_end(pipeline, [step.step.name for step in to_do])
+    concerns = check_end(pipeline, [step.step.name for step in to_do], store)
     disk = sum(step.disk_bytes for step in to_do)
     memory = max((step.memory_bytes for step in to_do), default=0)
     if as_json:

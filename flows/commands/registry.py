@@ -72,7 +72,7 @@ def show(
     """
     from rich.text import Text
 
-    from tasks import registry
+    from tasks import promotion, registry
 
     here()
     run, version = _run_or_version(name)
@@ -80,7 +80,7 @@ def show(
     document: dict[str, Any] = {
         "run": None if run is None else {**_run_json(run, version), "recipe": run.parameters},
         "versions": [_version_json(entry) for entry in registry.versions(model)],
-        "production": list(map(vars, registry.history(model))),
+        "production": list(map(vars, promotion.history(model))),
     }
     if as_json:
         print_json(document)
@@ -173,29 +173,38 @@ def rollback(
 
     Example: `camera rollback tiny-openpangu-p20`
     """
-    from tasks import registry
+    from tasks import promotion
 
     here()
-    _give(registry.previous_holder(name, alias), alias, "rollback", signers, require_signature, as_json)
+    _give(promotion.previous_holder(name, alias), alias, "rollback", signers, require_signature, as_json)
 
 
 def _give(
     version: "Version", alias: str, how: str, signers: Path | None, require_signature: bool, as_json: bool
 ) -> None:
-    from tasks import registry
+    from tasks import promotion, signing
     from tasks.published import Found, audit_found
     from tasks.store import Store
 
-    check_signers(signers, require_signature)
     store = Store(here().store)
+    trust = signing.trust(store, signers, require_signature)
+    check_signers(trust.signers, bool(trust.required))
 
     def audited(folder: Path) -> list[str]:
-        note(f"auditing {version.label}")
+        note(f"auditing {one_line(version.label)}")
         published = Found(version.label, folder, version)
         found = audit_found(published, store, from_remote=False, signers=signers, signed=require_signature)
-        return [f"{part.name}: {part.detail}" for part in found.all_of("wrong")]
+        wrong = [f"{part.name}: {part.detail}" for part in found.all_of("wrong")]
+        signed = signing.judge(folder, store, signers=signers, required=require_signature, version=version)
+        if (
+            signed is not None
+            and not signed.holds
+            and not any(line.startswith("signature: ") for line in wrong)
+        ):
+            wrong.append(f"signature: {signed.detail}")
+        return wrong
 
-    gate = registry.promote(version, audited, alias, how)
+    gate = promotion.promote(version, audited, alias, how, store)
     if as_json:
         print_json({"model": version.name, "version": version.number, "alias": alias, "gate": gate})
     else:

@@ -36,9 +36,12 @@ def check_signers(signers: Path | None, required: bool) -> None:
     """Refuse to require a signature of nobody.
 
     Raises:
-        CameraError: if a signature is required, and no signers are named.
+        CameraError: if a signature is required, and neither the command nor the project says whose count.
     """
     from camera.errors import CameraError
 
     if required and signers is None:
-        raise CameraError("--require-signature needs --signers: ssh's list of whose signatures count")
+        raise CameraError(
+            "a signature is required, and nobody is named whose counts: give --signers, ssh's list of allowed signers, "
+            "or put it into the project as .camera/allowed_signers"
+        )

@@ -8,31 +8,38 @@ A model that fails the quality gate is not published: the artifact then holds th
 
 import shutil
 import threading
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.digests import digest_files, digest_json, files_below
+from camera.digests import copy_hashed, digest_file, digest_files, digest_json, files_below
 from camera.disk import explain_disk_errors
 from camera.errors import CameraError, NetworkError
-from camera.files import move_into_place, read_json, write_json
+from camera.files import move_into_place, write_json
 from camera.locks import output_lock
 from camera.options import Options
-from camera.report.card import write_card
+from camera.report.card import CARD, write_card
 from camera.report.gate import Gate
 from camera.report.schema import read_results
-from tasks import registry, versioning
+from tasks import registry, signed, versioning
 from tasks.estimate import Known, Needs
 from tasks.lineage import environment
-from tasks.lineage_form import PUBLICATION_SCHEMA, check_lineage, damages, read_publication
+from tasks.lineage_form import PUBLICATION_SCHEMA, check_lineage, read_publication
+from tasks.publication import (
+    DvcRecord,
+    PublicationRecord,
+    damage,
+    destination,
+    read_record,
+    refuse_foreign,
+    write_record,
+)
 from tasks.recipe import PublishOptions
-from tasks.signed import record_of, write_record
 from tasks.signing import retire_signature
 from tasks.stage import Context, Stage, register
-from tasks.store import LINEAGE, MANIFEST, Artifact, Store
+from tasks.store import LINEAGE, Artifact, Store
 
-RECORD = "published.json"
-_NOT_PUBLISHED = (MANIFEST, LINEAGE)
 _DVC = threading.Lock()
 """DVC's own lock does not wait: members of a sweep that publish at once in threads would fail."""
 
@@ -47,31 +54,19 @@ class PublicationOptions(Options):
     """Whether it becomes a version in MLflow's registry."""
 
 
-def destination(folder: Path | str, name: str) -> Path:
-    """Where a model of this name is published."""
-    return Path(folder).resolve() / name
-
-
-def refuse_foreign(target: Path, name: str) -> None:
-    """Raise CameraError if the place is taken by something that we did not publish under this name."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    lineage = read_json(target / LINEAGE) if (target / LINEAGE).is_file() else None
-    if isinstance(lineage, dict) and lineage.get("name") == name:
-        return
-    raise CameraError(
-        f"{target} exists with other content: move it away, or choose another publish.folder or name"
-    )
-
-
-def check_place(options: PublishOptions, name: str) -> None:
+def check_place(options: PublishOptions, name: str, store: Store | None = None) -> None:
     """Ask before the work whether a model could be published under this name.
+
+    Args:
+        options: where to.
+        name: of the model.
+        store: as for `refuse_foreign`.
 
     Raises:
         CameraError: if the place is taken, or DVC could not version it.
     """
     target = destination(options.folder, name)
-    refuse_foreign(target, name)
+    refuse_foreign(target, name, store)
     if options.dvc:
         with _DVC:
             versioning.refuse_ignored(target)
@@ -88,78 +83,87 @@ def run(context: Context) -> dict[str, float]:
     if gate is not None and not gate.passed:
         return _withhold(context, gate)
     target = destination(options.folder, name)
-    # Locked: another recipe may have the same name.
+    # Locked until it is versioned and registered: another recipe may have the same name.
     with output_lock(target, wait=True), explain_disk_errors(target.parent):
-        refuse_foreign(target, name)
+        refuse_foreign(target, name, _store_of(context))
         if not _is_published(target, context):
             _place(target, context)
-        lineage = read_json(target / LINEAGE)
+        lineage = read_publication(target)
         _record(target, lineage["digest"], context)
         retire_signature(target, _store_of(context), lineage["digest"])
-    record: dict[str, Any] = {
-        "name": name,
-        "folder": str(target),
-        "lineage_digest": lineage["digest"],
-        "dvc": None,
-        "registry": None,
-        "registry_error": None,
-    }
-    if options.dvc:
-        with _DVC:
-            version = versioning.add_and_push(target, options.remote)
-        record["dvc"] = None if version is None else vars(version)
-    if of.register_model and context.references.mlflow_pending is not None:
-        record["registry_error"] = context.references.mlflow_pending
-    elif of.register_model and context.references.mlflow_run is not None:
-        try:
-            record["registry"] = registry.register(
-                name,
-                target,
-                lineage,
-                record["dvc"],
-                options.alias,
-                context.references.mlflow_run,
-                must_be_signed=options.require_signature,
-            )
-        except NetworkError as error:  # published all the same; the next run registers it
-            record["registry_error"] = str(error)
-    write_json(context.out / RECORD, record)
+        made = PublicationRecord(name=name, folder=str(target), lineage_digest=lineage["digest"])
+        if options.dvc:
+            made = made.model_copy(update={"dvc": _versioned(target, lineage, options.remote)})
+        if of.register_model:
+            made = _registered(made, lineage, context)
+    write_record(context.out, made)
     return {"bytes": sum((target / file).stat().st_size for file in lineage["files"])}
+
+
+def _versioned(target: Path, lineage: dict[str, Any], remote: str | None) -> DvcRecord | None:
+    """Version what was published with DVC, whose copy must be of the bytes that the lineage names."""
+    with _DVC:
+        version = versioning.add_and_push(target, remote)
+        if version is None:
+            return None
+        root = versioning.repository_root(target)
+        assert root is not None  # it has a version there
+        kept, _ = versioning.stored_digests(root, version.md5, PurePosixPath())
+    lineage_sha256 = kept.pop(LINEAGE, None)
+    if kept != lineage["files"] or lineage_sha256 != digest_file(target / LINEAGE):
+        raise CameraError(
+            f"{target} changed while DVC versioned it: run the recipe again, which publishes it anew"
+        )
+    return DvcRecord(**vars(version))
+
+
+def _registered(made: PublicationRecord, lineage: dict[str, Any], context: Context) -> PublicationRecord:
+    options, references = context.options.of(PublishOptions), context.references
+    if references.mlflow_pending is not None:
+        return made.model_copy(update={"registry_error": references.mlflow_pending})
+    if references.mlflow_run is None:
+        return made
+    target = destination(options.folder, made.name)
+    if registry.lineage_digest(target) != made.lineage_digest:
+        raise CameraError(f"{target} changed while it was published: run the recipe again")
+    dvc = None if made.dvc is None else made.dvc.model_dump()
+    try:
+        version = registry.register(
+            made.name,
+            target,
+            lineage,
+            dvc,
+            options.alias,
+            references.mlflow_run,
+            must_be_signed=options.require_signature,
+        )
+    except NetworkError as error:  # published all the same; the next run registers it
+        return made.model_copy(update={"registry_error": str(error)})
+    return made.model_copy(update={"registry": version})
 
 
 def still_holds(artifact: Artifact) -> bool:
     """Whether the published folder is there, whole, and pushed; where none was to be made, there is nothing to hold."""
-    record = read_json(artifact.path / RECORD)
-    if record["folder"] is None:
-        return True
-    pending = record["dvc"] is not None and record["dvc"]["push_error"] is not None
-    pending = pending or record.get("registry_error") is not None
-    return not pending and damage(Path(record["folder"]), record["lineage_digest"]) is None
-
-
-def damage(folder: Path, lineage_digest: str | None = None) -> str | None:
-    """What is wrong with a published folder, in words, or None. Hashes every byte."""
     try:
-        lineage = read_publication(folder)
-    except CameraError as error:
-        return str(error)
-    if lineage_digest is not None and lineage.get("digest") != lineage_digest:
-        return f"{folder / LINEAGE} is of another publication"
-    return next(damages(folder, lineage), None)
+        record = read_record(artifact.path)
+    except CameraError:
+        return False
+    if record.folder is None:
+        return True
+    return not record.pending and damage(Path(record.folder), record.lineage_digest) is None
 
 
 def _withhold(context: Context, gate: Gate) -> dict[str, float]:
     """Keep what a model that may not be published would have said of itself, and why it may not."""
-    _write_card(context.out, context.inputs["model"], context)
+    _write_card(context.out, context.inputs["model"], context.inputs["report"], context)
     name = context.options.of(PublicationOptions).name
-    record = {"name": name, "folder": None, "withheld": list(gate.reasons), "dvc": None, "registry": None}
-    write_json(context.out / RECORD, record)
+    write_record(context.out, PublicationRecord(name=name, folder=None, withheld=list(gate.reasons)))
     return {"withheld": 1}
 
 
-def _write_card(folder: Path, source: Path, context: Context) -> None:
+def _write_card(folder: Path, source: Path, report: Path, context: Context) -> None:
     about = context.options.of(PublicationOptions)
-    results = read_results(context.inputs["report"] / "results.json")
+    results = read_results(report / "results.json")
     pruned, checkpoint = context.inputs["pruned"], Checkpoint.open(source)
     write_card(
         folder,
@@ -174,7 +178,9 @@ def _write_card(folder: Path, source: Path, context: Context) -> None:
 
 def _is_published(target: Path, context: Context) -> bool:
     """Whether the folder already is this publication, as when only the push was still to be done."""
-    return damage(target) is None and read_json(target / LINEAGE)["stages"] == context.lineage["stages"]
+    if damage(target) is not None:
+        return False
+    return bool(read_publication(target)["stages"] == context.lineage["stages"])
 
 
 def _place(target: Path, context: Context) -> None:
@@ -182,26 +188,24 @@ def _place(target: Path, context: Context) -> None:
     making = target.with_name(f".{target.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
-    for folder in (inputs["model"], inputs["converted"]):
-        for file in files_below(folder):
-            if file not in _NOT_PUBLISHED:
-                (making / file).parent.mkdir(exist_ok=True)
-                shutil.copyfile(folder / file, making / file)
-    for file in ("report.html", "results.json"):
-        shutil.copyfile(inputs["report"] / file, making / file)
-    _write_card(making, making, context)
+    copied: dict[str, str] = {}
+    made_of: dict[str, dict[str, str]] = {}
+    for given, only in (("model", None), ("converted", None), ("report", ("report.html", "results.json"))):
+        artifact = _read_by_the_run(inputs[given], context)
+        made_of[artifact.key] = artifact.sha256
+        copied |= _copied(artifact, making, only or artifact.sha256)
+    _write_card(making, making, making, context)
+    files = digest_files(making, files_below(making))
+    if any(files[name] != sha256 for name, sha256 in copied.items() if name != CARD):
+        raise CameraError(f"{making} changed while it was written: run the recipe again")
     runs = {"mlflow_run": context.references.mlflow_run, "prefect_run": context.references.prefect_run}
-    manifests = [read_json(inputs[name] / MANIFEST) for name in ("model", "converted", "report")]
     lineage: dict[str, Any] = {
         **context.lineage,
         "schema": PUBLICATION_SCHEMA,
         "name": of.name,
         "recipe": of.recipe,
-        "files": digest_files(making, files_below(making)),
-        "made_of": {
-            manifest["key"]: {name: entry["sha256"] for name, entry in manifest["files"].items()}
-            for manifest in manifests
-        },
+        "files": files,
+        "made_of": made_of,
         "environment": environment(None),
         "references": {field: run for field, run in runs.items() if run is not None},
     }
@@ -222,11 +226,38 @@ def _store_of(context: Context) -> Store:
 
 def _record(target: Path, digest: str, context: Context) -> None:
     """Let the store know of a publication, and that it must be signed; what it knows of its signature stays."""
-    known = record_of(_store_of(context), digest)
+    known = signed.record_of(_store_of(context), digest)
     required = known.required or context.options.of(PublishOptions).require_signature
     made = {"digest": digest, "folder": str(target), "required": required}
     if known.model_dump() != (record := known.model_copy(update=made)).model_dump():
-        write_record(_store_of(context), record)
+        signed.write_record(_store_of(context), record)
+
+
+def _read_by_the_run(path: Path, context: Context) -> Artifact:
+    """The artifact of the store that the run named as an input.
+
+    Raises:
+        CameraError: if another lies there by now.
+    """
+    artifact = _store_of(context).peek(path.parent.name, path.name)
+    named = context.lineage["stages"].get(path.name, {}).get("digest")
+    if artifact is None or artifact.digest != named or digest_json(artifact.sha256) != named:
+        raise CameraError(f"{path} is not the artifact that this run made: run the recipe again")
+    return artifact
+
+
+def _copied(artifact: Artifact, target: Path, names: Iterable[str]) -> dict[str, str]:
+    """Copy files of an artifact, and hold every byte that is copied to its manifest; their sha256."""
+    expected = artifact.sha256
+    done: dict[str, str] = {}
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        done[name] = copy_hashed(artifact.path / name, target / name)
+        if done[name] != expected.get(name):
+            raise CameraError(
+                f"{artifact.path / name} changed while it was published, and nothing was: run the recipe again"
+            )
+    return done
 
 
 def needs(known: Known) -> Needs:

@@ -13,7 +13,7 @@ import pytest
 from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import read_json
-from tasks import registry
+from tasks import promotion, registry
 from tasks.audit import Finding, audit
 from tasks.audit.rebuild import rebuild
 from tasks.diff import compare
@@ -475,20 +475,20 @@ def test_a_model_is_promoted_once_audited_and_the_alias_goes_back(finished: Fini
     first = registry.find_version("tiny")
     assert first.aliases == ("candidate",)
     with damaged(finished.gguf), pytest.raises(CameraError, match=r"cannot be production: its audit fails"):
-        registry.promote(first, audited)
+        promotion.promote(first, audited)
     assert registry.find_version("tiny").aliases == ("candidate",)
-    registry.promote(first, audited)
+    promotion.promote(first, audited)
     assert registry.find_version("tiny@production").number == first.number
     with pytest.raises(CameraError, match="nothing had the alias production before"):
-        registry.previous_holder("tiny")
+        promotion.previous_holder("tiny")
 
     published, before = finished.published, finished.published.with_name("first")
     shutil.copytree(published, before)
     (published.with_name("tiny.dvc")).rename(published.with_name("first.dvc"))
     try:
         second = republished(finished)
-        registry.promote(second, lambda folder: [])
-        assert registry.previous_holder("tiny").number == first.number
+        promotion.promote(second, lambda folder: [])
+        assert promotion.previous_holder("tiny").number == first.number
         with registry.files_of(registry.find_version(first.label)) as folder:  # DVC still has the first
             assert folder != published
             assert read_json(folder / "lineage.json")["digest"] == first.lineage_digest
@@ -497,9 +497,9 @@ def test_a_model_is_promoted_once_audited_and_the_alias_goes_back(finished: Fini
             ("recipe", "benchmark.repeats")
         ]
         assert [layer.share for layer in changes.overlap] == [1.0, 1.0]
-        registry.promote(registry.previous_holder("tiny"), lambda folder: [], how="rollback")
+        promotion.promote(promotion.previous_holder("tiny"), lambda folder: [], how="rollback")
         assert registry.find_version("tiny@production").number == first.number
-        assert [holder.how for holder in registry.history("tiny")] == ["promote", "promote", "rollback"]
+        assert [holder.how for holder in promotion.history("tiny")] == ["promote", "promote", "rollback"]
     finally:
         shutil.rmtree(published)
         before.rename(published)

@@ -1,5 +1,8 @@
 """DVC keeps the versions of what must outlive a machine, where there is a DVC repository."""
 
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -194,3 +197,55 @@ def test_a_dvc_file_that_dvc_refuses_is_a_message(root: Path) -> None:
     (root / "tiny.dvc").write_text("outs: [")
     with pytest.raises(CameraError, match=r"tiny\.dvc"):
         versioning.verify(root / "tiny.dvc")
+
+
+HOLDER = """
+import sys, time, zc.lockfile
+lock = zc.lockfile.LockFile(sys.argv[1])
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def holding(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
+    """Have another process hold DVC's lock for so many seconds; DVC itself waits a moment instead of three seconds."""
+    monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.2)
+    holders: list[subprocess.Popen[str]] = []
+
+    def hold(seconds: float) -> None:
+        (root / ".dvc" / "tmp").mkdir(exist_ok=True)
+        command = [sys.executable, "-c", HOLDER, str(root / ".dvc" / "tmp" / "lock"), str(seconds)]
+        holders.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert holders[-1].stdout is not None
+        assert holders[-1].stdout.readline() == "held\n"
+
+    yield hold
+    for holder in holders:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_lock_that_another_process_holds_is_waited_for(
+    root: Path, holding: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = published(root)
+    holding(1)
+    version = versioning.add_and_push(folder, None)
+    assert version is not None
+    assert version.push_error is None
+    assert [record.message for record in caplog.records if record.name == "camera.dvc"] == [
+        f"waiting for another process that holds DVC's lock in {root}"
+    ]
+    holding(1)
+    assert versioning.verify(folder.with_name("tiny.dvc")) is None
+
+
+def test_a_lock_that_is_never_given_back_ends_in_words(
+    root: Path, holding: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versioning, "_LOCKED_SECONDS", 0.3)
+    folder = published(root)
+    holding(60)
+    with pytest.raises(versioning.DvcLockedError, match="was held by another process"):
+        versioning.add_and_push(folder, None)
