@@ -4,17 +4,23 @@ An evicted artifact keeps its manifest and lineage, so that every lineage can st
 on from what follows it. Safe beside runs at work: see tasks/lease.py.
 """
 
+import math
+import os
 import shutil
 import time
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from tempfile import NamedTemporaryFile
+from typing import Any, Literal
 
 from camera.errors import CameraError
-from camera.files import newest_change, read_json
+from camera.files import newest_change
 from tasks import runs
 from tasks.lease import eviction_lock
+from tasks.lineage_form import read_lineage
+from tasks.publication import RECORD, read_record
 from tasks.registry import lineage_digest
 from tasks.stage import STAGES
 from tasks.stages import publish
@@ -34,10 +40,16 @@ class References:
     """Of the artifacts that a kept run recorded."""
     published: frozenset[str] = frozenset()
     """Those of the keys that a published folder descends from, so that their intermediates can go."""
+    unknown: str = ""
+    """Why it is not known what else must stay, so that everything does; nothing if it is known."""
+    leased: frozenset[str] = frozenset()
+    """The keys of the runs that were at work when this was looked up: they may have published since."""
+    begun: float = math.inf
+    """When it was looked up, by the clock of the store's disk: what was used later may be referred to since."""
 
     def reason(self, artifact: Artifact) -> str | None:
         """Why an artifact must stay, or None."""
-        return self.keys.get(artifact.key) or self.digests.get(artifact.digest)
+        return self.keys.get(artifact.key) or self.digests.get(artifact.digest) or self.unknown or None
 
 
 @dataclass(frozen=True)
@@ -72,24 +84,67 @@ def references(store: Store, keep_runs: float) -> References:
     Raises:
         NetworkError: if MLflow cannot be asked: what its runs refer to must not be guessed.
     """
+    with eviction_lock(store) as leased, NamedTemporaryFile(dir=store.root, prefix=".gc.") as mark:
+        begun = os.fstat(mark.fileno()).st_mtime
     keys: dict[str, str] = {}
     published: set[str] = set()
-    for artifact in store.all(publish.STAGE.name):
-        with suppress(CameraError):  # a record that cannot be read publishes nothing
-            record = read_json(artifact.path / publish.RECORD)
-            folder = record["folder"]
-            if folder is None or lineage_digest(Path(folder)) != record["lineage_digest"]:
-                continue
-            why = f"published as {folder}"
-            descent = read_json(artifact.path / LINEAGE)["stages"]
-            keys |= dict.fromkeys([artifact.key, *descent], why)
+    unknown = ""
+    known = _known_publications(store)
+    for path in sorted(store.root.glob(f"{publish.STAGE.name}/*")):
+        if path.name.startswith("."):
+            continue
+        try:
+            found = _referred(path, store, known)
+        except CameraError as error:
+            unknown = f"{path} is damaged, so what it refers to is not known ({error}): run its recipe, or remove it"
+            continue
+        if found is not None:
+            why, descent = found
+            keys |= dict.fromkeys([path.name, *descent], why)
             published.update(descent)
     digests = {
         digest: f"run {run.name} of {run.started:%Y-%m-%d}"
         for run in runs.kept_runs(keep_runs)
         for digest in run.digests.values()
     }
-    return References(keys, digests, frozenset(published))
+    return References(keys, digests, frozenset(published), unknown, frozenset(leased), begun)
+
+
+def _referred(path: Path, store: Store, known: Container[str]) -> tuple[str, list[str]] | None:
+    """Why a publication's ancestors must stay, and their keys; None if nothing that it published stands.
+
+    Raises:
+        CameraError: if neither the record in the store nor the published folder says what it refers to.
+    """
+    record = read_record(path)
+    damage = store.damage(publish.STAGE.name, path.name)
+    if record.folder is None and damage is None:
+        return None
+    folder = Path(record.folder or "")
+    there = None if record.folder is None else lineage_digest(folder)
+    if damage is not None:
+        if there is None or there != record.lineage_digest:
+            raise CameraError(damage)
+        return f"published as {folder}, whose record in the store is damaged", list(_stages(folder))
+    if there != record.lineage_digest:
+        if not os.path.lexists(folder) or there in known:
+            return None  # taken away, or published over
+        return f"published as {folder}, which is damaged", list(_stages(path))
+    return f"published as {folder}", list(_stages(path))
+
+
+def _stages(folder: Path) -> dict[str, Any]:
+    stages: dict[str, Any] = read_lineage(folder / LINEAGE)["stages"]
+    return stages
+
+
+def _known_publications(store: Store) -> set[str]:
+    """The digests of all lineages that this store published."""
+    found = {path.stem for path in (store.root / ".published").glob("*.json")}
+    for path in store.root.glob(f"{publish.STAGE.name}/*/{RECORD}"):
+        with suppress(CameraError):
+            found.add(read_record(path.parent).lineage_digest or "")
+    return found
 
 
 def collect(
@@ -112,19 +167,25 @@ def collect(
         dry_run: only say what would go.
     """
     now = time.time()
-    entries = [(artifact, (artifact.path / MANIFEST).stat().st_mtime) for artifact in store.all()]
+    entries = list(_used(store))
     before = left = sum(artifact.size_bytes for artifact, _ in entries)
     removed, kept = _leftovers(store, older_than, now, dry_run), dict[str, int]()
-    with eviction_lock(store) as in_use:
-        pass  # a first look; each eviction looks again
+    with eviction_lock(store) as now_leased:
+        in_use = now_leased | refers.leased  # a first look; each eviction looks again
     for artifact, used in sorted(entries, key=lambda entry: entry[1]):
         intermediate = artifact.stage in STAGES and STAGES[artifact.stage].intermediate
-        spared = intermediates and intermediate and artifact.key in refers.published
-        reason = _IN_USE if artifact.key in in_use else None if spared else refers.reason(artifact)
+        spared = intermediates and intermediate and artifact.key in refers.published and not refers.unknown
+        reason = (
+            _IN_USE
+            if artifact.key in in_use or used > refers.begun
+            else None
+            if spared
+            else refers.reason(artifact)
+        )
         why = "unused for long" if now - used >= older_than else "longest unused, to reach the size"
         if reason is None and now - used < older_than and (max_size is None or left <= max_size):
             reason = "used lately"
-        if reason is None and not dry_run and not _evict(store, artifact):
+        if reason is None and not dry_run and not _evict(store, artifact, used):
             reason = _IN_USE
         if reason is not None:
             kept[reason] = kept.get(reason, 0) + artifact.size_bytes
@@ -136,13 +197,21 @@ def collect(
     return Collection(removed, kept, before, left)
 
 
-def _evict(store: Store, artifact: Artifact) -> bool:
-    """Evict one artifact, unless a run makes it or uses it."""
+def _used(store: Store) -> Iterator[tuple[Artifact, float]]:
+    """Every artifact, and when it was last used; another collection may be at work."""
+    for artifact in store.all():
+        with suppress(OSError):
+            yield artifact, (artifact.path / MANIFEST).stat().st_mtime
+
+
+def _evict(store: Store, artifact: Artifact, used: float) -> bool:
+    """Evict one artifact, unless a run makes it, uses it, or used it since it was looked at."""
     with store.try_lock(artifact.key) as free:
         if not free:
             return False
         with eviction_lock(store) as in_use:
-            if artifact.key in in_use or not artifact.path.exists():
+            manifest = artifact.path / MANIFEST
+            if artifact.key in in_use or not manifest.exists() or manifest.stat().st_mtime != used:
                 return False
             hidden = store.evict(artifact.stage, artifact.key)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -157,11 +226,9 @@ def _leftovers(store: Store, older_than: float, now: float, dry_run: bool) -> li
         if not dry_run:
             shutil.rmtree(folder, ignore_errors=True)
     for folder in sorted(store.root.glob("*/.*.working")):
-        removal = _removal("unfinished", folder, now, "a killed stage that no run resumed")
-        if removal.unused_seconds < older_than:
-            continue
         with store.try_lock(folder.name.removeprefix(".").removesuffix(".working")) as free:
-            if free:
+            removal = _removal("unfinished", folder, now, "a killed stage that no run resumed")
+            if free and removal.unused_seconds >= older_than:
                 found.append(removal)
                 if not dry_run:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -181,7 +248,7 @@ def _leftovers(store: Store, older_than: float, now: float, dry_run: bool) -> li
 def _removal(kind: Kind, folder: Path, now: float, why: str) -> Removal:
     size = 0
     for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # a run may be at work in it
-            size += path.stat().st_size if path.is_file() else 0
+        with suppress(OSError):  # a run may be at work in it
+            size += path.lstat().st_size if path.is_file() else 0
     unused = max(now - newest_change(folder), 0)
     return Removal(kind, f"{folder.parent.name}/{folder.name}", size, unused, why)

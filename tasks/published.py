@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from camera.errors import CameraError
-from camera.files import read_json
 from tasks import registry
 from tasks.audit import Finding, audit
 from tasks.audit.finding import unverifiable
+from tasks.publication import RECORD, read_record
 from tasks.registry import Version
 from tasks.store import LINEAGE, Store
 
@@ -77,11 +77,12 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _recorded(store: Store) -> Iterator[Path]:
-    from tasks.stages import publish  # brings torch, which the audit of one model does not need
-
-    for path in store.root.glob(f"{publish.STAGE.name}/*/{publish.RECORD}"):
-        place = read_json(path)["folder"]
-        if place is not None and (Path(place) / LINEAGE).is_file():
+    for path in store.root.glob(f"publish/*/{RECORD}"):
+        try:
+            place = read_record(path.parent).folder
+        except CameraError:
+            continue  # the store's own damage; what it published lies below the folder, or is in the registry
+        if place is not None and Path(place).is_dir():
             yield Path(place).resolve()
 
 

@@ -7,6 +7,7 @@ import typer
 
 from camera.cli.options import Json
 from camera.cli.output import print_json, print_table, say
+from camera.escape import one_line
 from flows.commands.shared import here
 
 _UNITS = {
@@ -103,7 +104,7 @@ def gc(
         verb, left = "would go" if dry_run else "removed", bytes_text(done.size_after)
         say(f"{verb}: {freed} in {len(done.removed)} pieces; artifacts left: {left}")
         for reason, size in sorted(done.kept.items(), key=lambda kept: -kept[1]):
-            say(f"  stays: {bytes_text(size):>9}  {reason}")
+            say(f"  stays: {bytes_text(size):>9}  {one_line(reason)}")
         if max_size is not None and too_big:
             limit = bytes_text(max_size)
             say(f"--max-size {limit} is not reached: the rest is referred to (see --intermediates)")

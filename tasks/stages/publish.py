@@ -109,10 +109,11 @@ def _versioned(target: Path, lineage: dict[str, Any], remote: str | None) -> Dvc
         root = versioning.repository_root(target)
         assert root is not None  # it has a version there
         kept, _ = versioning.stored_digests(root, version.md5, PurePosixPath())
-    lineage_sha256 = kept.pop(LINEAGE, None)
-    if kept != lineage["files"] or lineage_sha256 != digest_file(target / LINEAGE):
+    files = lineage["files"] | {LINEAGE: digest_file(target / LINEAGE)}
+    if differ := sorted(name for name in files.keys() | kept.keys() if files.get(name) != kept.get(name)):
         raise CameraError(
-            f"{target} changed while DVC versioned it: run the recipe again, which publishes it anew"
+            f"DVC's version of {target} is not what was published ({', '.join(differ)}): a file changed meanwhile, or "
+            ".dvcignore leaves it out. Mend that and run the recipe again"
         )
     return DvcRecord(**vars(version))
 

@@ -12,6 +12,7 @@ from camera.digests import digest_json
 from camera.errors import CameraError
 from camera.files import read_json
 from tasks import registry, signing
+from tasks.lineage import environment
 from tasks.mlflow_client import connect
 from tasks.signed import Record, record_of, records_at, write_record
 from tasks.store import Store
@@ -37,7 +38,18 @@ def _no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def publication(folder: Path, **fields: Any) -> dict[str, Any]:
     """Write the lineage of something published."""
     folder.mkdir(exist_ok=True)
-    lineage: dict[str, Any] = {"name": folder.name, "files": {}, **fields}
+    lineage: dict[str, Any] = {
+        "schema": 3,
+        "sources": {},
+        "stages": {},
+        "name": folder.name,
+        "recipe": {},
+        "files": {},
+        "made_of": {},
+        "environment": environment(None),
+        "references": {},
+        **fields,
+    }
     lineage["digest"] = digest_json(lineage)
     (folder / "lineage.json").write_text(json.dumps(lineage))
     return lineage
@@ -159,12 +171,13 @@ def test_what_is_wrong_is_not_signed_and_a_signing_that_fails_leaves_the_signatu
 
 
 def test_the_registry_records_the_signer_and_keeps_the_signature_for_copies(
-    folder: Path, keys: Path, store: Store, database: str, tmp_path: Path
+    keys: Path, store: Store, database: str, tmp_path: Path
 ) -> None:
+    folder = tmp_path / "signed"
     client = connect()
     run = client.create_run("0").info.run_id
-    lineage = publication(folder, of="this test")
-    registry.register("tiny", folder, lineage, None, "candidate", run)
+    lineage = publication(folder, recipe={"of": "this test"})
+    registry.register("signed", folder, lineage, None, "candidate", run)
     sign(folder, keys / "alice", store)
     (version,) = registry.versions_of(lineage["digest"])
     assert Record.of(version).key == record_of(store, lineage["digest"]).key
@@ -197,7 +210,7 @@ def test_a_registry_that_does_not_answer_leaves_open_what_it_recorded(
 def test_the_signature_of_the_publication_before_is_retired(folder: Path, keys: Path, store: Store) -> None:
     path = sign(folder, keys / "alice", store).path
     before = path.read_bytes()
-    lineage = publication(folder, recipe="another")
+    lineage = publication(folder, recipe={"of": "another"})
     write_record(store, Record(digest=lineage["digest"], folder=str(folder)))
     signing.retire_signature(folder, store, lineage["digest"])
     assert not path.exists()
