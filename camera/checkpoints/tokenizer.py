@@ -1,6 +1,7 @@
 """The tokenizer of a model folder, loaded natively: no remote code."""
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from camera.checkpoints.kinds import LFS_POINTER
 from camera.checkpoints.trust import refuse_outside_files, refuse_outside_links
 from camera.errors import CameraError
 from camera.files import read_json
+from camera.guarded import Limits, run_guarded
 from camera.models import family_of
 from camera.units import few
 
@@ -16,13 +18,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
+_LOADING = Limits(memory_bytes=1 << 30, seconds=45)
+"""The largest that are in use (256,000 tokens, 500,000 merges) take half of the memory and a tenth of the time."""
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a folder with config.json and tokenizer files (a checkpoint, or a quantised model).
 
+    It is loaded in a child process first, so that one which ends the library, or takes all memory, does so there.
+
     Raises:
-        CameraError: if there is none, or its ids do not fit the embedding.
+        CameraError: if there is none, it costs too much to load, or its ids do not fit the embedding.
     """
     from transformers import AutoTokenizer  # heavy; only text needs it
 
@@ -35,12 +41,37 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     for path in folder.glob("token*"):
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS_POINTER):
             raise CameraError(f"{path} is a pointer of Git LFS and no tokenizer: `git lfs pull` fetches it")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # the library raises nearly any type here, and all mean the same to the user
-        raise CameraError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
+
+    def load() -> "PreTrainedTokenizerBase":
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (
+            Exception
+        ) as error:  # the library raises nearly any type here, and all mean the same to the user
+            raise CameraError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
+
+    _try(folder, load, _files_of(folder))
+    tokenizer = load()
     _check_rows(folder, tokenizer, int(config["vocab_size"]))
     return tokenizer
+
+
+_tried: set[tuple[object, ...]] = set()
+"""Folders whose tokenizer was loaded before in this process, by their files: a run opens its tokenizer many times."""
+
+
+def _try(folder: Path, load: Callable[[], "PreTrainedTokenizerBase"], files: tuple[object, ...]) -> None:
+    if files not in _tried:
+        run_guarded(
+            lambda: len(load().get_added_vocab()), f"{folder}: the tokenizer cannot be loaded", _LOADING
+        )
+        _tried.add(files)
+
+
+def _files_of(folder: Path) -> tuple[object, ...]:
+    """What lies in a folder, by name, file and time of change."""
+    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return tuple((name, at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found)
 
 
 def _check_rows(folder: Path, tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.checkpoints.guarded_tokenizer import GuardedTokenizer
 from camera.data.sampling import document_windows, joined_windows
 from camera.data.sets import DATA_SETS, Documents
 from camera.errors import CameraError
@@ -128,12 +129,11 @@ def _of_documents(
     documents: Documents, tokenizer: "PreTrainedTokenizerBase", samples: int, length: int, seed: int
 ) -> torch.Tensor:
     texts = documents.texts
-    return document_windows(lambda i: _encode(texts[i], tokenizer), len(texts), samples, length, seed)
+    with GuardedTokenizer(tokenizer) as guarded:
+        return document_windows(lambda i: guarded.ids(texts[i]), len(texts), samples, length, seed)
 
 
 def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
-    """Tokens of one text, int64 [tokens]; `verbose` would warn of every text longer than the model's window."""
-    ids = tokenizer(text, return_attention_mask=False, return_token_type_ids=False, verbose=False)[
-        "input_ids"
-    ]
-    return torch.tensor(ids, dtype=torch.int64)
+    """Tokens of one text, int64 [tokens]."""
+    with GuardedTokenizer(tokenizer) as guarded:
+        return guarded.ids(text)

@@ -7,11 +7,13 @@ gigabytes. This one asks the output head for the continuations only, and compute
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.api.model import TemplateLM
 
+from camera.checkpoints.guarded_tokenizer import GuardedTokenizer
 from camera.devices import dtype_name
 from camera.errors import CameraError
 from camera.evaluation.head import log_likelihoods
@@ -64,6 +66,7 @@ class CameraLM(TemplateLM):  # type: ignore[misc]
         self.batch_size, self.progress = batch_size, progress
         self.max_length = model.positions
         self._device = model.device
+        self._guarded = GuardedTokenizer(tokenizer)
 
     @property
     def eot_token_id(self) -> int:
@@ -78,9 +81,13 @@ class CameraLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; by default with what the tokenizer adds, unless the text has its own begin token."""
         if add_special_tokens is None:
-            begin = str(self.tokenizer.decode(self.prefix_token_id))
-            add_special_tokens = not (begin and string.startswith(begin))
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False))
+            add_special_tokens = not (self._begin and string.startswith(self._begin))
+        return self._guarded.encode(string, add_special_tokens)
+
+    @cached_property
+    def _begin(self) -> str:
+        """The text of the token that stands before one without context."""
+        return self._guarded.decode([self.prefix_token_id])
 
     def loglikelihood(
         self, requests: "list[Instance]", disable_tqdm: bool = True
@@ -103,6 +110,7 @@ class CameraLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: "list[Tokens]", disable_tqdm: bool = True, **kwargs: Any
     ) -> list[tuple[float, bool]]:
+        self._guarded.close()  # all is encoded
         wanted: dict[tuple[int, ...], list[_Continuation]] = {}
         for number, (_, context, continuation) in enumerate(requests):
             # What does not fit is cut from the left; the last token is only predicted, never read.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from camera.checkpoints.guarded_tokenizer import GuardedTokenizer
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.loading import load_model
 from camera.results import Result
@@ -42,21 +43,23 @@ def write_samples(
         CameraError: if the model or its tokenizer cannot be loaded.
     """
     reader, network = load_tokenizer(tokenizer or model), load_model(model, dtype, device)
-    given = {prompt: reader(prompt).input_ids for prompt in PROMPTS}
-    if reader.chat_template:
-        asked = reader.apply_chat_template(
-            [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
-        )
-        given[QUESTION] = reader(asked, add_special_tokens=False).input_ids
     samples = []
-    for prompt, ids in given.items():
-        if not ids:  # of a tokenizer that knows none of the characters
-            continue
-        prompt_BT = torch.tensor([ids], device=network.device)
-        with torch.inference_mode():
-            written_BT = network.generate(  # type: ignore[operator]
-                prompt_BT, attention_mask=torch.ones_like(prompt_BT), max_new_tokens=tokens, do_sample=False
-            )
-        text = str(reader.decode(written_BT[0, len(ids) :], skip_special_tokens=True))
-        samples.append(Sample(prompt=prompt, text=text))
+    with GuardedTokenizer(reader) as guarded:
+        given = {prompt: guarded.encode(prompt) for prompt in PROMPTS}
+        if reader.chat_template:
+            asked = guarded.chat([{"role": "user", "content": QUESTION}])
+            given[QUESTION] = guarded.encode(asked, add_special_tokens=False)
+        for prompt, ids in given.items():
+            if not ids:  # of a tokenizer that knows none of the characters
+                continue
+            prompt_BT = torch.tensor([ids], device=network.device)
+            with torch.inference_mode():
+                written_BT = network.generate(  # type: ignore[operator]
+                    prompt_BT,
+                    attention_mask=torch.ones_like(prompt_BT),
+                    max_new_tokens=tokens,
+                    do_sample=False,
+                )
+            text = guarded.decode(written_BT[0, len(ids) :].tolist(), skip_special_tokens=True)
+            samples.append(Sample(prompt=prompt, text=text))
     return samples

@@ -7,6 +7,7 @@ from gguf import TokenType
 
 from camera.errors import CameraError
 from camera.files import read_json
+from camera.guarded import run_guarded
 from camera.formats.vocabulary import Vocabulary, plain
 
 if TYPE_CHECKING:
@@ -18,11 +19,18 @@ _UNIGRAM, _BPE = 1, 2
 
 def read_pieces(path: Path) -> "ModelProto | None":
     """A sentencepiece model; None if there is no such file, or it is something else, as Meta's tiktoken lists are."""
+    if not path.is_file():
+        return None
+    # Two bytes of a file stand for a piece of a hundred in memory.
+    if not run_guarded(lambda: _parsed(path) is not None, str(path)):
+        return None
+    return _parsed(path)
+
+
+def _parsed(path: Path) -> "ModelProto | None":
     from google.protobuf.message import DecodeError  # only this kind of tokenizer needs it
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
-    if not path.is_file():
-        return None
     model = ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
