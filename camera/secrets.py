@@ -2,20 +2,58 @@
 
 import os
 import re
+from collections.abc import Iterator
+from urllib.parse import quote, unquote
 
-_IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+@")
-_PARAMETER = re.compile(r"(?i)([?&](?:[\w-]*(?:token|key|secret|password|signature|sig))=)[^&\s'\"]+")
-_NAMED = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIALS|CONNECTION_STRING)(?:_ID)?$")
+_IN_URL = re.compile(r"(?<=://)(?:[^\s/@:'\"]*:[^\s'\"]*|[^\s/@'\"]+)@")
+"""A user's part of a URL: up to the last `@` where it has a password, which may hold `/` and `@` as they are."""
+_PARAMETER = re.compile(
+    r"(?i)([?&;](?:[\w-]*(?:token|key|secret|password|passwd|pwd|signature|sig))=)[^&\s'\"]+"
+)
+_NAMED = re.compile(
+    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|AUTH_STRING|(?:API|ACCESS|SECRET|PRIVATE)_KEY|CREDENTIALS|"
+    r"CONNECTION_STRING)(?:_ID)?$"
+)
+_ADDRESS = re.compile(r"\s*[A-Za-z][\w+.-]*://(.+)@", re.DOTALL)
 _SHORTEST = 6
 """A shorter value is found in innocent words."""
 HIDDEN = "***"
 
 
 def without_secrets(text: str) -> str:
-    """A text without the user part of URLs, secret parameters of URLs, and secrets that the environment holds."""
+    """A text without the user part of URLs, secret parameters of URLs, and secrets that the environment holds.
+
+    Of addresses in the environment the password goes also where it stands alone, encoded or not, and in the pieces that a
+    library makes of one with `/` or `@` in it.
+    """
     text = _IN_URL.sub(f"{HIDDEN}@", text)
     text = _PARAMETER.sub(rf"\g<1>{HIDDEN}", text)
+    for secret in sorted(set(_in_environment()), key=len, reverse=True):
+        if secret.lower() in text.lower():
+            text = re.sub(re.escape(secret), HIDDEN, text, flags=re.IGNORECASE)
+    return text
+
+
+def _in_environment() -> Iterator[str]:
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _NAMED.search(name.upper()):
-            text = text.replace(value, HIDDEN)
-    return text
+            yield value
+        if "://" in value and (address := _ADDRESS.match(value)) is not None:
+            yield from _of_user(address[1])
+
+
+def _of_user(part: str) -> Iterator[str]:
+    """What must not be seen of `user:password`, or of a token alone."""
+    user, colon, password = part.partition(":")
+    secret = password if colon else user
+    for form in (secret, unquote(secret), quote(secret, safe="")):
+        pieces = [form, *re.split(r"[/@:?#,]", form)]
+        yield from (piece for piece in pieces if piece != user or not colon if _is_telling(piece))
+
+
+def _is_telling(piece: str) -> bool:
+    """Whether a piece is hardly found in innocent words."""
+    if len(piece) >= _SHORTEST:
+        return True
+    mixed = piece.isalpha() and not (piece.islower() or piece.isupper() or piece.istitle())
+    return len(piece) >= 3 and (mixed or not (piece.isalpha() or piece.isdigit()))

@@ -121,9 +121,10 @@ def _raise_again(number: int, frame: FrameType | None) -> None:
 
 def _terminate(how: str) -> None:
     """End without cleaning up: finished artifacts are in the store, and a stage resumes as after a kill."""
-    if os.isatty(1):
-        os.write(1, _SHOW_CURSOR)  # a live display hides it
-    os.write(2, f"{how}; run the same command again to go on from here\n".encode())
+    with suppress(OSError):  # nobody reads any more
+        if os.isatty(1):
+            os.write(1, _SHOW_CURSOR)  # a live display hides it
+        os.write(2, f"{how}; run the same command again to go on from here\n".encode())
     os._exit(EXIT_CODE)
 
 

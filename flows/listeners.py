@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from camera.escape import one_line
 from camera.units import bytes_text, seconds_text
 from tasks.pipeline import Pipeline
 from tasks.run import Listener
@@ -66,9 +67,9 @@ class LiveListener(Listener):
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             _Mark(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             _BarWhileRunning(bar_width=28),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             _TimeLeft(),
             console=console,
             refresh_per_second=8,
@@ -84,7 +85,7 @@ class LiveListener(Listener):
 
     def begin(self, pipeline: Pipeline) -> None:
         for step in pipeline.steps:
-            task = self._progress.add_task(step.name, total=None, start=False, state="", note="")
+            task = self._progress.add_task(one_line(step.name), total=None, start=False, state="", note="")
             self._tasks[step.name] = task
 
     def started(self, step: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from camera.logs import harmless_logs
 from camera.secrets import without_secrets
 
 PACKAGES = ("prefect", "fastapi", "sqlalchemy", "mlflow", "dvc")
@@ -60,6 +61,7 @@ class Project:
 
         Must run before prefect, mlflow or dvc is imported. Values that are set already are respected.
         """
+        harmless_logs()
         self.home.mkdir(parents=True, exist_ok=True)
         for name, value in self._defaults().items():
             os.environ.setdefault(name, value)

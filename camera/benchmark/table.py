@@ -1,6 +1,7 @@
 """A benchmark's rows as the table that people compare: Markdown, aligned, fit for a terminal and for a report."""
 
 from camera.benchmark.report import BenchmarkReport, BenchmarkRow, Spread
+from camera.escape import one_line
 
 _TITLES = (
     "engine",
@@ -22,7 +23,7 @@ def markdown_table(report: BenchmarkReport) -> str:
     measured = [_cells(row) for row in report.rows if row.failure is None]
     lines = _align([_TITLES, *measured]) if measured else []
     notes = [
-        f"- {row.engine}, {row.model}, {row.decode} tokens: not measured. {row.failure}"
+        f"- {row.engine}, {one_line(row.model)}, {row.decode} tokens: not measured. {one_line(row.failure)}"
         for row in report.rows
         if row.failure is not None
     ]
@@ -41,7 +42,7 @@ def markdown_table(report: BenchmarkReport) -> str:
 def _cells(row: BenchmarkRow) -> tuple[str, ...]:
     return (
         row.engine,
-        row.model if row.stand_in is None else f"{row.model} ({row.stand_in})",
+        one_line(f"{row.model}{'' if row.stand_in is None else f' ({row.stand_in})'}").replace("|", "\\|"),
         str(row.decode),
         _spread(row.prefill_ms),
         _spread(row.decode_ms) + (" *" if row.noisy else ""),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import typer.rich_utils
 from typer.core import TyperCommand
 
 from camera import shutdown
@@ -16,7 +17,10 @@ from camera.cli.npu_check import NPU_CHECK
 from camera.cli.options import command_help, stage_command
 from camera.cli.output import note
 from camera.cli.stages import STAGES, Stage
+from camera.cli.streams import lasting
 from camera.errors import CameraError
+from camera.escape import lines
+from camera.logs import harmless_logs
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 PIPELINE_COMMANDS = (
@@ -113,10 +117,12 @@ def _no_flags() -> None:
 
 def main() -> None:
     """Run a command. An error that the user can mend is one message and exit code 2; a signal is 130."""
+    lasting()
+    harmless_logs()
     shutdown.install()
     code = 1  # of an error that nobody expects, which Python shows
     try:
-        code = _run()
+        code = _written(_run())
     finally:
         shutdown.finish(code)
     sys.exit(code)
@@ -125,13 +131,11 @@ def main() -> None:
 def _run() -> int:
     """Run a command to its end; the exit code."""
     try:
-        _app()()
-        return 0
+        return _ended(_called())
     except KeyboardInterrupt:
         return _stopped()
-    except SystemExit as ended:  # typer's own end; of a KeyboardInterrupt it makes 130
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        return _stopped() if code not in _COMPLETE and shutdown.requested() else code
+    except SystemExit as ended:
+        return _ended(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
     except Exception as error:
         if shutdown.requested():  # what a library makes of a signal
             return _stopped()
@@ -153,6 +157,36 @@ def _run() -> int:
             text = f"{text}: {cause}"
         note(f"camera: {without_secrets(text)}")
         return 2
+
+
+def _called() -> int:
+    """Run the command; the exit code. An error of the command line is shown as typer shows it, without control characters."""
+    try:
+        code = typer.main.get_command(_app())(standalone_mode=False)
+    except typer.Abort:
+        note("stopped")
+        return 1
+    except typer.TyperException as error:
+        error.args = (lines(error),)
+        error.message = lines(error.message)  # each that is about the command line has one
+        typer.rich_utils.rich_format_error(error)  # type: ignore[arg-type]
+        return int(getattr(error, "exit_code", 2))
+    return code if isinstance(code, int) else 0
+
+
+def _written(code: int) -> int:
+    """The exit code, once all that was printed is where it was to go: a full disk has the answer cut short."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        note(f"camera: the output is not complete: {error.strerror}")
+        return code or 2
+    return code
+
+
+def _ended(code: int) -> int:
+    """The exit code of a command; typer makes 130 of a KeyboardInterrupt."""
+    return _stopped() if code not in _COMPLETE and shutdown.requested() else code
 
 
 def _stopped() -> int:

@@ -7,6 +7,7 @@ import typer
 
 from camera.cli.options import Json
 from camera.cli.output import print_json, print_table
+from camera.escape import one_line
 
 if TYPE_CHECKING:
     from camera.doctor import Finding
@@ -44,5 +45,5 @@ def _print(findings: "Iterable[Finding]") -> None:
         heading, section = ("" if finding.section == section else finding.section), finding.section
         rows.append((heading, Text(*_MARKS[finding.status]), finding.name, finding.detail))
         if finding.advice:
-            rows.append(("", "", "", Text(f"→ {finding.advice}", "yellow")))
+            rows.append(("", "", "", Text(f"→ {one_line(finding.advice)}", "yellow")))
     print_table(("", "", "", ""), rows)

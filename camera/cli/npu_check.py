@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from camera import api
-from camera.cli.output import say
+from camera.cli.output import make_console, say
 from camera.cli.stages import Stage
+from camera.escape import one_line
 
 if TYPE_CHECKING:
     from camera.device_check.plan import Step, Tell
@@ -23,19 +24,18 @@ _MARKS = {
 @contextmanager
 def _steps(label: str) -> Iterator["Tell"]:
     """Lines on the error stream, and on a terminal what runs now."""
-    from rich.console import Console
     from rich.status import Status
     from rich.text import Text
 
     from camera.units import seconds_text
 
-    console = Console(stderr=True, highlight=False)
-    status = Status(label, console=console)
+    console = make_console(stderr=True)
+    status = Status(Text(one_line(label)), console=console)
 
     def tell(step: "Step", record: "StepRecord | None") -> None:
         if record is None:
             if console.is_terminal:
-                status.update(f"{step.title}, at most {seconds_text(step.seconds)}")
+                status.update(Text(f"{step.title}, at most {seconds_text(step.seconds)}"))
                 status.start()
             return
         status.stop()
@@ -43,10 +43,10 @@ def _steps(label: str) -> Iterator["Tell"]:
         time = "" if record.verdict == "skipped" else seconds_text(record.seconds)
         line = Text.assemble((f"{mark} ", style), f"{step.title:<36}", (f"{time:>12}", "dim"))
         if record.cause:
-            line.append(f"  {record.cause}", "dim" if record.fine else style)
+            line.append(f"  {one_line(record.cause)}", "dim" if record.fine else style)
         console.print(line)
         if record.advice:
-            console.print(Text(f"  → {record.advice}", "yellow"))
+            console.print(Text(f"  → {one_line(record.advice)}", "yellow"))
 
     try:
         yield tell

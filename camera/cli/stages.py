@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from camera import api
 from camera.cli.options import Flags
-from camera.cli.output import print_table, progress_bar, say
+from camera.cli.output import print_table, progress_bar, say, say_lines
 
 if TYPE_CHECKING:
     from camera.benchmark.report import BenchmarkReport
@@ -111,7 +111,8 @@ def _evaluate(found: api.Evaluation, values: dict[str, Any]) -> None:
     if found.tasks:
         _show_tasks(found.tasks, compared=bool(found.reference_tasks))
     for sample in found.samples:
-        say(f"{sample.prompt!r}\n  {sample.text!r}")
+        say(f"{sample.prompt!r}")
+        say(f"  {sample.text!r}")
 
 
 def _evaluation_json(found: api.Evaluation) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _show_tasks(scores: "Mapping[str, TaskScore]", compared: bool) -> None:
 def _bench(report: "BenchmarkReport", values: dict[str, Any]) -> None:
     from camera.benchmark.table import markdown_table
 
-    say(markdown_table(report))
+    say_lines(markdown_table(report))
 
 
 STAGES = (

@@ -1,6 +1,7 @@
 """The report: one HTML file that needs nothing beside it, and the same results as JSON and CSV."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from camera.benchmark.report import BenchmarkRow
+from camera.escape import one_line
 from camera.files import atomic_file, write_json
 from camera.report import charts, maps, words
 from camera.report.lineage import lineage_grid, made_with
@@ -17,6 +19,7 @@ from camera.report.table import Grid, grids
 from camera.report.templates import render
 from camera.units import bytes_text
 
+_FORMULA = re.compile(r"[=@]|[+-](?![\d.]+%?$)")
 HTML, JSON, CSV = "report.html", "results.json", "results.csv"
 
 
@@ -71,7 +74,13 @@ def write_report(results: Results, out: Path, lineage: Mapping[str, Any] | None 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write a CSV file, the first of the rows being its head."""
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows(map(_harmless, rows))
+
+
+def _harmless(row: Iterable[Any]) -> list[Any]:
+    """Cells of which no spreadsheet makes a formula: one that begins like it is told that it is text."""
+    cells = [one_line(cell) if isinstance(cell, str) else cell for cell in row]
+    return [f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in cells]
 
 
 def write_text(path: Path, text: str) -> None:

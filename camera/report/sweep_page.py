@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
+from rich.text import Text
 
+from camera.escape import one_line
 from camera.files import write_json
 from camera.report.charts import Dot, scatter
 from camera.report.html import write_csv, write_text
@@ -57,7 +58,7 @@ def sweep_table(results: SweepResults) -> Group:
     legend = f"{FRONT}: on the Pareto front, no other model is as small and as good"
     # A terminal is narrow, and the name of a member says what varies.
     grid = sweep_grid(results, with_varied=False)
-    return Group(terminal_table(grid), f"[dim]{legend}[/dim]", *map(escape, grid.notes))
+    return Group(terminal_table(grid), Text(legend, "dim"), *(Text(one_line(note)) for note in grid.notes))
 
 
 def sweep_markdown(results: SweepResults) -> str:

@@ -7,9 +7,10 @@ from statistics import fmean
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from camera.benchmark.report import BenchmarkRow
-from camera.escape import markdown, markup
+from camera.escape import markdown, one_line
 from camera.evaluation.chance import CERTAIN
 from camera.report.schema import Accuracy, ModelRow, Results
 from camera.report.words import (
@@ -212,12 +213,10 @@ def grids(results: Results) -> list[Grid]:
 
 def results_table(results: Results) -> Group:
     """The tables for a terminal; they fit 100 columns with up to two texts and three decode lengths."""
-    parts: list[Table | Group | str] = [
-        f"[bold]{markup(results.name)}[/bold]  {markup(verdict(results))}",
-        "",
-    ]
+    title = Text.assemble((one_line(results.name), "bold"), f"  {one_line(verdict(results))}")
+    parts: list[Table | Text | str] = [title, ""]
     for grid in grids(results):
-        parts += [terminal_table(grid), *(f"[dim]{markup(note)}[/dim]" for note in grid.notes), ""]
+        parts += [terminal_table(grid), *(Text(one_line(note), "dim") for note in grid.notes), ""]
     return Group(*parts)
 
 
@@ -226,14 +225,16 @@ def terminal_table(grid: Grid) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=markup(grid.title),
+        title=Text(one_line(grid.title)),
         title_justify="left",
         header_style="bold",
     )
     for index, column in enumerate(grid.columns):
-        table.add_column(markup(column), justify="left" if index < grid.words else "right", overflow="fold")
+        table.add_column(
+            Text(one_line(column)), justify="left" if index < grid.words else "right", overflow="fold"
+        )
     for index, row in enumerate(grid.rows):
-        table.add_row(*(markup(cell) for cell in row), style="bold" if index in grid.strong else None)
+        table.add_row(*(Text(one_line(cell)) for cell in row), style="bold" if index in grid.strong else None)
     return table
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from camera.cli.options import Json
-from camera.cli.output import note, print_json, print_table, say
+from camera.cli.output import make_console, note, print_json, print_table, say
 from camera.escape import one_line
 from flows.commands.shared import Signers, check_signers, here
 
@@ -71,8 +71,6 @@ def audit(
     Examples: `camera audit published/tiny-openpangu-p20`  `camera audit tiny@production --remote`
     `camera audit --all --json`
     """
-    from rich.console import Console
-
     from camera.errors import CameraError
     from flows.commands.auditing import as_document, audited, exit_code, overall, parts, summary
     from tasks.store import Store
@@ -89,7 +87,7 @@ def audit(
         verdict = overall(found)
         say(f"{_STYLES[verdict][0]} {verdict}: {one_line(summary(found))}")
         for finding in found:
-            Console().print(_tree(finding))
+            make_console().print(_tree(finding))
             say(_counts(finding))
     for part in parts(found, "wrong"):
         note(f"does not match: {one_line(f'{part.name}: {part.detail}')}")
@@ -146,7 +144,8 @@ def diff(
     else:
         say("nothing changed")
     if found.no_overlap is not None:
-        say(f"\nkept channels were not compared: {found.no_overlap}")
+        say("")
+        say(f"kept channels were not compared: {found.no_overlap}")
         return
     print_table(
         (">layer", f">{before}", f">{after}", ">in both", ">share of all that either keeps"),

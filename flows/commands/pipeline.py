@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from camera import shutdown
 from camera.cli.options import Json
 from camera.cli.output import print_json, print_table, say
+from camera.escape import one_line
 from flows.commands.shared import NoPrefect, Overrides, RecipePath, here
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False)
         needs = ("", "") if entry not in to_do else map(bytes_text, (entry.disk_bytes, entry.memory_bytes))
         time = "" if entry.seconds is None else seconds_text(entry.seconds)
         style = "" if entry in to_do else "dim"
-        rows.append([Text(cell, style) for cell in (entry.step.name, _STATES[entry.state], *needs, time)])
+        rows.append(
+            [Text(one_line(cell), style) for cell in (entry.step.name, _STATES[entry.state], *needs, time)]
+        )
     print_table(("step", "state", ">disk", ">memory", ">time"), rows, title=f"Plan of {checked.name}")
     say(
         f"{len(to_do)} of {len(steps)} steps to run; about {bytes_text(disk)} of disk and "

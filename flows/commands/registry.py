@@ -11,8 +11,10 @@ from camera.escape import one_line
 from flows.commands.shared import Signers, check_signers, here
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
+
+    from rich.text import Text
 
     from tasks.registry import Version
     from tasks.runs import Run
@@ -87,7 +89,7 @@ def show(
         return
     if version is not None:
         document = {"model": version.label, "GGUF": version.gguf_digests, **document}
-    print_table(("", ""), ((Text(label, "bold"), text) for label, text in _rows(document)))
+    print_table(("", ""), ((Text(one_line(label), "bold"), text) for label, text in _rows(document)))
 
 
 def _rows(value: Any, label: str = "") -> "Iterator[tuple[str, str]]":
@@ -249,7 +251,7 @@ def _run_or_version(name: str) -> "tuple[Run | None, Version | None]":
     return (find_run(version.run_id) if version.run_id else None), version
 
 
-def _run_cells(run: "Run", version: "Version | None") -> tuple[str, ...]:
+def _run_cells(run: "Run", version: "Version | None") -> "tuple[str | Text, ...]":
     from camera.units import seconds_text
 
     figures = _key_figures(run)
@@ -259,11 +261,17 @@ def _run_cells(run: "Run", version: "Version | None") -> tuple[str, ...]:
         run.status.lower(),
         _local(run.started),
         "" if run.seconds is None else seconds_text(run.seconds),
-        "\n".join(f"{text} {value:.4g}" for text, value in figures["perplexity"].items()),
-        "\n".join(f"{row} {value:.3g} ms" for row, value in figures["decode_ms_per_token"].items()),
+        _stacked(f"{text} {value:.4g}" for text, value in figures["perplexity"].items()),
+        _stacked(f"{row} {value:.3g} ms" for row, value in figures["decode_ms_per_token"].items()),
         run.tags.get("gate", ""),
         "" if version is None else " ".join([version.label, *version.aliases]),
     )
+
+
+def _stacked(lines: "Iterable[str]") -> "Text":
+    from rich.text import Text
+
+    return Text("\n".join(map(one_line, lines)))
 
 
 def _run_json(run: "Run", version: "Version | None") -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from camera import shutdown
-from camera.cli.output import note, print_json
+from camera.cli.output import make_console, note, print_json
+from camera.escape import one_line
 from camera.report.schema import read_results
 from camera.report.table import results_table
 from flows.listeners import LiveListener, LogListener
@@ -23,8 +26,9 @@ GATE_FAILED = 3
 def run_recipe(recipe: Recipe, *, no_prefect: bool, as_json: bool) -> None:
     """Run, showing one line per step; then the results and the paths; exit with 3 if the quality gate failed."""
     project = Project.here()
-    console = Console(stderr=as_json)
-    with LiveListener(console) if console.is_terminal else LogListener(console.print) as listener:
+    console = make_console(stderr=as_json)
+    shown = LiveListener(console) if console.is_terminal else LogListener(partial(print_line, console))
+    with shown as listener:
         try:
             outcome, failure = _run(recipe, listener, console, no_prefect), None
         except GateFailed as error:
@@ -46,7 +50,7 @@ def _run(recipe: Recipe, listener: Listener, console: Console, no_prefect: bool)
 
         return without_prefect.compress(recipe, listener)
     if "PREFECT_API_URL" not in os.environ:
-        console.print("starting Prefect's API in this process …", style="dim")
+        print_line(console, "starting Prefect's API in this process …", "dim")
     with shutdown.exit_at_once():
         import mlflow.tracking  # noqa: F401  # two more, which the run would pay later: here the API is still starting
 
@@ -83,7 +87,12 @@ def tracked(mlflow_run: str | None, mlflow_pending: str | None, project: Project
 def show_places(console: Console, places: Mapping[str, str | None]) -> None:
     """A line for each thing that was made."""
     for name, place in places.items():
-        console.print(f"{name + ':':<13}{place or 'nothing'}", soft_wrap=True, highlight=False)
+        print_line(console, f"{name + ':':<13}{place or 'nothing'}")
+
+
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """A line that is not broken where the terminal ends, so that a path can be copied from it."""
+    console.print(Text(one_line(line), style), soft_wrap=True)
 
 
 def report_failure(failure: str | None, code: int) -> None:

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from camera.cli.output import note, print_json
+from camera.cli.output import make_console, note, print_json
+from camera.escape import one_line
 from camera.report.sweep import summary
 from camera.report.sweep_page import CSV, JSON, sweep_table
-from flows.commands.running import GATE_FAILED, report_failure, show_places, tracked
+from flows.commands.running import GATE_FAILED, print_line, report_failure, show_places, tracked
 from flows.commands.shared import here
 from tasks.sweep import Sweep, load_sweep
 from tasks.sweep_run import SweepFailed, SweepOutcome
@@ -25,7 +26,7 @@ def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) 
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     project = here()
     checked = load_sweep(recipe, overrides)  # a wrong recipe is refused before anything starts
-    console = Console(stderr=as_json)
+    console = make_console(stderr=as_json)
     threads = checked.options.workers > 1
     try:
         outcome, failure = _run(checked, console, no_prefect), None
@@ -47,24 +48,25 @@ def run(recipe: Path, overrides: list[str], *, no_prefect: bool, as_json: bool) 
         print_json({"results": outcome.results, "published": outcome.published, **places})
     else:
         console.print()
-        console.print(f"[bold]{escape(outcome.results.name)}[/bold]  {escape(summary(outcome.results))}")
+        name, words = one_line(outcome.results.name), one_line(summary(outcome.results))
+        console.print(Text.assemble((name, "bold"), f"  {words}"))
         console.print(sweep_table(outcome.results))
         for name, folder in outcome.published.items():
-            console.print(f"published:   {name} in {folder}", soft_wrap=True, highlight=False)
+            print_line(console, f"published:   {name} in {folder}")
         show_places(console, places)
     report_failure(failure, MEMBERS_FAILED if outcome.failed else GATE_FAILED)
 
 
 def _run(asked: Sweep, console: Console, no_prefect: bool) -> SweepOutcome:
     def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, line)
 
     if no_prefect:
         from flows import without_prefect
 
         return without_prefect.sweep(asked, say)
     if "PREFECT_API_URL" not in os.environ:
-        console.print("starting Prefect's API in this process …", style="dim")
+        print_line(console, "starting Prefect's API in this process …", "dim")
     from flows import sweep  # two seconds of imports, which --no-prefect does not pay
     from flows.local_api import start_local_api
 
