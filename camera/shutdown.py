@@ -3,7 +3,8 @@
 Python runs a signal handler at the next line of Python, wherever that is. During garbage collection that line is in a
 destructor or a weak-reference callback (SQLAlchemy, below MLflow, has hundreds), where an exception is printed and
 dropped: the run would go on to its end. So `sys.unraisablehook` raises it again a moment later, and `check`, called
-between steps and layers, raises again what a library caught.
+between steps and layers, raises again what a library caught. A process that has not ended five seconds later, or whose
+main thread does not come back from a native call, is ended by `camera.watchdog`.
 """
 
 import atexit
@@ -16,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from camera import watchdog
+
 EXIT_CODE = 130
 _RAISE_AGAIN_SECONDS = 0.05
-_SAME_SIGNAL_SECONDS = 0.5
-"""Two signals within this time are one: whoever ends a process group, as `timeout` does, may send two."""
 _SHOW_CURSOR = b"\x1b[?25h"
 
 _installed = False
@@ -46,13 +47,22 @@ def install() -> None:
             signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_SECONDS)
 
     sys.unraisablehook = dropped
+    watchdog.watch(_terminate, requested, watchdog.TO_END_SECONDS)
     atexit.register(_exit_with_final_code)
 
 
 def reinstall() -> None:
-    """Take SIGTERM back from Prefect, which replaces the handler inside a flow; without `install` leave it alone."""
-    if _installed and _final_code is None and _in_main_thread():
-        signal.signal(signal.SIGTERM, _on_signal)
+    """Take SIGTERM back from Prefect, which replaces the handler inside a flow.
+
+    Without `install` it is left to Prefect, and the process ends only if its handler cannot run.
+    """
+    if not _in_main_thread() or _final_code is not None:
+        return
+    if not _installed:
+        watchdog.watch(_terminate, None, None)
+        return
+    signal.signal(signal.SIGTERM, _on_signal)
+    watchdog.watch(_terminate, requested, watchdog.TO_END_SECONDS)
 
 
 def requested() -> bool:
@@ -110,7 +120,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if _requested_at is None:
         _requested_at = now
         raise KeyboardInterrupt
-    if now - _requested_at > _SAME_SIGNAL_SECONDS:
+    if now - _requested_at > watchdog.SAME_SIGNAL_SECONDS:
         _terminate("stopped at once")
 
 
@@ -121,10 +131,13 @@ def _raise_again(number: int, frame: FrameType | None) -> None:
 
 def _terminate(how: str) -> None:
     """End without cleaning up: finished artifacts are in the store, and a stage resumes as after a kill."""
+    if _final_code is not None:
+        os._exit(_final_code)
     with suppress(OSError):  # nobody reads any more
         if os.isatty(1):
             os.write(1, _SHOW_CURSOR)  # a live display hides it
         os.write(2, f"{how}; run the same command again to go on from here\n".encode())
+    watchdog.end_children()
     os._exit(EXIT_CODE)
 
 

@@ -7,8 +7,8 @@ from gguf import TokenType
 
 from camera.errors import CameraError
 from camera.files import read_json
-from camera.guarded import run_guarded
 from camera.formats.vocabulary import Vocabulary, plain
+from camera.guarded import run_guarded
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]

@@ -236,6 +236,31 @@ print(signal.getsignal(signal.SIGTERM) is not other)
     assert run("shutdown._installed = False\n" + script, "").stdout == "False\n"
 
 
+BUSY = """
+import hashlib
+print("at work", flush=True)
+try:
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # one native call of half a minute
+except KeyboardInterrupt:
+    print("late")
+"""
+
+
+@BOTH
+def test_a_native_call_is_ended_in_seconds_with_130(name: str) -> None:
+    with started(BUSY, "") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "at work\n"
+        time.sleep(0.3)
+        began = time.monotonic()
+        process.send_signal(getattr(signal, name))
+        assert process.wait(timeout=30) == 130
+        assert time.monotonic() - began < 5
+        assert process.stdout.read() == ""
+        assert "stopped; run the same command again" in process.stderr.read()
+
+
 def started(script: str, argument: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", BEGIN + script, argument],
