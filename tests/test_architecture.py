@@ -162,6 +162,7 @@ def camera(distribution: Path, *arguments: str | Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_file_each_adds_a_family_a_format_a_method_an_engine_and_a_data_set(
     distribution: Path, toy: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_file_each_adds_a_family_a_format_a_method_an_engine_and_a_data_set(
     assert {row["engine"] for row in json.loads(timed)["rows"]} == {"toy"}
 
 
+@pytest.mark.slow
 def test_a_file_adds_a_stage(distribution: Path, tmp_path: Path) -> None:
     model, text, recipe = (
         tiny_checkpoint(tmp_path / "model"),

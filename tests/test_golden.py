@@ -5,15 +5,14 @@ solves equations, whose last bits are the machine's own: there the channels that
 """
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from camera.checkpoints.checkpoint import Checkpoint
+from camera.cli import command_line
 from tasks.versioning import pull_if_tracked
 from tests.conftest import REPOSITORY
 
@@ -21,10 +20,9 @@ CALIBRATION = ("--samples", "8", "--length", "128", "--dtype", "float32")
 
 
 def camera(*arguments: str | Path) -> None:
-    """Run the command line as a person does."""
-    command = [sys.executable, "-m", "camera", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    """Run the command line, in this process."""
+    result = CliRunner().invoke(command_line(), list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
 
 
 def digest(model: Path) -> str:

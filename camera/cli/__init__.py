@@ -86,7 +86,8 @@ def pipeline() -> Any:
     return import_module("flows.commands")
 
 
-def _app() -> typer.Typer:
+def command_line() -> typer.Typer:
+    """All commands, those of the pipeline among them where it is installed."""
     joined = pipeline()
     app = typer.Typer(
         name="camera",
@@ -162,7 +163,7 @@ def _run() -> int:
 def _called() -> int:
     """Run the command; the exit code. An error of the command line is shown as typer shows it, without control characters."""
     try:
-        code = typer.main.get_command(_app())(standalone_mode=False)
+        code = typer.main.get_command(command_line())(standalone_mode=False)
     except typer.Abort:
         note("stopped")
         return 1

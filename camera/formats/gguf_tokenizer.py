@@ -47,6 +47,8 @@ def write_tokenizer(writer: gguf.GGUFWriter, folder: Path, rows: int) -> list[st
         writer.add_chat_template(templates[DEFAULT])
     elif templates:
         writer.add_chat_template([{"name": name, "template": text} for name, text in templates.items()])
+        if (names := writer.kv_data[-1].get(gguf.Keys.Tokenizer.CHAT_TEMPLATES)) is not None:
+            names.value = sorted(names.value)  # gguf holds them in a set, whose order differs from run to run
         if DEFAULT not in templates:
             warnings.append("no chat template is named default: llama.cpp uses none unless it is told a name")
     return [*warnings, *special.warnings]

@@ -55,6 +55,7 @@ def test_prune_names_a_refused_layer_once_and_states_the_zeros(workplace: Workpl
     assert "50.0 % of the feed-forward weights that stay are zero" in told
 
 
+@pytest.mark.slow
 def test_the_single_stages_make_what_prune_makes_in_one_go(workplace: Workplace):
     common = ("--samples", "4", "--length", "64", "--dtype", "float32", "--propagate", "one-shot")
     workplace.camera("capture", "model", "stats", "--calibration", "calibration.txt", *common)

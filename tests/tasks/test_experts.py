@@ -177,6 +177,7 @@ def test_a_split_run_keeps_what_capture_chose_and_is_cached(
     assert {again[name] for name in done} == {"cached"}
 
 
+@pytest.mark.slow
 def test_two_published_mixtures_are_compared_expert_by_expert(
     recipe: MakeRecipe, store: Store, tmp_path: Path
 ) -> None:

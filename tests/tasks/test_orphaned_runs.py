@@ -33,6 +33,7 @@ def killed(key: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_next_run_closes_what_killed_ones_left_and_continues_its_own(tmp_path: Path):
     another, same = killed("another recipe"), killed("this recipe")
     tracker = Tracker("tests", "this recipe", "tiny", tmp_path / "artifacts")

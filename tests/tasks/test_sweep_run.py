@@ -74,6 +74,7 @@ def client() -> Any:
     return MlflowClient()
 
 
+@pytest.mark.slow
 def test_one_capture_serves_every_ratio_and_the_next_sweep_runs_nothing(sweeping: Sweeping) -> None:
     lists = {"ratios": [0.35, 0.7]}
     outcome, ran = sweeping.run(lists)
@@ -112,6 +113,7 @@ def test_a_member_that_fails_is_a_row_and_the_others_go_on(database: str, sweepi
     assert ran["save"] == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_in_the_same_run_with_its_members_below_it(
     database: str, sweeping: Sweeping
 ) -> None:

@@ -30,6 +30,7 @@ def test_only_an_sqlite_address_is_a_file() -> None:
     assert database_of("http://127.0.0.1:5000") is None
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_tables_are_made_leaves_no_database(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     making = subprocess.Popen([sys.executable, "-c", MAKE, str(path)], stderr=subprocess.DEVNULL)
@@ -45,6 +46,7 @@ def test_a_kill_while_the_tables_are_made_leaves_no_database(tmp_path: Path) -> 
     assert tables(path) > 30
 
 
+@pytest.mark.slow
 def test_several_processes_make_one_database(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     command = [sys.executable, "-c", MAKE, str(path)]
