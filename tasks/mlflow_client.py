@@ -20,6 +20,7 @@ from camera.errors import CameraError, NetworkError
 from camera.files import atomic_file
 from camera.locks import output_lock
 from camera.secrets import without_secrets
+from tasks.busy_database import patiently, wait_for_busy_databases
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -78,7 +79,7 @@ def mlflow_client() -> "Iterator[MlflowClient | None]":
         yield connect()
     except CameraError:
         raise
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         message = f"MLflow at {tracking_uri()} cannot be used: {error}"
         raise NetworkError(without_secrets(message)) from error
 
@@ -96,6 +97,20 @@ def pages(search: Any, limit: int | None = None, **asked: Any) -> Iterator[Any]:
             return
 
 
+@contextmanager
+def existing_registry() -> "Iterator[MlflowClient]":
+    """The client for whoever found something in the registry, or recorded something there, a moment ago.
+
+    Raises:
+        NetworkError: as `mlflow_client`; and if the database was taken away since.
+    """
+    with mlflow_client() as client:
+        if client is None:
+            address = without_secrets(tracking_uri())
+            raise NetworkError(f"MLflow at {address} cannot be used: the database was taken away meanwhile")
+        yield client
+
+
 def connect() -> "MlflowClient":
     """A client of the tracking server or database in use.
 
@@ -105,6 +120,7 @@ def connect() -> "MlflowClient":
     from mlflow.tracking import MlflowClient  # 2.5 s; only who tracks or asks pays it
 
     if (database := database_of(tracking_uri())) is not None:
+        wait_for_busy_databases()
         ready_database(database)
     check_server(tracking_uri())
     return MlflowClient()
@@ -128,8 +144,10 @@ def ready_database(path: Path) -> None:
         raise FileNotFoundError(f"the folder {path.parent} does not exist")
     if path.exists():
         try:
-            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-                database.execute("PRAGMA schema_version").fetchone()
+            with closing(
+                sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1)
+            ) as database:
+                patiently(lambda: database.execute("PRAGMA schema_version").fetchone())
         except sqlite3.Error as error:
             raise OSError(f"{path}: {error}") from None
         return

@@ -15,7 +15,7 @@ from camera.errors import CameraError
 from camera.escape import one_line
 from camera.report.schema import read_results
 from tasks.held import held
-from tasks.mlflow_client import mlflow_client
+from tasks.mlflow_client import existing_registry, mlflow_client
 from tasks.registry import PRODUCTION, Version, files_of, lineage_digest, models, versions
 from tasks.store import Store
 
@@ -78,8 +78,7 @@ def promote(
 
 def _give(version: Version, alias: str, how: str) -> None:
     """Set an alias, its history first: after a kill in between `history` sees that the last entry was not carried out."""
-    with mlflow_client() as client:
-        assert client is not None  # the version came from it
+    with existing_registry() as client:
         now = next((each for each in versions(version.name) if each.number == version.number), None)
         if now is None or now.tags != version.tags:
             raise CameraError(

@@ -13,7 +13,7 @@ from camera.digests import canonical_json
 from camera.errors import CameraError
 from tasks import versioning
 from tasks.lineage_form import own_digest_holds, read_publication
-from tasks.mlflow_client import QUOTED, database_of, mlflow_client, pages, tracking_uri
+from tasks.mlflow_client import QUOTED, database_of, existing_registry, mlflow_client, pages, tracking_uri
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def register(
         raise CameraError(
             f"publish.alias: {PRODUCTION} is given by `camera promote {name}`, after an audit; choose another"
         )
-    with mlflow_client() as client:
-        assert client is not None  # the run is there
+    with existing_registry() as client:
         try:
             client.create_registered_model(name)
         except MlflowException as error:
@@ -182,8 +181,7 @@ def set_tags(version: Version, tags: Mapping[str, str]) -> None:
     Raises:
         NetworkError: if MLflow cannot be reached.
     """
-    with mlflow_client() as client:
-        assert client is not None  # the version came from it
+    with existing_registry() as client:
         for tag, value in tags.items():
             client.set_model_version_tag(version.name, str(version.number), tag, value)
 

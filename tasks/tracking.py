@@ -17,15 +17,18 @@ from camera.errors import CameraError
 from camera.files import read_json
 from camera.processes import has_ended, process_identity
 from camera.secrets import without_secrets
+from tasks.busy_database import is_busy
 from tasks.mlflow_client import (
     Backoff,
     ExperimentDeleted,
+    ServerUnavailable,
     backoff_of,
     check_server,
     connect,
     database_of,
     is_server,
     is_transient,
+    pages,
     tracking_uri,
 )
 from tasks.recipe import TrackingOptions
@@ -86,13 +89,18 @@ class Tracker:
         begin = partial(self._begin, experiment, pipeline_key, name, artifacts, _now())
         self._outbox: list[tuple[str, Callable[[], None]]] = [("the run", begin)]
         self._deliver(urgent=True, tell=False)
-        if self._failure is not None and not (is_server(self._uri) and is_transient(self._failure)):
+        if self._failure is not None and not self._may_pass(self._failure):
             raise CameraError(f"{self.pending}. Mend it, or run with --set tracking.enabled=false")
         if self.pending is not None:
             _log.warning(_PENDING, self.pending)
 
+    def _may_pass(self, failure: Exception) -> bool:
+        """Whether a failure to begin may be over later: a server's, or another process that holds the database."""
+        return is_busy(failure) or (is_server(self._uri) and is_transient(failure))
+
     def _begin(self, experiment: str, pipeline_key: str, name: str, artifacts: Path, started: int) -> None:
         self._client = connect()
+        self._database = self._identity()
         self.experiment_id = _experiment(self._client, experiment, artifacts)
         found = self._client.search_runs(
             [self.experiment_id], f"tags.`{KEY_TAG}` = '{pipeline_key}'", max_results=1
@@ -194,6 +202,7 @@ class Tracker:
         try:
             with self._backoff.attempt():
                 check_server(self._uri)
+                self._check_database()
                 while self._outbox:
                     self._record(*self._outbox[0])
                     self._outbox.pop(0)
@@ -205,6 +214,24 @@ class Tracker:
             if self._failure is not None:
                 _log.warning("MLflow answers again, and has all that was recorded meanwhile")
             self._failure = None
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file the database is; None for a server, or if it is gone."""
+        path = database_of(self._uri)
+        try:
+            found = None if path is None else path.stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_dev, found.st_ino)
+
+    def _check_database(self) -> None:
+        """Do not write to a file that somebody deleted, which SQLite does without a word.
+
+        Raises:
+            ServerUnavailable: if the database is not the one in which the run began.
+        """
+        if self.run_id is not None and self._identity() != self._database:
+            raise ServerUnavailable("its database was taken away or replaced since this run began")
 
     def _record(self, what: str, record: Callable[[], None]) -> None:
         """Record one thing; that MLflow refuses it is a warning, unless it is the run itself."""
@@ -277,7 +304,8 @@ def close_orphaned_runs(client: "MlflowClient", experiment_id: str) -> list[str]
     The same recipe run again continues such a run and closes it; this is for those that nobody runs again, because
     their recipe or their sources changed. Runs of other hosts are left alone: nothing is known of their processes.
     """
-    found = client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
+    running = "attributes.status = 'RUNNING'"
+    found = pages(client.search_runs, experiment_ids=[experiment_id], filter_string=running)
     orphaned = [str(run.info.run_id) for run in found if has_ended(run.data.tags.get(PROCESS_TAG, ""))]
     for run_id in orphaned:
         client.set_terminated(run_id, "KILLED")
