@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from camera.data.sets.file import lines
+from camera.data.sets.lines import lines, refuse_more_than_is_read, refuse_unreasonable_records
+from camera.data.sets.parquet import refuse_unreasonable_parquet
 from camera.errors import CameraError
 
 _LINES = (".txt", ".raw", ".tokens")
@@ -39,6 +40,7 @@ def rows_of_copy(path: Path, part: str, *, within: str | None, field: str, by_li
         raise CameraError(
             f"{files[0]}: plain text does not tell where a document ends; give .jsonl, .json.gz or .parquet"
         )
+    refuse_more_than_is_read(path, sum(file.stat().st_size for file in files))
     # The hub's rows are lines with their ends; of a blank one it keeps nothing.
     return [line if line.strip() else "" for file in files for _, line in lines(file) if line]
 
@@ -78,8 +80,14 @@ def _records(files: list[Path], kind: str, field: str) -> Sequence[str]:
     """A column that reads rows as they are asked for: one part of C4 is 800 MB."""
     import datasets  # slow to import
 
+    for file in files:
+        if kind == "parquet":
+            refuse_unreasonable_parquet(file, field)
+        else:
+            refuse_unreasonable_records(file)
+    only = {"columns": [field]} if kind == "parquet" else {}  # what else is there was not looked at
     try:
-        rows: Any = datasets.load_dataset(kind, data_files=list(map(str, files)), split="train")
+        rows: Any = datasets.load_dataset(kind, data_files=list(map(str, files)), split="train", **only)
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
         raise CameraError(f"{files[0]} cannot be read: {error.__cause__ or error}") from error
     if field not in rows.column_names:

@@ -1,6 +1,5 @@
 """Text and token files of the user's own: .txt, .jsonl, .parquet, folders of them, and .safetensors of tokens."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import torch
 
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.data.sets import DATA_SETS, DataSet, Documents
+from camera.data.sets.lines import MAX_ROW_BYTES, lines, refuse_more_than_is_read, row, text_of
+from camera.data.sets.parquet import read_parquet
 from camera.errors import CameraError
 from camera.options import DatasetOptions
 
@@ -51,9 +52,11 @@ def read(path: Path, field: str) -> Documents:
         field: the field of .jsonl and .parquet that holds the text.
 
     Raises:
-        CameraError: naming file and line, if something is missing, or is no text, JSON or UTF-8.
+        CameraError: naming file and line, if something is missing, or is no text, JSON or UTF-8, or is too large.
     """
-    texts = [text for file in text_files(path) for text in _READERS[file.suffix.lower()](file, field)]
+    files = text_files(path)
+    refuse_more_than_is_read(path, sum(file.stat().st_size for file in files))
+    texts = [text for file in files for text in _READERS[file.suffix.lower()](file, field)]
     return Documents(texts, joiner="\n\n", source=str(path))
 
 
@@ -116,57 +119,22 @@ def _read_txt(file: Path, field: str) -> list[str]:
 
 def _read_jsonl(file: Path, field: str) -> list[str]:
     texts = []
-    for number, line in lines(file):
+    for number, line in lines(file, MAX_ROW_BYTES):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CameraError(f"{file}, line {number}: not valid JSON ({error})") from None
-        if not isinstance(row, dict) or field not in row:
-            has = ", ".join(row) if isinstance(row, dict) else f"a JSON {type(row).__name__}"
-            raise CameraError(f"{file}, line {number}: no field {field!r} (it has {has}); set `field`")
-        texts.append(_text(row[field], field, f"{file}, line {number}"))
+        where = f"{file}, line {number}"
+        record = row(line, where)
+        if not isinstance(record, dict) or field not in record:
+            has = ", ".join(record) if isinstance(record, dict) else f"a JSON {type(record).__name__}"
+            raise CameraError(f"{where}: no field {field!r} (it has {has}); set `field`")
+        texts.append(text_of(record[field], field, where))
     return texts
-
-
-def _read_parquet(file: Path, field: str) -> list[str]:
-    import pyarrow  # needed for this one kind of file only
-    import pyarrow.parquet
-
-    try:
-        names = pyarrow.parquet.read_schema(file).names
-        if field not in names:
-            raise CameraError(f"{file}: no field {field!r} (it has {', '.join(names)}); set `field`")
-        column = pyarrow.parquet.read_table(file, columns=[field]).column(field).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise CameraError(f"{file} is no readable parquet file: {error}") from None
-    return [_text(value, field, f"{file}, row {number}") for number, value in enumerate(column, 1)]
-
-
-def _text(value: object, field: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise CameraError(f"{where}: {field!r} is {type(value).__name__}, not text; set `field`")
-    return value
-
-
-def lines(file: Path) -> list[tuple[int, str]]:
-    """Numbered lines with their ends, the last without. Only a line feed ends a line, as JSON Lines has it."""
-    found = []
-    for number, raw in enumerate(file.read_bytes().split(b"\n"), 1):
-        try:
-            found.append((number, raw.decode("utf-8-sig" if number == 1 else "utf-8") + "\n"))
-        except UnicodeDecodeError as error:
-            raise CameraError(f"{file}, line {number}: not valid UTF-8 ({error}); convert the file") from None
-    number, last = found[-1]
-    found[-1] = number, last.removesuffix("\n")
-    return found
 
 
 _READERS: dict[str, Callable[[Path, str], list[str]]] = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
+    ".parquet": read_parquet,
 }
 
 DATA_SETS.register("file", Files())

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.data.sampling import document_windows
+from camera.data.sets import lines
+from camera.data.sets.copies import rows_of_copy
 from camera.data.tokens import calibration_tokens, evaluation_tokens
 from camera.errors import CameraError
 from camera.options import CalibrationOptions, DatasetOptions
@@ -123,3 +125,17 @@ def test_rows_without_text_are_refused(
     path.write_text(content)
     with pytest.raises(CameraError, match=rf"{path}"):
         evaluation_tokens(wikitext2(path), tokenizer)
+
+
+def test_copies_that_stand_for_gigabytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 200_000, pa.int32()), pa.array(["word " * 40_000]))
+    pq.write_table(pa.table({"text": text}), tmp_path / "test.parquet", compression="zstd")
+    monkeypatch.setattr(lines, "_MAX_UNPACKED_BYTES", 1 << 20)
+    with gzip.open(tmp_path / "a.json.gz", "wb") as file:
+        file.write(b'{"text": "one"}\n' * (1 << 17))
+    for name, message in (
+        ("test.parquet", "more text than is read"),
+        ("a.json.gz", "more than a data set does"),
+    ):
+        with pytest.raises(CameraError, match=message):
+            rows_of_copy(tmp_path / name, "test", within=None, field="text", by_line=False)

@@ -116,3 +116,39 @@ def test_tokens_that_cannot_be_right_are_refused(
     save_file(tensors, tmp_path / "ids.safetensors")
     with pytest.raises(CameraError, match=message):
         local.read_input_ids(tmp_path / "ids.safetensors", vocab_size=10)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "not valid JSON"),
+        ('{"text": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"text": "\\ud800"}', "holds half a character"),
+        ('{"text": 7}', "is int, not text"),
+        ('{"text": null}', "is NoneType, not text"),
+    ],
+)
+def test_json_that_is_no_text_is_refused_by_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' + line + "\n")
+    with pytest.raises(CameraError, match=rf"a\.jsonl, line 2: .*{message}"):
+        local.read(tmp_path / "a.jsonl", "text")
+
+
+def test_a_line_of_a_gigabyte_and_a_text_of_more_are_refused_unread(tmp_path: Path) -> None:
+    for name, size, message in (
+        ("a.jsonl", 1 << 30, "line 1: longer than 33.6 MB"),
+        ("a.txt", (1 << 30) + 1, "holds more text than is read"),
+    ):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)  # takes no room
+        with pytest.raises(CameraError, match=message):
+            local.read(tmp_path / name, "text")
+
+
+def test_a_kilobyte_of_parquet_that_stands_for_gigabytes_is_refused(tmp_path: Path) -> None:
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 200_000, pa.int32()), pa.array(["word " * 40_000]))
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"text": text}), path, compression="zstd")
+    assert path.stat().st_size < 2000
+    with pytest.raises(CameraError, match="holds more text than is read of one data set"):
+        local.read(path, "text")
