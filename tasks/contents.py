@@ -4,6 +4,7 @@ import os
 import stat
 from pathlib import Path
 
+EMPTY = "an empty folder"
 _KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a folder",
@@ -48,7 +49,7 @@ def contents(folder: Path) -> tuple[list[str], dict[str, str]]:
             beyond[name] = f"a folder that cannot be read ({error.strerror})"
             continue
         if not inside and place != folder:
-            beyond[name] = "an empty folder"
+            beyond[name] = EMPTY
         for path in inside:
             found = kind(path)
             if found == "a folder":

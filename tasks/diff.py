@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from camera.errors import CameraError
-from camera.files import read_json
 from camera.pruning.summary import Pruned
 from camera.report.schema import Results, read_results
-from tasks.lineage_form import check_lineage
+from tasks.contents import kind
+from tasks.lineage_form import read_publication
 from tasks.runs import flatten
 from tasks.store import LINEAGE, Store
 
@@ -80,12 +80,9 @@ def compare(before: Path, after: Path, store: Store) -> Comparison:
 
 
 def _lineage(folder: Path) -> dict[str, Any]:
-    if not (folder / LINEAGE).is_file():
+    if kind(folder / LINEAGE) is None:
         raise CameraError(f"{folder} has no {LINEAGE}: give published folders or names")
-    lineage = check_lineage(read_json(folder / LINEAGE), str(folder / LINEAGE))
-    if "recipe" not in lineage:
-        raise CameraError(f"{folder} is an artifact of the store: give published folders or names")
-    return lineage
+    return read_publication(folder)
 
 
 def _changes(section: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:

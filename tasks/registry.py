@@ -219,7 +219,7 @@ def files_of(version: Version, store: Store | None = None) -> Iterator[Path]:
     Raises:
         CameraError: if neither the folder nor DVC has this version's files.
     """
-    if version.dvc_md5 is None or not _is_superseded(version, store):
+    if version.dvc_md5 is None or not is_superseded(version, store):
         if not version.folder.is_dir():
             raise CameraError(f"{version.label}: {version.folder} is gone, and it was not versioned with DVC")
         yield version.folder
@@ -234,7 +234,7 @@ def files_of(version: Version, store: Store | None = None) -> Iterator[Path]:
         yield folder
 
 
-def _is_superseded(version: Version, store: Store | None) -> bool:
+def is_superseded(version: Version, store: Store | None) -> bool:
     """Whether a later publication took the folder of a version; not where what lies there is damaged or unknown."""
     there = lineage_digest(version.folder)
     if there == version.lineage_digest:

@@ -87,15 +87,18 @@ def record_of(store: Store, digest: str | None) -> Record:
     return Record() if path is None or not path.exists() else _read(path)
 
 
-def records_at(store: Store, folder: Path) -> Iterator[Record]:
-    """What was ever published in a place; records that are damaged are left out."""
+def records(store: Store) -> Iterator[Record]:
+    """What was ever published; records that are damaged are left out."""
     for path in sorted((store.root / ".published").glob("*.json")):
         try:
-            record = _read(path)
+            yield _read(path)
         except CameraError:
             continue
-        if Path(record.folder) == folder:
-            yield record
+
+
+def records_at(store: Store, folder: Path) -> Iterator[Record]:
+    """What was ever published in a place; records that are damaged are left out."""
+    return (record for record in records(store) if Path(record.folder) == folder)
 
 
 def write_record(store: Store, record: Record) -> None:

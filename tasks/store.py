@@ -23,6 +23,7 @@ from camera.disk import READ_ONLY
 from camera.errors import CameraError
 from camera.files import atomic_folder, hide, move_into_place, read_json, write_json
 from camera.locks import lock, try_lock
+from tasks.contents import EMPTY, contents
 
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
@@ -142,23 +143,7 @@ class Store:
             digests: what hashes; a reader of many artifacts has its own.
         """
         path = self.path(stage, key)
-        if not path.exists():
-            return None
-        if (damage := _manifest_damage(path, stage, key)) is not None:
-            return damage
-        manifest = read_json(path / MANIFEST)
-        if (damage := _lineage_damage(path, manifest)) is not None:
-            return damage
-        expected = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-        present = [name for name in files_below(path) if name not in _NOT_CONTENT]
-        for name in sorted(set(expected) ^ set(present)):
-            return f"{path / name} is {'missing' if name in expected else 'not part of the artifact'}"
-        for name, found in digests(path, present).items():
-            if found != expected[name]:
-                return f"{path / name} does not have the sha256 in its manifest"
-        if digest_json(expected) != manifest["digest"]:
-            return f"{path / MANIFEST} does not have the digest of its files"
-        return None
+        return damage_at(path, stage, key, digests) if path.exists() else None
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -263,6 +248,33 @@ class Store:
         return self.open(stage, key)
 
 
+def damage_at(path: Path, stage: str, key: str, digests: Digests = digest_files) -> str | None:
+    """What is wrong with an artifact, wherever its folder lies, in words, or None. Hashes every byte.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    if (damage := _manifest_damage(path, stage, key)) is not None:
+        return damage
+    manifest = read_json(path / MANIFEST)
+    if (damage := _lineage_damage(path, manifest)) is not None:
+        return damage
+    expected = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    files, beyond = contents(path)
+    for name, what in beyond.items():
+        if what != EMPTY:
+            return f"{path / name} is {what}, and not part of the artifact"
+    present = [name for name in files if name not in _NOT_CONTENT]
+    for name in sorted(set(expected) ^ set(present)):
+        return f"{path / name} is {'missing' if name in expected else 'not part of the artifact'}"
+    for name, found in digests(path, present).items():
+        if found != expected[name]:
+            return f"{path / name} does not have the sha256 in its manifest"
+    if digest_json(expected) != manifest["digest"]:
+        return f"{path / MANIFEST} does not have the digest of its files"
+    return None
+
+
 def _checksum(manifest: dict[str, Any]) -> str:
     """Digest of all that a manifest says, so that no field of it can change unseen."""
     return digest_json({name: value for name, value in manifest.items() if name != "checksum"})
@@ -277,8 +289,20 @@ def _manifest_damage(path: Path, stage: str, key: str) -> str | None:
         return f"{path / MANIFEST} does not hold a JSON object"
     if manifest.get("format") != _FORMAT or manifest.get("key") != key or manifest.get("stage") != stage:
         return f"{path / MANIFEST} is of another format or key"
-    if manifest.get("checksum") != _checksum(manifest):
+    try:
+        whole = manifest.get("checksum") == _checksum(manifest)
+    except (ValueError, RecursionError):  # NaN, or half a character, which have no digest
+        whole = False
+    if not whole:
         return f"{path / MANIFEST} does not have its own checksum: it was changed after it was written"
+    texts = [manifest.get("digest"), manifest.get("lineage_sha256")]
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        return f"{path / MANIFEST} does not say which files there are"
+    if not all(
+        isinstance(text, str) for text in (*texts, *(entry.get("sha256") for entry in files.values()))
+    ):
+        return f"{path / MANIFEST} does not say which bytes there are"
     return None
 
 

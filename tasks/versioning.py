@@ -175,6 +175,16 @@ def revision_of(root: Path, dvc_file: str, md5: str) -> str | None:
     return found[0] if found else None
 
 
+def listed(folder: Path, md5: str) -> dict[str, str] | None:
+    """md5 of every file of a DVC version of a folder, by name, as the cache on this machine has it; None if it lacks it."""
+    root = repository_root(folder)
+    if root is None or not md5.endswith(".dir"):
+        return None
+    with _open(root) as repo:
+        files = _files(repo.cache.local, md5)
+    return None if files is None else {name.as_posix(): oid for name, oid in files.items()}
+
+
 def stored_digests(
     root: Path, md5: str, inside: PurePosixPath, from_remote: bool = False
 ) -> tuple[dict[str, str], str]:

@@ -6,10 +6,9 @@ from typing import Any
 
 from camera.cli.output import note
 from camera.errors import CameraError
-from camera.files import read_json
 from tasks.audit.finding import NAMED, Finding, Verdict, stands_on, weakest
-from tasks.lineage_form import check_lineage, own_digest_holds
-from tasks.published import Found, audit_all, audit_found, located
+from tasks.lineage_form import own_digest_holds, read_publication
+from tasks.published import Found, audit_all, audit_found, audit_named
 from tasks.store import LINEAGE, Store
 
 
@@ -35,8 +34,7 @@ def audited(
 
     if model is None:
         return list(audit_all(published, store, audit))
-    with located(model) as found:
-        return [audit(found)]
+    return [audit_named(model, store, audit)]
 
 
 def as_document(findings: list[Finding]) -> dict[str, Any]:
@@ -74,11 +72,11 @@ def parts(findings: list[Finding], verdict: Verdict) -> list[Finding]:
 
 def _rebuilt(found: Found, home: Path) -> Finding:
     path = found.path / LINEAGE
-    lineage = check_lineage(read_json(path), str(path)) if path.is_file() else {}
-    if "recipe" not in lineage:
+    if not found.path.is_dir():
         raise CameraError(
             f"{found.label}: --rebuild needs a published folder, whose {LINEAGE} holds the recipe"
         )
+    lineage = read_publication(found.path)
     if not own_digest_holds(lineage):
         raise CameraError(f"{path} was changed after publishing: a recipe that may be another's is not run")
     from tasks.audit.rebuild import rebuild  # brings torch, which a plain audit does not need

@@ -50,6 +50,12 @@ def audit(
         bool,
         typer.Option("--remote", help="Read what DVC versions again from its remote, though it is here."),
     ] = False,
+    sources: Annotated[
+        bool,
+        typer.Option(
+            "--sources", help="Look for sources wherever the lineage says, also outside the project."
+        ),
+    ] = False,
     signers: Signers = None,
     require_signature: Annotated[
         bool, typer.Option("--require-signature", help="Without a valid signature it is wrong.")
@@ -79,7 +85,7 @@ def audit(
         raise CameraError("give one model, or --all")
     check_signers(signers, require_signature)
     project = here()
-    how = {"from_remote": remote, "signers": signers, "signed": require_signature}
+    how = {"from_remote": remote, "signers": signers, "signed": require_signature, "everywhere": sources}
     found = audited(model, published, project.home, Store(project.store), rebuild=rebuild, **how)
     if as_json:
         print_json(as_document(found))

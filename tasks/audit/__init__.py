@@ -3,22 +3,22 @@
 What each verdict stands on is in tasks/audit/finding.py.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
-from camera.digests import files_below
 from camera.errors import CameraError
-from camera.files import read_json
-from camera.formats.gguf_parser import LINEAGE_KEY, read_metadata
-from tasks.audit import records
-from tasks.audit.ancestors import ancestors, artifact
+from camera.formats.gguf_parser import LINEAGE_KEY
+from tasks import signing
+from tasks.audit.ancestors import ancestors, folder_of_artifact
+from tasks.audit.embedded import embedded
 from tasks.audit.finding import Finding, heading, unverifiable, verified, wrong
-from tasks.audit.hashing import Evidence, files_of, reading_ahead
+from tasks.audit.hashing import Evidence, files_of_stages, reading_ahead
+from tasks.audit.publication import publication
+from tasks.audit.sources import files_of_sources
+from tasks.contents import kind
 from tasks.lease import lease
-from tasks.lineage import portable
-from tasks.lineage_form import check_lineage, damages
-from tasks.store import LINEAGE, MANIFEST, Store
+from tasks.lineage_form import read_lineage
+from tasks.registry import Version
+from tasks.store import LINEAGE, Store
 
 __all__ = ["Finding", "audit"]
 
@@ -30,120 +30,87 @@ def audit(
     from_remote: bool = False,
     signers: Path | None = None,
     require_signature: bool = False,
-    restored: str | None = None,
+    copy_of: Version | None = None,
+    everywhere: bool = False,
 ) -> Finding:
     """Verify a published folder, a GGUF file or an artifact folder back to its sources.
 
     Args:
         path: what to audit.
-        store: where intermediate artifacts may still be.
+        store: the project's; where intermediate artifacts may still be.
         from_remote: read what DVC versions again from its remote, whatever is here.
-        signers: ssh's list of allowed signers, for a signature of a published folder's lineage.json.
-        require_signature: whether a published folder without one is wrong.
-        restored: for a copy of a published folder that DVC gave: the version it is of.
+        signers: ssh's list of allowed signers, for a signature of lineage.json.
+        require_signature: whether what has no valid one is wrong.
+        copy_of: for a copy of a published folder that DVC gave: the version it is of.
+        everywhere: look at sources wherever the lineage says they are, also outside the project.
 
     Raises:
         CameraError: if there is no lineage to follow.
     """
     with lease(store) as in_use, reading_ahead() as hashes:  # nothing is evicted under our eyes
-        evidence = Evidence(store, hashes, from_remote)
-        if path.is_file():
-            return _gguf(path, evidence)
-        if not path.is_dir():
+        evidence = Evidence(store, hashes, from_remote, everywhere)
+        trust = (signers, require_signature)
+        if path.is_dir():
+            folder, only = path, None
+            if kind(path / LINEAGE) is None:
+                raise CameraError(
+                    f"{path} has no {LINEAGE}: it was not made by this pipeline, so nothing can be audited"
+                )
+        elif path.is_file():
+            folder, only = path.parent, path.name
+            if kind(folder / LINEAGE) is None:
+                return heading(str(path), _gguf_alone(path, evidence, trust))
+        else:
             raise CameraError(f"{path} does not exist: give a published folder, a GGUF file or an artifact")
-        if not (path / LINEAGE).is_file():
+        if only is not None and embedded(path) is None:
             raise CameraError(
-                f"{path} has no {LINEAGE}: it was not made by this pipeline, so nothing can be audited"
+                f"{path} holds no lineage ({LINEAGE_KEY}): it was not published by this pipeline"
             )
-        lineage = check_lineage(read_json(path / LINEAGE), str(path / LINEAGE))
+        lineage = read_lineage(folder / LINEAGE)
         for key in lineage["stages"]:
             in_use(key)
-        root = heading(str(path), [])
         if "files" in lineage:
-            present = [path / name for name in files_below(path) if name != LINEAGE]
-            hashes.begin([*present, *files_of(lineage, store)])
-            root.add(*_published(path, lineage, evidence, restored))
-            if (signed := records.signature(path, signers, require_signature)) is not None:
-                root.add(signed)
-        elif (path / MANIFEST).is_file():
-            manifest, its_store = read_json(path / MANIFEST), Store(path.parent.parent)
-            name = f"{manifest['stage']} {manifest['key'][:12]}"
-            root.add(artifact(name, manifest, Evidence(its_store, hashes)))
-        root.add(*ancestors(lineage, evidence))
-        return root
+            parts = publication(folder, lineage, evidence, only=only, copy_of=copy_of, trust=trust)
+        else:
+            hashes.begin([*files_of_stages(lineage, store), *files_of_sources(lineage, evidence)])
+            parts = [folder_of_artifact(folder, lineage, evidence), *_unsigned(folder, evidence, trust)]
+            parts += ancestors(lineage, evidence)
+        return heading(str(path), parts)
 
 
-def _gguf(path: Path, evidence: Evidence) -> Finding:
-    embedded = _embedded(path)
-    if embedded is None:
+def _gguf_alone(path: Path, evidence: Evidence, trust: tuple[Path | None, bool]) -> list[Finding]:
+    lineage = embedded(path)
+    if lineage is None:
         raise CameraError(f"{path} holds no lineage ({LINEAGE_KEY}): it was not published by this pipeline")
-    evidence.hashes.begin([path, *files_of(embedded, evidence.store)])
-    beside = path.parent / LINEAGE
-    published = check_lineage(read_json(beside), str(beside)) if beside.is_file() else {}
-    name = "bytes of the file"
-    digest = evidence.hashes.digests(path.parent, [path.name])[path.name]
-    if "files" not in published:
-        found = _bytes_in_store(name, digest, evidence.store)
-    elif published["files"].get(path.name) == digest:
-        found = verified(name, f"sha256 is as in {beside}")
-    else:
-        found = wrong(name, f"sha256 is not the one in {beside}")
-    return heading(str(path), [found, *ancestors(embedded, evidence)])
-
-
-def _bytes_in_store(name: str, found: str, store: Store) -> Finding:
-    for pattern in (f"convert/*/{MANIFEST}", f".evicted/convert/*/{MANIFEST}"):
-        for manifest_path in sorted(store.root.glob(pattern)):
-            if any(entry["sha256"] == found for entry in read_json(manifest_path)["files"].values()):
-                return verified(name, f"sha256 as in {manifest_path}")
-    return unverifiable(
-        name, "no lineage.json beside it, and no artifact of this store has these bytes", "absent"
+    evidence.hashes.begin(
+        [path, *files_of_stages(lineage, evidence.store), *files_of_sources(lineage, evidence)]
     )
+    parts = [*_unsigned(path.parent, evidence, trust), *ancestors(lineage, evidence)]
+    return [_bytes_in_store(path, evidence), *parts]
 
 
-def _published(
-    path: Path, lineage: dict[str, Any], evidence: Evidence, restored: str | None
-) -> list[Finding]:
-    recorded = _recorded(path, lineage, evidence, restored)  # first: the files are being hashed meanwhile
-    name = f"{len(lineage['files'])} published files"
-    wrongs = [wrong(name, damage) for damage in damages(path, lineage, evidence.hashes.digests)]
-    ggufs = [path / file for file in lineage["files"] if file.endswith(".gguf")]
-    inside = [_lineage_inside(file, lineage) for file in ggufs if file.is_file()]
-    return [*(wrongs or [verified(name)]), *inside, *recorded]
+def _bytes_in_store(path: Path, evidence: Evidence) -> Finding:
+    store, name = evidence.store, f"bytes of {path.name}"
+    digests, unread = evidence.hashes.read(path.parent, [path.name])
+    if unread:
+        return unverifiable(name, f"{path} cannot be read: {unread[path.name]}", "unreadable")
+    evicted = [
+        store.evicted("convert", at.name) for at in sorted((store.root / ".evicted" / "convert").glob("*"))
+    ]
+    for made in [*store.all("convert"), *evicted]:
+        files = {} if made is None else made.manifest["files"]
+        if any(entry["sha256"] == digests[path.name] for entry in files.values()):
+            return verified(name, f"sha256 as this store recorded of convert {made.key[:12] if made else ''}")
+    nothing = f"no {LINEAGE} beside it, and no artifact of this store has these bytes"
+    return unverifiable(name, nothing, "absent")
 
 
-def _recorded(path: Path, lineage: dict[str, Any], evidence: Evidence, restored: str | None) -> list[Finding]:
-    if restored is None:
-        version = records.dvc(path, evidence.from_remote)
-    else:
-        version = verified(
-            "DVC version", f"{restored}; these are its files: a later version lies in the folder"
-        )
-    found = [] if version is None else [version]
-    run = records.mlflow_run(lineage)
-    if run is None or run.reason in ("offline", "absent"):
-        return found if run is None else [*found, run]
-    return [*found, run, records.mlflow_registry(lineage, path.with_name(path.name + ".dvc"))]
-
-
-def _lineage_inside(path: Path, lineage: dict[str, Any]) -> Finding:
-    name = f"lineage inside {path.name}"
-    try:
-        embedded = _embedded(path)
-    except CameraError as error:
-        return wrong(name, str(error))
-    known = portable(lineage)["stages"]
-    agrees = embedded is not None and all(
-        known.get(key) == entry for key, entry in embedded["stages"].items()
-    )
-    return verified(name) if agrees else wrong(name, "does not agree with lineage.json")
-
-
-def _embedded(path: Path) -> dict[str, Any] | None:
-    text = read_metadata(path).get(LINEAGE_KEY)
-    if text is None:
-        return None
-    try:
-        return check_lineage(json.loads(text), f"{LINEAGE_KEY} in {path}")
-    except (json.JSONDecodeError, RecursionError):
-        raise CameraError(f"{path}: {LINEAGE_KEY} is not JSON") from None
+def _unsigned(folder: Path, evidence: Evidence, trust: tuple[Path | None, bool]) -> list[Finding]:
+    """What is to be said of the signature of something that is no publication, where one is required."""
+    signers, required = trust
+    judged = signing.judge(folder, evidence.store, signers=signers, required=required)
+    if judged is None:
+        return []
+    if judged.verdict in ("attested", "verified"):
+        return [wrong("signature", "is of a published folder, and this is none")]
+    return [Finding("signature", judged.verdict, judged.detail, reason=judged.reason)]

@@ -1,42 +1,73 @@
-"""Every stage of a lineage and every source, hashed again where its bytes still are."""
+"""Every stage of a lineage, hashed again where its bytes still are, and held against what the stages after it read."""
 
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from camera.digests import digest_json
-from camera.errors import CameraError, NetworkError
-from tasks import versioning
-from tasks.audit.finding import Finding, heading, unverifiable, verified, wrong
-from tasks.audit.hashing import Evidence, Hashing, source_folder
+from camera.files import read_json
+from tasks.audit.finding import Finding, consistent, heading, unverifiable, verified, wrong
+from tasks.audit.hashing import Evidence
+from tasks.audit.sources import sources
+from tasks.store import MANIFEST, damage_at
 
 
 def ancestors(lineage: dict[str, Any], evidence: Evidence) -> list[Finding]:
-    """The stages, oldest first, and the sources.
-
-    Raises:
-        CameraError: if a stage descends from itself.
-    """
-    keys = _oldest_first(lineage["stages"])
-    stages = [_stage(key, lineage, evidence) for key in keys]
-    sources = [_source(entry, evidence) for entry in lineage["sources"].values()]
-    return [heading("stages", stages), heading("sources", sources)]
+    """The stages, oldest first, and the sources."""
+    try:
+        stages = [_stage(key, lineage, evidence) for key in _oldest_first(lineage["stages"])]
+    except CycleError:
+        stages = [wrong("order of the stages", "the lineage was forged: a stage in it descends from itself")]
+    return [heading("stages", stages), heading("sources", sources(lineage, evidence))]
 
 
 def artifact(name: str, entry: dict[str, Any], evidence: Evidence) -> Finding:
     """An artifact of the store, compared with the digest that a lineage names."""
     store, stage, key, digest = evidence.store, entry["stage"], entry["key"], entry["digest"]
-    if (gone := store.evicted(stage, key)) is not None:
-        if gone.digest != digest:
-            return wrong(name, f"evicted; its manifest names another content, {gone.digest[:12]}")
-        return unverifiable(name, "evicted by `camera gc`; its manifest names this digest", "evicted")
-    if not store.path(stage, key).exists():
-        return unverifiable(name, "not in this store: made elsewhere, or the store was deleted", "absent")
-    if (damage := store.damage(stage, key, evidence.hashes.digests)) is not None:
-        return wrong(name, damage)
-    if store.open(stage, key).digest != digest:
-        return wrong(name, f"the store holds another content under this key, made later: {stage}/{key}")
+    try:
+        if (gone := store.evicted(stage, key)) is not None:
+            if gone.digest != digest:
+                return wrong(name, f"evicted; its manifest names another content, {gone.digest[:12]}")
+            return unverifiable(name, "evicted by `camera gc`; its manifest names this digest", "evicted")
+        if not store.path(stage, key).exists():
+            return unverifiable(name, "not in this store: made elsewhere, or the store was deleted", "absent")
+        if (damage := store.damage(stage, key, evidence.hashes.digests)) is not None:
+            return wrong(name, damage)
+        if store.open(stage, key).digest != digest:
+            return wrong(name, f"the store holds another content under this key, made later: {stage}/{key}")
+    except OSError as error:
+        return unverifiable(name, f"{store.path(stage, key)} cannot be read: {error.strerror}", "unreadable")
     return verified(name, f"digest {digest[:12]}")
+
+
+def folder_of_artifact(path: Path, lineage: dict[str, Any], evidence: Evidence) -> Finding:
+    """An artifact's own folder, wherever it lies: against the manifest beside its files, and that against the store.
+
+    Args:
+        path: the folder.
+        lineage: its lineage.json.
+        evidence: of the auditor's own project.
+    """
+    own = lineage.get("artifact")
+    if own is None:
+        return wrong("artifact", f"{path} has neither published files nor an artifact's entry in its lineage")
+    name = f"{own['step']} {own['key'][:12]}"
+    if not (path / MANIFEST).is_file():
+        return wrong(name, f"{path / MANIFEST} is missing: nothing says which bytes the artifact has")
+    try:
+        if (damage := damage_at(path, own["stage"], own["key"], evidence.hashes.digests)) is not None:
+            return wrong(name, damage)
+    except OSError as error:
+        return unverifiable(name, f"a file of {path} cannot be read: {error.strerror}", "unreadable")
+    manifest = read_json(path / MANIFEST)
+    entry = {**own, "digest": manifest["digest"]}
+    if (fault := _fault(entry, own["key"], lineage)) is not None:
+        return wrong(name, fault)
+    if evidence.store.peek(own["stage"], own["key"]) or evidence.store.evicted(own["stage"], own["key"]):
+        if evidence.known(entry) is None:
+            return wrong(name, "this store holds another content under its key")
+        return verified(name, f"digest {entry['digest'][:12]}, which this store knows")
+    return consistent(name, f"as the {MANIFEST} beside it says; this store does not know it")
 
 
 def _oldest_first(stages: dict[str, Any]) -> list[str]:
@@ -44,15 +75,19 @@ def _oldest_first(stages: dict[str, Any]) -> list[str]:
         key: [given["key"] for given in entry["inputs"].values() if given["key"] in stages]
         for key, entry in stages.items()
     }
-    try:
-        return list(TopologicalSorter(parents).static_order())
-    except CycleError:
-        raise CameraError("the lineage was forged: a stage in it descends from itself") from None
+    return list(TopologicalSorter(parents).static_order())
 
 
 def _stage(key: str, lineage: dict[str, Any], evidence: Evidence) -> Finding:
     entry = lineage["stages"][key]
     name = f"{entry['step']} {key[:12]}"
+    if (fault := _fault(entry, key, lineage)) is not None:
+        return wrong(name, fault)
+    return artifact(name, entry, evidence)
+
+
+def _fault(entry: dict[str, Any], key: str, lineage: dict[str, Any]) -> str | None:
+    """How an entry contradicts itself or what it descends from."""
     asked: dict[str, Any] = {
         "stage": entry["stage"],
         "version": entry["version"],
@@ -60,73 +95,12 @@ def _stage(key: str, lineage: dict[str, Any], evidence: Evidence) -> Finding:
         "inputs": {given: value["digest"] for given, value in entry["inputs"].items()},
     }
     if digest_json(asked) != key or entry["key"] != key:
-        return wrong(name, "its key is not the digest of its options and inputs")
+        return "its key is not the digest of its options and inputs"
     for given, value in entry["inputs"].items():
         known = lineage["sources"] if value["key"] is None else lineage["stages"]
         parent = known.get(value["digest"] if value["key"] is None else value["key"])
         if parent is None or parent["digest"] != value["digest"]:
-            return wrong(name, f"its input {given} is not in the lineage with that digest")
-    return artifact(name, entry, evidence)
-
-
-def _source(entry: dict[str, Any], evidence: Evidence) -> Finding:
-    path = Path(entry["path"])
-    name = f"{entry['name']} {entry['path']}"
-    if digest_json(entry["files"]) != entry["digest"]:
-        return wrong(name, "its digest is not that of its files")
-    found = _in_workspace(name, path, entry, evidence.hashes)
-    version = _dvc(entry, path, evidence) if "dvc" in entry else None
-    if version is None:
-        return found
-    if found.verdict == "verified":
-        found.parts.append(version)
-        return found
-    if version.verdict != "verified" or not _moved_on(entry, path):
-        if found.verdict == "unverifiable":
-            found.detail += f"; {version.detail}"
-            found.reason = version.reason or found.reason
-        return found
-    # The workspace holds other data by now, or none: what was read is what DVC kept.
-    return verified(name, f"digest {entry['digest'][:12]}, {version.detail}")
-
-
-def _in_workspace(name: str, path: Path, entry: dict[str, Any], hashes: Hashing) -> Finding:
-    if not path.exists():
-        return unverifiable(name, f"{path} is not here", "absent")
-    folder = source_folder(path)
-    for file in entry["files"]:
-        if not (folder / file).is_file():
-            return wrong(name, f"{folder / file} is missing")
-    for file, found in hashes.digests(folder, entry["files"]).items():
-        if found != entry["files"][file]:
-            return wrong(name, f"{folder / file} does not have the sha256 it had")
-    return verified(name, f"digest {entry['digest'][:12]}")
-
-
-def _moved_on(entry: dict[str, Any], path: Path) -> bool:
-    """Whether the workspace is not expected to hold what was read: it is gone, or its .dvc file names other data."""
-    return not path.exists() or versioning.tracked_version(path) != entry["dvc"]
-
-
-def _dvc(entry: dict[str, Any], path: Path, evidence: Evidence) -> Finding:
-    """The version that DVC had, read from its cache or remote unless the workspace has it under the same hash."""
-    md5, file = entry["dvc"]["md5"], PurePosixPath(entry["dvc"]["file"])
-    root = versioning.repository_root(path if path.exists() else Path.cwd())
-    if root is None:
-        return unverifiable("DVC version", f"no DVC repository here holds {file}", "absent")
-    if path.exists() and versioning.tracked_version(path) == entry["dvc"] and not evidence.from_remote:
-        return verified("DVC version", md5)
-    commit = versioning.revision_of(root, str(file), md5)
-    place = f"{file} as of revision {commit[:12]}" if commit else f"{file} with {md5}"
-    tracked = root / file.with_suffix("")
-    try:
-        inside = PurePosixPath((Path.cwd() / path).resolve().relative_to(tracked.resolve()))
-        found, where = versioning.stored_digests(root, md5, inside, evidence.from_remote)
-    except NetworkError as error:
-        return unverifiable("DVC version", f"{place}: {error}", "offline")
-    except (CameraError, ValueError) as error:
-        return unverifiable("DVC version", f"{place}: {error}", "absent")
-    for name, expected in entry["files"].items():
-        if found.get(name) != expected:
-            return wrong("DVC version", f"{place}: {name} in {where} does not have the sha256 it had")
-    return verified("DVC version", f"{place}, read from {where}")
+            return f"its input {given} is not in the lineage with that digest"
+        if value.get("stage") != (None if value["key"] is None else parent["stage"]):
+            return f"its input {given} is of another kind than the lineage says"
+    return None

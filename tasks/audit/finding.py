@@ -9,19 +9,29 @@ Verdict = Literal["verified", "attested", "consistent", "unverifiable", "wrong"]
 """From the strongest to the weakest: recomputed from bytes that are themselves verified; signed by a key the auditor trusts;
 only self-declared; not to be verified here (why); not what the lineage says (what)."""
 Reason = Literal[
-    "", "evicted", "absent", "outside", "offline", "untracked", "superseded", "unjudged", "other versions"
+    "",
+    "evicted",
+    "absent",
+    "unreadable",
+    "outside",
+    "offline",
+    "untracked",
+    "superseded",
+    "unjudged",
+    "other versions",
 ]
-"""Why a part could not be verified: its bytes were evicted by `camera gc`; they are not on this machine; the lineage names a
+"""Why a part could not be verified: its bytes were evicted by `camera gc`; they are not on this machine; they cannot be read; the lineage names a
 place outside the project, which is not looked at; a server or remote did not answer; it was never recorded there; a later
 publication took its place; nobody said whose signature is believed; it was made with others."""
-_STRENGTH: dict[Verdict, int] = {verdict: number for number, verdict in enumerate(get_args(Verdict))}
+STRENGTH: dict[Verdict, int] = {verdict: number for number, verdict in enumerate(get_args(Verdict))}
+"""0 is the strongest."""
 NAMED = 3
 """So many parts a first line names."""
 
 
 def weakest(verdicts: Iterable[Verdict]) -> Verdict:
     """The weakest of some verdicts; `verified` of none."""
-    return max(verdicts, key=_STRENGTH.__getitem__, default="verified")
+    return max(verdicts, key=STRENGTH.__getitem__, default="verified")
 
 
 @dataclass

@@ -1,34 +1,48 @@
-"""Who else recorded a publication: MLflow's run, its registry, DVC; and who signed it."""
+"""Who else recorded a publication: the store, MLflow's run, its registry, DVC."""
 
+import hashlib
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from camera.digests import canonical_json, digest_files, files_below
+from camera.digests import canonical_json
 from camera.errors import CameraError, NetworkError
-from tasks import registry, runs, signing, versioning
-from tasks.audit.finding import Finding, unverifiable, verified, wrong
+from camera.files import read_json
+from tasks import registry, runs, versioning
+from tasks.audit.finding import Finding, consistent, unverifiable, verified, wrong
+from tasks.audit.hashing import Hashing
+from tasks.contents import contents, kind
 from tasks.runs import flatten, mlflow_name, parameter
-from tasks.store import LINEAGE
+from tasks.signed import record_of, records
+from tasks.store import LINEAGE, Store
 
 
-def dvc(folder: Path, from_remote: bool) -> Finding | None:
+def dvc(folder: Path, hashes: Hashing, from_remote: bool) -> Finding | None:
     """The .dvc file beside a published folder, compared with the folder, and if asked with the remote; None without one."""
     file = folder.with_name(folder.name + ".dvc")
-    if not file.is_file():
-        return None
+    if (what := kind(file)) != "a file":
+        return None if what is None else wrong("DVC version", f"{file.name} is {what}")
     try:
         difference = versioning.verify(file)
     except CameraError as error:
         return unverifiable("DVC version", str(error), "absent")
     if difference is not None:
         return wrong("DVC version", difference)
-    finding = verified("DVC version", f"{file.name} {versioning.md5_of(file)}")
+    md5 = versioning.md5_of(file)
+    kept = versioning.listed(folder, md5)
+    if kept is not None and kept.get(LINEAGE) != _md5(folder / LINEAGE):
+        return wrong("DVC version", f"{file.name} {md5} has another {LINEAGE}")
+    finding = verified("DVC version", f"{file.name} {md5}")
     if from_remote:
-        finding.parts.append(_remote(folder, file))
+        finding.parts.append(_remote(folder, file, hashes))
     return finding
 
 
-def _remote(folder: Path, file: Path) -> Finding:
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _remote(folder: Path, file: Path, hashes: Hashing) -> Finding:
     root = versioning.repository_root(folder)
     assert root is not None  # `verify` went through
     try:
@@ -37,7 +51,7 @@ def _remote(folder: Path, file: Path) -> Finding:
         return unverifiable("DVC remote", str(error), "offline")
     except CameraError as error:
         return unverifiable("DVC remote", str(error), "absent")
-    expected = digest_files(folder, files_below(folder))
+    expected, _ = hashes.read(folder, contents(folder)[0])
     differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differ:
         return wrong("DVC remote", f"{', '.join(differ)} in {where} is not what is published")
@@ -80,8 +94,14 @@ def _registered_run(lineage: dict[str, Any]) -> str | None:
     return next((entry.run_id for entry in known if entry.lineage_digest == lineage["digest"]), None)
 
 
-def mlflow_registry(lineage: dict[str, Any], dvc_file: Path) -> Finding:
-    """The registry's version of this lineage: its tags."""
+def mlflow_registry(lineage: dict[str, Any], folder: Path, dvc_file: Path) -> Finding:
+    """The registry's version of this lineage: its tags.
+
+    Args:
+        lineage: what is published.
+        folder: where.
+        dvc_file: what names the DVC version of what was read.
+    """
     name = "MLflow registry"
     try:
         known = registry.versions(lineage["name"])
@@ -89,12 +109,18 @@ def mlflow_registry(lineage: dict[str, Any], dvc_file: Path) -> Finding:
         return unverifiable(name, str(error), "offline")
     version = next((entry for entry in known if entry.lineage_digest == lineage["digest"]), None)
     if version is None:
+        run = lineage["references"].get("mlflow_run")
+        for entry in known:
+            if run is not None and entry.run_id == run and entry.folder.resolve() == folder.resolve():
+                return wrong(
+                    name, f"version {entry.number} is of the same run and folder, and names another lineage"
+                )
         return unverifiable(name, "no version has this lineage digest", "untracked")
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     ggufs = {file: digest for file, digest in lineage["files"].items() if file.endswith(".gguf")}
     if version.gguf_digests != ggufs:
         return wrong(name, f"version {version.number}{aliases} names other GGUF digests")
-    if version.lineage is not None and canonical_json(version.lineage) != canonical_json(lineage):
+    if not _same_lineage(version, lineage):
         return wrong(name, f"version {version.number}{aliases} holds another lineage")
     if version.dvc_md5 and dvc_file.is_file() and versioning.md5_of(dvc_file) != version.dvc_md5:
         return wrong(
@@ -103,16 +129,54 @@ def mlflow_registry(lineage: dict[str, Any], dvc_file: Path) -> Finding:
     return verified(name, f"version {version.number}{aliases}")
 
 
-def signature(folder: Path, signers: Path | None, required: bool) -> Finding | None:
-    """Who signed lineage.json; None where there is no signature and none is required."""
-    file = signing.signature_of(folder)
-    if not file.is_file():
-        return wrong("signature", f"required, and there is no {file.name}") if required else None
-    if signers is None:
-        return unverifiable("signature", f"{file.name}: give --signers to say whose is believed", "absent")
+def _same_lineage(version: registry.Version, lineage: dict[str, Any]) -> bool:
     try:
-        return verified("signature", f"by {signing.verify(folder / LINEAGE, file, signers)}")
-    except signing.NoToolError as error:
-        return unverifiable("signature", str(error), "absent")
+        return version.lineage is None or canonical_json(version.lineage) == canonical_json(lineage)
+    except (ValueError, RecursionError):  # what is no JSON, or has no canonical text
+        return False
+
+
+def publication(folder: Path, lineage: dict[str, Any], store: Store, registered: Finding | None) -> Finding:
+    """Whether anybody but the publication itself recorded it: this store, or MLflow's registry.
+
+    What no artifact's digest holds (the model card, the recipe, the sections on machines) stands on this alone.
+
+    Args:
+        folder: where it lies.
+        lineage: its lineage, with its own digest.
+        store: the project's.
+        registered: what is to be said of the registry, if it was asked.
+    """
+    name, digest = "publication", lineage["digest"]
+    try:
+        if record_of(store, digest).digest == digest or digest in published_places(store):
+            return verified(name, f"lineage digest {digest[:12]}, as this store recorded when it was made")
     except CameraError as error:
-        return wrong("signature", str(error))
+        return wrong(name, str(error))
+    if registered is not None and registered.name == "MLflow registry" and registered.verdict == "verified":
+        return verified(name, f"lineage digest {digest[:12]}, as MLflow's registry recorded")
+    others = [
+        other[:12] for other, place in published_places(store).items() if Path(place) == folder.resolve()
+    ]
+    if others:
+        if registered is not None and registered.reason == "offline":
+            return unverifiable(
+                name, "this store did not record it, and MLflow's registry did not answer", "offline"
+            )
+        return wrong(
+            name, f"this store published {others[0]} here, and neither it nor MLflow knows {digest[:12]}"
+        )
+    return consistent(
+        name, f"lineage digest {digest[:12]}, which neither this store nor MLflow's registry recorded"
+    )
+
+
+def published_places(store: Store) -> dict[str, str]:
+    """Where this store's runs published, by lineage digest."""
+    found = {record.digest: record.folder for record in records(store)}
+    for made in store.all("publish"):
+        with suppress(CameraError, KeyError, TypeError):  # a record that cannot be read vouches for nothing
+            record = read_json(made.path / "published.json")
+            if record["folder"] is not None:
+                found[str(record["lineage_digest"])] = str(record["folder"])
+    return found
