@@ -116,7 +116,7 @@ def audit_all(folder: Path, store: Store, auditing: Callable[[Found], Finding]) 
         if kind(version.folder) is not None and not registry.is_superseded(version, store):
             seen.add(version.folder.resolve())
     recorded = {
-        Path(place).resolve() for place in published_places(store).values() if kind(Path(place)) is not None
+        Path(place).resolve() for _, place in published_places(store) if kind(Path(place)) is not None
     }
     for place in sorted({*_below(folder), *recorded} - seen):
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from camera.digests import canonical_json
 from camera.errors import CameraError
+from camera.files import read_json
 from tasks import versioning
 from tasks.lineage_form import own_digest_holds, read_publication
 from tasks.mlflow_client import QUOTED, database_of, existing_registry, mlflow_client, pages, tracking_uri
@@ -224,7 +225,7 @@ def files_of(version: Version, store: Store | None = None) -> Iterator[Path]:
             raise CameraError(f"{version.label}: {version.folder} is gone, and it was not versioned with DVC")
         yield version.folder
         return
-    with TemporaryDirectory(prefix="camera-") as temporary:
+    with TemporaryDirectory(prefix="camera-", dir=versioning.room(version.folder)) as temporary:
         folder = Path(temporary) / version.folder.name
         try:
             versioning.restore(version.folder, version.dvc_md5, folder)
@@ -244,9 +245,14 @@ def is_superseded(version: Version, store: Store | None) -> bool:
     here = [entry for entry in versions(version.name) if entry.folder == version.folder]
     if any(entry.number > version.number for entry in here):
         return True
-    # Published while MLflow was away, and not registered yet.
+    # Published here while MLflow was away, and not registered yet.
     registered = any(entry.lineage_digest == there for entry in here)
-    return there is not None and not registered and store is not None and store.publication(there).exists()
+    if there is None or registered or store is None or not store.publication(there).exists():
+        return False
+    try:
+        return bool(read_json(store.publication(there))["folder"] == str(version.folder))
+    except (CameraError, LookupError, TypeError):
+        return False
 
 
 def lineage_digest(folder: Path) -> str | None:

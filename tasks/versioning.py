@@ -5,6 +5,7 @@ What is used of DVC's private names (the object databases of `Repo`, `Tree` of d
 
 import hashlib
 import logging
+import os
 import shutil
 import subprocess
 import time
@@ -79,7 +80,7 @@ def md5_of(dvc_file: Path) -> str:
     """
     try:
         return str(yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["outs"][0]["md5"])
-    except (yaml.YAMLError, KeyError, IndexError, TypeError):
+    except (yaml.YAMLError, ValueError, OSError, LookupError, TypeError, RecursionError):
         raise CameraError(f"{dvc_file} is not a .dvc file that can be read: run `dvc status`") from None
 
 
@@ -214,8 +215,17 @@ def stored_digests(
         return digests, where
 
 
+def room(place: Path) -> Path | None:
+    """Where a copy of a version of a folder takes no room: on the disk of DVC's cache. None if nothing can be written there."""
+    root = repository_root(place.parent)
+    found = None if root is None else root / ".dvc" / "tmp"
+    return found if found is not None and found.is_dir() and os.access(found, os.W_OK) else None
+
+
 def restore(place: Path, md5: str, out: Path) -> str:
     """Write the files of a DVC version of a folder into a new folder; where the bytes were.
+
+    Files of the cache are linked where the disk allows it. They are to be read, not written.
 
     Raises:
         NetworkError: if the remote does not answer.
@@ -229,8 +239,12 @@ def restore(place: Path, md5: str, out: Path) -> str:
             if not target.resolve().is_relative_to(out.resolve()):
                 raise CameraError(f"DVC version {md5} names a file outside its folder: {name}")
             target.parent.mkdir(parents=True, exist_ok=True)
-            with read(oid) as file, target.open("wb") as copy:
-                shutil.copyfileobj(file, copy, _CHUNK_BYTES)
+            with read(oid) as file:
+                try:
+                    os.link(file.name, target)
+                except (AttributeError, TypeError, OSError):  # of a remote, or on another disk
+                    with target.open("wb") as copy:
+                        shutil.copyfileobj(file, copy, _CHUNK_BYTES)
         return where
 
 

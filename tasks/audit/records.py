@@ -7,11 +7,11 @@ from typing import Any
 
 from camera.digests import canonical_json
 from camera.errors import CameraError, NetworkError
-from camera.files import read_json
 from tasks import registry, runs, versioning
 from tasks.audit.finding import Finding, consistent, unverifiable, verified, wrong
 from tasks.audit.hashing import Hashing
 from tasks.contents import contents, kind
+from tasks.publication import read_record
 from tasks.runs import flatten, mlflow_name, parameter
 from tasks.signed import record_of, records
 from tasks.store import LINEAGE, Store
@@ -23,12 +23,15 @@ def dvc(folder: Path, hashes: Hashing, from_remote: bool) -> Finding | None:
     if (what := kind(file)) != "a file":
         return None if what is None else wrong("DVC version", f"{file.name} is {what}")
     try:
+        md5 = versioning.md5_of(file)
+    except CameraError as error:
+        return wrong("DVC version", str(error))
+    try:
         difference = versioning.verify(file)
     except CameraError as error:
         return unverifiable("DVC version", str(error), "absent")
     if difference is not None:
         return wrong("DVC version", difference)
-    md5 = versioning.md5_of(file)
     kept = versioning.listed(folder, md5)
     if kept is not None and kept.get(LINEAGE) != _md5(folder / LINEAGE):
         return wrong("DVC version", f"{file.name} {md5} has another {LINEAGE}")
@@ -109,9 +112,9 @@ def mlflow_registry(lineage: dict[str, Any], folder: Path, dvc_file: Path) -> Fi
         return unverifiable(name, str(error), "offline")
     version = next((entry for entry in known if entry.lineage_digest == lineage["digest"]), None)
     if version is None:
-        run = lineage["references"].get("mlflow_run")
+        run, place = lineage["references"].get("mlflow_run"), str(folder.resolve())
         for entry in known:
-            if run is not None and entry.run_id == run and entry.folder.resolve() == folder.resolve():
+            if run is not None and entry.run_id == run and str(entry.folder) == place:
                 return wrong(
                     name, f"version {entry.number} is of the same run and folder, and names another lineage"
                 )
@@ -149,34 +152,32 @@ def publication(folder: Path, lineage: dict[str, Any], store: Store, registered:
     """
     name, digest = "publication", lineage["digest"]
     try:
-        if record_of(store, digest).digest == digest or digest in published_places(store):
-            return verified(name, f"lineage digest {digest[:12]}, as this store recorded when it was made")
+        known = record_of(store, digest).digest == digest
     except CameraError as error:
         return wrong(name, str(error))
+    places = published_places(store)
+    here = [other[:12] for other, at in places if at == str(folder.resolve())]
+    if digest[:12] in here or (not here and (known or any(digest == other for other, _ in places))):
+        return verified(name, f"lineage digest {digest[:12]}, as this store recorded when it was made")
     if registered is not None and registered.name == "MLflow registry" and registered.verdict == "verified":
         return verified(name, f"lineage digest {digest[:12]}, as MLflow's registry recorded")
-    others = [
-        other[:12] for other, place in published_places(store).items() if Path(place) == folder.resolve()
-    ]
-    if others:
-        if registered is not None and registered.reason == "offline":
-            return unverifiable(
-                name, "this store did not record it, and MLflow's registry did not answer", "offline"
-            )
-        return wrong(
-            name, f"this store published {others[0]} here, and neither it nor MLflow knows {digest[:12]}"
+    if here and registered is not None and registered.reason == "offline":
+        return unverifiable(
+            name, "this store did not record it, and MLflow's registry did not answer", "offline"
         )
+    if here:
+        return wrong(name, f"this store published {here[0]} here, and not {digest[:12]}")
     return consistent(
         name, f"lineage digest {digest[:12]}, which neither this store nor MLflow's registry recorded"
     )
 
 
-def published_places(store: Store) -> dict[str, str]:
-    """Where this store's runs published, by lineage digest."""
-    found = {record.digest: record.folder for record in records(store)}
+def published_places(store: Store) -> list[tuple[str, str]]:
+    """What this store's runs published: lineage digest and folder."""
+    found = [(record.digest, record.folder) for record in records(store)]
     for made in store.all("publish"):
-        with suppress(CameraError, KeyError, TypeError):  # a record that cannot be read vouches for nothing
-            record = read_json(made.path / "published.json")
-            if record["folder"] is not None:
-                found[str(record["lineage_digest"])] = str(record["folder"])
+        with suppress(CameraError):  # a record that cannot be read vouches for nothing
+            record = read_record(made.path)
+            if record.folder is not None and record.lineage_digest is not None:
+                found.append((record.lineage_digest, record.folder))
     return found

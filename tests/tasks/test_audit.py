@@ -233,7 +233,7 @@ def test_an_artifact_that_is_gone_is_unverified_not_wrong(finished: Finished) ->
 def test_without_the_store_the_published_folder_is_still_verified(finished: Finished, tmp_path: Path) -> None:
     finding = audit(finished.published, Store(tmp_path / "empty"))
     assert wrong(finding) == []
-    assert [part.name for part in finding.all_of("verified")][:2] == ["lineage.json", "9 published files"]
+    assert [part.name for part in finding.all_of("verified")][:2] == ["lineage.json", "11 published files"]
     assert "as MLflow's registry recorded" in part_of(finding, "publication").detail
     reasons = Counter(part.reason for part in finding.all_of("unverifiable"))
     assert reasons == {"absent": len(finished.outcome.artifacts) - 1, "outside": 3}
