@@ -24,7 +24,9 @@ FOREIGN_DAYS = 7
 _TEMPORARY = re.compile(r"\..+?(?:\.(h[0-9a-f]{12}))?\.([0-9]+)\.tmp")
 _BUFFER_BYTES = 8 << 20
 _MAX_JSON_BYTES = 64 << 20
-"""Objects take many times that in memory; the index of a model in 1000 shards has a tenth of it."""
+"""The index of a model in 1000 shards has a tenth of it."""
+_MAX_JSON_VALUES = 8_000_000
+"""A value takes up to 80 bytes of memory and two of a file; the largest tokenizer in use has three million."""
 
 
 def sync(path: Path) -> None:
@@ -160,20 +162,35 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        CameraError: if the file is missing, is not JSON, or is larger than any that is read here.
+        CameraError: if the file is missing, is not JSON, or holds more than any that is read here.
     """
     try:
         if (size := path.stat().st_size) > _MAX_JSON_BYTES:
             raise CameraError(
                 f"{path} has {size} bytes, and no JSON file of more than {_MAX_JSON_BYTES} is read"
             )
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CameraError(f"{path} is missing") from None
     except OSError as error:
         raise CameraError(f"{path} cannot be read: {error}") from None
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers or nesting beyond reason
+    except ValueError as error:  # no UTF-8, or no JSON
         raise CameraError(f"{path} is not valid JSON: {error}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: if it is none, or has more values, digits or levels than any that is read here.
+    """
+    text = text if isinstance(text, str) else text.decode()
+    if sum(map(text.count, ",[{")) > _MAX_JSON_VALUES:
+        raise ValueError(f"more than {_MAX_JSON_VALUES} values")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("more levels than are read") from None
 
 
 def reserve(descriptor: int, size: int) -> None:

@@ -135,6 +135,24 @@ def run_guarded(function: Callable[[], R], subject: str, limits: Limits | None =
         return guarded()
 
 
+@contextlib.contextmanager
+def panics_are_errors(subject: str) -> Iterator[None]:
+    """Make a CameraError of the panic of a library written in Rust, which is no Exception, in this process.
+
+    What it was at is over, and what others are at goes on: the next recipe of a night.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CameraError(f"{subject}: {_gave_up(error)}: a file that it read is damaged") from error
+
+
+def _gave_up(error: BaseException) -> str:
+    return f"the library that reads it gave up ({str(error)[:_LONGEST_WORDS]})"
+
+
 def _fork(function: Callable[..., Any]) -> "tuple[psutil.Process, Connection[Any, Any]]":
     ours, theirs = Pipe()
     parent = os.getpid()
@@ -189,7 +207,7 @@ def _answer(
     except Exception as error:
         return False, str(error)[:_LONGEST_WORDS] or type(error).__name__
     except BaseException as error:  # a panic of a library written in Rust
-        return False, f"the library that reads it gave up ({str(error)[:_LONGEST_WORDS]})"
+        return False, _gave_up(error)
 
 
 def _serve(

@@ -11,6 +11,7 @@ from typing import Any, Self
 from camera import shutdown
 from camera.disk import DiskError
 from camera.errors import CameraError
+from camera.guarded import panics_are_errors
 from camera.report.gate import Gate
 from camera.report.schema import read_results
 from camera.units import bytes_text
@@ -127,13 +128,14 @@ def perform_reporting(
             shutdown.check()
             listener.progress(request.step, done, total)
 
-        artifact = perform(
-            store,
-            request,
-            progress=progress,
-            started=started,
-            waiting=lambda: listener.waiting(request.step),
-        )
+        with panics_are_errors(request.step.name):
+            artifact = perform(
+                store,
+                request,
+                progress=progress,
+                started=started,
+                waiting=lambda: listener.waiting(request.step),
+            )
     return artifact, not ran
 
 

@@ -20,6 +20,7 @@ from camera.cli.stages import STAGES, Stage
 from camera.cli.streams import lasting
 from camera.errors import CameraError
 from camera.escape import lines
+from camera.guarded import panics_are_errors
 from camera.logs import harmless_logs
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -132,7 +133,8 @@ def main() -> None:
 def _run() -> int:
     """Run a command to its end; the exit code."""
     try:
-        return _ended(_called())
+        with panics_are_errors("stopped"):
+            return _ended(_called())
     except KeyboardInterrupt:
         return _stopped()
     except SystemExit as ended:

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 
 from camera.errors import CameraError
+from camera.files import parse_json
 
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor that holds Llama 3's factors, one for each rotated pair."""
@@ -154,7 +155,7 @@ def stated_parameters(text: str, where: str) -> dict[str, Any]:
         CameraError: if they cannot be understood.
     """
     try:
-        parameters = rope_parameters({"rope_scaling": json.loads(text)})
+        parameters = rope_parameters({"rope_scaling": parse_json(text)})
     except (ValueError, TypeError, AttributeError):
         raise CameraError(
             f"{where}: {PARAMETERS_KEY} is not readable: convert the checkpoint again"

@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Split
 
 from camera.errors import CameraError, NetworkError
-from camera.guarded import Guarded, Limits, run_guarded
+from camera.guarded import Guarded, Limits, panics_are_errors, run_guarded
 from tests.conftest import REPOSITORY
 
 
@@ -58,6 +58,8 @@ def test_a_panic_of_a_native_library_is_an_error_like_others() -> None:
     assert not isinstance(panicked.value, Exception), "or this test tests nothing"
     with pytest.raises(CameraError, match=r"tokenizer\.json: the library that reads it gave up"):
         run_guarded(lambda: tokenizer.encode("x" * 30_000), "tokenizer.json")
+    with pytest.raises(CameraError, match=r"fetch: .*gave up"), panics_are_errors("fetch"):
+        tokenizer.encode("x" * 30_000)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
