@@ -15,11 +15,12 @@ from camera.checkpoints.kinds import what_is_there
 from camera.checkpoints.safetensors_file import TensorInfo
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.checkpoints.trust import refuse_outside_links
-from camera.checkpoints.weights import Weights
-from camera.errors import CameraError
+from camera.checkpoints.weights import QUANTIZED_NAME, Weights, is_checkpoint
+from camera.errors import CameraError, understood
 from camera.files import read_json
 from camera.models import Block, Experts, Family, family_of
 from camera.models.defaults import completed
+from camera.models.limits import check_config, check_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -54,15 +55,23 @@ class Checkpoint(Weights):
         if not (folder / "config.json").is_file():
             told = what_is_there(folder) or "give the folder of a Hugging Face checkpoint"
             raise CameraError(f"{folder / 'config.json'} is missing: {told}")
+        if (folder / QUANTIZED_NAME).exists() and is_checkpoint(folder):
+            raise CameraError(
+                f"{folder} holds a checkpoint and a quantised model ({QUANTIZED_NAME}), and which of them is meant cannot be "
+                f"told: move {QUANTIZED_NAME} and its shards to another folder"
+            )
+        where = str(folder / "config.json")
         config = read_json(folder / "config.json")
         if not isinstance(config, dict):
-            raise CameraError(f"{folder / 'config.json'} does not hold a JSON object")
-        family = family_of(config, str(folder / "config.json"))
+            raise CameraError(f"{where} does not hold a JSON object: fetch it again")
+        family = family_of(config, where)  # of what is no model of ours, nothing else is to be said
+        check_config(config, where)
         tensors = model_tensors(folder)
-        checkpoint = cls(folder, config, family, tensors)
-        _ = checkpoint.experts  # what it refuses must not be counted through
-        config = completed(family, config, str(folder / "config.json"), len(tensors))
-        checkpoint = cls(folder, _as_loaded(folder, config, family, tensors), family, tensors)
+        with understood(where):
+            check_counts(family, config, len(tensors), where)
+            config = completed(family, config, where, len(tensors))
+            checkpoint = cls(folder, _as_loaded(folder, config, family, tensors), family, tensors)
+            _ = checkpoint.experts
         for name in checkpoint.ffn_names(0):
             if (bias := name.replace(".weight", ".bias")) in tensors:
                 raise CameraError(f"{folder} has {bias}: feed-forward layers with biases are not supported")
@@ -214,13 +223,14 @@ class Checkpoint(Weights):
         Raises:
             CameraError: if transformers refuses the values.
         """
-        from transformers import AutoConfig  # heavy; only computing needs it
+        from transformers import CONFIG_MAPPING  # heavy; only computing needs it
 
         _ = self.layer_count  # what it refuses must not reach transformers
         self.family.register()
         try:
-            config: PreTrainedConfig = AutoConfig.from_pretrained(
-                self.folder, trust_remote_code=False, local_files_only=True
+            # Not `from_pretrained`, which opens the file by itself.
+            config: PreTrainedConfig = CONFIG_MAPPING[self.family.model_type].from_dict(
+                read_json(self.folder / "config.json"), name_or_path=str(self.folder)
             )
         except Exception as error:  # its checked dataclasses raise types of their own
             raise CameraError(f"{self.folder / 'config.json'} is refused by transformers: {error}") from error
@@ -288,6 +298,10 @@ class Checkpoint(Weights):
         Raises:
             CameraError: naming the first tensor that is missing, has another shape, or is asked for nowhere.
         """
+        with understood(str(self.folder / "config.json")):
+            self._check_shapes()
+
+    def _check_shapes(self) -> None:
         self.empty_model()  # transformers refuses values that no layer can be built with
         _ = self.experts  # and this, numbers that it would only stumble over
         config = {**self.config, **self.hf_config.to_dict()}  # with its defaults

@@ -62,6 +62,11 @@ def model_tensors(folder: Path) -> dict[str, TensorInfo]:
                 found.pop(name, None)
                 found[name] = info
     _refuse_what_is_no_model(folder, found)
+    for name, info in found.items():
+        if not info.size_bytes and not _LEFT_OVER.match(name):
+            raise CameraError(
+                f"{folder} has {name} of shape {list(info.shape)}, without a number: fetch the model again"
+            )
     left_over = tuple(filter(_LEFT_OVER.match, found))
     if left_over:
         _tell_left_over(folder, left_over)

@@ -51,11 +51,14 @@ def refuse_outside_files(folder: Path) -> None:
         return
     config = read_json(path)
     for key, value in config.items() if isinstance(config, dict) else ():
-        if key.endswith("_file") and not _is_plain_name(value):
+        if key.endswith("_file") and not is_plain_name(value):
             raise CameraError(
                 f"{path}: {key} is {value!r}, and may only name a file beside it: remove the key"
             )
 
 
-def _is_plain_name(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value not in ("", "..") and Path(value).name == value)
+def is_plain_name(value: Any) -> bool:
+    """Whether a value names a file in a folder, and none elsewhere; None names none."""
+    return value is None or (
+        isinstance(value, str) and value not in ("", "..") and "\0" not in value and Path(value).name == value
+    )

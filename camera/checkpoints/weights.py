@@ -11,7 +11,7 @@ import torch
 from camera.checkpoints.kinds import what_is_there
 from camera.checkpoints.rows import CHUNK_BYTES, StoredRows
 from camera.checkpoints.safetensors_file import TensorInfo, map_tensor
-from camera.checkpoints.trust import TEMPLATES
+from camera.checkpoints.trust import TEMPLATES, is_plain_name
 from camera.errors import CameraError
 from camera.files import read_json
 
@@ -19,6 +19,8 @@ INDEX_NAME = "model.safetensors.index.json"
 IMPORT_NAME = "import.json"
 """What a folder made of a GGUF file says of where it is from; of models made of it that is not true."""
 SINGLE_NAME = "model.safetensors"
+QUANTIZED_NAME = "quantized.json"
+"""What tells a folder of packed tensors."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 _TOKENIZER_FILES = (
@@ -57,6 +59,12 @@ class Weights:
             and path.name not in (INDEX_NAME, IMPORT_NAME)
             and not path.name.endswith((*_WEIGHT_SUFFIXES, ".bin.index.json"))
         )
+
+    @property
+    def files(self) -> list[str]:
+        """Every file that is read of the folder, and copied: config, index, weights, side files."""
+        index = [INDEX_NAME] if (self.folder / INDEX_NAME).is_file() else []
+        return sorted({"config.json", *index, *self.weight_files, *self.side_files})
 
     @property
     def tokenizer_files(self) -> list[str]:
@@ -161,17 +169,24 @@ def is_finite(tensor: torch.Tensor) -> torch.Tensor:
     return least.isfinite() & largest.isfinite()
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds the weights of a checkpoint."""
+    return (folder / SINGLE_NAME).is_file() or (folder / INDEX_NAME).is_file()
+
+
 def weight_files(folder: Path) -> list[str]:
     """The safetensors files in order, from the index or the single file; paths that leave the folder refused."""
     if (folder / SINGLE_NAME).is_file():  # transformers looks for it first, index or not
         return [SINGLE_NAME]
     if (folder / INDEX_NAME).is_file():
         index = read_json(folder / INDEX_NAME)
-        try:
-            files = sorted(set(index["weight_map"].values()))
-            outside = [file for file in files if file in ("", "..") or Path(file).name != file]
-        except (KeyError, TypeError, AttributeError):
-            raise CameraError(f"{folder / INDEX_NAME} has no weight_map: fetch it again") from None
+        placed = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+            raise CameraError(f"{folder / INDEX_NAME} has no weight_map of names: fetch it again")
+        if not isinstance(index.get("metadata", {}), dict):
+            raise CameraError(f"{folder / INDEX_NAME}: its metadata is no object: fetch it again")
+        files = sorted(set(placed.values()))
+        outside = [file for file in files if not is_plain_name(file)]
         for file in outside:
             raise CameraError(f"{folder / INDEX_NAME} names {file!r}, which is outside its folder")
         if not files:

@@ -5,6 +5,7 @@ from typing import Any
 
 from camera.errors import CameraError
 from camera.files import read_json
+from camera.held import opened
 
 DEFAULT = "default"
 
@@ -33,7 +34,8 @@ def chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     for name, file in files.items():
         if file.is_file():
             try:
-                found[name] = file.read_text(encoding="utf-8")
+                with opened(file) as stored:
+                    found[name] = stored.read().decode("utf-8")
             except UnicodeDecodeError:
                 raise CameraError(f"{file} is not UTF-8 text: copy it from the source model again") from None
     return {name: found[name] for name in sorted(found, key=lambda name: (name != DEFAULT, name))}

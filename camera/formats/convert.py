@@ -78,6 +78,7 @@ def convert_to_gguf(
         tensors, concerns = _for_cann(computed + output_tensors(model))
         warnings += concerns
         block_type = _block_type(tensors, model.report.type)
+        writer.check(str(quantized_folder))
         if lineage is not None:
             writer.add_string(LINEAGE_KEY, canonical_json(lineage))
         _write_tensors(writer, tensors, block_type, progress)

@@ -6,10 +6,10 @@ from typing import TypeVar
 import gguf
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.errors import CameraError
+from camera.errors import CameraError, understood
 from camera.formats.gguf_tensors import refuse_strange
 from camera.formats.gguf_tokenizer import write_tokenizer
-from camera.formats.gguf_writer import OutputTensor
+from camera.formats.gguf_writer import KeyWriter, OutputTensor
 from camera.formats.model_keys import Described, write_model_keys
 
 T = TypeVar("T")
@@ -24,8 +24,10 @@ def check_convertible(checkpoint: Checkpoint) -> list[str]:
     Raises:
         CameraError: with every reason for which there is no GGUF file of this model.
     """
-    writer = gguf.GGUFWriter(None, architecture(checkpoint))  # nothing is written
-    return describe(writer, checkpoint, set(checkpoint.needed))[0]
+    writer = KeyWriter(None, architecture(checkpoint))  # nothing is written
+    warnings, _ = describe(writer, checkpoint, set(checkpoint.needed))
+    writer.check(str(checkpoint.folder))
+    return warnings
 
 
 def architecture(model: Described) -> str:
@@ -63,7 +65,8 @@ def describe(
 
     def ask(question: Callable[[], T], otherwise: T) -> T:
         try:
-            return question()
+            with understood(str(model.folder)):
+                return question()
         except CameraError as error:
             reasons.append(str(error))
             return otherwise

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from camera.errors import CameraError
+from camera.errors import CameraError, understood
 from camera.formats import blocks
 from camera.formats.gguf_file import GgufFile, GgufTensor
 from camera.formats.gguf_rope import read_rope
@@ -14,6 +14,7 @@ from camera.formats.gguf_tensors import transposed_items
 from camera.formats.rope import LONG_FACTORS, ROPE_FACTORS, split_halves
 from camera.models import Family, Placed, named_weights
 from camera.models.gguf import FULL, SLIDING, WINDOW, WINDOW_LAYERS, N, Window, config_of
+from camera.models.limits import MOST_LAYERS_FOR_EACH, check_config
 
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
@@ -127,7 +128,8 @@ class _Model(NamedTuple):
 
 def _model(file: GgufFile) -> _Model:
     if "model" not in file.memo:
-        config = _config(file, file.family)
+        with understood(str(file.path), "fetch or write it again"):
+            config = _config(file, file.family)
         file.memo["model"] = _Model(file.family, config, named_weights(file.family, config))
     model: _Model = file.memo["model"]
     return model
@@ -179,7 +181,7 @@ def _config(file: GgufFile, family: Family) -> dict[str, Any]:
         config |= _windows(file, rules.window, layers)
     if family.experts is not None and (problem := family.experts.problem(config)) is not None:
         raise CameraError(f"{file.path}: no {file.architecture} can be of these numbers: {problem}")
-    return config
+    return check_config(config, str(file.path))
 
 
 def _windows(file: GgufFile, window: Window, layers: int) -> dict[str, Any]:
@@ -206,6 +208,8 @@ def _check_experts(file: GgufFile, family: Family) -> None:
     if wrong is not None or not found:
         what = f"{wrong.name} has shape {list(wrong.shape)}" if wrong is not None else "no tensor holds any"
         raise CameraError(f"{file.path}: {file.architecture}.expert_count is {count}, and {what}")
+    if len(layers) > MOST_LAYERS_FOR_EACH * len(found):
+        raise CameraError(f"{file.path}: {len(layers)} layers, and {len(found)} tensors that hold experts")
 
 
 def _placed(file: GgufFile, hf_name: str) -> Placed:

@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from camera.errors import understood
 from camera.files import atomic_file, copy_bytes
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
@@ -51,8 +52,22 @@ _NUMBERS = {
 """Python's and numpy's type of the numbers that long arrays are made of."""
 
 
-class _Writer(gguf.GGUFWriter):
+class KeyWriter(gguf.GGUFWriter):
     """The library's writer, with arrays packed at once: by the item a vocabulary takes longer than a small model."""
+
+    def check(self, what: str) -> None:
+        """Pack every key that was added, as writing does, and drop it.
+
+        Args:
+            what: they are of, for the message.
+
+        Raises:
+            CameraError: naming the first key whose value a GGUF file cannot hold.
+        """
+        for values in self.kv_data:
+            for key, value in values.items():
+                with understood(f"{what}: {key}, which the GGUF file would hold,"):
+                    self._pack_val(value.value, value.type, add_vtype=True, sub_type=value.sub_type)
 
     def _pack_val(
         self,
@@ -75,10 +90,10 @@ class _Writer(gguf.GGUFWriter):
 
 
 @contextmanager
-def gguf_file(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
+def gguf_file(path: Path, architecture: str) -> Iterator[KeyWriter]:
     """Give the library's writer, to add keys and then call `stream_tensors`; the file appears whole or not at all."""
     with atomic_file(path) as temporary:
-        writer = _Writer(temporary, architecture)
+        writer = KeyWriter(temporary, architecture)
         try:
             yield writer
         finally:

@@ -9,6 +9,7 @@ from camera.errors import CameraError
 from camera.files import read_json
 from camera.formats.vocabulary import Vocabulary, plain
 from camera.guarded import run_guarded
+from camera.held import opened
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
@@ -33,7 +34,8 @@ def _parsed(path: Path) -> "ModelProto | None":
 
     model = ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        with opened(path) as file:
+            model.ParseFromString(file.read())
     except DecodeError:
         return None
     return model if model.pieces else None

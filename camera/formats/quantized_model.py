@@ -13,17 +13,21 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from camera.checkpoints.safetensors_file import TensorInfo, read_header
-from camera.errors import CameraError
+from camera.checkpoints.trust import is_plain_name, refuse_outside_links
+from camera.checkpoints.weights import QUANTIZED_NAME, is_checkpoint
+from camera.errors import CameraError, understood
 from camera.files import read_json
 from camera.formats import blocks
 from camera.models import Family, family_of
 from camera.models.defaults import completed
+from camera.models.limits import check_config, check_counts, check_shapes
 from camera.options import BlockType
 from camera.registry import BLOCK_FORMATS
 from camera.results import Result
 
-SUMMARY_NAME = "quantized.json"
+SUMMARY_NAME = QUANTIZED_NAME
 _ONE_EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
+_MOST_EXTENT = 1 << 31
 _EXPERT, _NUMBER = ".experts.", re.compile(r"\.\d+\.")
 
 
@@ -142,30 +146,31 @@ class QuantizedModel:
         """Read the summary and the shards' headers.
 
         Raises:
-            CameraError: if the folder is unfinished, or a shard is missing, truncated or does not hold what
-                the summary says.
+            CameraError: if the folder is unfinished or holds a checkpoint too; if a shard is missing, truncated, elsewhere or
+                does not hold what the summary says; or if the config is of another model.
         """
         folder = Path(folder)
         if not (folder / SUMMARY_NAME).is_file():
             raise CameraError(
                 f"{folder} holds no finished quantised model ({SUMMARY_NAME}): quantize into it (again)"
             )
+        refuse_outside_links(folder)
+        if is_checkpoint(folder):
+            raise CameraError(
+                f"{folder} holds a checkpoint and a quantised model ({SUMMARY_NAME}), and which of them is meant cannot be told: "
+                f"move {SUMMARY_NAME} and its shards, or the checkpoint's files, to another folder"
+            )
         report = QuantizeReport.read(folder / SUMMARY_NAME, "quantize again")
-        for shard in report.shards:
-            headers = read_header(folder / shard.file)
-            for record in report.tensors:
-                if record.file == shard.file:
-                    expected = packed_shape(record.type, record.shape)
-                    found = headers[record.name].shape if record.name in headers else None
-                    if found != expected:
-                        raise CameraError(
-                            f"{folder / shard.file}: {record.name} has shape {found}, and {SUMMARY_NAME} says "
-                            f"{expected}: quantize again"
-                        )
-        config = read_json(folder / "config.json")
+        _check_records(folder, report)
         where = str(folder / "config.json")
+        config = check_config(read_json(folder / "config.json"), where)
         family = family_of(config, where)
-        return cls(folder, completed(family, config, where, len(report.tensors)), family, report)
+        with understood(where):
+            check_counts(family, config, len(report.tensors), where)
+            config = completed(family, config, where, len(report.tensors))
+            shapes = {record.name: record.shape for record in report.tensors}
+            check_shapes(family, config, shapes, str(folder))
+        return cls(folder, config, family, report)
 
     @cached_property
     def tensors(self) -> dict[str, TensorRecord]:
@@ -216,6 +221,45 @@ class QuantizedModel:
         if name not in self.tensors:
             raise CameraError(f"{self.folder} has no tensor {name}")
         return self.tensors[name]
+
+
+def _check_records(folder: Path, report: QuantizeReport) -> None:
+    """Hold a summary, which anybody may have written, to the shards of its folder.
+
+    Raises:
+        CameraError: if it names files elsewhere, a tensor twice or one that no shard holds, or sizes that are not theirs.
+    """
+    summary = folder / SUMMARY_NAME
+    records: dict[str, list[TensorRecord]] = {shard.file: [] for shard in report.shards}
+    for file in records:
+        if not is_plain_name(file):
+            raise CameraError(f"{summary} names {file!r}, which is outside its folder: quantize again")
+    seen = set()
+    for record in report.tensors:
+        if record.file not in records:
+            raise CameraError(
+                f"{summary}: {record.name} is in {record.file!r}, which is none of its shards: quantize again"
+            )
+        if record.name in seen:
+            raise CameraError(f"{summary} has {record.name} twice: quantize again")
+        if not (len(record.shape) in (1, 2) and all(0 < extent <= _MOST_EXTENT for extent in record.shape)):
+            raise CameraError(f"{summary}: {record.name} has shape {list(record.shape)}: quantize again")
+        if record.shape[-1] % BLOCK_FORMATS[record.type].block_length:
+            raise CameraError(
+                f"{summary}: {record.name} has rows of {record.shape[-1]}, which no blocks of {record.type} make: quantize again"
+            )
+        seen.add(record.name)
+        records[record.file].append(record)
+    for file, of_shard in records.items():
+        headers = read_header(folder / file)
+        for record in of_shard:
+            expected = packed_shape(record.type, record.shape)
+            info = headers.get(record.name)
+            if info is None or (info.shape, info.dtype) != (expected, torch.uint8):
+                found = None if info is None else info.shape
+                raise CameraError(
+                    f"{folder / file}: {record.name} has shape {found}, and {SUMMARY_NAME} says {expected}: quantize again"
+                )
 
 
 def packed_shape(type: BlockType, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from camera.errors import CameraError
+from camera.errors import CameraError, understood
 from camera.models.block import Block, Fused
 from camera.models.experts import Experts
 from camera.models.family import FAMILIES, Family, named_weights
@@ -53,7 +53,9 @@ def family_of(config: dict[str, Any], where: str = "config.json") -> Family:
             "pruned are floating-point numbers. Dequantise the checkpoint to bfloat16 first, or take the original"
         )
     family = FAMILIES[model_type]
-    if (reason := family.refuses(config)) is not None:
+    with understood(where):
+        reason = family.refuses(config)
+    if reason is not None:
         raise CameraError(f"{where}: {reason}")
     return family
 

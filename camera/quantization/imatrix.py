@@ -21,7 +21,7 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_device, resolve_dtype
 from camera.digests import digest_json
-from camera.errors import CameraError
+from camera.errors import CameraError, understood
 from camera.files import atomic_file
 from camera.formats.gguf_reader import open_gguf
 from camera.layerwise.experts_pass import ExpertsPass
@@ -199,7 +199,11 @@ def read_imatrix(path: Path | str, checkpoint: Checkpoint) -> Imatrix:
     Raises:
         CameraError: if it is no such file, is damaged, or does not fit the checkpoint.
     """
-    path = Path(path)
+    with understood(str(path), "make the file again"):
+        return _read(Path(path), checkpoint)
+
+
+def _read(path: Path, checkpoint: Checkpoint) -> Imatrix:
     stored = _of_gguf(path) if _is_gguf(path) else _of_dat(path)
     weights = named_weights(checkpoint.family, checkpoint.config)
     sums: dict[str, torch.Tensor] = {}
