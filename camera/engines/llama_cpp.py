@@ -32,9 +32,12 @@ from camera.formats.gguf_reader import (
     open_gguf,
 )
 from camera.formats.types.q4_0_64 import Q4_0_64
+from camera.mapped import release_pages
 from camera.models import family_of
 from camera.options import BenchmarkOptions, Options, PositiveInt, Setting
 
+_COMPARED_BYTES = 8 << 20
+"""Of two files' tensors, at once."""
 _BUILD_KEYS = (
     *("build_commit", "build_number", "backends", "cpu_info", "system_info", "gpu_info"),
     *("n_threads", "n_gpu_layers", "model_type"),
@@ -209,7 +212,7 @@ def stock_twin(file: GgufFile, scratch: Path) -> Path:
 
 
 def _is_twin(path: Path, file: GgufFile) -> bool:
-    """Whether a file has the tensors of the other, and the first row of each holds the same numbers."""
+    """Whether a file has the tensors of the other, and the same numbers: whose it is does not matter then."""
     try:
         candidate = open_gguf(path)
     except CameraError:
@@ -217,11 +220,16 @@ def _is_twin(path: Path, file: GgufFile) -> bool:
     if candidate.metadata.get(TWIN_KEY) != "q4_0_64" or candidate.tensors.keys() != file.tensors.keys():
         return False
     for name, tensor in file.tensors.items():
-        other = candidate.tensors[name]
-        row = tensor.data[:1]
-        type, expected = ("q4_0", Q4_0_64().twin(row)) if tensor.type == "q4_0_64" else (tensor.type, row)
-        if (other.type, other.shape) != (type, tensor.shape) or not np.array_equal(other.data[:1], expected):
+        other, packed = candidate.tensors[name], tensor.type == Q4_0_64.name
+        if (other.type, other.shape) != ("q4_0" if packed else tensor.type, tensor.shape):
             return False
+        step = max(1, _COMPARED_BYTES // max(1, tensor.data[:1].nbytes))
+        for start in range(0, len(tensor.data), step):
+            rows, others = tensor.data[start : start + step], other.data[start : start + step]
+            if not np.array_equal(others, Q4_0_64().twin(rows) if packed else rows):
+                return False
+            release_pages(rows)
+            release_pages(others)
     return True
 
 

@@ -8,6 +8,7 @@ from camera.files import write_json
 from camera.options import BenchmarkOptions
 from tasks.estimate import Known, Needs
 from tasks.stage import Context, Stage, register
+from tasks.stages import convert
 from tasks.stages.convert import gguf_of
 
 RESULT = "benchmark.json"
@@ -21,7 +22,8 @@ def run(context: Context) -> dict[str, float]:
     models = [
         BenchModel(
             label=label,
-            path=gguf_of(folder) if any(folder.glob("*.gguf")) else folder,
+            # By who made it: a GGUF that lies beside a checkpoint is no part of it.
+            path=gguf_of(folder) if context.made_by[label] == convert.STAGE.name else folder,
             baseline=label == "baseline",
         )
         for label, folder in context.inputs.items()

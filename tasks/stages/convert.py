@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from camera.files import read_json
 from camera.formats.convert import convert_to_gguf, write_twin
 from camera.options import BlockType, Options
 from tasks.estimate import Known, Needs
 from tasks.lineage import portable
 from tasks.stage import Context, Stage, register
+from tasks.store import MANIFEST
 
 _REORDERED_BYTES = 256 << 20
 """A matrix whose rows change places, packed, several times over; a square of 16,384 columns takes a third of it."""
@@ -22,8 +24,8 @@ class ConvertOptions(Options):
 
 
 def gguf_of(folder: Path) -> Path:
-    """The main GGUF file of a converted artifact (its twin, if there is one, lies beside it)."""
-    return main_gguf(folder.iterdir())
+    """The main GGUF file of a converted artifact (its twin, if there is one, lies beside it), as its manifest names it."""
+    return main_gguf(folder / name for name in read_json(folder / MANIFEST)["files"])
 
 
 def main_gguf(paths: Iterable[Path]) -> Path:
