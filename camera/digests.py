@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,17 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """Hex sha256 of a file's bytes, read in chunks."""
-    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        # One buffer, larger than the 256 kB of hashlib.file_digest: between two chunks a thread waits for the GIL.
-        buffer = memoryview(bytearray(min(_CHUNK_BYTES, path.stat().st_size + 1)))
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
+        return digest_open(file, os.fstat(file.fileno()).st_size)
+
+
+def digest_open(file: FileIO, size: int) -> str:
+    """Hex sha256 of an open file's bytes from where it is, of which `size` are expected."""
+    digest = hashlib.sha256()
+    # One buffer, larger than the 256 kB of hashlib.file_digest: between two chunks a thread waits for the GIL.
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, size + 1)))
+    while count := file.readinto(buffer):
+        digest.update(buffer[:count])
     return digest.hexdigest()
 
 

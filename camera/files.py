@@ -17,6 +17,7 @@ from typing import Any
 
 from camera.disk import explain_disk_errors
 from camera.errors import CameraError
+from camera.held import opened
 from camera.processes import pid_space, start_of
 
 FOREIGN_DAYS = 7
@@ -27,6 +28,8 @@ _MAX_JSON_BYTES = 64 << 20
 """The index of a model in 1000 shards has a tenth of it."""
 _MAX_JSON_VALUES = 8_000_000
 """A value takes up to 80 bytes of memory and two of a file; the largest tokenizer in use has three million."""
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""What a half of a surrogate pair begins with; most are whole pairs."""
 
 
 def sync(path: Path) -> None:
@@ -162,14 +165,15 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        CameraError: if the file is missing, is not JSON, or holds more than any that is read here.
+        CameraError: if the file is missing, is not JSON (see `parse_json`), or holds more than any that is read here.
     """
     try:
-        if (size := path.stat().st_size) > _MAX_JSON_BYTES:
-            raise CameraError(
-                f"{path} has {size} bytes, and no JSON file of more than {_MAX_JSON_BYTES} is read"
-            )
-        return parse_json(path.read_text(encoding="utf-8"))
+        with opened(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > _MAX_JSON_BYTES:
+                raise CameraError(
+                    f"{path} has {size} bytes, and no JSON file of more than {_MAX_JSON_BYTES} is read"
+                )
+            return parse_json(file.read(_MAX_JSON_BYTES + 1))
     except FileNotFoundError:
         raise CameraError(f"{path} is missing") from None
     except OSError as error:
@@ -182,15 +186,29 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: if it is none, or has more values, digits or levels than any that is read here.
+        ValueError: if it is none (NaN, infinity and halves of surrogate pairs are not), or has more values, digits or levels
+            than any that is read here.
     """
     text = text if isinstance(text, str) else text.decode()
     if sum(map(text.count, ",[{")) > _MAX_JSON_VALUES:
         raise ValueError(f"more than {_MAX_JSON_VALUES} values")
     try:
-        return json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if _HALF.search(text):  # half a character, which no file, database or digest can hold
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("more levels than are read") from None
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}")
+
+
+def _finite(text: str) -> float:
+    if (number := float(text)) in (float("inf"), float("-inf")):
+        raise ValueError(f"it holds a number beyond all that are computed with ({text[:20]})")
+    return number
 
 
 def reserve(descriptor: int, size: int) -> None:
@@ -215,13 +233,23 @@ def write_at(target: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the bytes of a file to a new one, or over one that is there.
+
+    Raises:
+        CameraError: if the source is held and is not what was hashed.
+    """
+    with opened(source) as file, target.open("wb") as out:
+        shutil.copyfileobj(file, out, _BUFFER_BYTES)
+
+
 def copy_bytes(source: Path, offset: int, target: int, target_offset: int, count: int) -> None:
     """Copy a range of a file into an open file, in the kernel where it can.
 
     Raises:
         CameraError: if the source ends before the range does.
     """
-    with source.open("rb") as file:
+    with opened(source) as file:
         in_kernel = hasattr(os, "copy_file_range")  # Linux
         while count:
             copied = 0

@@ -9,10 +9,11 @@ from typing import Any
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.hub import local_checkpoint
-from camera.digests import digest_file, digest_files, digest_json, files_below
+from camera.digests import digest_file, digest_json, files_below
 from camera.errors import CameraError
 from camera.evaluation.lm_eval_tasks import task_files
 from camera.formats.convertible import check_convertible
+from camera.held import Held, hold, holding
 from camera.options import DatasetOptions, EvaluateOptions
 from tasks import versioning
 from tasks.project import Project
@@ -56,24 +57,25 @@ def find_sources(recipe: Recipe) -> Sources:
     """
     _pull(Path(recipe.model))
     checkpoint = Checkpoint.open(local_checkpoint(recipe.model, recipe.revision))
-    _check_shapes_once(checkpoint)
-    names = {"config.json", *checkpoint.weight_files, *checkpoint.side_files}
-    everything = digest_files(checkpoint.folder, names)
-    hashes = {name: digest for name, digest in everything.items() if not _documents(name)}
+    everything = hold(checkpoint.folder, checkpoint.files, "here")
+    with holding(everything):  # opened again: what is planned is of the files that were hashed
+        checkpoint = Checkpoint.open(checkpoint.folder)
+        _check_shapes_once(checkpoint)
+    hashes = {name: digest for name, digest in everything.digests.items() if not _documents(name)}
     tokenizer = {name: hashes[name] for name in checkpoint.tokenizer_files}
     if not tokenizer:
         raise CameraError(f"{checkpoint.folder} has no tokenizer files (tokenizer.model or tokenizer.json)")
     commit: dict[str, Any] = {"revision": recipe.revision} if recipe.revision else {}
 
     def of_model(files: dict[str, str]) -> Input:
-        return _input(checkpoint.folder, recipe.model, files, **commit)
+        return _input(recipe.model, everything, files, **commit)
 
     datasets: list[DatasetOptions] = [recipe.calibration, *recipe.evaluate.datasets]
     return Sources(
         checkpoint,
         model=of_model(hashes),
-        folder=of_model(everything),
-        tokenizer=_input(checkpoint.folder, recipe.model, tokenizer, tracked=False),
+        folder=of_model(everything.digests),
+        tokenizer=_input(recipe.model, everything, tokenizer, tracked=False),
         files={str(each.path): _dataset(each.path) for each in datasets if each.path is not None},
         tasks=_task_inputs(recipe.evaluate),
     )
@@ -84,11 +86,31 @@ def _pull(path: Path) -> None:
         versioning.pull_if_tracked(path)
 
 
-def _input(path: Path, named: str, files: dict[str, str], *, tracked: bool = True, **about: Any) -> Input:
-    """A source and what lineage records of it: its name in the recipe, sha256 of its files, its version in DVC."""
+def _input(
+    named: str,
+    held: Held,
+    files: dict[str, str] | None = None,
+    path: Path | None = None,
+    *,
+    tracked: bool = True,
+    **about: Any,
+) -> Input:
+    """A source and what lineage records of it: its name in the recipe, sha256 of its files, its version in DVC.
+
+    Args:
+        named: in the recipe.
+        held: its files, all that may be read.
+        files: those that decide; None for all.
+        path: of a source that is one file.
+        tracked: whether DVC may know it.
+        about: what else is recorded.
+    """
+    path = path or held.folder
     if tracked and (version := versioning.tracked_version(path)) is not None:
         about["dvc"] = version
-    return Input(path, digest_json(files), about={"path": named, "files": files, **about})
+    files = held.digests if files is None else files
+    about = {"path": named, "files": files, **about}
+    return Input(path, digest_json(files), about=about, held=held)
 
 
 def _check_shapes_once(checkpoint: Checkpoint) -> None:
@@ -113,9 +135,9 @@ def _documents(name: str) -> bool:
 def _dataset(path: Path) -> Input:
     _pull(path)
     if path.is_dir():
-        return _input(path, str(path), digest_files(path, files_below(path)))
+        return _input(str(path), hold(path, files_below(path), "below"))
     if path.is_file():
-        return _input(path, str(path), {path.name: digest_file(path)})
+        return _input(str(path), hold(path.parent, [path.name]), path=path)
     raise CameraError(f"dataset {path} does not exist")
 
 
@@ -125,4 +147,4 @@ def _task_inputs(options: EvaluateOptions) -> dict[str, Input]:
         return {}
     _pull(folder)
     names = {task: [path.name for path in task_files(task, folder).values()] for task in options.tasks}
-    return {task: _input(folder, str(folder), digest_files(folder, files)) for task, files in names.items()}
+    return {task: _input(str(folder), hold(folder, files)) for task, files in names.items()}

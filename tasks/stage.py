@@ -1,12 +1,17 @@
 """A stage: a function from named inputs and options to one folder; its place in a run, and the request to perform it."""
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from camera.digests import digest_json
 from camera.disk import explain_disk_errors
+from camera.errors import CameraError
+from camera.files import read_json, write_json
+from camera.held import Held, SourceChangedError, holding
 from camera.options import Options
 from camera.progress import Progress, silent
 from camera.registry import Registry
@@ -36,6 +41,8 @@ class Input:
     key: str | None = None
     about: dict[str, Any] = field(default_factory=dict)
     """For a source: what lineage records of it."""
+    held: Held | None = field(default=None, repr=False)
+    """For a source: the files that are read, as they were when they were hashed."""
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Input":
@@ -47,6 +54,8 @@ class Context:
     """What a stage's function is given."""
 
     inputs: dict[str, Path]
+    made_by: dict[str, str | None]
+    """The stage that made each input; None for a source."""
     options: Sections
     out: Path
     """The folder to fill."""
@@ -161,6 +170,50 @@ def find(store: Store, request: Request) -> Artifact | None:
     return artifact if artifact is not None and request.stage.still_holds(artifact) else None
 
 
+@contextmanager
+def _from_sources(request: Request, folder: Path) -> Iterator[None]:
+    """Fill a working folder from what was hashed, and from nothing else.
+
+    What a killed run left there is used only if the sources are the very files that it read. If one is not, or changes, the
+    folder is emptied.
+    """
+    sources = [given.held for given in request.inputs.values() if given.held is not None]
+    if not sources:
+        yield
+        return
+    mark = _mark(folder)
+    files = {name: given.held.mark for name, given in request.inputs.items() if given.held is not None}
+    if not (mark.is_file() and _same(mark, files)):
+        _empty(folder)
+        write_json(mark, files)
+    try:
+        with holding(*sources):
+            yield
+    except SourceChangedError:
+        _empty(folder)
+        raise
+
+
+def _mark(working: Path) -> Path:
+    """Where it is written from which files a working folder is filled: beside it, for a stage finds an empty folder."""
+    return working.with_name(f"{working.name}.json")
+
+
+def _same(mark: Path, files: dict[str, Any]) -> bool:
+    try:
+        return bool(read_json(mark) == files)
+    except CameraError:
+        return False
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def perform(
     store: Store,
     request: Request,
@@ -181,6 +234,7 @@ def perform(
 
     Raises:
         DiskError: if a disk is full or cannot be written to.
+        SourceChangedError: if a source is not what was hashed, or does not stay so until the stage is done.
     """
     with explain_disk_errors(store.root), store.lock(request.key, waiting):
         if (artifact := find(store, request)) is not None:
@@ -190,9 +244,11 @@ def perform(
 
         def fill(folder: Path) -> dict[str, float]:
             paths = {name: given.path for name, given in request.inputs.items()}
-            return request.stage.run(
-                Context(paths, request.options, folder, progress, lineage, request.references)
-            )
+            stages = {name: given.stage for name, given in request.inputs.items()}
+            with _from_sources(request, folder):
+                return request.stage.run(
+                    Context(paths, stages, request.options, folder, progress, lineage, request.references)
+                )
 
         about = {
             "step": request.step,
@@ -206,7 +262,7 @@ def perform(
             "environment": environment(request.facts.get("device")),
         }
         own = stage_entry({**about, "stage": request.stage.name, "key": request.key})
-        return store.make(
+        made = store.make(
             request.stage.name,
             request.key,
             fill,
@@ -214,3 +270,5 @@ def perform(
             {**lineage, "artifact": own},
             resumes=request.stage.resumes,
         )
+        _mark(store.working(request.stage.name, request.key)).unlink(missing_ok=True)
+        return made

@@ -7,14 +7,14 @@ touched whole when it is packed.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 
 from camera.checkpoints.safetensors_file import TensorInfo
 from camera.errors import CameraError
+from camera.held import opened
 
 CHUNK_BYTES = 8 << 20
 """So much of a tensor is read at once where it does not matter which rows that is."""
@@ -105,14 +105,14 @@ class StoredRows:
                 yield chunk
 
     @contextmanager
-    def _file(self) -> Iterator[FileIO]:
+    def _file(self) -> Iterator[BinaryIO]:
         try:
-            with FileIO(self.path) as file:
+            with opened(self.path, buffering=0) as file:
                 yield file
         except OSError as error:
             raise CameraError(f"{self.path} cannot be read ({self.name}): {error}") from None
 
-    def _fill(self, file: FileIO, target_B: torch.Tensor, start: int) -> None:
+    def _fill(self, file: BinaryIO, target_B: torch.Tensor, start: int) -> None:
         """Read bytes from `start` in the tensor on."""
         left = target_B.numpy().data
         file.seek(self.info.offset + start)

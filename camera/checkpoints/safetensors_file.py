@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from camera.checkpoints.kinds import LFS_POINTER
 from camera.errors import CameraError
 from camera.files import copy_bytes, reserve, write_at
+from camera.held import opened
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -65,8 +66,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CameraError: if the file is missing, truncated, or not safetensors.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             if LFS_POINTER.startswith(start) and len(start) == 8:
                 raise CameraError(
@@ -95,6 +96,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 )
             if not all(type(extent) is int and extent >= 0 for extent in shape):
                 raise ValueError(f"{name} has shape {list(shape)}")
+            name.encode()  # refuses halves of characters, which no other file can hold
             infos[name] = TensorInfo(path.name, DTYPES[header[name]["dtype"]], shape, 8 + length + begin)
             if begin != end or stop - begin != infos[name].size_bytes:
                 raise ValueError(f"{name} does not lie where its dtype and shape put it")
@@ -135,7 +137,7 @@ def map_tensor(path: Path, info: TensorInfo) -> torch.Tensor:
         return torch.empty(info.shape, dtype=info.dtype)
     start = info.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     inside = info.offset - start
-    with path.open("rb") as file:
+    with opened(path) as file:
         mapped = mmap.mmap(file.fileno(), inside + info.size_bytes, access=mmap.ACCESS_COPY, offset=start)
     return torch.frombuffer(mapped, dtype=info.dtype, count=prod(info.shape), offset=inside).view(info.shape)
 

@@ -11,6 +11,7 @@ from camera.checkpoints.trust import refuse_outside_files, refuse_outside_links
 from camera.errors import CameraError
 from camera.files import read_json
 from camera.guarded import Limits, run_guarded
+from camera.held import own_copy
 from camera.models import family_of
 from camera.units import few
 
@@ -44,7 +45,14 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
     def load() -> "PreTrainedTokenizerBase":
         try:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            with own_copy(folder) as place:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    place, trust_remote_code=False, local_files_only=True
+                )
+            tokenizer.name_or_path = str(folder)
+            return tokenizer
+        except CameraError:
+            raise
         except (
             Exception
         ) as error:  # the library raises nearly any type here, and all mean the same to the user

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from camera.errors import CameraError, NetworkError
+from camera.files import copy_file
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -141,7 +142,10 @@ def _load(name: str, definition: str, folder: Path | None) -> "Task":
 
 def _offline_definition(name: str, folder: Path, scratch: Path) -> Path:
     """Write a definition that is the installed one except for where its documents are."""
-    files = task_files(name, folder)
+    files = {}
+    for split, path in task_files(name, folder).items():
+        files[split] = scratch / path.name  # the library opens it by itself
+        copy_file(path, files[split])
     changes: dict[str, Any] = {
         "include": str(_installed(name)),
         "task": name,

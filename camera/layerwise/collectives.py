@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from camera.errors import CameraError
+from camera.held import expected_now, expecting
 from camera.layerwise.statistics import BlockStatistics
 
 _START_TIMEOUT = timedelta(minutes=5)
@@ -117,7 +118,7 @@ def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Co
         others: list[BaseProcess] = [
             context.Process(
                 target=_run_rank,
-                args=(rank, count, share, meeting, dict(os.environ), work, arguments),
+                args=(rank, count, share, meeting, dict(os.environ), expected_now(), work, arguments),
                 daemon=True,
             )
             for rank in range(1, count)
@@ -162,6 +163,7 @@ def _run_rank(
     threads: int,
     meeting: str,
     environment: dict[str, str],
+    held: list[Any],
     work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -169,7 +171,8 @@ def _run_rank(
     torch.set_num_threads(threads)
     try:
         (Path(meeting) / f"ready-{rank}").touch()
-        work(_join(rank, count, meeting), *arguments)
+        with expecting(held):
+            work(_join(rank, count, meeting), *arguments)
     except CameraError as error:
         (Path(meeting) / f"error-{rank}").write_text(str(error), encoding="utf-8")
 

@@ -77,9 +77,8 @@ def _is_whole(value: Any) -> bool:
 
 def _check(where: str, key: str, value: Any, fits: bool, problem: str) -> None:
     if not fits:
-        found = "missing" if value is None else f"{value!r:.60}"
         raise CameraError(
-            f"{where}: {key} is {found}, {problem}: fetch it again from where the model is from"
+            f"{where}: {key} is {value!r:.60}, {problem}: fetch it again from where the model is from"
         )
 
 

@@ -5,7 +5,6 @@ shards are laid out at once and filled in any order, and a killed writer goes on
 nothing changes is copied as it is, so that ratio 0 gives back every byte.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -18,7 +17,7 @@ from camera.checkpoints.rows import CHUNK_BYTES
 from camera.checkpoints.safetensors_file import SafetensorsWriter, read_header
 from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
-from camera.files import read_json, write_json
+from camera.files import copy_file, read_json, write_json
 from camera.layerwise.statistics import gather_channels, rows_of
 from camera.models import Placed
 from camera.pruning.decision import Stays
@@ -108,7 +107,7 @@ class ModelWriter:
         for file in self._source.weight_files:
             names = self._of_file(file)
             if names and file not in self._writers:
-                shutil.copyfile(self._source.folder / file, self._out / file)
+                copy_file(self._source.folder / file, self._out / file)
                 self._missing.difference_update(names)
             for name in names:
                 if name in self._missing:
@@ -140,7 +139,7 @@ class ModelWriter:
         for name in self._source.side_files:
             if name != "config.json":
                 (self._out / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(self._source.folder / name, self._out / name)
+                copy_file(self._source.folder / name, self._out / name)
         self._write_config_code()
         Checkpoint.open(self._out).check_shapes()
 
@@ -171,7 +170,7 @@ class ModelWriter:
         if self._changes:
             write_json(self._out / "config.json", {**self._source.config, **self._changes})
         else:
-            shutil.copyfile(source, self._out / "config.json")
+            copy_file(source, self._out / "config.json")
 
     def _write_config_code(self) -> None:
         """The code that config.json names, if the source lacks it: vLLM knows no other way to read it."""
@@ -180,7 +179,7 @@ class ModelWriter:
             return
         file = str(named.get("AutoConfig", "")).partition(".")[0] + ".py"
         if file == code.name and not (self._out / file).exists():
-            shutil.copyfile(code, self._out / file)
+            copy_file(code, self._out / file)
 
     def _write_index(self) -> None:
         source = self._source.folder / INDEX_NAME
@@ -188,7 +187,7 @@ class ModelWriter:
             return
         index = read_json(source)
         if not self._changes and index["weight_map"].keys() <= self.tensors.keys():
-            shutil.copyfile(source, self._out / INDEX_NAME)
+            copy_file(source, self._out / INDEX_NAME)
             return
         metadata = {**index.get("metadata", {})}
         metadata.pop("total_parameters", None)

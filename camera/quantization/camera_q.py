@@ -10,7 +10,6 @@ The columns of down are put in the order of importance, which leaves the network
 have one precision. Rounding compensates as GPTQ does.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.checkpoints.weights import INDEX_NAME
 from camera.devices import resolve_device, resolve_dtype
 from camera.errors import CameraError
-from camera.files import atomic_folder, write_json
+from camera.files import atomic_folder, copy_file, write_json
 from camera.layerwise.experts import Matrices, activations
 from camera.layerwise.experts_pass import ExpertsPass
 from camera.layerwise.observers import sum_of_products
@@ -295,7 +294,7 @@ def _writers(checkpoint: Checkpoint, folder: Path) -> Iterator[Mapping[str, Safe
     for name in (*checkpoint.side_files, INDEX_NAME):
         if (checkpoint.folder / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+            copy_file(checkpoint.folder / name, folder / name)
     layouts: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
     for name, info in checkpoint.tensors.items():
         layouts.setdefault(info.file, {})[name] = (info.dtype, info.shape)

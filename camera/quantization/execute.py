@@ -1,7 +1,6 @@
 """Pack a checkpoint's tensors, one at a time, into a folder of shards; a run that was killed is resumed."""
 
 import logging
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -15,7 +14,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
-from camera.files import atomic_file, read_json, refuse_occupied, write_json
+from camera.files import atomic_file, copy_file, read_json, refuse_occupied, write_json
 from camera.formats.blocks import Squares
 from camera.formats.quantized_model import (
     SUMMARY_NAME,
@@ -100,7 +99,7 @@ def quantize_checkpoint(
     for name in _side_files(checkpoint):
         (out / name).parent.mkdir(exist_ok=True)
         with atomic_file(out / name) as temporary:
-            shutil.copyfile(checkpoint.folder / name, temporary)
+            copy_file(checkpoint.folder / name, temporary)
     if read_json(out / "config.json") != checkpoint.config:
         write_json(out / "config.json", checkpoint.config)
     report = _write_report(out / SUMMARY_NAME, options, source, finished)

@@ -14,6 +14,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.files import atomic_file, read_json
 from camera.formats.gguf_parser import TWIN_KEY
 from camera.formats.gguf_reader import GgufFile, is_q4_0_64, open_gguf
+from camera.held import opened
 from camera.pruning.summary import SUMMARY
 from camera.registry import BLOCK_FORMATS, PRUNING_METHODS
 from camera.report.schema import Results
@@ -118,7 +119,10 @@ def write_card(
 def source_license(folder: Path) -> dict[str, str]:
     """`license`, `license_name` and `license_link` of the front matter of a folder's README, as far as it has them."""
     path = folder / CARD
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = ""
+    if path.is_file():
+        with opened(path) as file:
+            text = file.read().decode("utf-8", errors="replace")
     try:
         front = yaml.safe_load(found[1]) if (found := _FRONT.match(text)) is not None else None
     except yaml.YAMLError:

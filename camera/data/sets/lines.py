@@ -8,6 +8,7 @@ from typing import Any
 
 from camera.errors import CameraError
 from camera.guarded import Limits, run_guarded
+from camera.held import opened
 from camera.units import bytes_text
 
 MAX_TEXT_BYTES = 1 << 30
@@ -25,9 +26,9 @@ def lines(file: Path, longest: int = MAX_TEXT_BYTES) -> Iterator[tuple[int, str]
     Raises:
         CameraError: naming file and line, if it is longer than `longest` bytes or no UTF-8.
     """
-    with file.open("rb") as opened:
+    with opened(file) as stored:
         number = 0
-        while raw := opened.readline(longest + 1):
+        while raw := stored.readline(longest + 1):
             number += 1
             if len(raw) > longest:
                 raise CameraError(
@@ -91,8 +92,8 @@ def _measure(file: Path) -> None:
     opener: Any = gzip.open if file.suffix.lower() == ".gz" else open
     total = longest = current = 0
     try:
-        with opener(file, "rb") as opened:
-            while chunk := opened.read(_CHUNK_BYTES):
+        with opener(file, "rb") as unpacked:
+            while chunk := unpacked.read(_CHUNK_BYTES):
                 total += len(chunk)
                 first = chunk.find(b"\n")
                 longest = max(longest, current + (first if first >= 0 else len(chunk)))

@@ -7,6 +7,7 @@ from typing import Any
 from camera.data.sets.lines import MAX_TEXT_BYTES, refuse_more_than_is_read, text_of
 from camera.errors import CameraError
 from camera.guarded import Limits, run_guarded
+from camera.held import opened as open_held
 
 _ROWS_AT_ONCE = 4096
 _BYTES_PER_ROW = 64
@@ -42,10 +43,14 @@ def _texts(file: Path, field: str, most: int) -> Iterator[str]:
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the others reserve more than a child may have
     number = total = 0
     try:
-        names = pyarrow.parquet.read_schema(file).names
+        with open_held(file) as stored:
+            names = pyarrow.parquet.read_schema(stored).names
         if field not in names:
             raise CameraError(f"{file}: no field {field!r} (it has {', '.join(names)}); set `field`")
-        with pyarrow.parquet.ParquetFile(file, read_dictionary=[field]) as opened:
+        with (
+            open_held(file) as stored,
+            pyarrow.parquet.ParquetFile(stored, read_dictionary=[field]) as opened,
+        ):
             for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=[field], use_threads=False):
                 for value in _values(batch.column(0)):
                     number += 1

@@ -1,0 +1,148 @@
+"""Files are read as they were hashed, whoever changes them meanwhile and puts them back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from camera.checkpoints.checkpoint import Checkpoint
+from camera.files import copy_file, read_json
+from camera.held import Held, SourceChangedError, hold, holding, opened, own_copy
+from tests.adversary import DECEITS, while_swapped
+from tests.tiny import tiny_checkpoint
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    here = tmp_path / "above" / "source"
+    here.mkdir(parents=True)
+    (here / "numbers").write_bytes(b"0123456789")
+    (here / "config.json").write_text('{"size": 1}')
+    (here / "link").symlink_to("numbers")
+    return here
+
+
+@pytest.fixture
+def held(folder: Path) -> Held:
+    return hold(folder, ["numbers", "config.json", "link"])
+
+
+def test_what_nobody_touched_is_what_was_hashed(folder: Path, held: Held) -> None:
+    with holding(held):
+        assert opened(folder / "numbers").read() == b"0123456789"
+        (folder / "note").write_text("beside it")
+    held.check()
+
+
+def test_files_that_are_read_or_linked_to_elsewhere_are_no_others(folder: Path, held: Held) -> None:
+    (folder / "numbers").read_bytes()
+    (folder.parent / "note").write_text("in the folder above")
+    held.check()
+
+
+@pytest.mark.parametrize("name", ["numbers", "link"])
+@pytest.mark.parametrize("deceit", [each for each in DECEITS if each != "folder above"])
+def test_whatever_is_changed_and_put_back_is_seen_afterwards(
+    folder: Path, held: Held, deceit: str, name: str
+) -> None:
+    with pytest.raises(SourceChangedError, match=r"was changed or replaced .*run again"), holding(held):
+        DECEITS[deceit](folder, name).swap().restore()
+
+
+@pytest.mark.parametrize("deceit", DECEITS)
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path, out: opened(path).read(),
+        lambda path, out: read_json(path),
+        lambda path, out: copy_file(path, out / "copy"),
+    ],
+    ids=["opened", "read_json", "copy_file"],
+)
+def test_what_lies_in_its_place_meanwhile_is_never_read(
+    folder: Path, tmp_path: Path, deceit: str, read: Callable[[Path, Path], object]
+) -> None:
+    held = hold(folder, ["config.json"])
+    with pytest.raises(SourceChangedError), holding(held), while_swapped(deceit, folder, "config.json"):
+        read(folder / "config.json", tmp_path)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("added", ["added_tokens.json", "additional_chat_templates/x.jinja"])
+def test_a_file_that_was_added_is_not_read(folder: Path, added: str) -> None:
+    held = hold(folder, ["numbers", "config.json", "link"], "here")
+    (folder / added).parent.mkdir(exist_ok=True)
+    (folder / added).write_text("{}")
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / "deeper").write_text("of another")
+    with holding(held):
+        opened(folder / "a" / "b" / "deeper").close()
+    with pytest.raises(SourceChangedError, match="was not there when its folder was hashed"), holding(held):
+        opened(folder / added)
+
+
+def test_a_library_is_given_copies_of_what_was_hashed(folder: Path) -> None:
+    with own_copy(folder) as place:
+        assert place == folder
+    with holding(hold(folder, ["config.json"])), own_copy(folder) as place:
+        assert [path.name for path in place.iterdir()] == ["config.json"]
+    held = hold(folder, ["config.json"])
+    with (
+        pytest.raises(SourceChangedError),
+        holding(held),
+        while_swapped("folder above", folder, "config.json"),
+    ):
+        own_copy(folder).__enter__()
+
+
+def test_weights_of_a_folder_that_was_swapped_are_never_read(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "above" / "model", "llama")
+    checkpoint = Checkpoint.open(folder)
+    held = hold(folder, checkpoint.files)
+    for read in (
+        checkpoint.read,
+        lambda name: checkpoint.rows(name)[:1],
+        lambda name: Checkpoint.open(folder),
+    ):
+        with holding(held):
+            read("model.norm.weight")
+        with pytest.raises(SourceChangedError), holding(held), while_swapped("folder above", folder, WEIGHTS):
+            read("model.norm.weight")
+
+
+def test_a_file_that_is_written_while_it_is_hashed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from camera import held
+
+    def hashed_and_written(file: object, size: int) -> str:
+        (folder / "numbers").write_bytes(b"9876543210")
+        return "0" * 64
+
+    monkeypatch.setattr(held, "digest_open", hashed_and_written)
+    with pytest.raises(SourceChangedError, match="changes while it is hashed"):
+        hold(folder, ["numbers"])
+
+
+def test_a_change_right_after_hashing_has_another_time(folder: Path) -> None:
+    for number in range(20):
+        (folder / "numbers").write_bytes(b"%010d" % number)
+        held = hold(folder, ["numbers"])
+        with (folder / "numbers").open("r+b") as file:
+            file.write(b"x")
+        with pytest.raises(SourceChangedError):
+            held.check()
+
+
+def test_where_times_cannot_be_relied_on_the_bytes_are_hashed_again(
+    folder: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("camera.held._mounts", lambda: {"/": "fuse.sshfs"})
+    (folder / "numbers").write_bytes(b"0123456789")
+    with holding(held):
+        opened(folder / "numbers").close()
+    (folder / "numbers").write_bytes(b"0123456780")
+    with pytest.raises(SourceChangedError):
+        held.check()
