@@ -129,7 +129,7 @@ def sign(
         return [f"{part.name}: {part.detail}" for part in audited.all_of("wrong") if part.name != "signature"]
 
     with located(model) as found:
-        if found.restored is not None:
+        if found.copy_of is not None:
             raise CameraError(f"{found.label}: a later version lies in its folder; sign the newest")
         signed = signing.sign(found.path, key, store, wrongs)
         say(f"signed by {signed.record.signer}: {signed.path}")
