@@ -1,9 +1,9 @@
 """A project in miniature: a tiny openPangu checkpoint, a text, a recipe over both, and a store."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +16,9 @@ from tasks.stage import Context, Stage
 from tasks.store import Artifact, Store
 from tests.fake_npu import npu
 from tests.tiny import tiny_checkpoint
+
+if TYPE_CHECKING:
+    from tests.tasks.publications import Publication
 
 __all__ = ["npu"]
 
@@ -105,6 +108,23 @@ def flip(path: Path, at: int = -1) -> None:
     data[at] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
+
+
+@pytest.fixture(scope="session")
+def two_publications(tmp_path_factory: pytest.TempPathFactory) -> "Publication":
+    """Made once; whoever damages them mends them."""
+    from tests.tasks.publications import publish_two
+
+    return publish_two(tmp_path_factory.mktemp("two publications"))
+
+
+@pytest.fixture
+def tiny(two_publications: "Publication", monkeypatch: pytest.MonkeyPatch) -> Iterator["Publication"]:
+    """The publication, mended after every edit."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{two_publications.root / 'no database.db'}")
+    monkeypatch.chdir(two_publications.root)
+    yield two_publications
+    two_publications.mend()
 
 
 @pytest.fixture(scope="session")
