@@ -5,7 +5,9 @@ output still open. What is used of Prefect's private names (`SubprocessASGIServe
 this file only.
 """
 
+import os
 import queue
+import secrets
 import subprocess
 import threading
 from collections.abc import Callable
@@ -13,12 +15,14 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
-from camera.errors import NetworkError
+from camera.errors import CameraError, NetworkError
 from camera.secrets import without_secrets
 
 _GUARD = 'while read -r line; do pid=$line; done; [ -z "$pid" ] || kill "$pid"'
@@ -32,7 +36,20 @@ def begin_local_api() -> None:
     """Begin to start it, and return: it takes ten seconds in another process, time enough for this one's imports."""
     global _beginning
     if _beginning is None:
+        _ask_for_a_secret()
         _beginning = _in_thread(_start)
+
+
+def _ask_for_a_secret() -> None:
+    """Let the API that will be started be this process's and its children's alone, by a secret that nothing keeps."""
+    if get_current_settings().api.url is None and "PREFECT_SERVER_API_AUTH_STRING" not in os.environ:
+        secret = f"camera:{secrets.token_urlsafe(32)}"
+        os.environ |= {
+            "PREFECT_SERVER_API_AUTH_STRING": secret,
+            "PREFECT_API_AUTH_STRING": secret,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",  # it has no pages
+        }
+        refresh_global_settings_context()
 
 
 def start_local_api() -> None:
@@ -64,12 +81,26 @@ def check_api() -> None:
     """
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
-    if problem is not None:
         where = without_secrets(get_current_settings().api.url or "this process")
+        if problem is None:
+            _check_admitted(client, where)
+    if problem is not None:
         raise NetworkError(
             f"Prefect's API at {where} does not answer ({problem}): start it, unset PREFECT_API_URL to run without a "
             "server, or give --no-prefect; what is finished is kept in either case"
         )
+
+
+def _check_admitted(client: SyncPrefectClient, where: str) -> None:
+    try:
+        client.api_version()
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in (401, 403):
+            return
+        raise CameraError(
+            f"Prefect's API at {where} wants to know who asks: set PREFECT_API_AUTH_STRING (of `camera serve`: run this in the "
+            "same project, or take what `camera serve --secret` says there) or PREFECT_API_KEY, or give --no-prefect"
+        ) from error
 
 
 def forget_events() -> None:

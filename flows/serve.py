@@ -14,10 +14,13 @@ from pathlib import Path
 import httpx
 
 from camera.errors import CameraError
+from flows.guard import SECRET
+from flows.secret import know_own_servers, project_secret
 from flows.services import HOST, Service, Services, choose_port, inherited, python, wait_until
 from tasks.mlflow_client import database_of, ready_database
 from tasks.project import Project
 
+_CHECKOUT = Path(__file__).resolve().parents[1]
 POOLS = ("camera", "ascend")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 START_SECONDS = 300
@@ -69,8 +72,9 @@ def serve(
     services = Services(project.home)
     with services.exclusive():
         environment = inherited() | _settings()
-        server = _Starter(services, environment, say)
-        api = os.environ.get("PREFECT_API_URL") or server.prefect(prefect_port)
+        know_own_servers(project, environment)
+        server = _Starter(services, environment, project_secret(project.home), say)
+        api = environment.get("PREFECT_API_URL") or server.prefect(prefect_port)
         environment |= _addresses(api)
         os.environ.update(environment)  # before prefect is imported, which reads its settings then
         tracking = project.mlflow_uri
@@ -114,35 +118,43 @@ class _Starter:
 
     services: Services
     environment: dict[str, str]
+    secret: str
     say: Callable[[str], None]
 
     def prefect(self, port: int | None) -> str:
-        """The address of the server's API."""
-        command = ["prefect", "server", "start"]
-        return self._server("prefect", "the Prefect server", port, PREFECT_PORT, command, path="/api")
+        """The address of the server's API. From now on the environment holds the secret for its clients."""
+        secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or self.secret
+        self.environment["PREFECT_API_AUTH_STRING"] = secret
+        own = {"PREFECT_SERVER_API_AUTH_STRING": secret}
+        return self._server("prefect", "the Prefect server", port, PREFECT_PORT, own)
 
     def mlflow(self, project: Project, port: int | None) -> str:
         """The address of the MLflow UI."""
         if (database := database_of(project.mlflow_uri)) is not None:
             ready_database(database)
-        command = ["mlflow", "server", "--workers", "1", "--backend-store-uri", project.mlflow_uri]
-        command += ["--default-artifact-root", project.mlflow_artifacts.as_uri()]
-        return self._server("mlflow", "the MLflow UI", port, MLFLOW_PORT, command)
+        own = {
+            SECRET: self.secret,
+            "MLFLOW_BACKEND_STORE_URI": project.mlflow_uri,
+            "MLFLOW_DEFAULT_ARTIFACT_ROOT": project.mlflow_artifacts.as_uri(),
+        }
+        return self._server("mlflow", "the MLflow UI", port, MLFLOW_PORT, own)
 
-    def _server(
-        self, name: str, title: str, port: int | None, default: int, command: list[str], path: str = ""
-    ) -> str:
+    def _server(self, name: str, title: str, port: int | None, default: int, own: dict[str, str]) -> str:
         known = self.services.known().get(name)
         if known is not None and known.url is not None:
             if known.alive:
+                _check_guarded(known)
                 return known.url
             port = port or httpx.URL(known.url).port  # the one it had: workers and bookmarks know it
         port = choose_port(port, default, f"--{name}-port")
-        url = f"http://{HOST}:{port}{path}"
+        origin = f"http://{HOST}:{port}"
+        url = f"{origin}/api" if name == "prefect" else origin
+        if name == "prefect":
+            own = own | _addresses(url) | {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin}
         self.say(f"starting {title} on {HOST}:{port}")
-        own = self.environment | (_addresses(url) if name == "prefect" else {})
-        command = python(*command, "--host", HOST, "--port", str(port))
-        service = self.services.start(name, command, own, url=url)
+        command = python("uvicorn", "--factory", f"flows.guard:{name}_server", "--app-dir", str(_CHECKOUT))
+        command += ["--host", HOST, "--port", str(port), "--log-level", "warning"]
+        service = self.services.start(name, command, self.environment | own, url=url)
         wait_until(lambda: _answers(f"{url}/health"), service, START_SECONDS)
         return url
 
@@ -225,6 +237,19 @@ def _deploy(environment: dict[str, str]) -> None:
     )
     if done.returncode:
         raise CameraError(f"prefect deploy --all failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+
+
+def _check_guarded(service: Service) -> None:
+    """Refuse to go on with a server that an earlier version started, which asks nobody who they are.
+
+    Raises:
+        CameraError: if it answers without the secret.
+    """
+    question = "/admin/version" if service.name == "prefect" else "/"
+    if _answers(f"{service.url}{question}"):
+        raise CameraError(
+            f"{service.name} at {service.url} runs since before it asked for a secret: `camera serve --stop`, then `camera serve`"
+        )
 
 
 def _answers(url: str) -> bool:

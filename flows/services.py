@@ -83,9 +83,18 @@ class Services:
             yield
 
     def known(self) -> dict[str, Service]:
-        """Every service that was started and not stopped since, dead or alive."""
-        if not self._file.is_file():
-            return {}
+        """Every service that was started and not stopped since, dead or alive.
+
+        Raises:
+            CameraError: if another user of this home started them.
+        """
+        try:
+            if not self._file.is_file():
+                return {}
+        except PermissionError:
+            raise CameraError(
+                f"{self.folder} is another user's: servers are looked after by who started them; set CAMERA_HOME to have your own"
+            ) from None
         return {entry["name"]: Service(**entry) for entry in read_json(self._file)}
 
     def start(

@@ -85,6 +85,21 @@ class Browser:
         self._send("Page.navigate", url=address)
         self.wait_for(*texts, seconds=seconds)
 
+    def sign_in(self, user_and_password: str) -> None:
+        """Show `user:password` with every request from now on, as after a browser's own question for them."""
+        shown = base64.b64encode(user_and_password.encode()).decode()
+        self._send("Network.enable")
+        self._send("Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {shown}"})
+
+    def keep(self, name: str, value: str) -> None:
+        """Put a text into the page's local storage."""
+        self.evaluate(f"localStorage.setItem({json.dumps(name)}, {json.dumps(value)})")
+
+    def evaluate(self, expression: str) -> Any:
+        """What an expression of JavaScript is in the page; a promise is waited for."""
+        found = self._send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        return found.get("result", {}).get("value")
+
     def wait_for(self, *texts: str, seconds: float = 90) -> str:
         """Wait until all texts are on the page; the page's text.
 
@@ -93,7 +108,7 @@ class Browser:
         """
         until = time.monotonic() + seconds
         while True:
-            page = str(self._evaluate(_TEXT) or "") + self._text_of_frames()
+            page = str(self.evaluate(_TEXT) or "") + self._text_of_frames()
             missing = [text for text in texts if text not in page]
             if not missing:
                 return page
@@ -110,9 +125,9 @@ class Browser:
             TimeoutError: if there is none.
         """
         until = time.monotonic() + seconds
-        while (place := self._evaluate(f"{_PLACE}({json.dumps(text)})")) is None:
+        while (place := self.evaluate(f"{_PLACE}({json.dumps(text)})")) is None:
             if time.monotonic() > until:
-                page = str(self._evaluate(_TEXT))
+                page = str(self.evaluate(_TEXT))
                 raise TimeoutError(f"nothing on the page to click says {text!r}; it says:\n{page[:2000]}")
             time.sleep(0.5)
         for kind in (
@@ -160,10 +175,6 @@ class Browser:
                 continue  # it went away meanwhile
             text += "\n" + str(found.get("result", {}).get("value", ""))
         return text
-
-    def _evaluate(self, expression: str) -> Any:
-        found = self._send("Runtime.evaluate", expression=expression, returnByValue=True)
-        return found.get("result", {}).get("value")
 
     def _send(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._last += 1

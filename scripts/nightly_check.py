@@ -7,6 +7,7 @@ stops what it started. Ends with 0, or with 1 and the reason.
 """
 
 import argparse
+import base64
 import json
 import os
 import shutil
@@ -88,6 +89,7 @@ class Night:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self.environment = {**kept, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         self.served: dict[str, Any] = {}
+        self.secret = ""
 
     def camera(self, *arguments: str) -> str:
         """Run a command to its end; what it prints."""
@@ -106,6 +108,8 @@ class Night:
         self.served = json.loads(self.camera("serve", "--json", *options))
         os.environ["PREFECT_HOME"] = str(self.folder / ".camera" / "prefect")
         os.environ["PREFECT_API_URL"] = self.served["prefect"] + "/api"
+        self.secret = self.camera("serve", "--secret").strip()
+        os.environ["PREFECT_API_AUTH_STRING"] = self.secret
         os.environ["DO_NOT_TRACK"] = "true"
 
     def artifacts(self) -> dict[str, tuple[int, str]]:
@@ -283,10 +287,15 @@ def look(program: str, run_page: str, night: Night, images: Path | None) -> None
             "select run_uuid, experiment_id from runs order by start_time"
         ).fetchone()
     with Browser(program) as browser:
+        browser.open(night.served["prefect"])
+        browser.keep(
+            "prefect-password", base64.b64encode(night.secret.encode()).decode()
+        )  # as its login page does
         browser.open(run_page, "Completed", "nightly", "Finished in state Completed()", seconds=120)
         if images is not None:
             browser.picture(images / "prefect-run.png", settle=5)
         mlflow = night.served["mlflow"]
+        browser.sign_in(night.secret)
         browser.open(f"{mlflow}/#/experiments/{experiment}/runs/{run}", "nightly", "prune.ratio", seconds=120)
         if images is not None:
             browser.picture(images / "mlflow-run.png", settle=3)

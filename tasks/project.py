@@ -1,7 +1,9 @@
 """Where one project keeps its things, and the quiet, local defaults of the tools it stands on."""
 
 import os
+import stat
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,15 @@ class Project:
     def store(self) -> Path:
         """The content-addressed artifact store."""
         return self.home / "store"
+
+    @property
+    def prefect_home(self) -> Path:
+        """Prefect's own folder, with a database that holds secrets and the key to them: each user has one."""
+        folder = self.home / "prefect"
+        with suppress(OSError):  # it is not there yet, or cannot be looked at
+            if folder.stat().st_uid != os.getuid():
+                return folder.with_name(f"prefect-{os.getuid()}")
+        return folder
 
     @property
     def prefect_results(self) -> Path:
@@ -63,6 +74,9 @@ class Project:
         """
         harmless_logs()
         self.home.mkdir(parents=True, exist_ok=True)
+        if "PREFECT_HOME" not in os.environ:
+            with suppress(OSError):  # in another user's home, which this one may only read
+                private_folder(self.prefect_home)
         for name, value in self._defaults().items():
             os.environ.setdefault(name, value)
         exempt_loopback(os.environ)
@@ -70,7 +84,7 @@ class Project:
     def _defaults(self) -> dict[str, str]:
         return {
             "DO_NOT_TRACK": "true",
-            "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_HOME": str(self.prefect_home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             # The ephemeral API needs 16 to 33 s on two cores, and Prefect's own time-out is 20 s.
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
@@ -87,6 +101,14 @@ class Project:
             "GIT_PYTHON_REFRESH": "quiet",
             "TOKENIZERS_PARALLELISM": "true",
         }
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder that only its owner can look into, or make it so."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) & 0o077:
+        folder.chmod(0o700)
 
 
 def exempt_loopback(environment: MutableMapping[str, str]) -> None:

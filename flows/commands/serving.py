@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from camera.cli.options import Json
 from camera.cli.output import print_json, say
+from flows.commands.shared import here
 
 if TYPE_CHECKING:
     from flows.services import Services
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
 Webhook = Annotated[
     str | None,
     typer.Option(
-        metavar="URL",
-        help="Where to tell of failed, crashed and late runs; kept for later calls. The URL is stored encrypted.",
+        metavar="URL|FILE",
+        envvar="CAMERA_WEBHOOK",
+        help="Where to tell of failed, crashed and late runs; kept for later calls, encrypted. A file that holds the URL, or the "
+        "variable, shows it to nobody; an argument is for all users to read while this runs.",
         show_default=False,
     ),
 ]
@@ -40,12 +44,18 @@ def serve(
     status: Annotated[
         bool, typer.Option("--status", help="Show what runs; exit code 1 if something does not.")
     ] = False,
+    secret: Annotated[
+        bool, typer.Option("--secret", help="Show user and password of both servers, as `user:password`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start a Prefect server, a worker and the MLflow UI on loopback, and deploy prefect.yaml.
 
     Give it again after a crash or a reboot: what runs is left alone, the rest is started, and runs that were killed
     go on from the store. With PREFECT_API_URL set only the worker is started, for a team's server.
+
+    Both servers ask who you are: another user of this machine, or a page in your browser, gets nothing from them. Commands
+    in this project know the secret.
 
     Examples: `camera serve`  `camera serve --status`  `camera serve --stop`  `camera serve --pool ascend`
     """
@@ -55,8 +65,13 @@ def serve(
 
     project = Project.here()
     services = Services(project.home)
-    if stop and status:
-        raise CameraError("give either --stop or --status")
+    if stop + status + secret > 1:
+        raise CameraError("give one of --stop, --status and --secret")
+    if secret:
+        from flows.secret import project_secret
+
+        say(project_secret(project.home))
+        return
     if stop:
         with services.exclusive():
             stopped = services.stop()
@@ -68,6 +83,7 @@ def serve(
     if status:
         _show(services, as_json)
         return
+    from flows.secret import project_secret, secret_file
     from flows.serve import serve as run
 
     project.configure()
@@ -76,7 +92,7 @@ def serve(
         pool or ["camera"],
         prefect_port,
         mlflow_port,
-        webhook,
+        _webhook_url(webhook),
         (lambda line: None) if as_json else say,
     )
     if as_json:
@@ -87,9 +103,26 @@ def serve(
     say(f"Prefect: {served.prefect}")
     say(f"MLflow:  {served.mlflow}")
     say(f"logs:    {services.folder}")
+    say(
+        f"secret:  {secret_file(project.home)}: the user is the part before the colon (Prefect's page wants all of it)"
+    )
     if not served.notifies:
         say("nobody is told of failed runs: give --webhook URL")
     say(f"To use this server from here: export PREFECT_API_URL={served.prefect}/api")
+    if os.environ.get("PREFECT_API_AUTH_STRING") == project_secret(project.home):
+        say('and from elsewhere also: export PREFECT_API_AUTH_STRING="$(camera serve --secret)"')
+
+
+def _webhook_url(given: str | None) -> str | None:
+    """The address itself, or what is in the file of this name."""
+    from camera.errors import CameraError
+
+    if given is None or "://" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CameraError(f"--webhook {given} is neither a URL nor a file that holds one: {error}") from None
 
 
 def _show(services: "Services", as_json: bool) -> None:
@@ -114,16 +147,15 @@ def automations(webhook: Webhook = None, as_json: Json = False) -> None:
     Example: `camera automations --webhook https://chat.example.org/hooks/abc`
     """
     from camera.errors import CameraError
-    from tasks.project import Project
 
-    Project.here().configure()
+    here()
     if "PREFECT_API_URL" not in os.environ:
         raise CameraError(
             "automations live on a Prefect server: set PREFECT_API_URL, or use `camera serve --webhook`"
         )
     from flows.automations import apply_automations
 
-    applied = apply_automations(webhook)
+    applied = apply_automations(_webhook_url(webhook))
     if as_json:
         print_json(applied)
         return

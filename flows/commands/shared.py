@@ -25,10 +25,14 @@ Signers = Annotated[
 
 def here() -> "Project":
     """The project of the current directory; the tools that it stands on are set up for it."""
+    import os
+
+    from flows.secret import know_own_servers
     from tasks.project import Project
 
     project = Project.here()
     project.configure()
+    know_own_servers(project, os.environ)
     return project
 
 

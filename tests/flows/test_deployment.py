@@ -35,16 +35,18 @@ def served(workplace: Workplace) -> Iterator[dict[str, Any]]:
     shutil.copy(REPOSITORY / "prefect.yaml", workplace.folder)
     ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
     try:
-        yield json.loads(workplace.camera("serve", "--json", *ports).stdout)
+        known = json.loads(workplace.camera("serve", "--json", *ports).stdout)
+        yield known | {"secret": workplace.camera("serve", "--secret").stdout.strip()}
     finally:
         workplace.camera("serve", "--stop")
 
 
 class Api:
-    """Prefect's API as any client sees it."""
+    """Prefect's API as any client sees it that knows the secret."""
 
-    def __init__(self, address: str) -> None:
-        self._client = httpx.Client(base_url=f"{address}/api", timeout=60)
+    def __init__(self, served: dict[str, Any]) -> None:
+        user, _, password = served["secret"].partition(":")
+        self._client = httpx.Client(base_url=f"{served['prefect']}/api", timeout=60, auth=(user, password))
 
     def run(self, deployment: str, parameters: dict[str, Any]) -> httpx.Response:
         found = self._client.get(f"/deployments/name/{deployment}").raise_for_status().json()
@@ -75,12 +77,12 @@ class Api:
 
 
 def test_a_machine_serves_runs_and_stops(workplace: Workplace, served: dict[str, Any]):
-    api = Api(served["prefect"])
+    api = Api(served)
     assert {"nightly", "compress", "sweep", "benchmark-910b1", "audit"} <= api.names("deployments")
     assert {"camera", "ascend"} <= api.names("work_pools")
     assert any(name.endswith("-cpu-0") for name in api.names("v2/concurrency_limits"))
     assert "camera: close runs that show no sign of life" in api.names("automations")
-    assert httpx.get(served["mlflow"], timeout=60).status_code == 200
+    assert httpx.get(f"{served['mlflow']}/health", timeout=60).status_code == 200
     workplace.camera("serve", "--status")
 
     refused = api.run("compress/compress", {"recipe": "recipe.yaml", "overrides": ["prune.ratoi=0.3"]})

@@ -121,7 +121,7 @@ def test_a_sweep_whose_worker_is_killed_is_scheduled_again_and_redoes_nothing(
     sweep: Workplace,
     served: dict[str, Any],  # noqa: F811
 ) -> None:
-    api = Api(served["prefect"])
+    api = Api(served)
     refused = api.run("sweep/sweep", {"recipe": "recipe.yaml", "overrides": ["sweep.ratois=[0.4]"]})
     assert refused.status_code in (409, 422), refused.text
 
