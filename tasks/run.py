@@ -128,7 +128,7 @@ def perform_reporting(
             shutdown.check()
             listener.progress(request.step, done, total)
 
-        with panics_are_errors(request.step.name):
+        with panics_are_errors(request.step):
             artifact = perform(
                 store,
                 request,
