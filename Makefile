@@ -17,7 +17,7 @@ REAL_TEXTS := $(if $(and $(wildcard $(SHARED)/text/c4_en_sample.jsonl),$(wildcar
 REAL_TASKS := $(if $(wildcard $(SHARED)/tasks/boolq.validation.jsonl),\
   --set 'evaluate.tasks=[$(NINE)]' --set evaluate.task_folder=$(SHARED)/tasks --set evaluate.limit=100)
 
-.PHONY: demo demo-moe demo-real test test-slow test-faults test-npu test-real test-parity test-nightly serve serve-stop check format install clean
+.PHONY: demo demo-moe demo-real test test-slow test-faults test-npu test-real test-parity test-fuzz test-nightly serve serve-stop check format install clean
 
 demo: $(INSTALLED)  ## the whole pipeline of recipes/demo.yaml, on the CPU, offline
 	$(BIN)/camera run recipes/demo.yaml
@@ -60,6 +60,11 @@ LLAMA_CPP_PYTHON ?= llama-cpp-python
 test-parity: $(INSTALLED)  ## GGUF files beside those of the newest llama.cpp's own converter, and its tokens; docs/formats.md
 	test -n "$(LLAMA_CPP)" || $(BIN)/python -m tests.parity.llama_cpp "$(LLAMA_CPP_PYTHON)"
 	LLAMA_CPP="$(LLAMA_CPP)" $(BIN)/python -m pytest -n 2 --dist loadfile -m parity tests/parity
+
+FUZZ_SECONDS ?= 480
+test-fuzz: $(INSTALLED)  ## every reader of what strangers write, given what nobody meant: ten minutes; docs/trust.md
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt atheris
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 test-real: $(INSTALLED)  ## every command at openPangu-7B's shapes, two layers: results, time, memory; docs/limits.md
 	$(BIN)/python -m pytest -n 0 -m "real and not slow" tests/real

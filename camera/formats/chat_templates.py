@@ -8,6 +8,7 @@ from camera.files import read_json
 from camera.held import opened
 
 DEFAULT = "default"
+_MAX_BYTES = 4 << 20
 
 
 def chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
@@ -33,6 +34,10 @@ def chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     files[DEFAULT] = folder / "chat_template.jinja"
     for name, file in files.items():
         if file.is_file():
+            if file.stat().st_size > _MAX_BYTES:
+                raise CameraError(
+                    f"{file} has more than {_MAX_BYTES} bytes, which no template has: remove it"
+                )
             try:
                 with opened(file) as stored:
                     found[name] = stored.read().decode("utf-8")

@@ -86,6 +86,8 @@ class Parser:
         self._raw = raw
         self._size = len(raw)
         self._at = 0
+        self._items = 0
+        """Of all arrays so far."""
         self.value_types: dict[str, tuple[int, int | None]] = {}
         """Of each key the number of its type, and of its items where it is an array."""
 
@@ -154,6 +156,9 @@ class Parser:
         if kind not in _MIN_BYTES or depth >= _MAX_DEPTH:
             self._damaged(f"an array of type {kind} at depth {depth}")
         count = self._count("array items", least_bytes=_MIN_BYTES[kind])
+        self._items += count
+        if self._items > _MAX_COUNT:
+            self._damaged(f"{self._items} items of arrays, and no file has more than {_MAX_COUNT}")
         if kind in _SCALARS:
             return self._numbers(kind, count)
         return [self._value(kind, depth + 1) for _ in range(count)]

@@ -22,9 +22,11 @@ from camera.report.table import results_markdown
 from camera.report.templates import render
 from camera.report.words import verdict
 from camera.results import Result
+from camera.yaml_text import parse_yaml
 
 CARD = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MOST_OF_README = 1 << 20
 _FRONT = re.compile(r"---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 
@@ -122,14 +124,15 @@ def source_license(folder: Path) -> dict[str, str]:
     text = ""
     if path.is_file():
         with opened(path) as file:
-            text = file.read().decode("utf-8", errors="replace")
+            text = file.read(_MOST_OF_README).decode("utf-8", errors="replace")
     try:
-        front = yaml.safe_load(found[1]) if (found := _FRONT.match(text)) is not None else None
-    except yaml.YAMLError:
+        front = parse_yaml(found[1]) if (found := _FRONT.match(text)) is not None else None
+    except ValueError:
         return {}  # someone else's README: a card without a licence is better than no model
     if not isinstance(front, Mapping):
         return {}
-    return {key: str(front[key]) for key in _LICENSE_KEYS if front.get(key)}
+    stated = ((key, front.get(key)) for key in _LICENSE_KEYS)
+    return {key: value for key, value in stated if isinstance(value, str) and value}
 
 
 def _front_matter(facts: CardFacts) -> str:

@@ -22,6 +22,7 @@ from camera.formats.gguf_reader import hf_config, hf_names, open_gguf, read_hf_t
 from camera.quantization.imatrix import Imatrix, read_imatrix, write_imatrix
 from tasks.recipe import load_recipe
 from tests.camera.formats.test_gguf_reader import tiny_file
+from tests.fuzz.targets import TARGETS
 from tests.tiny import tiny_checkpoint
 
 MORE_MEMORY = 512 << 20
@@ -203,6 +204,25 @@ def recipe(folder: Path) -> Callable[[st.DrawFn], None]:
     return one
 
 
+def of_target(name: str) -> Callable[[Path], Callable[[st.DrawFn], None]]:
+    """A reader that is fuzzed too, given what is nearly its own file."""
+
+    def prepare(folder: Path) -> Callable[[st.DrawFn], None]:
+        target = TARGETS[name](folder)
+        content = target.seed
+        whole = json.loads(content) if content.startswith(b"{") and b"\n{" not in content else None
+
+        def one(draw: st.DrawFn) -> None:
+            if whole is not None and draw(st.booleans()):
+                target.read(json.dumps(edited(draw, whole)).encode(errors="surrogatepass"))
+            else:
+                target.read(damaged(draw, content, len(content)))
+
+        return one
+
+    return prepare
+
+
 HUNTS: dict[str, Callable[[Path], Callable[[st.DrawFn], None]]] = {
     "safetensors": safetensors,
     "index": index,
@@ -210,7 +230,13 @@ HUNTS: dict[str, Callable[[Path], Callable[[st.DrawFn], None]]] = {
     "gguf": gguf,
     "imatrix": imatrix,
     "recipe": recipe,
+    **{
+        name: of_target(name)
+        for name in ("tokenizer", "pieces", "quantized", "jsonl", "parquet", "readme", "lineage")
+    },
 }
+SLOW = {"config", "tokenizer", "pieces", "parquet", "quantized"}
+"""Of which fewer are tried: a reading takes tens of milliseconds, most of them in a child process."""
 
 
 def hunt(kind: str, folder: Path, examples: int, chance: int) -> None:

@@ -16,13 +16,13 @@ from camera.files import read_json
 from camera.secrets import without_secrets
 from tasks.recipe import load_recipe
 from tests.faults.conftest import ended, start
-from tests.faults.hunts import HUNTS, hunt
+from tests.faults.hunts import HUNTS, SLOW, hunt
 from tests.tiny import tiny_checkpoint
 
 
 @pytest.mark.parametrize("kind", HUNTS)
 def test_whatever_a_file_holds_it_is_read_or_refused_in_bounded_memory(kind: str, tmp_path: Path) -> None:
-    assert ended(start(hunt, kind, tmp_path, 25 if kind == "config" else 80, 0)) == 0
+    assert ended(start(hunt, kind, tmp_path, 12 if kind in SLOW else 80, 0)) == 0
 
 
 @pytest.mark.faults
@@ -31,7 +31,7 @@ def test_whatever_many_files_hold_they_are_read_or_refused_in_bounded_memory(
     kind: str, tmp_path: Path
 ) -> None:
     chance = int.from_bytes(os.urandom(4), "little")
-    examples = 400 if kind == "config" else 3000
+    examples = 400 if kind in SLOW else 3000
     assert ended(start(hunt, kind, tmp_path, examples, chance), 900) == 0, f"seed {chance}"
 
 
