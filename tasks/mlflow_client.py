@@ -80,7 +80,7 @@ def mlflow_client() -> "Iterator[MlflowClient | None]":
     except CameraError:
         raise
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        message = f"MLflow at {tracking_uri()} cannot be used: {error}"
+        message = f"MLflow at {tracking_uri()} cannot be used: {in_short(error)}"
         raise NetworkError(without_secrets(message)) from error
 
 
@@ -159,11 +159,22 @@ def ready_database(path: Path) -> None:
 
             with atomic_file(path) as temporary:
                 MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)  # makes the tables
+                temporary.chmod(0o644 | path.parent.stat().st_mode & 0o022)  # SQLite itself heeds no umask
 
 
 def is_server(uri: str) -> bool:
     """Whether a tracking URI is that of a server, and not of a database that this process opens."""
     return uri.partition(":")[0].lower() in ("http", "https")
+
+
+def in_short(error: Exception) -> str:
+    """An error of MLflow's in a line: SQLAlchemy's go on with the statement and its parameters."""
+    text = str(error)
+    if "(sqlite3." not in text:
+        return text
+    if "readonly database" in text:
+        return "this user may not write the database: correct the rights of its file and folder"
+    return text.partition("\n")[0]
 
 
 def is_transient(error: Exception) -> bool:

@@ -74,6 +74,7 @@ class Project:
         """
         harmless_logs()
         self.home.mkdir(parents=True, exist_ok=True)
+        share(self.home)
         if "PREFECT_HOME" not in os.environ:
             with suppress(OSError):  # in another user's home, which this one may only read
                 private_folder(self.prefect_home)
@@ -101,6 +102,18 @@ class Project:
             "GIT_PYTHON_REFRESH": "quiet",
             "TOKENIZERS_PARALLELISM": "true",
         }
+
+
+def share(home: Path) -> None:
+    """Let whoever may write a project's folder write what this process makes: locks, artifacts, the database.
+
+    A folder that its group may write is shared, whatever the umask of those who work in it; git's
+    `core.sharedRepository` does the same.
+    """
+    rights = home.stat().st_mode
+    shared = (0o070 if rights & 0o020 else 0) | (0o007 if rights & 0o002 else 0)
+    umask = os.umask(0o077)
+    os.umask(umask & ~shared)
 
 
 def private_folder(folder: Path) -> None:

@@ -127,7 +127,10 @@ def register(
                 raise CameraError(f"MLflow refuses the model name {name}: {error}") from None
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        same = [entry for entry in _entries(client, name) if entry.tags.get(LINEAGE_TAG) == lineage["digest"]]
+        here = [entry for entry in _entries(client, name) if entry.tags.get(FOLDER_TAG) == str(folder)]
+        newest = max(here, key=lambda entry: int(entry.version), default=None)
+        # One that was published over is a new version where it is published again: the newest says what lies there.
+        same = newest if newest is not None and newest.tags.get(LINEAGE_TAG) == lineage["digest"] else None
         tags = {LINEAGE_TAG: lineage["digest"], FOLDER_TAG: str(folder)}
         if len(document := canonical_json(lineage)) <= _TAG_LENGTH:
             tags[DOCUMENT_TAG] = document
@@ -140,7 +143,7 @@ def register(
         source = f"runs:/{run_id}" if database_of(tracking_uri()) is None else folder.as_uri()
         if must_be_signed:
             tags[REQUIRED_TAG] = "true"
-        version = same[0] if same else client.create_model_version(name, source, run_id, tags=tags)
+        version = same or client.create_model_version(name, source, run_id, tags=tags)
         if same and must_be_signed:
             client.set_model_version_tag(name, version.version, REQUIRED_TAG, "true")
         client.set_registered_model_alias(name, alias, version.version)

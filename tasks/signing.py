@@ -175,7 +175,7 @@ def _recorded(folder: Path, store: Store, version: registry.Version | None) -> t
         CameraError: if a record is damaged.
     """
     digest = registry.lineage_digest(folder) if version is None else version.lineage_digest
-    entries = [version] if version is not None else registry.versions_of(digest) if digest is not None else []
+    entries = [] if digest is None else registry.versions_of(digest)
     known = [*map(Record.of, entries), record_of(store, digest)]
     if any(record.digest for record in known):
         required = any(record.required for record in known)
@@ -262,11 +262,19 @@ def _document(folder: Path) -> bytes:
         raise CameraError(f"{folder / LINEAGE} cannot be read: {error.strerror}") from None
 
 
-def retire_signature(folder: Path, store: Store, digest: str) -> None:
-    """Take away the signature of the publication that was here before; records keep it.
+def settle_signature(folder: Path, store: Store, digest: str) -> None:
+    """Take away the signature of the publication that was here before, which records keep; put back this one's own.
 
     Call it with the folder's lock held, for a folder that holds the publication of this digest.
     """
+    _retire(folder, store, digest)
+    path, own = signature_of(folder), record_of(store, digest).signature
+    if own and not path.exists():
+        with atomic_file(path) as temporary:
+            temporary.write_text(own, encoding="ascii")
+
+
+def _retire(folder: Path, store: Store, digest: str) -> None:
     path = signature_of(folder)
     try:
         signature = ssh.read_signature(path)

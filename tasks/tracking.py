@@ -26,6 +26,7 @@ from tasks.mlflow_client import (
     check_server,
     connect,
     database_of,
+    in_short,
     is_server,
     is_transient,
     pages,
@@ -121,7 +122,7 @@ class Tracker:
         """Why MLflow lacks what was to be recorded, in words; None if it has all."""
         if not self._outbox:
             return None
-        reason = "it did not answer a moment ago" if self._failure is None else str(self._failure)
+        reason = "it did not answer a moment ago" if self._failure is None else in_short(self._failure)
         return without_secrets(f"MLflow at {self._uri} cannot be used: {reason}")
 
     @_queued

@@ -36,7 +36,7 @@ from tasks.publication import (
     write_record,
 )
 from tasks.recipe import PublishOptions
-from tasks.signing import retire_signature
+from tasks.signing import settle_signature
 from tasks.stage import Context, Stage, register
 from tasks.store import LINEAGE, Artifact, Store
 
@@ -90,7 +90,7 @@ def run(context: Context) -> dict[str, float]:
             _place(target, context)
         lineage = read_publication(target)
         _record(target, lineage["digest"], context)
-        retire_signature(target, _store_of(context), lineage["digest"])
+        settle_signature(target, _store_of(context), lineage["digest"])
         made = PublicationRecord(name=name, folder=str(target), lineage_digest=lineage["digest"])
         if options.dvc:
             made = made.model_copy(update={"dvc": _versioned(target, lineage, options.remote)})

@@ -243,8 +243,9 @@ def test_the_alias_moves_to_the_newest_publication(track: Track, name: str, tmp_
         registry.register(name, tmp_path, lineage(word), None, "candidate", run_id)
     assert str(client().get_model_version_by_alias(name, "candidate").version) == "2"
     registry.register(name, tmp_path, lineage("one"), None, "candidate", run_id)
-    assert str(client().get_model_version_by_alias(name, "candidate").version) == "1"
-    assert len(client().search_model_versions(f"name = '{name}'")) == 2
+    assert str(client().get_model_version_by_alias(name, "candidate").version) == "3"
+    newest = registry.find_version(name)  # what lies in the folder again
+    assert (newest.number, newest.lineage_digest) == (3, lineage("one")["digest"])
 
 
 def test_no_run_gives_a_model_the_alias_production(track: Track, name: str, tmp_path: Path) -> None:
