@@ -112,6 +112,7 @@ def capture(
     from camera.data import calibration_windows
     from camera.devices import devices_of
     from camera.files import atomic_folder, refuse_occupied
+    from camera.held import holding, note
     from camera.options import CaptureOptions, PruneOptions
     from camera.pruning.plan import plan_prune
     from camera.pruning.stages import capture as run
@@ -127,7 +128,7 @@ def capture(
     devices_of(options.device, options.devices)
     plan = plan_prune(checkpoint, options, prune or PruneOptions()) if sequential else None
     tokens_ST = calibration_windows(calibration, checkpoint)
-    with atomic_folder(Path(out)) as folder:
+    with atomic_folder(Path(out)) as folder, holding(note(checkpoint.folder, checkpoint.files)):
         run(checkpoint, tokens_ST, folder, options, plan, progress)
     return tokens_ST.numel()
 

@@ -74,7 +74,7 @@ class Held:
 
     folder: Path
     digests: dict[str, str]
-    """Hex sha256 by relative name, sorted."""
+    """Hex sha256 by relative name, sorted; none where the files were only noted."""
     identities: dict[str, tuple[Identity, Identity]] = field(repr=False)
     """Of the entry, which may be a link, and of the file, by name."""
     closed: Literal["", "here", "below"] = ""
@@ -126,6 +126,11 @@ def hold(folder: Path, names: Iterable[str], closed: Literal["", "here", "below"
         {name: identities for name, (_, identities) in zip(ordered, found, strict=True)},
         closed,
     )
+
+
+def note(folder: Path, names: Iterable[str]) -> Held:
+    """Note which files of a folder lie there, without reading them: `check` tells whether they stay."""
+    return Held(folder, {}, {name: _identities(folder / name) for name in sorted(names)})
 
 
 def _hashed(path: Path) -> tuple[str, tuple[Identity, Identity]]:

@@ -251,6 +251,12 @@ class SafetensorsWriter:
         copy_bytes(source, info.offset, self._file.fileno(), self._offsets[name], info.size_bytes)
         self._missing.discard(name)
 
+    def place(self, name: str) -> TensorInfo:
+        """Where a tensor lies in the file, once it was written."""
+        self._file.flush()
+        dtype, shape = self._layout[name]
+        return TensorInfo(self.path.name, dtype, shape, self._offsets[name])
+
     def sync(self) -> None:
         """Make durable what was written so far."""
         self._file.flush()

@@ -117,9 +117,11 @@ def evaluate_tasks(
             task_files(name, options.task_folder)  # what is missing is said before anything is measured
     asked = {} if out is None else _asked(model, options)
     found = {
-        name: _resumed(path, asked[name])
+        name: result
         for name in options.tasks
-        if out is not None and (path := out / f"{name}.json").is_file()
+        if out is not None
+        and (path := out / f"{name}.json").is_file()
+        and (result := _resumed(path, asked[name])) is not None
     }
     missing = [name for name in options.tasks if name not in found]
     if missing:
@@ -129,7 +131,7 @@ def evaluate_tasks(
             found[name] = _measure(opened, reader, name, options, progress)
             if out is not None:
                 content = {"asked": asked[name], **found[name].model_dump(mode="json")}
-                write_json(out / f"{name}.json", content)
+                write_json(out / f"{name}.json", {**content, "checksum": digest_json(content)})
     return {name: found[name] for name in options.tasks}
 
 
@@ -164,7 +166,7 @@ def read_task_result(path: Path) -> TaskResult:
     """
     content = read_json(path)
     if isinstance(content, dict):
-        content = {key: value for key, value in content.items() if key != "asked"}
+        content = {key: value for key, value in content.items() if key not in ("asked", "checksum")}
     try:
         return TaskResult.model_validate(content)
     except ValidationError as error:
@@ -230,10 +232,12 @@ def _tokenizer(
     return load_tokenizer(Path(folder))
 
 
-def _resumed(path: Path, asked: str) -> TaskResult:
-    result = read_task_result(path)
-    if read_json(path).get("asked") != asked:
+def _resumed(path: Path, asked: str) -> TaskResult | None:
+    """What was measured before; None if it was changed since."""
+    result, content = read_task_result(path), read_json(path)
+    if content.get("asked") != asked:
         raise CameraError(
             f"{path} holds the result of another model or other options: choose another folder, or remove it"
         )
-    return result
+    checksum = content.pop("checksum", None)
+    return result if checksum == digest_json(content) else None

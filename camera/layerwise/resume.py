@@ -1,9 +1,10 @@
 """Resume state: what is known of the layers that a killed run finished, and the hidden states that enter the next one.
 
 One file per rank and layer, written atomically; all ranks' files of the same layer make one state. A state belongs to
-the inputs whose fingerprint it holds and is ignored for any other.
+the inputs whose fingerprint it holds and is ignored for any other, and so is one whose bytes do not have its digest.
 """
 
+import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,8 @@ _BYTES_PER_SECOND = 1e9
 """What writing the first state is taken to cost, until it has been measured."""
 _FINGERPRINT = "fingerprint"
 _HIDDEN = "hidden"
+_DIGEST = "digest"
+_CHUNK_BYTES = 8 << 20
 
 
 class SaveRule(NamedTuple):
@@ -70,6 +73,7 @@ class StateFiles:
         tensors = dict(tensors)
         tensors[_HIDDEN] = hidden_STH
         tensors[_FINGERPRINT] = torch.tensor(list(bytes.fromhex(self._fingerprint)), dtype=torch.uint8)
+        tensors[_DIGEST] = _digest(tensors)
         with ExitStack() as unfinished:
             write_tensors(unfinished.enter_context(atomic_file(self._path(count, self._rank))), tensors)
             return unfinished.pop_all()
@@ -101,6 +105,8 @@ class StateFiles:
             tensors = read_tensors(path)
             if bytes(tensors[_FINGERPRINT].tolist()).hex() != self._fingerprint:
                 return None
+            if not torch.equal(tensors.pop(_DIGEST), _digest(tensors)):
+                return None
             hidden_STH = tensors.pop(_HIDDEN)
             # Copies, so that nothing long-lived is backed by the map.
             copies = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -108,6 +114,17 @@ class StateFiles:
             return ResumeState(count, copies, hidden_STH)
         except (CameraError, KeyError):
             return None
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """sha256 of tensors, names included: uint8 [32]."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        for chunk in tensor.contiguous().reshape(-1).view(torch.uint8).split(_CHUNK_BYTES):
+            digest.update(chunk.numpy().data)
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 
 def clear_states(folder: Path) -> None:

@@ -122,9 +122,12 @@ def check_shapes(
         where: the folder, for messages.
 
     Raises:
-        CameraError: naming the first tensor that is of another shape, or that the family has no place for.
+        CameraError: naming the first tensor that is missing, of another shape, or that the family has no place for.
     """
     known = named_weights(family, config)
+    for name in family.names(config):
+        if name not in shapes:
+            raise CameraError(f"{where}: {name} is missing, and config.json asks for it")
     for name, found in shapes.items():
         if name not in known:
             raise CameraError(f"{where}: {name} has no place in a {family.model_type} of this config.json")

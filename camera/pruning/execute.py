@@ -16,6 +16,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import devices_of, dtype_name, resolve_device, resolve_dtype, synchronize
 from camera.digests import digest_json
 from camera.errors import CameraError
+from camera.held import note
 from camera.layerwise.collectives import Collectives, ranks
 from camera.layerwise.gram import held_back
 from camera.layerwise.resume import StateFiles, StateSaver
@@ -165,13 +166,13 @@ class _Execution:
 
 
 def fingerprint(checkpoint: Checkpoint, tokens_ST: torch.Tensor, dtype: torch.dtype, plan: PrunePlan) -> str:
-    """What an unfinished run belongs to. The weights stand by name, shape and file time: hashing them takes minutes."""
+    """What an unfinished run belongs to. The weights stand by name, shape and file (`Held.mark`): hashing them takes minutes."""
     return digest_json(
         {
             "config": checkpoint.config,
             "folder": str(checkpoint.folder.resolve()),
             "tensors": {name: list(info.shape) for name, info in checkpoint.tensors.items()},
-            "changed": [(checkpoint.folder / file).stat().st_mtime_ns for file in checkpoint.weight_files],
+            "files": note(checkpoint.folder, checkpoint.files).mark,
             "shape": list(tokens_ST.shape),
             "tokens": digest_json(tokens_ST.flatten().tolist()),
             "dtype": dtype_name(dtype),

@@ -8,7 +8,7 @@ than a slice of the source's. What prune adds is in `camera.pruning.summary`.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -167,9 +167,9 @@ def listed(records: Records) -> list[dict[str, Any]]:
     ]
 
 
-def matrices_file(layer: int) -> str:
-    """Name of the file of a layer's matrices that are no slices of the source's."""
-    return f"layer-{layer:04d}.safetensors"
+def matrices_file(layer: int | Literal["*"]) -> str:
+    """Name of the file of a layer's matrices that are no slices of the source's; `*` for a pattern of all."""
+    return f"layer-{layer if layer == '*' else f'{layer:04d}'}.safetensors"
 
 
 def write_matrices(folder: Path, decision: Decision) -> None:

@@ -5,6 +5,7 @@ shards are laid out at once and filled in any order, and a killed writer goes on
 nothing changes is copied as it is, so that ratio 0 gives back every byte.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.checkpoints.rows import CHUNK_BYTES
+from camera.checkpoints.rows import CHUNK_BYTES, StoredRows
 from camera.checkpoints.safetensors_file import SafetensorsWriter, read_header
 from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
@@ -53,6 +54,10 @@ class ModelWriter:
         self._places = changing_tensors(source, changes) if changed else {}
         self.tensors = {name: info for name, info in source.tensors.items() if not self._goes(name)}
         self._missing = set(self.tensors)
+        self._digests: dict[int, str] = {}
+        self._written: list[int] = []
+        self.durable: list[int] = []
+        """Decoder layers that are whole in the shards, and on the disk."""
         self._writers: dict[str, SafetensorsWriter] = {}
         for file in source.weight_files:
             names = self._of_file(file)
@@ -86,6 +91,7 @@ class ModelWriter:
     def already_written(self, layer: int) -> None:
         """Count a layer as written by the writer that this one resumes."""
         names = self._layer(layer)
+        self._written.append(layer)
         self._missing.difference_update(names)
         for writer in self._writers.values():
             writer.already_written(names)
@@ -94,6 +100,19 @@ class ModelWriter:
         """Write one decoder layer, a matrix at a time."""
         for name in self._layer(layer):
             self._write(name, pruned_tensor(self._source, self._places.get(name), stays, self._mode))
+        self._written.append(layer)
+
+    def digest(self, layer: int) -> str:
+        """Hex sha256 of a decoder layer as it lies in the shards that are being written; read once."""
+        if layer not in self._digests:
+            digest = hashlib.sha256()
+            for name in self._layer(layer):
+                writer = self._writers.get(self.tensors[name].file)
+                if writer is not None:
+                    for chunk in StoredRows(writer.path, name, writer.place(name)).chunks():
+                        digest.update(chunk.numpy().data)
+            self._digests[layer] = digest.hexdigest()
+        return self._digests[layer]
 
     def write_rest(self, tell: Callable[[int], None] = lambda count: None) -> None:
         """Write all that is not written yet, from the source: embedding, norms, head, whole unchanged shards.
@@ -122,8 +141,10 @@ class ModelWriter:
 
     def sync(self) -> None:
         """Make durable what was written so far."""
+        written = list(self._written)
         for writer in self._writers.values():
             writer.sync()
+        self.durable = written
 
     def finish(self) -> None:
         """Close the shards and write config, index and the files that are carried along.

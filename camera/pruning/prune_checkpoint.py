@@ -5,6 +5,7 @@ layer is written as soon as it is decided; a killed run goes on at the layer it 
 the bytes of an undisturbed one.
 """
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ import torch
 
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.devices import resolve_device, resolve_dtype
+from camera.digests import digest_file
 from camera.disk import explain_disk_errors
-from camera.errors import CameraError
+from camera.errors import MISREAD, CameraError
 from camera.files import move_into_place, read_json, refuse_occupied, remove_stale_temporaries, write_json
+from camera.held import holding, note
 from camera.layerwise.resume import clear_states
 from camera.locks import output_lock
 from camera.options import CaptureOptions, PruneOptions
@@ -27,11 +30,13 @@ from camera.pruning.folders import Scored, write_captured, write_kept
 from camera.pruning.model_writer import ModelWriter
 from camera.pruning.plan import PrunePlan, plan_prune
 from camera.pruning.sink import model_sink
-from camera.pruning.split import split_by_pass
+from camera.pruning.split import SPLIT, split_by_pass
 from camera.pruning.summary import write_summary
 
 _WORK = ".work"
 _BEGUN = "begun.json"
+_WRITTEN = "written.json"
+_log = logging.getLogger(__name__)
 
 
 def prune_checkpoint(
@@ -63,7 +68,8 @@ def prune_checkpoint(
             process is making it.
     """
     plan = plan_prune(checkpoint, capture, options)
-    with output_lock(out), explain_disk_errors(out.parent):
+    steady = note(checkpoint.folder, checkpoint.files)
+    with output_lock(out), explain_disk_errors(out.parent), holding(steady):
         refuse_occupied(out)
         partial = unfinished(out)
         work = partial / _WORK
@@ -74,8 +80,17 @@ def prune_checkpoint(
             work.mkdir(parents=True)
         chosen = split_by_pass(checkpoint, tokens_ST, plan, capture, work, progress)
         writer = _open_writer(checkpoint, chosen, partial, resume=resume)
+        if resume and not _is_as_written(work, writer):
+            writer.abandon()
+            _log.warning("%s: what an earlier run left is damaged: begun again", partial)
+            shutil.rmtree(partial)
+            work.mkdir(parents=True)
+            chosen = split_by_pass(checkpoint, tokens_ST, plan, capture, work, progress)
+            writer = _open_writer(checkpoint, chosen, partial, resume=False)
 
         def durable() -> None:  # not before, so that what can be resumed has all its shards
+            layers = {str(layer): writer.digest(layer) for layer in writer.durable}
+            write_json(work / _WRITTEN, {"split": _digest(work / SPLIT), "layers": layers})
             if not (work / _BEGUN).is_file():
                 write_json(work / _BEGUN, asked)
 
@@ -91,6 +106,7 @@ def prune_checkpoint(
             sink.finish()
         finally:
             sink.close()
+        steady.check()
         plan = chosen
         write_captured(work, checkpoint, tokens_ST, capture, decisions)
         scored, layers = Scored.of(decisions), [decision.stays() for decision in decisions]
@@ -131,8 +147,23 @@ def _asked(
     }
 
 
+def _is_as_written(work: Path, writer: ModelWriter) -> bool:
+    """Whether the layers that an earlier run had written are still what it wrote."""
+    try:
+        layers = read_json(work / _WRITTEN)["layers"]
+        return all(writer.digest(int(layer)) == digest for layer, digest in layers.items())
+    except (CameraError, *MISREAD):
+        return False
+
+
 def _begun_for(work: Path, asked: dict[str, Any]) -> bool:
     try:
-        return (work / _BEGUN).is_file() and bool(read_json(work / _BEGUN) == asked)
-    except CameraError:
+        if not (work / _BEGUN).is_file() or read_json(work / _BEGUN) != asked:
+            return False
+        return bool(read_json(work / _WRITTEN)["split"] == _digest(work / SPLIT))
+    except (CameraError, *MISREAD):
         return False  # damaged: begin again
+
+
+def _digest(path: Path) -> str | None:
+    return digest_file(path) if path.is_file() else None

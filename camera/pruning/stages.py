@@ -16,6 +16,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.errors import CameraError
 from camera.files import atomic_file, read_json
+from camera.layerwise.parts import Parts
 from camera.layerwise.resume import clear_states
 from camera.layerwise.statistics import BlockStatistics, read_statistics
 from camera.models import Block
@@ -71,16 +72,27 @@ def capture(
     """
     decides = plan is not None and plan.decides_in_capture
     chosen = plan if plan is not None and decides else plan_statistics(checkpoint)
+    parts = Parts(out)
+    if not parts.are_whole():  # or none of them is used
+        clear_states(out)
+        for path in (out / SPLIT, *out.glob(matrices_file("*"))):
+            path.unlink(missing_ok=True)
+        parts.begin()
     chosen = split_by_pass(checkpoint, tokens_ST, chosen, options, out, progress)
+    if (out / SPLIT).is_file():
+        parts.add(SPLIT)
     decisions = []
     for decision in decide(checkpoint, tokens_ST, chosen, options, out, progress=progress):
         write_matrices(out, decision)
+        if decision.matrices:
+            parts.add(matrices_file(decision.layer))
         decisions.append(decision.without_matrices())
     write_captured(out, checkpoint, tokens_ST, options, decisions)
     if decides:
         write_kept(out, [decision.stays() for decision in decisions])
         write_decisions(out, chosen, records_of(decisions))
     clear_states(out)
+    parts.forget()
     (out / SPLIT).unlink(missing_ok=True)
 
 

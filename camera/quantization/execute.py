@@ -13,7 +13,7 @@ import torch
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import SafetensorsWriter
 from camera.digests import digest_file, digest_json
-from camera.errors import CameraError
+from camera.errors import MISREAD, CameraError
 from camera.files import atomic_file, copy_file, read_json, refuse_occupied, write_json
 from camera.formats.blocks import Squares
 from camera.formats.quantized_model import (
@@ -24,6 +24,7 @@ from camera.formats.quantized_model import (
     layer_file,
     packed_shape,
 )
+from camera.held import Held, holding, note
 from camera.options import QuantizeOptions
 from camera.progress import Progress, silent
 from camera.quantization.finishing import Finishing
@@ -76,14 +77,15 @@ def quantize_checkpoint(
     for concern in concerns(checkpoint, plan):
         _log.warning("%s", concern)
     source = _source_digest(checkpoint, options, method.source)
-    finished = _resume(out, options, source)
+    steady = note(checkpoint.folder, checkpoint.files)
+    finished = _resume(out, options, source, steady)
 
     def record(shard: ShardRecord, records: list[TensorRecord]) -> None:
         finished[shard.file] = shard, records
-        _write_report(out / _PARTIAL_NAME, options, source, finished)
+        _write_partial(out, _report(options, source, finished), steady)
 
     done = 0
-    with Finishing(record) as finishing:
+    with holding(steady), Finishing(record) as finishing:
         method.settle = finishing.wait
         for file, planned in _shards(checkpoint, plan).items():
             if file not in finished:
@@ -102,7 +104,9 @@ def quantize_checkpoint(
             copy_file(checkpoint.folder / name, temporary)
     if read_json(out / "config.json") != checkpoint.config:
         write_json(out / "config.json", checkpoint.config)
-    report = _write_report(out / SUMMARY_NAME, options, source, finished)
+    steady.check()
+    report = _report(options, source, finished)
+    write_json(out / SUMMARY_NAME, report.model_dump(mode="json"))
     (out / _PARTIAL_NAME).unlink()
     return report
 
@@ -161,7 +165,7 @@ def _six_digits(number: float) -> float:
     return float(f"{number:.6g}")
 
 
-def _write_report(path: Path, options: QuantizeOptions, source: str, finished: _Finished) -> QuantizeReport:
+def _report(options: QuantizeOptions, source: str, finished: _Finished) -> QuantizeReport:
     shards = [shard for _, (shard, _) in sorted(finished.items())]
     records = [record for _, (_, shard_records) in sorted(finished.items()) for record in shard_records]
     parameters = sum(record.parameters for record in records)
@@ -169,7 +173,7 @@ def _write_report(path: Path, options: QuantizeOptions, source: str, finished: _
     matrices = [record for record in records if len(record.shape) == 2]
     power = sum(record.parameters * record.rms**2 for record in matrices)
     noise = sum(record.parameters * (record.rms * record.relative_error) ** 2 for record in matrices)
-    report = QuantizeReport(
+    return QuantizeReport(
         type=options.type,
         tensors=tuple(records),
         shards=tuple(shards),
@@ -180,8 +184,23 @@ def _write_report(path: Path, options: QuantizeOptions, source: str, finished: _
         relative_error=_six_digits((noise / power) ** 0.5 if power else 0.0),
         target_bpw=options.target_bpw,
     )
-    write_json(path, report.model_dump(mode="json"))
-    return report
+
+
+def _write_partial(out: Path, report: QuantizeReport, steady: Held) -> None:
+    """What an unfinished folder holds, and of which files it is made, with a digest of both."""
+    content = {"report": report.model_dump(mode="json"), "files": steady.mark}
+    write_json(out / _PARTIAL_NAME, {**content, "checksum": digest_json(content)})
+
+
+def _read_partial(out: Path, steady: Held) -> QuantizeReport | None:
+    """What `_write_partial` wrote; None if it was changed since, or is of files that were."""
+    try:
+        content = read_json(out / _PARTIAL_NAME)
+        if content.pop("checksum") == digest_json(content) and content["files"] == steady.mark:
+            return QuantizeReport.model_validate(content["report"])
+    except (CameraError, ValueError, *MISREAD):
+        pass
+    return None
 
 
 def _source_digest(checkpoint: Checkpoint, options: QuantizeOptions, calibrated_on: str | None) -> str:
@@ -200,7 +219,7 @@ def _side_files(checkpoint: Checkpoint) -> list[str]:
     return [name for name in wanted if (checkpoint.folder / name).is_file()]
 
 
-def _resume(out: Path, options: QuantizeOptions, source: str) -> _Finished:
+def _resume(out: Path, options: QuantizeOptions, source: str, steady: Held) -> _Finished:
     """Make `out` ready to be written to; the shards in it that are whole, with their tensors' records.
 
     Raises:
@@ -208,13 +227,20 @@ def _resume(out: Path, options: QuantizeOptions, source: str) -> _Finished:
     """
     out.mkdir(parents=True, exist_ok=True)
     partial = out / _PARTIAL_NAME
-    if (out / SUMMARY_NAME).is_file():  # finished once: unfinished until its shards are seen to be there
-        (out / SUMMARY_NAME).replace(partial)
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()
     finished: _Finished = {}
-    if partial.is_file():
-        report = QuantizeReport.read(partial, "quantize again")
+    if (out / SUMMARY_NAME).is_file():  # finished once: unfinished until its shards are seen to be there
+        report: QuantizeReport | None = QuantizeReport.read(out / SUMMARY_NAME, "quantize again")
+    elif partial.is_file():
+        report = _read_partial(out, steady)
+        if report is None:
+            _log.warning("%s: what an earlier run left is not of these files, or damaged: begun again", out)
+            report = _report(options, source, finished)
+    else:
+        refuse_occupied(out)
+        report = None
+    if report is not None:
         if report.source != source:
             raise CameraError(
                 f"{out} holds the work of another checkpoint or of other options: choose another output "
@@ -225,7 +251,6 @@ def _resume(out: Path, options: QuantizeOptions, source: str) -> _Finished:
             if path.is_file() and path.stat().st_size == shard.size and digest_file(path) == shard.sha256:
                 records = [record for record in report.tensors if record.file == shard.file]
                 finished[shard.file] = shard, records
-    else:
-        refuse_occupied(out)
-        _write_report(partial, options, source, finished)
+    _write_partial(out, _report(options, source, finished), steady)
+    (out / SUMMARY_NAME).unlink(missing_ok=True)
     return finished

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from camera.checkpoints.checkpoint import Checkpoint
-from camera.checkpoints.safetensors_file import read_tensors, write_tensors
+from camera.checkpoints.safetensors_file import read_header, read_tensors, write_tensors
 from camera.checkpoints.weights import INDEX_NAME, SINGLE_NAME
 from camera.errors import CameraError
 from camera.layerwise import feed_forward as visitor
@@ -195,7 +195,7 @@ def test_hidden_states_that_exceed_memory_lie_in_a_mapped_file_and_change_nothin
     with pytest.raises(KilledError):
         stream(folder, tokens, out, progress=kill_at(8), propagate=propagate)
     work = tmp_path / "mapped" / ".out.partial" / ".work"
-    assert sorted(contents(work)) == ["begun.json", "resume-0001-0of1.safetensors"]
+    assert sorted(contents(work)) == ["begun.json", "resume-0001-0of1.safetensors", "written.json"]
     assert stream(folder, tokens, out, propagate=propagate) == plain
     assert mapped == [5 * 24 * 64] * 2
     assert left_beside(out) == set()
@@ -342,6 +342,26 @@ def test_an_unfinished_walk_of_other_inputs_is_not_gone_on_with(
         (partial / ".work" / "begun.json").write_text("{")
     wanted = stream(folder, tokens, tmp_path / "undisturbed", options, **how)
     assert stream(folder, tokens, tmp_path / "out", options, **how) == wanted
+
+
+@pytest.mark.parametrize("what", ["a layer", "the state", "the record"])
+def test_a_flipped_bit_in_an_unfinished_model_does_not_reach_the_output(
+    tokens: torch.Tensor, tmp_path: Path, what: str
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", layers=3)
+    wanted = stream(folder, tokens, tmp_path / "undisturbed")
+    partial = leave_unfinished(folder, tokens, tmp_path / "out")
+    if what == "a layer":
+        info = read_header(partial / SINGLE_NAME)["model.layers.0.mlp.up_proj.weight"]
+        path, at = partial / SINGLE_NAME, info.offset + info.size_bytes - 1
+    else:
+        name = "resume-*.safetensors" if what == "the state" else "written.json"
+        (path,) = (partial / ".work").glob(name)
+        at = path.stat().st_size - 5
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert stream(folder, tokens, tmp_path / "out") == wanted
 
 
 def test_an_unfinished_walk_that_lost_a_shard_says_what_to_remove(

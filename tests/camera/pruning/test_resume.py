@@ -59,7 +59,7 @@ def test_a_killed_capture_goes_on_at_the_layer_it_was_in(
     assert set(contents(tmp_path / "undisturbed")) == {STATISTICS, "capture.json"} | decided
     with pytest.raises(KilledError):
         run_capture(folder, tokens, tmp_path / "killed", propagate, kill_at(killed_in * len(tokens) + 3))
-    assert set(contents(tmp_path / "killed")) == {state_after(killed_in)}
+    assert set(contents(tmp_path / "killed")) == {state_after(killed_in), "parts.json"}
 
     read_names.clear()
     told: list[int] = []
@@ -82,7 +82,9 @@ def test_a_capture_killed_again_and_again_still_ends_the_same(
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "no hidden states", "a layer short"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "garbage", "empty", "no hidden states", "a layer short"]
+)
 def test_a_damaged_resume_file_is_ignored(
     build: Build, tokens: torch.Tensor, tmp_path: Path, damage: str
 ) -> None:
@@ -94,6 +96,8 @@ def test_a_damaged_resume_file_is_ignored(
     whole = state.read_bytes()
     if damage == "truncated":
         state.write_bytes(whole[: len(whole) // 2])
+    elif damage == "flipped":
+        state.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
     elif damage == "garbage":
         state.write_bytes(b"\xff" * 500)
     elif damage == "empty":

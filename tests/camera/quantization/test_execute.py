@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -159,13 +160,45 @@ def test_a_killed_run_goes_on_at_the_first_unfinished_shard(tmp_path: Path, tens
     with pytest.raises(CameraError, match="no finished quantised model"):
         QuantizedModel.open(tmp_path / "out")
     partial = json.loads((tmp_path / "out" / "quantized.partial.json").read_text())
-    finished = {shard["file"] for shard in partial["shards"]}
+    finished = {shard["file"] for shard in partial["report"]["shards"]}
     assert len(finished) == tensors_done // 9  # of a layer's nine tensors
     before = stamps(tmp_path / "out")
     quantize_checkpoint(source, tmp_path / "out", Q4_0_64)
     after = stamps(tmp_path / "out")
     assert {name for name in after if before.get(name) == after[name]} == finished
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["a digit", "no JSON", "the source"])
+def test_an_unfinished_run_whose_record_or_source_was_changed_begins_again(
+    tmp_path: Path, damage: str
+) -> None:
+    source = open_tiny(tmp_path / "source")
+    quantize_checkpoint(source, tmp_path / "whole", Q4_0_64)
+
+    def kill(done: int, total: int) -> None:
+        if done == 14:
+            raise Killed
+
+    with pytest.raises(Killed):
+        quantize_checkpoint(source, tmp_path / "out", Q4_0_64, progress=kill)
+    record = tmp_path / "out" / "quantized.partial.json"
+    content = json.loads(record.read_text())
+    if damage == "a digit":
+        content["report"]["tensors"][0]["rms"] *= 2
+        record.write_text(json.dumps(content))
+    elif damage == "no JSON":
+        record.write_text("{")
+    else:  # beyond the numbers that its digest samples, and put back in time
+        path = source.folder / "model.safetensors"
+        times, data = path.stat(), bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        quantize_checkpoint(source, tmp_path / "whole-again", Q4_0_64)
+    quantize_checkpoint(source, tmp_path / "out", Q4_0_64)
+    wanted = tmp_path / ("whole-again" if damage == "the source" else "whole")
+    assert digests(tmp_path / "out") == digests(wanted)
 
 
 @pytest.mark.parametrize("damage", ["delete", "truncate", "flip"])
