@@ -125,7 +125,7 @@ def _hf_config(values: dict[str, Any], path: Path) -> "PreTrainedConfig":
     family.register()
     try:
         return CONFIG_MAPPING[family.model_type].from_dict(values)
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # its checked dataclasses raise types of their own
         raise CameraError(f"{path}: its config is refused by transformers: {error}") from None
 
 
@@ -160,10 +160,15 @@ def assemble(
     from transformers import AutoModelForCausalLM  # heavy; only computing needs it
 
     config = copy.deepcopy(source.config)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=source.family.attention
-        )
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=source.family.attention
+            )
+    except Exception as error:  # nearly any type: a value that no layer can be built with
+        raise CameraError(
+            f"{source.path}: its config describes no model that transformers can build: {error!r}"
+        ) from error
     model.eval().requires_grad_(False)
     names = _names_on_disk(source, model)
     joined = {**_experts(source), **(rebuild(model, names) if rebuild else {})}

@@ -46,7 +46,22 @@ class Sources:
         Raises:
             CameraError: if there is none; the members of a sweep ask once.
         """
-        return check_convertible(self.checkpoint)
+        with holding(*self._held):
+            return check_convertible(self.checkpoint)
+
+    @cached_property
+    def tokens(self) -> int:
+        """How many tokens the model's tokenizer knows.
+
+        Raises:
+            CameraError: if it cannot be loaded, or belongs to another model.
+        """
+        with holding(*self._held):
+            return len(self.checkpoint.load_tokenizer())
+
+    @property
+    def _held(self) -> list[Held]:
+        return [] if self.folder.held is None else [self.folder.held]
 
 
 def find_sources(recipe: Recipe) -> Sources:
