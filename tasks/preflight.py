@@ -13,7 +13,7 @@ from tasks.pipeline import Pipeline
 from tasks.plan import Resolved, State, resolve
 from tasks.publication import destination, refuse_foreign
 from tasks.stage import Step, find
-from tasks.stages import convert, publish
+from tasks.stages import convert, fetch, publish
 from tasks.store import Store
 
 
@@ -73,6 +73,8 @@ def check_end(pipeline: Pipeline, to_run: Collection[str], store: Store | None =
     stages = [step.stage for step in pipeline.steps if step.name in to_run]
     if publish.STAGE in stages:
         publish.check_place(pipeline.recipe.publish, pipeline.recipe.name, store)
+    if fetch.STAGE in stages:
+        _ = pipeline.sources.tokens  # what cannot be loaded is refused
     return pipeline.sources.gguf_concerns if convert.STAGE in stages else []
 
 
