@@ -27,6 +27,10 @@ _MAX_DEPTH = 64
 _MAX_PATH = 4096
 
 
+class NewerFormError(CameraError):
+    """A lineage that a later version of this package wrote."""
+
+
 def _plain(text: str) -> str:
     if _STEERS.search(text) or len(text) > _MAX_PATH:
         raise ValueError("holds control characters, or is too long")
@@ -198,7 +202,7 @@ def check_lineage(value: Any, where: str) -> dict[str, Any]:
     """
     number = value.get("schema") if isinstance(value, dict) else None
     if isinstance(number, int) and number > PUBLICATION_SCHEMA:
-        raise CameraError(
+        raise NewerFormError(
             f"{where} is of schema {number}, and this version reads up to {PUBLICATION_SCHEMA}: install a newer one"
         )
     form = Publication if isinstance(value, dict) and "files" in value else Lineage

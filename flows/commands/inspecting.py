@@ -53,7 +53,8 @@ def audit(
     sources: Annotated[
         bool,
         typer.Option(
-            "--sources", help="Look for sources wherever the lineage says, also outside the project."
+            "--sources",
+            help="Look for sources wherever the lineage says, also where this project never read them.",
         ),
     ] = False,
     signers: Signers = None,

@@ -16,7 +16,7 @@ from tasks.audit.publication import publication
 from tasks.audit.sources import files_of_sources
 from tasks.contents import kind
 from tasks.lease import lease
-from tasks.lineage_form import read_lineage
+from tasks.lineage_form import NewerFormError, read_lineage
 from tasks.registry import Version
 from tasks.store import LINEAGE, Store
 
@@ -42,7 +42,7 @@ def audit(
         signers: ssh's list of allowed signers, for a signature of lineage.json.
         require_signature: whether what has no valid one is wrong.
         copy_of: for a copy of a published folder that DVC gave: the version it is of.
-        everywhere: look at sources wherever the lineage says they are, also outside the project.
+        everywhere: look at sources wherever the lineage says they are, also where this project never read them.
 
     Raises:
         CameraError: if there is no lineage to follow.
@@ -66,7 +66,12 @@ def audit(
             raise CameraError(
                 f"{path} holds no lineage ({LINEAGE_KEY}): it was not published by this pipeline"
             )
-        lineage = read_lineage(folder / LINEAGE)
+        try:
+            lineage = read_lineage(folder / LINEAGE)
+        except NewerFormError:
+            raise
+        except CameraError as error:
+            return heading(str(path), [wrong(LINEAGE, str(error)), *_unsigned(folder, evidence, trust)])
         for key in lineage["stages"]:
             in_use(key)
         if "files" in lineage:

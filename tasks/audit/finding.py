@@ -13,7 +13,7 @@ Reason = Literal[
     "evicted",
     "absent",
     "unreadable",
-    "outside",
+    "not looked at",
     "offline",
     "untracked",
     "superseded",
@@ -21,7 +21,7 @@ Reason = Literal[
     "other versions",
 ]
 """Why a part could not be verified: its bytes were evicted by `camera gc`; they are not on this machine; they cannot be read; the lineage names a
-place outside the project, which is not looked at; a server or remote did not answer; it was never recorded there; a later
+place that this project never read, as far as its store knows; a server or remote did not answer; it was never recorded there; a later
 publication took its place; nobody said whose signature is believed; it was made with others."""
 STRENGTH: dict[Verdict, int] = {verdict: number for number, verdict in enumerate(get_args(Verdict))}
 """0 is the strongest."""

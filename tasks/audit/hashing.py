@@ -72,7 +72,7 @@ class Evidence:
     from_remote: bool = False
     """Whether what DVC versions is read from its remote, whatever is here."""
     everywhere: bool = False
-    """Whether sources are looked at wherever a lineage says that they are."""
+    """Whether sources are looked at wherever a lineage says that they are, whoever wrote it."""
 
     def known(self, entry: dict[str, Any]) -> Artifact | None:
         """What this store says of an artifact with this key and digest, whole or evicted; its files are not read."""

@@ -16,7 +16,7 @@ from tasks.lineage_form import own_digest_holds
 from tasks.registry import Version
 from tasks.store import LINEAGE
 
-_VOUCHED = ("absent", "evicted", "outside", "offline", "untracked")
+_VOUCHED = ("absent", "evicted", "not looked at", "offline", "untracked")
 """Reasons for which a part cannot be verified here, and for which it need not be where a trusted key signed the lineage."""
 
 

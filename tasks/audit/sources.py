@@ -1,10 +1,9 @@
 """The sources of a lineage, hashed again where they still are and where it is safe to look.
 
-A lineage may be a stranger's, and names paths. So only what lies in the project is looked at, and what this project itself
-has read before, as its store says; with `--sources` all else too.
+A lineage may be a stranger's, and names paths. So only what this project itself has read before is looked at, under the
+path that its store says; with `--sources` all else too.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,27 +38,18 @@ def _places(lineage: dict[str, Any], evidence: Evidence) -> dict[str, Path | Non
 
 def _place(digest: str, lineage: dict[str, Any], evidence: Evidence) -> Path | None:
     named = str(lineage["sources"][digest]["path"])
-    inside = _in_project(named)
-    if evidence.everywhere or (inside and _there(Path(named))):
+    if evidence.everywhere:
         return Path(named)
     recorded = evidence.recorded_path(lineage, digest)
-    if recorded is not None and named in (recorded, Path(recorded).name):
-        return Path(recorded)  # a GGUF names of an absolute path the last part alone
-    return Path(named) if inside else None
-
-
-def _in_project(named: str) -> bool:
-    here = Path.cwd()
-    place = Path(os.path.abspath(named))
-    hidden = any(part.startswith(".") for part in place.parts[len(here.parts) :])
-    return place.is_relative_to(here) and place != here and not hidden
+    # A GGUF names of an absolute path the last part alone.
+    return Path(recorded) if recorded is not None and named in (recorded, Path(recorded).name) else None
 
 
 def _source(entry: dict[str, Any], place: Path | None, evidence: Evidence) -> Finding:
     name = f"{entry['name']} {entry['path']}"
     if place is None:
-        where = f"{entry['path']} is outside the project, and this project's store has no record of it"
-        return unverifiable(name, f"not looked at: {where}; --sources looks there", "outside")
+        detail = "not looked at: this project's store knows nothing read from there; --sources looks"
+        return unverifiable(name, detail, "not looked at")
     path = place
     found = _in_workspace(name, path, entry, evidence.hashes)
     version = _dvc(entry, path, evidence) if entry.get("dvc") is not None else None

@@ -144,12 +144,14 @@ def forged_source(made: Publication, path: str, files: dict[str, str]) -> Findin
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/hostname", "../secret", "/dev/zero", "~/.ssh/id", ".env", "/proc/self/environ"]
+    "path", ["/etc/hostname", "../secret", "/dev/zero", "~/.ssh/id", ".env", "/proc/self/environ", "huge"]
 )
 def test_a_place_that_a_stranger_names_is_not_looked_at(tiny: Publication, tmp_path: Path, path: str) -> None:
     (tiny.root / ".env").write_text("secret")
+    (tiny.root / "huge").touch()
+    os.truncate(tiny.root / "huge", 200 << 30)  # would be read for minutes
     found = forged_source(tiny, path, {Path(path).name: "0" * 64})
-    assert (found.verdict, found.reason) == ("unverifiable", "outside")
+    assert (found.verdict, found.reason) == ("unverifiable", "not looked at")
     assert "--sources" in found.detail
 
 
@@ -163,7 +165,7 @@ def test_a_source_outside_is_verified_where_this_project_read_it_or_on_demand(
     nothing = Store(tmp_path / "none")
     assert {part.reason for part in audit(tiny.folder, nothing).all_of("unverifiable")} == {
         "absent",
-        "outside",
+        "not looked at",
     }
     everywhere = audit(tiny.folder, nothing, everywhere=True)
     assert {part.reason for part in everywhere.all_of("unverifiable")} == {"absent"}

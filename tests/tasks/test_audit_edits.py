@@ -33,11 +33,7 @@ def test_untouched_it_is_verified_in_its_project_and_no_better_than_its_word_els
 ) -> None:
     assert tiny.verdicts() == ("verified", "unverifiable")
     parts = audit(tiny.folder, Store(tiny.root / "no store")).every()
-    assert {part.name.split()[0] for part in parts if part.verdict in GOOD and not part.heading} == {
-        "model",
-        "tokenizer",
-        "file",
-    }, "without a store only the sources can be hashed again against something else"
+    assert [part.name for part in parts if part.verdict in GOOD] == [], "a forger may have written all of it"
 
 
 PLAIN: dict[str, Callable[[Path], Any]] = {

@@ -54,7 +54,7 @@ def read_lineage(path: Path) -> dict[str, Any]:
 
 def audited(lineage: dict[str, Any], store: Store, from_remote: bool = False) -> Finding:
     with reading_ahead() as hashes:
-        [source] = ancestors(lineage, Evidence(store, hashes, from_remote))[1].parts
+        [source] = ancestors(lineage, Evidence(store, hashes, from_remote, everywhere=True))[1].parts
     return source
 
 
