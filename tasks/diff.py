@@ -155,13 +155,13 @@ def _size(results: Results) -> dict[str, Any]:
 
 
 def _kept(lineage: dict[str, Any], store: Store) -> list[set[tuple[str, int]]]:
-    asked = lineage["recipe"]["prune"]
+    asked = lineage["recipe"].get("prune")
     entry = None
     for stage in lineage["stages"].values():  # others are of runs with other options and the same bytes
-        if stage["stage"] == "prune" and all(
-            asked.get(name, value) == value
-            for name, value in stage["options"].get("prune", stage["options"]).items()
-        ):
+        options = stage["options"].get("prune", stage["options"])
+        if not isinstance(asked, dict) or not isinstance(options, dict) or stage["stage"] != "prune":
+            continue
+        if all(asked.get(name, value) == value for name, value in options.items()):
             entry = stage
     if entry is None:
         raise CameraError(f"{lineage['name']}: nothing was pruned")

@@ -71,7 +71,7 @@ def audit(
         except NewerFormError:
             raise
         except CameraError as error:
-            return heading(str(path), [wrong(LINEAGE, str(error)), *_unsigned(folder, evidence, trust)])
+            return heading(str(path), [wrong(LINEAGE, str(error))])
         for key in lineage["stages"]:
             in_use(key)
         if "files" in lineage:

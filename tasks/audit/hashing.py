@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from camera.digests import digest_file
-from camera.files import read_json
+from camera.errors import CameraError
+from tasks.lineage_form import read_lineage
 from tasks.store import LINEAGE, MANIFEST, Artifact, Store
 
 
@@ -83,10 +84,13 @@ class Evidence:
     def recorded_path(self, lineage: dict[str, Any], digest: str) -> str | None:
         """Where this project itself read a source, as its store recorded it; None if it never did."""
         for entry in lineage["stages"].values():
-            found = self.known(entry)
-            if found is None or digest_file(found.path / LINEAGE) != found.manifest["lineage_sha256"]:
+            if (found := self.known(entry)) is None:
                 continue
-            source = read_json(found.path / LINEAGE)["sources"].get(digest)
+            try:
+                whole = digest_file(found.path / LINEAGE) == found.manifest["lineage_sha256"]
+                source = read_lineage(found.path / LINEAGE)["sources"].get(digest) if whole else None
+            except (CameraError, OSError):  # the part of the stage says so
+                continue
             if source is not None:
                 return str(source["path"])
         return None

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from camera.digests import digest_json
+from camera.digests import digest_file, digest_json
 from camera.errors import CameraError
 from camera.files import read_json
 from tasks import promotion, registry
@@ -20,6 +20,7 @@ from tasks.audit.rebuild import rebuild
 from tasks.diff import compare
 from tasks.pipeline import build_pipeline
 from tasks.project import Project
+from tasks.published import Found, audit_found, audit_version
 from tasks.recipe import check_recipe
 from tasks.run import Outcome, run_pipeline
 from tasks.sources import find_sources
@@ -500,7 +501,11 @@ def test_a_model_is_promoted_once_audited_and_the_alias_goes_back(finished: Fini
         with registry.files_of(registry.find_version(first.label)) as folder:  # DVC still has the first
             assert folder != published
             assert read_json(folder / "lineage.json")["digest"] == first.lineage_digest
+            assert (folder / "config.json").stat().st_nlink > 1, "a copy takes no room: it is DVC's cache"
             changes = compare(folder, published, finished.store)
+        superseded = versioned(finished)
+        assert "holds a later publication; DVC's copy" in part_of(superseded, "published folder").detail
+        assert wrong(superseded) == []
         assert [(change.section, change.what) for change in changes.changes] == [
             ("recipe", "benchmark.repeats")
         ]
@@ -512,6 +517,39 @@ def test_a_model_is_promoted_once_audited_and_the_alias_goes_back(finished: Fini
         shutil.rmtree(published)
         before.rename(published)
         published.with_name("first.dvc").rename(published.with_name("tiny.dvc"))
+
+
+def versioned(finished: Finished) -> Finding:
+    """What is said of the version in the registry."""
+
+    def auditing(found: Found) -> Finding:
+        return audit_found(found, finished.store, from_remote=False, signers=None, signed=False)
+
+    return audit_version(registry.find_version("tiny@1"), finished.store, auditing)
+
+
+def test_a_version_is_wrong_where_its_folder_is_however_whole_dvcs_copy_is(finished: Finished) -> None:
+    assert versioned(finished).overall == "verified"
+    path = finished.published / "lineage.json"
+    with damaged(finished.published / "config.json"):
+        assert versioned(finished).overall == "wrong"
+        lineage = {name: value for name, value in read_json(path).items() if name != "digest"}
+        lineage["files"]["config.json"] = digest_file(finished.published / "config.json")
+        with rewritten(path, {**lineage, "digest": digest_json(lineage)}):  # of no known publication
+            assert versioned(finished).overall == "wrong"
+        with absent(path):
+            assert versioned(finished).overall == "wrong"
+    with rewritten(path, "{"):
+        assert versioned(finished).overall == "wrong"
+
+
+def test_a_version_whose_folder_is_not_here_is_read_in_dvc_and_that_is_said(finished: Finished) -> None:
+    with absent(finished.published):
+        found = versioned(finished)
+    [folder] = found.all_of("unverifiable")
+    assert folder.reason == "absent"
+    assert "DVC's copy of" in folder.detail
+    assert part_of(found, "DVC version").verdict == "verified"
 
 
 def republished(finished: Finished) -> registry.Version:
