@@ -17,6 +17,7 @@ from camera.escape import one_line
 from camera.files import atomic_file
 from camera.locks import output_lock
 from tasks import registry, ssh
+from tasks.contents import kind
 from tasks.signed import Record, record_of, records_at, write_record
 from tasks.ssh import NoToolError
 from tasks.store import LINEAGE, MANIFEST, Store
@@ -113,7 +114,8 @@ def judge(
     ):
         return None  # an artifact: only publications are signed
     try:
-        document = (folder / LINEAGE).read_bytes()
+        # A pipe would wait for its writer.
+        document = (folder / LINEAGE).read_bytes() if kind(folder / LINEAGE) == "a file" else None
     except OSError:
         document = None
     offline = ""

@@ -180,9 +180,7 @@ def test_a_pipe_or_a_folder_in_a_sources_place_is_not_opened(tiny: Publication) 
     assert forged_source(tiny, "store", {"publish": "0" * 64}).verdict == "unverifiable"
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "/etc/passwd", "a//b", ".", "", "a\nb", "x\x1b[2J", "a\u202eb", "\ud800"]
-)
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a//b", ".", "", "a\nb", "x\x1b[2J", "a\u202eb"])
 def test_a_name_that_leaves_the_folder_or_steers_a_terminal_is_refused(tiny: Publication, name: str) -> None:
     lineage = tiny.lineage()
     lineage["files"][name] = "0" * 64
