@@ -477,6 +477,39 @@ def test_the_recipe_run_again_from_nothing_gives_the_same_bytes(finished: Finish
         assert rebuild(lineage, tmp_path).reason == "absent"
 
 
+def versioned(finished: Finished) -> Finding:
+    """What is said of the version in the registry."""
+
+    def auditing(found: Found) -> Finding:
+        return audit_found(found, finished.store, from_remote=False, signers=None, signed=False)
+
+    return audit_version(registry.find_version("tiny@1"), finished.store, auditing)
+
+
+def test_a_version_is_wrong_where_its_folder_is_however_whole_dvcs_copy_is(finished: Finished) -> None:
+    assert versioned(finished).overall == "verified"
+    path = finished.published / "lineage.json"
+    with damaged(finished.published / "config.json"):
+        assert versioned(finished).overall == "wrong"
+        lineage = {name: value for name, value in read_json(path).items() if name != "digest"}
+        lineage["files"]["config.json"] = digest_file(finished.published / "config.json")
+        with rewritten(path, {**lineage, "digest": digest_json(lineage)}):  # of no known publication
+            assert versioned(finished).overall == "wrong"
+        with absent(path):
+            assert versioned(finished).overall == "wrong"
+    with rewritten(path, "{"):
+        assert versioned(finished).overall == "wrong"
+
+
+def test_a_version_whose_folder_is_not_here_is_read_in_dvc_and_that_is_said(finished: Finished) -> None:
+    with absent(finished.published):
+        found = versioned(finished)
+    [folder] = found.all_of("unverifiable")
+    assert folder.reason == "absent"
+    assert "DVC's copy of" in folder.detail
+    assert part_of(found, "DVC version").verdict == "verified"
+
+
 def test_a_model_is_promoted_once_audited_and_the_alias_goes_back(finished: Finished) -> None:
     def audited(folder: Path) -> list[str]:
         return wrong(audit(folder, finished.store))
@@ -517,39 +550,6 @@ def test_a_model_is_promoted_once_audited_and_the_alias_goes_back(finished: Fini
         shutil.rmtree(published)
         before.rename(published)
         published.with_name("first.dvc").rename(published.with_name("tiny.dvc"))
-
-
-def versioned(finished: Finished) -> Finding:
-    """What is said of the version in the registry."""
-
-    def auditing(found: Found) -> Finding:
-        return audit_found(found, finished.store, from_remote=False, signers=None, signed=False)
-
-    return audit_version(registry.find_version("tiny@1"), finished.store, auditing)
-
-
-def test_a_version_is_wrong_where_its_folder_is_however_whole_dvcs_copy_is(finished: Finished) -> None:
-    assert versioned(finished).overall == "verified"
-    path = finished.published / "lineage.json"
-    with damaged(finished.published / "config.json"):
-        assert versioned(finished).overall == "wrong"
-        lineage = {name: value for name, value in read_json(path).items() if name != "digest"}
-        lineage["files"]["config.json"] = digest_file(finished.published / "config.json")
-        with rewritten(path, {**lineage, "digest": digest_json(lineage)}):  # of no known publication
-            assert versioned(finished).overall == "wrong"
-        with absent(path):
-            assert versioned(finished).overall == "wrong"
-    with rewritten(path, "{"):
-        assert versioned(finished).overall == "wrong"
-
-
-def test_a_version_whose_folder_is_not_here_is_read_in_dvc_and_that_is_said(finished: Finished) -> None:
-    with absent(finished.published):
-        found = versioned(finished)
-    [folder] = found.all_of("unverifiable")
-    assert folder.reason == "absent"
-    assert "DVC's copy of" in folder.detail
-    assert part_of(found, "DVC version").verdict == "verified"
 
 
 def republished(finished: Finished) -> registry.Version:
