@@ -294,13 +294,3 @@ def _retire(folder: Path, store: Store, digest: str) -> None:
         return
     except CameraError:  # of something else, and nobody recorded it
         path.replace(path.with_name(f"{path.name}.old"))
-
-
-def verify(lineage: Path, signature: Path, signers: Path) -> str:
-    """The name of the trusted key that signed a lineage; `judge` asks more.
-
-    Raises:
-        NoToolError: without ssh-keygen.
-        CameraError: if nobody in the list signed this very file.
-    """
-    return ssh.principal(lineage.read_bytes(), ssh.read_signature(signature) or b"", signers)
