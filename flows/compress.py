@@ -21,6 +21,7 @@ from prefect.utilities.annotations import quote
 
 from camera import shutdown
 from camera.errors import NetworkError
+from camera.guarded import panics_are_errors
 from camera.report.schema import read_results
 from camera.report.table import results_markdown
 from flows.device_limits import device_slots
@@ -118,7 +119,7 @@ def compress(recipe: RecipeFile | Recipe, overrides: list[Override] | None = Non
     """
     end = _END.get() or _End()
     try:
-        with running_flow() as project:
+        with running_flow() as project, panics_are_errors("stopped"):
             end.outcome = _compress(given_recipe(recipe, overrides), project)
     except BaseException as error:
         end.error = error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from camera.errors import CameraError
+from camera.guarded import panics_are_errors
 from camera.report.sweep import SweepResults, best_member, read_sweep
 from camera.report.sweep_page import CSV, HTML, JSON
 from tasks.lease import lease
@@ -131,7 +132,8 @@ def _run_all(
 
     def one(member: Member) -> None:
         try:
-            run(member)
+            with panics_are_errors("stopped"):
+                run(member)
         except GateFailed as error:
             told(member, f"done, {str(error).splitlines()[0].removesuffix(':')}")
         except Exception as error:  # whatever stops one member must not stop the others
