@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-_MAX_CHARACTERS = 1 << 20
+MAX_CHARACTERS = 1 << 20
 _MAX_VALUES = 100_000
 
 
@@ -35,8 +35,8 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: if it is no YAML, is too long, or its aliases stand for too many values.
     """
-    if len(text) > _MAX_CHARACTERS:
-        raise ValueError(f"{len(text)} characters, and no recipe needs more than {_MAX_CHARACTERS}")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"more than {MAX_CHARACTERS} characters, and no recipe needs as many")
     try:
         return yaml.load(text, _BoundedLoader)
     except (

@@ -21,7 +21,7 @@ from camera.options import (
     UsedWhen,
 )
 from camera.presets import PresetName, below
-from camera.yaml_text import parse_yaml
+from camera.yaml_text import MAX_CHARACTERS, parse_yaml
 from tasks.options import SweepOptions
 
 
@@ -191,7 +191,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Reci
         CameraError: naming the file and the field that is wrong.
     """
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = parse_yaml(file.read(MAX_CHARACTERS + 1))
     except (FileNotFoundError, IsADirectoryError):
         raise CameraError(f"recipe {path} does not exist; see recipes/ for examples") from None
     except OSError as error:

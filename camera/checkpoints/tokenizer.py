@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
-_LOADING = Limits(memory_bytes=1 << 30, seconds=45)
-"""The largest that are in use (256,000 tokens, 500,000 merges) take half of the memory and a tenth of the time."""
+_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_LOADING_SECONDS = 45.0
+_LOADING_TIMES = 16
+"""Memory for a byte of those files; the largest in use (256,000 tokens, 500,000 merges, 40 MB) take half of it."""
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -71,9 +73,16 @@ _tried: set[tuple[object, ...]] = set()
 def _try(folder: Path, load: Callable[[], "PreTrainedTokenizerBase"], files: tuple[object, ...]) -> None:
     if files not in _tried:
         run_guarded(
-            lambda: len(load().get_added_vocab()), f"{folder}: the tokenizer cannot be loaded", _LOADING
+            lambda: len(load().get_added_vocab()),
+            f"{folder}: the tokenizer cannot be loaded",
+            _limits(folder),
         )
         _tried.add(files)
+
+
+def _limits(folder: Path) -> Limits:
+    size = sum(path.stat().st_size for form in _FILES for path in folder.glob(form) if path.is_file())
+    return Limits(Limits().memory_bytes + _LOADING_TIMES * min(size, 128 << 20), _LOADING_SECONDS)
 
 
 def _files_of(folder: Path) -> tuple[object, ...]:
