@@ -1,4 +1,4 @@
-"""Text from files, made harmless for where it is shown: a terminal, a log, Markdown, HTML, rich's markup, JSON.
+"""Text from files, made harmless for where it is shown: a terminal, a log, Markdown, HTML, JSON.
 
 A name that comes from a file may hold anything: line breaks and "✓ verified", sequences that clear a screen, marks that turn
 the order of letters, halves of characters that no encoding can write. Whoever shows one passes it through `one_line`.
@@ -49,13 +49,6 @@ def markdown(text: Any) -> str:
         return escaped
     end = found.end() if found[0][0].isdigit() else 0
     return f"{escaped[:end]}\\{escaped[end:]}"
-
-
-def markup(text: Any) -> str:
-    """A name in rich's markup: brackets are brackets."""
-    from rich.markup import escape  # the library's users do without rich
-
-    return escape(one_line(text))
 
 
 def json_text(document: str) -> str:

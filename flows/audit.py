@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from camera.errors import CameraError
+from camera.escape import one_line
 from flows.recovery import running_flow
 from tasks.audit.finding import Finding, Verdict
 from tasks.published import Found, audit_all, audit_found
@@ -39,9 +40,9 @@ def audit(published: str = "published") -> int:
             verdict = found.overall
             _log.info("%s: %s", found.name, verdict)
             columns = {"wrong": "; ".join(bad), "could not verify": "; ".join(weak)}
-            rows.append({"model": found.name, "verdict": verdict, **columns})
+            rows.append({"model": one_line(found.name), "verdict": verdict, **columns})
             if bad:
-                wrong.append(f"  {found.name}: {'; '.join(bad)}")
+                wrong.append(f"  {one_line(found.name)}: {'; '.join(bad)}")
         create_table_artifact(
             rows, key="audit", description="Every published model, what is wrong, and what is not known"
         )
@@ -51,7 +52,7 @@ def audit(published: str = "published") -> int:
 
 
 def _named(found: Finding, verdict: Verdict) -> list[str]:
-    return [f"{part.name}: {part.detail}" for part in found.all_of(verdict)]
+    return [one_line(f"{part.name}: {part.detail}") for part in found.all_of(verdict)]
 
 
 def _audited(model: Found, store: Store) -> Finding:

@@ -21,6 +21,7 @@ from prefect.utilities.annotations import quote
 
 from camera import shutdown
 from camera.errors import NetworkError
+from camera.escape import markdown
 from camera.guarded import panics_are_errors
 from camera.report.schema import read_results
 from camera.report.table import results_markdown
@@ -175,7 +176,7 @@ def _compress(recipe: Recipe, project: Project) -> Outcome:
     results = read_results(outcome.report.with_name("results.json"))
     try:
         table = results_markdown(results)
-        create_markdown_artifact(table, key="results", description=f"Results of {recipe.name}")
+        create_markdown_artifact(table, key="results", description=f"Results of {markdown(recipe.name)}")
     except httpx.HTTPError as error:  # the same table is in the report
         _log.warning("Prefect's API did not take the table of results: %s", error)
     return hold_to_the_gate(outcome)  # a flow run that failed is what schedules and automations notice

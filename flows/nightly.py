@@ -7,6 +7,7 @@ from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
 from camera.errors import CameraError
+from camera.escape import one_line
 from flows.compress import compress
 from flows.parameters import Override, RecipeFile
 from flows.recovery import running_flow
@@ -34,7 +35,8 @@ def nightly(
             state = compress(recipe, overrides, return_state=True)
             if not state.is_completed():
                 failed[recipe] = (state.message or state.name or "did not complete").removeprefix(_PREFIX)
-            rows.append({"recipe": recipe, "state": state.name, "reason": failed.get(recipe, "")})
+            cells = {"recipe": recipe, "state": state.name, "reason": failed.get(recipe, "")}
+            rows.append({column: one_line(cell) for column, cell in cells.items()})
         create_table_artifact(rows, key="nightly", description="What became of each recipe")
     if failed:
         reasons = "\n".join(f"  {recipe}: {reason}" for recipe, reason in failed.items())

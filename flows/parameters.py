@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 from prefect.runtime import flow_run
 from pydantic import BaseModel, Field
 
+from camera.escape import one_line
 from tasks.recipe import Recipe, load_recipe
 
 
@@ -57,4 +58,4 @@ def given_recipe(recipe: str | Recipe, overrides: list[str] | None) -> Recipe:
 def run_name() -> str:
     """Name of the flow run that begins: `compress recipes/demo.yaml`, or with the recipe's name where it came whole."""
     given = flow_run.parameters["recipe"]
-    return f"{flow_run.flow_name} {given.name if isinstance(given, Recipe) else given}"
+    return one_line(f"{flow_run.flow_name} {given.name if isinstance(given, Recipe) else given}")

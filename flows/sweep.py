@@ -16,6 +16,7 @@ from prefect.runtime import flow_run
 
 from camera import shutdown
 from camera.errors import CameraError
+from camera.escape import markdown
 from camera.report.sweep_page import sweep_markdown
 from flows.compress import LISTENER, compress
 from flows.listeners import MemberListener
@@ -55,7 +56,7 @@ def _sweep(checked: Sweep, project: Project) -> SweepOutcome:
         checked, run_member, project, lambda member, line: say(f"{member.name}: {line}"), str(flow_run.id)
     )
     create_markdown_artifact(
-        sweep_markdown(outcome.results), key="sweep", description=f"Sweep {checked.recipe.name}"
+        sweep_markdown(outcome.results), key="sweep", description=f"Sweep {markdown(checked.recipe.name)}"
     )
     return hold_to_its_members(outcome)
 

@@ -31,8 +31,13 @@ class NewerFormError(CameraError):
     """A lineage that a later version of this package wrote."""
 
 
+def can_name(text: str) -> bool:
+    """Whether a lineage takes such a name."""
+    return not _STEERS.search(text) and len(text) <= _MAX_PATH
+
+
 def _plain(text: str) -> str:
-    if _STEERS.search(text) or len(text) > _MAX_PATH:
+    if not can_name(text):
         raise ValueError("holds control characters, or is too long")
     return text
 

@@ -11,11 +11,13 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.hub import local_checkpoint
 from camera.digests import digest_file, digest_json, files_below
 from camera.errors import CameraError
+from camera.escape import one_line
 from camera.evaluation.lm_eval_tasks import task_files
 from camera.formats.convertible import check_convertible
 from camera.held import Held, hold, holding
 from camera.options import DatasetOptions, EvaluateOptions
 from tasks import versioning
+from tasks.lineage_form import can_name
 from tasks.project import Project
 from tasks.recipe import Recipe
 from tasks.stage import Input
@@ -124,6 +126,12 @@ def _input(
     if tracked and (version := versioning.tracked_version(path)) is not None:
         about["dvc"] = version
     files = held.digests if files is None else files
+    for name in (named, *files):  # what the lineage could not name is refused before the first step
+        if not can_name(name):
+            raise CameraError(
+                f"{one_line(path)}: the name {one_line(name)} holds control characters or is too long, and no "
+                "lineage takes it: rename it"
+            )
     about = {"path": named, "files": files, **about}
     return Input(path, digest_json(files), about=about, held=held)
 

@@ -1,5 +1,6 @@
 """The command line `camera`. Heavy imports happen inside the commands, so that help shows at once."""
 
+import errno
 import sys
 from functools import cache, partial
 from importlib import import_module
@@ -19,7 +20,7 @@ from camera.cli.output import note
 from camera.cli.stages import STAGES, Stage
 from camera.cli.streams import lasting
 from camera.errors import CameraError
-from camera.escape import lines
+from camera.escape import one_line
 from camera.guarded import panics_are_errors
 from camera.logs import harmless_logs
 
@@ -46,6 +47,12 @@ _REMOVED = {
     "--sort-channels": "leave it out: sorted channels brought no better 4-bit model",
 }
 """Flags that were removed, and what to write instead."""
+_OF_PATHS = (
+    *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EINVAL, errno.EILSEQ),
+)
+"""Errors of the system that are about the path that was named."""
+_LONGEST_PATH = 400
 _COMPLETE = (0, 3)
 """Exit codes of commands that did all they were asked to."""
 _SETTINGS: dict[str, Any] = {
@@ -146,7 +153,7 @@ def _run() -> int:
         from camera.disk import disk_error
         from camera.secrets import without_secrets
 
-        told = disk_error(error) if isinstance(error, OSError) else error
+        told = (disk_error(error) or _about_a_file(error)) if isinstance(error, OSError) else error
         root = error.__cause__ or error  # torch raises its own for a backend that does not load
         cause = explain(f"{error}\n{root}")
         if cause is not None and isinstance(root, ImportError) and not isinstance(told, CameraError):
@@ -162,6 +169,15 @@ def _run() -> int:
         return 2
 
 
+def _about_a_file(error: OSError) -> Exception:
+    """What the system says of a path that cannot be used, as a message; any other error as it is."""
+    if error.filename is not None and error.errno in _OF_PATHS:
+        return CameraError(
+            f"{one_line(error.filename)[:_LONGEST_PATH]}: {error.strerror}; name another path, or change what is there"
+        )
+    return error
+
+
 def _called() -> int:
     """Run the command; the exit code. An error of the command line is shown as typer shows it, without control characters."""
     try:
@@ -170,8 +186,7 @@ def _called() -> int:
         note("stopped")
         return 1
     except typer.TyperException as error:
-        error.args = (lines(error),)
-        error.message = lines(error.message)  # each that is about the command line has one
+        error.message = one_line(error.message)  # each that is about the command line has one
         typer.rich_utils.rich_format_error(error)  # type: ignore[arg-type]
         return int(getattr(error, "exit_code", 2))
     return code if isinstance(code, int) else 0

@@ -1,4 +1,4 @@
-"""Text from files: what it is made of for a terminal, Markdown, HTML, rich's markup and JSON."""
+"""Text from files: what it is made of for a terminal, Markdown, HTML and JSON."""
 
 import json
 import sys
@@ -7,10 +7,8 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.text import Text
 
-from camera.escape import json_text, lines, lines_of_one, markdown, markup, one_line
-from tests.hostile import NAMES
+from camera.escape import json_text, lines, lines_of_one, markdown, one_line
 
 SPELT_WITH_FORMATS = "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2"
 """Joiners, and signs that enclose numbers: they are letters to those who write with them."""
@@ -53,13 +51,6 @@ def test_every_text_becomes_one_line_that_can_be_written_and_stays_so(text: str)
     assert len(made.splitlines()) <= 1
     assert made.encode() is not None
     assert one_line(made) == made
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_markup_shows_a_name_as_text_without_a_style(name: str):
-    text = Text.from_markup(f"[bold]{markup(name)}[/bold] after")
-    assert text.plain == f"{one_line(name)} after"
-    assert [str(span.style) for span in text.spans] == ["bold"]
 
 
 @given(st.text(max_size=40))
