@@ -205,6 +205,8 @@ class _Now(NamedTuple):
 
 _now = _Now(Counter(), {}, frozenset())
 _lock = Lock()
+_noticed: list[str] = []
+"""Files that were opened and were not what was hashed."""
 
 
 @contextmanager
@@ -216,14 +218,22 @@ def holding(*sources: Held) -> Iterator[None]:
         SourceChangedError: if a file is not what was hashed.
     """
 
+    listed, begun = list(_expectations(sources)), len(_noticed)
+    paths = {each.path for each in listed}
+
     def check() -> None:
         for source in sources:
             source.check()
+        for path in _noticed[begun:]:  # whoever took the error for another
+            if path in paths or os.path.dirname(path) in paths:
+                raise _changed(Path(path))
 
     check()
-    with expecting(_expectations(sources)):
+    with expecting(listed):
         try:
             yield
+        except SourceChangedError:
+            raise
         except Exception:  # of a source that changed, nearly any; then that is what to say
             check()
             raise
@@ -289,12 +299,14 @@ def opened(path: Path | str, buffering: int = -1) -> BinaryIO:
 def _compare(file: BinaryIO, path: str, now: _Now) -> None:
     if path not in now.files:
         if any(_is_in(path, folder) for folder in now.closed):
+            _noticed.append(path)
             raise SourceChangedError(
                 f"{path} was not there when its folder was hashed: leave the folder alone and run again"
             )
         return
     identities = now.files[path] - {_ANY}
     if identities and {Identity.of(os.fstat(file.fileno()))} != identities:
+        _noticed.append(path)
         raise _changed(Path(path))
 
 

@@ -48,6 +48,8 @@ class Source:
     blocks it is float32, which holds their numbers exactly."""
     read: Callable[[str], torch.Tensor]
     """One tensor on the CPU, in floating point."""
+    weight_files: tuple[Path, ...] = ()
+    """The files that hold them; others may lie beside."""
     packed: Callable[[str], tuple[str, np.ndarray]] | None = None
     """Where tensors are stored as blocks: one tensor's type and its bytes, uint8 [rows, bytes per row]."""
 
@@ -73,6 +75,7 @@ def open_source(path: Path | str) -> Source:
         frozenset(checkpoint.needed),
         checkpoint.dtype,
         checkpoint.read,
+        tuple(path / file for file in checkpoint.weight_files),
     )
 
 
@@ -87,6 +90,7 @@ def _quantized_source(path: Path) -> Source:
         frozenset(model.tensors),
         dtype,
         model.dequantize,
+        tuple(path / shard.file for shard in model.report.shards),
         lambda name: _stored_blocks(model, name),
     )
 
@@ -114,6 +118,7 @@ def _gguf_source(path: Path) -> Source:
         frozenset(names),
         dtype,
         lambda name: read_hf_tensor(file, name),
+        (path,),
         lambda name: packed_hf_tensor(file, name),
     )
 

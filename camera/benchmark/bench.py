@@ -21,6 +21,7 @@ from camera.devices import (
 )
 from camera.engines import ENGINES, Engine, Timing
 from camera.errors import CameraError
+from camera.held import SourceChangedError
 from camera.options import BenchmarkOptions
 from camera.progress import Progress, silent
 from camera.versions import versions
@@ -63,6 +64,8 @@ class _Run:
         """Turn a failure into the reason that the rows give."""
         try:
             yield
+        except SourceChangedError:  # of that no row is to be kept
+            raise
         except _FAILURES as error:
             self.failure = str(error) or type(error).__name__
             if cause := explain(self.failure):

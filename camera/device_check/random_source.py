@@ -63,5 +63,5 @@ def random_source(sizes: PanguSizes, type: BlockType | None = None) -> Source:
         frozenset(shapes),
         torch.bfloat16 if type is None else torch.float32,
         read,
-        None if type is None else packed,
+        packed=None if type is None else packed,
     )

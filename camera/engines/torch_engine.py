@@ -71,6 +71,7 @@ class TorchEngine(Engine):
         use_device(device)
         source = path if isinstance(path, Source) else open_source(path)
         self.path, self.device, self.family = source.path, device, source.family
+        self._weight_files = source.weight_files
         self.positions = int(source.config.max_position_embeddings)
         self.dtype = _dtype(source, device)
         self._layers = DecodingLayers(source, device, join=not plain)
@@ -181,7 +182,7 @@ class TorchEngine(Engine):
         )
         looked_up = sum(tensor.nbytes for key, tensor in embedding.items() if key not in head)
         return Footprint(
-            model_bytes=_bytes_on_disk(self.path),
+            model_bytes=sum(file.stat().st_size for file in self._weight_files),
             held_bytes=held,
             peak_bytes=None if self._growth is None else held + self._growth,
             weight_bytes_per_token=weights - looked_up - self._unused_bytes(),
@@ -246,13 +247,6 @@ def _dtype(source: Source, device: torch.device) -> torch.dtype:
         if types - {"f32", "f16", "bf16"}:
             return KERNELS[device.type][0].dtype
     return source.dtype
-
-
-def _bytes_on_disk(path: Path) -> int:
-    """Bytes of a GGUF, or of the safetensors of a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 ENGINES.register("torch", TorchEngine)

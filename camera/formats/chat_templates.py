@@ -8,6 +8,8 @@ from camera.files import read_json
 from camera.held import opened
 
 DEFAULT = "default"
+_MAX_BYTES = 8 << 20
+"""The longest in use has a hundredth of it."""
 _MAX_BYTES = 4 << 20
 
 
@@ -40,7 +42,12 @@ def chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
                 )
             try:
                 with opened(file) as stored:
-                    found[name] = stored.read().decode("utf-8")
+                    text = stored.read(_MAX_BYTES + 1)
+                if len(text) > _MAX_BYTES:
+                    raise CameraError(
+                        f"{file} is longer than any chat template: remove it, or fetch it again"
+                    )
+                found[name] = text.decode("utf-8")
             except UnicodeDecodeError:
                 raise CameraError(f"{file} is not UTF-8 text: copy it from the source model again") from None
     return {name: found[name] for name in sorted(found, key=lambda name: (name != DEFAULT, name))}

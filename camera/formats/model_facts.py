@@ -21,6 +21,9 @@ _SAMPLING: dict[str, tuple[str, type]] = {
 }
 """Keys of generation_config.json, with their names below `general.sampling` and their types."""
 
+_MOST_README_BYTES = 8 << 20
+"""A larger one is no card, and is left aside."""
+
 
 def model_facts(folder: Path) -> gguf.Metadata:
     """What the front matter of README.md and generation_config.json say; a name is left to the caller.
@@ -30,7 +33,9 @@ def model_facts(folder: Path) -> gguf.Metadata:
     """
     found = gguf.Metadata()
     try:
-        card = gguf.Metadata.load_model_card(folder) if (folder / "README.md").is_file() else {}
+        readme = folder / "README.md"
+        read = readme.is_file() and readme.stat().st_size <= _MOST_README_BYTES
+        card = gguf.Metadata.load_model_card(folder) if read else {}
         of_card = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         _log.warning(

@@ -1,6 +1,7 @@
 """Files are read as they were hashed, whoever changes them meanwhile and puts them back."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,17 @@ def test_a_library_is_given_copies_of_what_was_hashed(folder: Path) -> None:
         while_swapped("folder above", folder, "config.json"),
     ):
         own_copy(folder).__enter__()
+
+
+def test_an_error_that_somebody_swallows_is_raised_at_the_end(folder: Path) -> None:
+    def swallowing() -> None:
+        with suppress(Exception), while_swapped("folder above", folder, "numbers"):
+            opened(folder / "numbers")
+
+    with pytest.raises(SourceChangedError), holding(hold(folder, ["numbers"])):
+        swallowing()
+    with holding(hold(folder, ["numbers"])):
+        opened(folder / "numbers").close()
 
 
 def test_weights_of_a_folder_that_was_swapped_are_never_read(tmp_path: Path) -> None:

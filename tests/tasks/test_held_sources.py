@@ -12,6 +12,7 @@ from camera.errors import CameraError
 from camera.held import SourceChangedError, hold, opened
 from tasks.pipeline import build_pipeline
 from tasks.plan import execute
+from tasks.recipe import Recipe
 from tasks.sources import find_sources
 from tasks.stage import Context, Input, Request, Stage, perform
 from tasks.store import Artifact, Store
@@ -132,7 +133,7 @@ def test_every_stage_of_a_run_notices(model: Path, tmp_path: Path, recipe: MakeR
         names = [(text.parent, text.name)] if "file" in step.inputs else []
         for where, name in [*names, (folder, "model.safetensors"), (folder, "tokenizer.model")]:
             remove(made)
-            again = step.request(honest)
+            again = requested(asked, step.name, honest)
             try:
                 found = perform(store, replace(again, stage=deceived(again.stage, deceit, where, name)))
                 assert found.digest == made.digest or step.stage.name == "benchmark"
@@ -141,9 +142,15 @@ def test_every_stage_of_a_run_notices(model: Path, tmp_path: Path, recipe: MakeR
                 noticed.append(step.stage.name)
                 assert store.find(step.stage.name, again.key) is None
                 assert not any(store.working(step.stage.name, again.key).iterdir())
-            perform(store, step.request(honest))
+            perform(store, requested(asked, step.name, honest))
     # A folder above that was exchanged is only noticed by who reads of it.
     assert {"fetch", "capture", "score", "save", "quantize", "evaluate", "benchmark"} <= set(noticed)
+
+
+def requested(asked: Recipe, name: str, honest: dict[str, Artifact]) -> Request:
+    """A step of a run that begins now: its sources are hashed again."""
+    steps = build_pipeline(asked, find_sources(asked)).steps
+    return next(step for step in steps if step.name == name).request(honest)
 
 
 def deceived(stage: Stage, deceit: str, folder: Path, name: str) -> Stage:
