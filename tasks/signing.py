@@ -114,9 +114,8 @@ def judge(
     ):
         return None  # an artifact: only publications are signed
     try:
-        # A pipe would wait for its writer.
-        document = (folder / LINEAGE).read_bytes() if kind(folder / LINEAGE) == "a file" else None
-    except OSError:
+        document = _document(folder)
+    except CameraError:
         document = None
     offline = ""
     try:
@@ -256,10 +255,10 @@ def sign(folder: Path, key: Path, store: Store, wrongs: Callable[[Path], list[st
 
 
 def _document(folder: Path) -> bytes:
+    if (found := kind(folder / LINEAGE)) != "a file":  # a pipe would wait for its writer
+        raise CameraError(f"{folder} has no {LINEAGE} (it is {found or 'missing'}): give a published folder")
     try:
         return (folder / LINEAGE).read_bytes()
-    except FileNotFoundError:
-        raise CameraError(f"{folder} has no {LINEAGE}: give a published folder") from None
     except OSError as error:
         raise CameraError(f"{folder / LINEAGE} cannot be read: {error.strerror}") from None
 

@@ -22,6 +22,7 @@ REVOKED = "revoked_keys"
 _TIMEOUT = 60
 _MAX_BYTES = 64 << 10
 """Of a signature; one by an RSA key of 16384 bits has 6 kB."""
+_MAX_LIST_BYTES = 4 << 20
 _FINGERPRINT = re.compile(r" key (SHA256:[A-Za-z0-9+/]{43})")
 _OPTION = re.compile(r"(?i)cert-authority|(namespaces|valid-after|valid-before)=")
 
@@ -103,6 +104,8 @@ def principal(document: bytes, signature: bytes, signers: Path) -> str:
     """
     lines = read_signers(signers)
     revoked = signers.with_name(REVOKED)
+    if revoked.exists() and not revoked.is_file():
+        raise CameraError(f"{revoked} is no file that lists revoked keys")
     reason = ""
     with _written(signature) as at:
         listed = at.with_name("signers")
@@ -122,35 +125,50 @@ def principal(document: bytes, signature: bytes, signers: Path) -> str:
                 reason = _message(done)
     if revoked.exists():
         reason += f" (see {revoked} too)"
+    if broken := _broken(signers, _lines(signers)):
+        reason += f" ({broken})"
     raise CameraError(
         f"no trusted key in {signers} made the signature: {reason.replace(str(listed), str(signers))}"
     )
 
 
 def read_signers(signers: Path) -> list[str]:
-    """The lines of a list of allowed signers, once each of them is whole.
+    """The lines of a list of allowed signers that hold a whole key.
 
-    ssh skips a line that it cannot read; but the rest of a key or the options that were to bind it may stand in the next
-    one, which then says something else than was meant.
+    Others are left out, as ssh does. So is what follows of a signer that was written over two lines: the options that were
+    to bind a key would bind it no more.
 
     Raises:
-        CameraError: naming the file, and the line that holds no key.
+        CameraError: if the list cannot be read, or no line of it is whole though some are written.
     """
+    lines = _lines(signers)
+    whole = [line for line in lines.values() if _is_whole(line)]
+    if lines and not whole:
+        raise CameraError(_broken(signers, lines))
+    return whole
+
+
+def _lines(signers: Path) -> dict[int, str]:
+    """The lines that are no comments, by number."""
+    if not signers.exists():
+        raise CameraError(f"--signers {signers} does not exist: one `name ssh-ed25519 AAAA…` a line")
     try:
+        if not signers.is_file() or signers.stat().st_size > _MAX_LIST_BYTES:
+            raise CameraError(f"--signers {signers} is no file that lists signers")
         text = signers.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    except FileNotFoundError:
-        raise CameraError(
-            f"--signers {signers} does not exist: one `name ssh-ed25519 AAAA…` a line"
-        ) from None
     except OSError as error:
         raise CameraError(f"--signers {signers} cannot be read: {error.strerror}") from None
-    lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
-    for number, line in enumerate(lines, 1):
-        if line and not line.startswith("#") and not _is_whole(line):
-            raise CameraError(
-                f"{signers}:{number} is no signer: write `name ssh-ed25519 AAAA…` with its options on one line"
-            )
-    return [line for line in lines if line and not line.startswith("#")]
+    numbered = enumerate((line.strip() for line in text.split("\n")), 1)
+    return {number: line for number, line in numbered if line and not line.startswith("#")}
+
+
+def _broken(signers: Path, lines: dict[int, str]) -> str:
+    """Which lines hold no whole key, in words; nothing if all do."""
+    broken = [str(number) for number, line in lines.items() if not _is_whole(line)]
+    if not broken:
+        return ""
+    named = f"{signers}:{','.join(broken)}"
+    return f"{named} is no signer: write `name ssh-ed25519 AAAA…` with its options on one line"
 
 
 def _is_whole(line: str) -> bool:

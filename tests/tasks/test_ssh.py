@@ -1,5 +1,6 @@
 """Signatures are ssh's: by whom, for what, of which very bytes; and lists of signers are read as ssh reads them."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -76,17 +77,18 @@ def test_who_is_not_in_the_list_or_not_for_this_does_not_count(keys: Path, tmp_p
         signer(keys, tmp_path, line.format(key=public(keys), other=public(keys, "mallory")))
 
 
-def test_a_key_over_two_lines_is_refused_and_the_line_is_named(keys: Path, tmp_path: Path) -> None:
+def test_a_key_over_two_lines_is_refused_and_the_lines_are_named(keys: Path, tmp_path: Path) -> None:
     kind, key, _ = public(keys).split(maxsplit=2)
     for text in (
-        f"alice {kind}\n{key}\nbob {public(keys)}",
-        f"alice {kind} {key[:30]}\n{key[30:]} c",
+        f"alice {kind}\n{key}\nmallory {{other}}",
+        f"alice {kind} {key[:30]}\n{key[30:]} c\nmallory {{other}}",
         f"alice {kind} {key[:30]}\\\n{key[30:]}",
         f'alice\nnamespaces="git" {kind} {key}',  # ssh would trust this key for everything
         "alice",
     ):
-        with pytest.raises(CameraError, match=r"signers:1 is no signer: write .* on one line"):
-            signer(keys, tmp_path, text)
+        with pytest.raises(CameraError, match=r"signers:1(,2)? is no signer: write .* on one line"):
+            signer(keys, tmp_path, text.format(other=public(keys, "mallory")))
+    assert signer(keys, tmp_path, f"junk\nalice {public(keys)}") == "alice"  # ssh passes over it too
 
 
 def test_a_revoked_key_counts_no_more(keys: Path, tmp_path: Path) -> None:
@@ -126,7 +128,15 @@ def test_what_is_no_signature_file_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"x" * 100_000)
     (tmp_path / "folder").mkdir()
     (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
-    for name, reason in {"big": "larger than any signature", "folder": "no file", "lost": "no file"}.items():
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CameraError, match="is no file that lists signers"):
+        ssh.read_signers(tmp_path / "pipe")
+    for name, reason in {
+        "big": "larger than any signature",
+        "folder": "no file",
+        "pipe": "no file",
+        "lost": "no file",
+    }.items():
         with pytest.raises(CameraError, match=reason):
             ssh.read_signature(tmp_path / name)
 
