@@ -33,7 +33,9 @@ def audited(
         return finding
 
     if model is None:
-        return list(audit_all(published, store, audit))
+        if found := list(audit_all(published, store, audit)):
+            return found
+        raise CameraError(f"nothing is published below {published}, and the registry has no version")
     return [audit_named(model, store, audit)]
 
 

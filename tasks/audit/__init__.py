@@ -5,6 +5,7 @@ What each verdict stands on is in tasks/audit/finding.py.
 
 from pathlib import Path
 
+from camera.digests import digest_file
 from camera.errors import CameraError
 from camera.formats.gguf_parser import LINEAGE_KEY
 from tasks import signing
@@ -67,10 +68,11 @@ def audit(
                 f"{path} holds no lineage ({LINEAGE_KEY}): it was not published by this pipeline"
             )
         try:
+            before = digest_file(folder / LINEAGE) if kind(folder / LINEAGE) == "a file" else ""
             lineage = read_lineage(folder / LINEAGE)
         except NewerFormError:
             raise
-        except CameraError as error:
+        except (CameraError, OSError) as error:
             return heading(str(path), [wrong(LINEAGE, str(error))])
         for key in lineage["stages"]:
             in_use(key)
@@ -80,6 +82,8 @@ def audit(
             hashes.begin([*files_of_stages(lineage, store), *files_of_sources(lineage, evidence)])
             parts = [folder_of_artifact(folder, lineage, evidence), *_unsigned(folder, evidence, trust)]
             parts += ancestors(lineage, evidence)
+        if digest_file(folder / LINEAGE) != before:
+            parts.append(wrong(LINEAGE, "changed while it was looked at: run the same command again"))
         return heading(str(path), parts)
 
 

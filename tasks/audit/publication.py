@@ -40,6 +40,8 @@ def publication(
         trust: whose signatures count, and whether there must be one.
     """
     files, beyond = contents(folder)
+    if only is not None:
+        beyond = {only: beyond[only]} if only in beyond else {}
     names = [only] if only is not None else [name for name in files if name != LINEAGE]
     evidence.hashes.begin(
         [
@@ -51,7 +53,7 @@ def publication(
     signers, required = trust
     judged = signing.judge(folder, evidence.store, signers=signers, required=required, version=copy_of)
     recorded = _recorded(folder, lineage, evidence, copy_of)  # while the files are being hashed
-    bytes_found, damaged = _files(folder, lineage, evidence, only, names, {} if only is not None else beyond)
+    bytes_found, damaged = _files(folder, lineage, evidence, only, names, beyond)
     own = [
         _own_digest(folder, lineage),
         *bytes_found,
@@ -117,8 +119,11 @@ def _files(
 def _recorded(
     folder: Path, lineage: dict[str, Any], evidence: Evidence, copy_of: Version | None
 ) -> list[Finding]:
-    place, version = folder, records.dvc(folder, evidence.hashes, evidence.from_remote)
-    if copy_of is not None:
+    place = folder
+    if copy_of is None:
+        md5 = records.recorded_md5(evidence.store, folder, lineage["digest"])
+        version = records.dvc(folder, evidence.hashes, evidence.from_remote, md5)
+    else:
         place = copy_of.folder
         version = verified(
             "DVC version", f"{copy_of.dvc_md5}; these are its files, not those in {copy_of.folder}"

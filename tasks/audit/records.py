@@ -17,15 +17,31 @@ from tasks.signed import record_of, records
 from tasks.store import LINEAGE, Store
 
 
-def dvc(folder: Path, hashes: Hashing, from_remote: bool) -> Finding | None:
-    """The .dvc file beside a published folder, compared with the folder, and if asked with the remote; None without one."""
+def dvc(folder: Path, hashes: Hashing, from_remote: bool, recorded: str | None) -> Finding | None:
+    """The .dvc file beside a published folder, compared with the folder, and if asked with the remote.
+
+    Args:
+        folder: what is published.
+        hashes: what hashes.
+        from_remote: whether to read the remote again.
+        recorded: DVC's hash, as this store recorded it when it published here; None if it did not.
+
+    Returns:
+        None where there is no such file, and none was recorded.
+    """
     file = folder.with_name(folder.name + ".dvc")
     if (what := kind(file)) != "a file":
-        return None if what is None else wrong("DVC version", f"{file.name} is {what}")
+        if what is not None:
+            return wrong("DVC version", f"{file.name} is {what}")
+        if recorded is not None:
+            return unverifiable("DVC version", f"{file.name} is gone; {recorded} was recorded", "absent")
+        return None
     try:
         md5 = versioning.md5_of(file)
     except CameraError as error:
         return wrong("DVC version", str(error))
+    if recorded not in (None, md5):
+        return wrong("DVC version", f"{file.name} names {md5}, and {recorded} was recorded")
     try:
         difference = versioning.verify(file)
     except CameraError as error:
@@ -170,6 +186,16 @@ def publication(folder: Path, lineage: dict[str, Any], store: Store, registered:
     return consistent(
         name, f"lineage digest {digest[:12]}, which neither this store nor MLflow's registry recorded"
     )
+
+
+def recorded_md5(store: Store, folder: Path, digest: str) -> str | None:
+    """DVC's hash of a publication in its place, as this store recorded it; None if it recorded none."""
+    for made in store.all("publish"):
+        with suppress(CameraError):  # as below
+            record = read_record(made.path)
+            if (record.lineage_digest, record.folder) == (digest, str(folder.resolve())) and record.dvc:
+                return record.dvc.md5
+    return None
 
 
 def published_places(store: Store) -> list[tuple[str, str]]:

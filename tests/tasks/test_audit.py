@@ -501,6 +501,17 @@ def test_a_version_is_wrong_where_its_folder_is_however_whole_dvcs_copy_is(finis
         assert versioned(finished).overall == "wrong"
 
 
+def test_a_dvc_version_that_was_recorded_is_missed_and_another_is_wrong(finished: Finished) -> None:
+    file = finished.published.with_name("tiny.dvc")
+    with absent(file):
+        [version] = finished.audit().all_of("unverifiable")
+        assert (version.name, version.reason) == ("DVC version", "absent")
+    with rewritten(file, file.read_text().replace("md5: ", f"md5: {'0' * 32}", 1)):
+        assert any(line.startswith("DVC version") for line in wrong(finished.audit()))
+    with rewritten(file, "[" * 20_000):
+        assert any(line.startswith("DVC version") for line in wrong(finished.audit()))
+
+
 def test_a_version_whose_folder_is_not_here_is_read_in_dvc_and_that_is_said(finished: Finished) -> None:
     with absent(finished.published):
         found = versioned(finished)

@@ -251,6 +251,9 @@ def test_a_gguf_alone_is_judged_as_its_folder_is(tiny: Publication, signers: Pat
     tiny.rewrite()
     assert audit(gguf, nothing).overall == "wrong"
     tiny.mend()
+    behind_a_link(gguf)
+    assert audit(gguf, tiny.store).overall == "wrong"
+    tiny.mend()
     alone = Path(shutil.copy(gguf_in(tiny.folder), tmp_path / "x.gguf"))
     assert audit(alone, tiny.store).overall == "verified"
     assert audit(alone, tiny.store, signers=signers, require_signature=True).overall == "wrong"
