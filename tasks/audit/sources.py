@@ -96,7 +96,14 @@ def _there(path: Path) -> bool:
 
 def _moved_on(entry: dict[str, Any], path: Path) -> bool:
     """Whether the workspace is not expected to hold what was read: it is gone, or its .dvc file names other data."""
-    return not _there(path) or versioning.tracked_version(path) != entry["dvc"]
+    return not _there(path) or _tracked(path) != entry["dvc"]
+
+
+def _tracked(path: Path) -> dict[str, str] | None:
+    try:
+        return versioning.tracked_version(path)
+    except CameraError:  # a .dvc file that cannot be read names nothing
+        return None
 
 
 def _dvc(entry: dict[str, Any], path: Path, evidence: Evidence) -> Finding:
@@ -105,7 +112,7 @@ def _dvc(entry: dict[str, Any], path: Path, evidence: Evidence) -> Finding:
     root = versioning.repository_root(path if _there(path) else Path.cwd())
     if root is None:
         return unverifiable("DVC version", f"no DVC repository here holds {file}", "absent")
-    if _there(path) and versioning.tracked_version(path) == entry["dvc"] and not evidence.from_remote:
+    if _there(path) and _tracked(path) == entry["dvc"] and not evidence.from_remote:
         return verified("DVC version", md5)
     commit = versioning.revision_of(root, str(file), md5)
     place = f"{file} as of revision {commit[:12]}" if commit else f"{file} with {md5}"
