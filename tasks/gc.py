@@ -232,6 +232,8 @@ def _leftovers(store: Store, older_than: float, now: float, dry_run: bool) -> li
                 found.append(removal)
                 if not dry_run:
                     shutil.rmtree(folder, ignore_errors=True)
+                    # Beside it stands of which files it was made.
+                    folder.with_name(f"{folder.name}.json").unlink(missing_ok=True)
     unheld = 0
     for path in sorted((store.root / ".locks").glob("*")):
         if now - newest_change(path) >= older_than:

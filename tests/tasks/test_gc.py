@@ -131,6 +131,7 @@ def test_leftovers_of_killed_processes_are_cleaned(store: Store) -> None:
     for name in (".b.working", ".d.working"):
         os.utime(folder / name / "layer", (long_ago, long_ago))
         os.utime(folder / name, (long_ago, long_ago))
+    (folder / ".b.working.json").write_text("{}")
     with store.lock("d"):
         done = collect(store, References(), older_than=30 * DAY)
     assert keys(store) == {".c.working", ".d.working"}  # one may be gone on with, one is at work
