@@ -232,7 +232,7 @@ def read_lineage(path: Path) -> dict[str, Any]:
     value = read_json(path)
     try:
         json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CameraError(f"{path} is no lineage of this pipeline: {error}") from None
     return check_lineage(value, str(path))
 
