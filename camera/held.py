@@ -286,7 +286,7 @@ def opened(path: Path | str, buffering: int = -1) -> BinaryIO:
         SourceChangedError: if it is another, was changed, or was not there.
         OSError: if it cannot be opened.
     """
-    file: BinaryIO = open(path, "rb", buffering=buffering)  # type: ignore[assignment]  # noqa: SIM115
+    file: BinaryIO = open(path, "rb", buffering=buffering)  # noqa: SIM115
     try:
         if _now.expected:
             _compare(file, os.path.abspath(path), _now)
