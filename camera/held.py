@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from camera.digests import digest_open
 from camera.errors import CameraError
@@ -279,14 +280,14 @@ def _exchange(change: Callable[[Counter[_Expected]], Counter[_Expected]]) -> Non
         _now = _Now(expected, files, frozenset(each for each in expected if each.file is None))
 
 
-def opened(path: Path | str, buffering: int = -1) -> BinaryIO:
+def opened(path: Path | str, buffering: int = -1) -> BufferedReader:
     """Open a file to read bytes of it; if it is held, the very file that was hashed.
 
     Raises:
         SourceChangedError: if it is another, was changed, or was not there.
         OSError: if it cannot be opened.
     """
-    file: BinaryIO = open(path, "rb", buffering=buffering)  # noqa: SIM115
+    file = cast("BufferedReader", open(path, "rb", buffering=buffering))  # noqa: SIM115
     try:
         if _now.expected:
             _compare(file, os.path.abspath(path), _now)
@@ -296,7 +297,7 @@ def opened(path: Path | str, buffering: int = -1) -> BinaryIO:
     return file
 
 
-def _compare(file: BinaryIO, path: str, now: _Now) -> None:
+def _compare(file: BufferedReader, path: str, now: _Now) -> None:
     if path not in now.files:
         if any(_is_in(path, folder) for folder in now.closed):
             _noticed.append(path)

@@ -7,8 +7,9 @@ touched whole when it is packed.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import torch
 
@@ -105,14 +106,14 @@ class StoredRows:
                 yield chunk
 
     @contextmanager
-    def _file(self) -> Iterator[BinaryIO]:
+    def _file(self) -> Iterator[BufferedReader]:
         try:
             with opened(self.path, buffering=0) as file:
                 yield file
         except OSError as error:
             raise CameraError(f"{self.path} cannot be read ({self.name}): {error}") from None
 
-    def _fill(self, file: BinaryIO, target_B: torch.Tensor, start: int) -> None:
+    def _fill(self, file: BufferedReader, target_B: torch.Tensor, start: int) -> None:
         """Read bytes from `start` in the tensor on."""
         left = target_B.numpy().data
         file.seek(self.info.offset + start)
