@@ -8,10 +8,11 @@ and dies alone. This is a limit and no sandbox: a file that takes over the libra
 import contextlib
 import gc
 import logging
+import math
 import os
 import signal
 import sys
-import time
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _STARVED = 5
-"""So many times the seconds of computing may pass on the clock, while others use the machine."""
+"""So many times the seconds of computing may pass while others use the machine."""
 _LOOK_SECONDS = 0.1
 _LONGEST_WORDS = 400
 _PR_SET_PDEATHSIG = 1
@@ -58,11 +59,12 @@ class Guarded(Generic[P, R]):
     ) -> None:
         """Args:
         function: what to run.
-        subject: what it works on, for messages: a file or folder.
+        subject: what it works on, for messages: a file or folder. It may be set before a call.
         limits: of a call, by its arguments.
         """
-        self._function, self._subject, self._limits = function, subject, limits
+        self._function, self.subject, self._limits = function, subject, limits
         self._child: psutil.Process | None = None
+        self._forked_by = threading.current_thread()
         self._connection: Connection[Any, Any] | None = None
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
@@ -82,7 +84,7 @@ class Guarded(Generic[P, R]):
         if done:
             return result  # type: ignore[no-any-return]
         self.close()  # what panicked is not asked again
-        raise result if isinstance(result, CameraError) else CameraError(f"{self._subject}: {result}")
+        raise result if isinstance(result, CameraError) else CameraError(f"{self.subject}: {result}")
 
     def __enter__(self) -> "Guarded[P, R]":
         return self
@@ -103,30 +105,50 @@ class Guarded(Generic[P, R]):
 
     def _ask(self, question: Any, limits: Limits) -> tuple[bool, Any]:
         """The child's answer: whether it is a result, and it."""
-        if self._connection is None or self._child is None:
-            self._child, self._connection = _fork(self._function)
+        while True:
+            if self._connection is None or self._child is None:
+                self._start()
+            assert self._connection is not None
+            assert self._child is not None
+            try:
+                self._connection.send(question)
+                self._wait(self._connection, self._child, limits)
+                answer: tuple[bool, Any] = self._connection.recv()
+                return answer
+            except (EOFError, OSError, psutil.NoSuchProcess):
+                status, self._child = _status(self._child.pid), None
+                if status == signal.SIGKILL.name and not self._forked_by.is_alive():
+                    self.close()  # the system ends the child with the thread that forked it
+                    continue
+                return (
+                    False,
+                    f"the library that reads it died ({status}), as of too little memory; {_room(limits)}",
+                )
+
+    def _start(self) -> None:
+        self._forked_by = threading.current_thread()
         try:
-            self._connection.send(question)
-            self._wait(self._connection, self._child, limits)
-            answer: tuple[bool, Any] = self._connection.recv()
-            return answer
-        except (EOFError, OSError, psutil.NoSuchProcess):
-            status, self._child = _status(self._child.pid), None
-            return (
-                False,
-                f"the library that reads it died ({status}), as of too little memory; {_room(limits)}",
-            )
+            self._child, self._connection = _fork(self._function)
+        except OSError as error:
+            raise CameraError(
+                f"{self.subject} is read in a process of its own, and none could be started ({error.strerror}): end what "
+                "else runs, or raise the limits that `ulimit -a` shows, and run again"
+            ) from None
 
     def _wait(self, connection: "Connection[Any, Any]", child: psutil.Process, limits: Limits) -> None:
         """Until there is an answer, in Python, where signals are obeyed."""
-        until, computed = time.monotonic() + _STARVED * limits.seconds, _computed(child)
-        while not connection.poll(_LOOK_SECONDS):
+        computed = _computed(child)
+        looks = math.ceil(_STARVED * limits.seconds / _LOOK_SECONDS)
+        for _ in range(looks):  # a clock would go on while a terminal or scheduler has this process stopped
+            if connection.poll(_LOOK_SECONDS):
+                return
             shutdown.check()  # in a thread that is not the main one
-            if _computed(child) - computed > limits.seconds or time.monotonic() > until:
-                raise CameraError(
-                    f"{self._subject}: no end after {limits.seconds:.0f} seconds of computing: a pattern or loop in it "
-                    "may have none. Look at what it is, or take less of it"
-                )
+            if _computed(child) - computed > limits.seconds:
+                break
+        raise CameraError(
+            f"{self.subject}: no end after {limits.seconds:.0f} seconds of computing: a pattern or loop in it "
+            "may have none. Look at what it is, or take less of it"
+        )
 
 
 def run_guarded(function: Callable[[], R], subject: str, limits: Limits | None = None) -> R:
@@ -165,6 +187,10 @@ def _fork(function: Callable[..., Any]) -> "tuple[psutil.Process, Connection[Any
             child = os.fork()
         if child == 0:
             _serve(function, theirs, parent, before)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
@@ -242,8 +268,12 @@ def _become_a_child(kept: int, parent: int, mask: set[Any]) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(nowhere, descriptor)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    for descriptor in map(
+        int, os.listdir("/proc/self/fd")
+    ):  # of those that there may be are a billion in containers
+        if descriptor > 2 and descriptor != kept:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
     sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115 (those of before may be locked by a thread)
     logging.disable(logging.CRITICAL)  # a handler may wait for a thread that is not here
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

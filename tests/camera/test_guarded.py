@@ -1,11 +1,14 @@
 """What a stranger's file costs is bounded: the child that reads it may panic, die, hang or grow, and this process goes on."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -104,10 +107,73 @@ def test_it_does_not_see_the_files_of_this_process_nor_write_to_its_terminal(
     assert capfd.readouterr() == ("", "")
 
 
+def in_a_thread(function: Callable[[], object]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+    time.sleep(0.1)  # until the system has ended it too
+
+
+def test_it_answers_after_the_thread_that_used_it_first_has_ended() -> None:
+    with Guarded(lambda x: x, "x") as guarded:
+        in_a_thread(lambda: guarded(1))
+        assert guarded(2) == 2
+
+
+def test_it_answers_where_that_thread_ends_during_the_call() -> None:
+    with Guarded(time.sleep, "x") as guarded:
+        thread = threading.Thread(target=lambda: (guarded(0), time.sleep(0.3)))
+        thread.start()
+        while not (guarded._child and children()):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        guarded(0.5)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("call", ["fork", "pipe"])
+def test_where_no_process_can_be_started_it_says_so_and_leaves_nothing_open(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    if call == "pipe":
+        monkeypatch.setattr("camera.guarded.Pipe", refused)
+    before = psutil.Process().num_fds()
+    with pytest.raises(CameraError, match=r"a\.parquet .*none could be started \(Resource temp.*`ulimit -a`"):
+        run_guarded(lambda: 1, "a.parquet")
+    assert psutil.Process().num_fds() == before
+
+
+def test_it_does_not_count_through_all_files_that_a_process_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no call for it, that takes minutes: a container may have a limit of a billion."""
+
+    def counted(first: int, last: int) -> None:
+        assert last - first < 1000
+
+    monkeypatch.setattr(os, "closerange", counted)
+    assert run_guarded(lambda: 1, "x") == 1
+
+
+def test_time_in_which_it_is_stopped_does_not_count() -> None:
+    """By Ctrl-Z, or a scheduler's suspend: the child is stopped with it."""
+    script = SCRIPT.replace("time.sleep(60)", "[time.sleep(0.3) for _ in range(2)]")
+    with started(script.replace('"x")', '"x", Limits(seconds=0.3))')) as process:
+        child = child_of(process.pid)
+        for each in (child, psutil.Process(process.pid)):
+            each.suspend()
+        time.sleep(1.7)
+        for each in (child, psutil.Process(process.pid)):
+            each.resume()
+        assert process.wait(timeout=20) == 0
+
+
 SCRIPT = """
 import sys, time
 from camera import shutdown
-from camera.guarded import run_guarded
+from camera.guarded import Limits, run_guarded
 shutdown.install()
 print("ready", flush=True)
 try:
@@ -117,9 +183,9 @@ except KeyboardInterrupt:
 """
 
 
-def started() -> "subprocess.Popen[str]":
+def started(script: str = SCRIPT) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
