@@ -7,11 +7,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from camera.errors import CameraError
 from camera.files import read_json, write_json
+from tasks.contents import kind
 from tasks.lineage_form import damages, read_publication
 from tasks.signed import records_at
 from tasks.store import LINEAGE, Store
 
 RECORD = "published.json"
+_A_LINK = "remove the link, or set publish.folder to the folder that it leads to"
 
 
 class DvcRecord(BaseModel):
@@ -89,6 +91,8 @@ def refuse_foreign(target: Path, name: str, store: Store | None = None) -> None:
         name: of the model.
         store: the project's, which knows what was published there even if that is damaged by now.
     """
+    if kind(target) == "a link":
+        raise CameraError(f"{target} is a link, and would be replaced: {_A_LINK}")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:
@@ -106,6 +110,8 @@ def refuse_foreign(target: Path, name: str, store: Store | None = None) -> None:
 
 def damage(folder: Path, lineage_digest: str | None = None) -> str | None:
     """What is wrong with a published folder, in words, or None. Hashes every byte."""
+    if kind(folder) == "a link":
+        return f"{folder} is a link, and no folder that was published: {_A_LINK}"
     try:
         lineage = read_publication(folder)
         if lineage_digest is not None and lineage["digest"] != lineage_digest:

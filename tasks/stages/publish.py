@@ -23,6 +23,7 @@ from camera.report.card import CARD, write_card
 from camera.report.gate import Gate
 from camera.report.schema import read_results
 from tasks import registry, signed, versioning
+from tasks.contents import kind
 from tasks.estimate import Known, Needs
 from tasks.lineage import environment
 from tasks.lineage_form import PUBLICATION_SCHEMA, check_lineage, read_publication
@@ -187,7 +188,7 @@ def _is_published(target: Path, context: Context) -> bool:
 def _place(target: Path, context: Context) -> None:
     inputs, of = context.inputs, context.options.of(PublicationOptions)
     making = target.with_name(f".{target.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
+    _clear(making)
     making.mkdir(parents=True)
     copied: dict[str, str] = {}
     made_of: dict[str, dict[str, str]] = {}
@@ -214,11 +215,19 @@ def _place(target: Path, context: Context) -> None:
     write_json(making / LINEAGE, check_lineage(lineage, str(target / LINEAGE)))
     _record(target, lineage["digest"], context)
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    _clear(old)
     if target.exists():
         target.rename(old)
     move_into_place(making, target)
-    shutil.rmtree(old, ignore_errors=True)
+    _clear(old)
+
+
+def _clear(place: Path) -> None:
+    """Remove what lies there; of a link the link alone."""
+    if kind(place) in (None, "a folder"):
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink()
 
 
 def _store_of(context: Context) -> Store:

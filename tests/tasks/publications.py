@@ -37,6 +37,28 @@ class Publication:
     def other(self) -> Path:
         return self.root / "published" / "other"
 
+    def publish(self, name: str = "tiny", ratio: float = 0.35, model: str = "model") -> None:
+        """Run a recipe of the project; what the store holds is not made again."""
+        text = {"name": "file", "path": str(self.root / "story.txt")}
+        content = {
+            "name": name,
+            "model": str(self.root / model),
+            "calibration": {**text, "samples": 2, "length": 16},
+            "capture": {"batch_size": 2, "device": "cpu"},
+            "prune": {"ratio": ratio},
+            "evaluate": {"datasets": [text], "window": 32, "max_windows": 1, "device": "cpu"},
+            "benchmark": {"decode": [1], "repeats": 1, "device": "cpu"},
+            "tracking": {"enabled": False},
+            "publish": {"folder": str(self.root / "published"), "dvc": False},
+        }
+
+        def performed(request: Request) -> tuple[Artifact, bool]:
+            return perform(self.store, request), find(self.store, request) is not None
+
+        recipe = check_recipe(content, "test")
+        pipeline = build_pipeline(recipe, find_sources(recipe))
+        run_pipeline(pipeline, performed, Project(self.root / "home"), Quiet())
+
     def mend(self) -> None:
         shutil.rmtree(self.root / "published")
         shutil.copytree(self.root / "kept", self.root / "published")
@@ -67,24 +89,7 @@ def publish_two(root: Path) -> Publication:
     (root / "story.txt").write_text("".join(f"{number}. {WORDS}" for number in range(60)))
     tiny_checkpoint(root / "model", "PanguEmbedded")
     made = Publication(root, Store(root / "store"))
-    text = {"name": "file", "path": str(root / "story.txt")}
-
-    def performed(request: Request) -> tuple[Artifact, bool]:
-        return perform(made.store, request), find(made.store, request) is not None
-
-    for name, ratio in (("tiny", 0.35), ("other", 0.8)):
-        content = {
-            "name": name,
-            "model": str(root / "model"),
-            "calibration": {**text, "samples": 2, "length": 16},
-            "capture": {"batch_size": 2, "device": "cpu"},
-            "prune": {"ratio": ratio},
-            "evaluate": {"datasets": [text], "window": 32, "max_windows": 1, "device": "cpu"},
-            "benchmark": {"decode": [1], "repeats": 1, "device": "cpu"},
-            "tracking": {"enabled": False},
-            "publish": {"folder": str(root / "published"), "dvc": False},
-        }
-        recipe = check_recipe(content, "test")
-        run_pipeline(build_pipeline(recipe, find_sources(recipe)), performed, Project(root / "home"), Quiet())
+    made.publish("tiny", 0.35)
+    made.publish("other", 0.8)
     shutil.copytree(root / "published", root / "kept")
     return made

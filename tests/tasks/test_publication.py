@@ -10,10 +10,12 @@ from camera.digests import copy_hashed, digest_file
 from camera.errors import CameraError
 from tasks import gc
 from tasks.publication import PublicationRecord, damage, read_record, refuse_foreign, write_record
+from tasks.recipe import PublishOptions
 from tasks.signed import Record
 from tasks.signed import write_record as record_publication
 from tasks.stages import publish
 from tasks.store import Store
+from tests.tasks.publications import Publication
 from tests.tasks.test_signing import publication
 
 DAY = 86400.0
@@ -72,6 +74,32 @@ def test_a_place_that_we_published_to_is_ours_though_its_lineage_is_damaged(
     for taken in (tmp_path / "file", tmp_path):
         with pytest.raises(CameraError, match="exists with other content"):
             refuse_foreign(taken, "tiny", store)
+
+
+@pytest.mark.parametrize("leads", ["to a copy of it", "nowhere"])
+def test_a_link_in_the_place_is_refused_before_the_work_and_holds_nothing(
+    store: Store, tmp_path: Path, leads: str
+) -> None:
+    lineage = publication(tmp_path / "copy")
+    target = tmp_path / "tiny"
+    target.symlink_to("copy" if leads == "to a copy of it" else "nowhere")
+    record_publication(store, Record(digest=lineage["digest"], folder=str(target)))
+    with pytest.raises(CameraError, match=r"tiny is a link, and would be replaced: remove the link, or set"):
+        publish.check_place(PublishOptions(folder=str(tmp_path), dvc=False), "tiny", store)
+    assert "is a link" in str(damage(target, lineage["digest"]))
+
+
+@pytest.mark.parametrize("left", [".tiny.making", ".tiny.old"])
+def test_a_link_that_lies_where_a_publication_is_made_goes_and_what_it_leads_to_stays(
+    tiny: Publication, left: str
+) -> None:
+    (tiny.folder / "lineage.json").write_text("[NaN")
+    link = tiny.folder.with_name(left)
+    link.symlink_to("other")
+    tiny.publish()
+    assert damage(tiny.folder) is None
+    assert not link.is_symlink()
+    assert damage(tiny.other) is None
 
 
 KEY, OTHER = "a" * 64, "b" * 64
