@@ -2,20 +2,22 @@
 
 A file's identity tells whether it is the one that was hashed, and unchanged. Beside device, inode, size and time of change it
 holds the time at which the inode changed (ctime), which no user can set: a file that was replaced or written to and put back
-has another. Where a file system keeps no such time that could be relied on (of a network, FUSE), the bytes are hashed again.
+has another. Where a file system keeps no such time that could be relied on (of a network, FUSE), inode (not of FUSE), size and
+time of change are compared, and the bytes are hashed again once the block that reads them is done.
 
 What this cannot see: writing through a shared map of the file that was made before it was hashed, and a machine whose clock or
 kernel is the attacker's.
 """
 
 import os
+import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
@@ -52,7 +54,7 @@ class SourceChangedError(CameraError):
 
 
 class Identity(NamedTuple):
-    """Which file it is, and when it changed."""
+    """Which file it is, and when it changed; -1 for what is not compared."""
 
     device: int
     inode: int
@@ -64,9 +66,24 @@ class Identity(NamedTuple):
     def of(cls, status: os.stat_result) -> "Identity":
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
+    def on(self, kind: str) -> "Identity":
+        """What a file system of this kind keeps unchanged while nobody changes the file."""
+        if kind in _LOCAL:
+            return self
+        inode = -1 if kind.startswith("fuse") else self.inode  # it may give a file another one at any time
+        return Identity(-1, inode, self.size, self.changed_ns, -1)
 
-_ANY = Identity(0, 0, 0, 0, 0)
-"""Where file times say nothing."""
+    def like(self, other: "Identity") -> "Identity":
+        """What of it is compared with another."""
+        return Identity(*(-1 if theirs == -1 else ours for ours, theirs in zip(self, other, strict=True)))
+
+    @property
+    def is_sure(self) -> bool:
+        return self.inode_changed_ns != -1
+
+
+_ANY = Identity(-1, -1, -1, -1, -1)
+"""Of a file that may change."""
 
 
 @dataclass(frozen=True)
@@ -81,34 +98,51 @@ class Held:
     closed: Literal["", "here", "below"] = ""
     """Whether nothing else is read of the folder and the folders in it, or of all below it."""
 
+    def only(self, names: Iterable[str]) -> "Held":
+        """Hold these alone; the others may be read, and may change."""
+        kept = frozenset(names)
+        return replace(
+            self,
+            digests={name: digest for name, digest in self.digests.items() if name in kept},
+            identities={
+                name: identities if name in kept else (_ANY, _ANY)
+                for name, identities in self.identities.items()
+            },
+        )
+
     @property
     def mark(self) -> dict[str, list[int]]:
-        """Of every file what stays the same when the machine starts again, as plain JSON."""
-        return {
-            name: [*entry[1:], *file[1:]] if _has_sure_times(self.folder) else [file.size, file.changed_ns]
-            for name, (entry, file) in self.identities.items()
-        }
+        """Of every file that is held what stays the same when the machine starts again, as plain JSON."""
+        return {name: [*entry[1:], *file[1:]] for name, (entry, file) in self._held()}
 
-    def check(self) -> None:
-        """Compare the files that lie there now with those that were hashed; hash again where times say nothing.
+    def check(self, *, again: bool = True) -> None:
+        """Compare the files that lie there now with those that were hashed.
+
+        Args:
+            again: hash those again whose times say too little.
 
         Raises:
             SourceChangedError: naming the first that was changed, replaced, or put back.
         """
-        sure = _has_sure_times(self.folder)
-        for name, identities in self.identities.items():
+        unsure = []
+        for name, identities in self._held():
             path = self.folder / name
             try:
                 found = _identities(path)
             except OSError:
                 raise _changed(path) from None
-            if sure and found != identities:
+            if found != identities:
                 raise _changed(path)
-        if not sure:
-            again = hold(self.folder, self.digests)
-            for name, digest in self.digests.items():
-                if again.digests[name] != digest:
+            if not all(each.is_sure for each in found):
+                unsure.append(name)
+        if again:
+            now = hold(self.folder, self.digests.keys() & unsure).digests
+            for name, digest in now.items():
+                if digest != self.digests[name]:
                     raise _changed(self.folder / name)
+
+    def _held(self) -> list[tuple[str, tuple[Identity, Identity]]]:
+        return [(name, both) for name, both in self.identities.items() if both != (_ANY, _ANY)]
 
 
 def hold(folder: Path, names: Iterable[str], closed: Literal["", "here", "below"] = "") -> Held:
@@ -141,7 +175,7 @@ def _hashed(path: Path) -> tuple[str, tuple[Identity, Identity]]:
         digest = digest_open(file, before.size)
         after = Identity.of(os.fstat(file.fileno()))
     identities = _identities(path)
-    if before != after or (identities[1] != before and _has_sure_times(path.parent)):
+    if before != after or before.like(identities[1]) != identities[1]:
         raise SourceChangedError(
             f"{path} changes while it is hashed: wait until it is written, and run again"
         )
@@ -149,7 +183,8 @@ def _hashed(path: Path) -> tuple[str, tuple[Identity, Identity]]:
 
 
 def _identities(path: Path) -> tuple[Identity, Identity]:
-    return Identity.of(os.lstat(path)), Identity.of(os.stat(path))
+    entry, file = Identity.of(os.lstat(path)), Identity.of(os.stat(path))
+    return entry.on(_file_system(path.parent)), file.on(_file_system(path))
 
 
 def _let_the_clock_tick(status: os.stat_result) -> None:
@@ -167,23 +202,28 @@ def _changed(path: Path) -> SourceChangedError:
     )
 
 
-def _has_sure_times(folder: Path) -> bool:
-    here = os.path.realpath(folder)
-    mounts = _mounts()
-    place = max(
-        (each for each in mounts if f"{here}/".startswith(each.rstrip("/") + "/")), key=len, default=""
-    )
-    return mounts.get(place, "apfs") in _LOCAL
+def _file_system(path: Path) -> str:
+    """The type of the file system that a file or folder lies in, wherever links lead."""
+    place, mounts = os.path.realpath(path), _mounts()
+    while place not in mounts and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    return mounts.get(place, "apfs")
 
 
 @cache
 def _mounts() -> dict[str, str]:
     """Type of the file system by the place where it is mounted; empty where the system does not tell."""
-    found = {}
     with suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            before, _, behind = line.partition(" - ")
-            found[before.split()[4].encode().decode("unicode_escape")] = behind.split()[0]
+        return _mounts_of(Path("/proc/self/mountinfo").read_bytes())
+    return {}
+
+
+def _mounts_of(mountinfo: bytes) -> dict[str, str]:
+    found = {}
+    for line in filter(None, mountinfo.split(b"\n")):
+        before, _, behind = line.partition(b" - ")
+        place = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), before.split(b" ")[4])
+        found[os.fsdecode(place)] = os.fsdecode(behind.split(b" ")[0])
     return found
 
 
@@ -211,9 +251,13 @@ _noticed: list[str] = []
 
 
 @contextmanager
-def holding(*sources: Held) -> Iterator[None]:
+def holding(*sources: Held, again: bool = True) -> Iterator[None]:
     """While the block runs, every file of the sources that `opened` opens is the one that was hashed; it is looked at before
     and after too.
+
+    Args:
+        sources: what the block reads.
+        again: hash those again, after the block, whose times say too little; needless where nothing is made of them.
 
     Raises:
         SourceChangedError: if a file is not what was hashed.
@@ -222,9 +266,9 @@ def holding(*sources: Held) -> Iterator[None]:
     listed, begun = list(_expectations(sources)), len(_noticed)
     paths = {each.path for each in listed}
 
-    def check() -> None:
+    def check(again: bool = False) -> None:
         for source in sources:
-            source.check()
+            source.check(again=again)
         for path in _noticed[begun:]:  # whoever took the error for another
             if path in paths or os.path.dirname(path) in paths:
                 raise _changed(Path(path))
@@ -238,7 +282,7 @@ def holding(*sources: Held) -> Iterator[None]:
         except Exception:  # of a source that changed, nearly any; then that is what to say
             check()
             raise
-    check()
+    check(again)
 
 
 def _expectations(sources: Iterable[Held]) -> Iterator[_Expected]:
@@ -246,12 +290,8 @@ def _expectations(sources: Iterable[Held]) -> Iterator[_Expected]:
         here = os.path.abspath(source.folder)
         if source.closed:
             yield _Expected(here, None, source.closed == "below")
-        if _has_sure_times(source.folder):
-            for name, (_, file) in source.identities.items():
-                yield _Expected(os.path.join(here, name), file)
-        else:
-            for name in source.identities:
-                yield _Expected(os.path.join(here, name), _ANY)
+        for name, (_, file) in source.identities.items():
+            yield _Expected(os.path.join(here, name), file)
 
 
 def expected_now() -> list[_Expected]:
@@ -305,8 +345,8 @@ def _compare(file: BufferedReader, path: str, now: _Now) -> None:
                 f"{path} was not there when its folder was hashed: leave the folder alone and run again"
             )
         return
-    identities = now.files[path] - {_ANY}
-    if identities and {Identity.of(os.fstat(file.fileno()))} != identities:
+    found = Identity.of(os.fstat(file.fileno()))
+    if any(found.like(held) != held for held in now.files[path]):
         _noticed.append(path)
         raise _changed(Path(path))
 

@@ -48,7 +48,7 @@ class Sources:
         Raises:
             CameraError: if there is none; the members of a sweep ask once.
         """
-        with holding(*self._held):
+        with holding(*self._held, again=False):
             return check_convertible(self.checkpoint)
 
     @cached_property
@@ -58,7 +58,7 @@ class Sources:
         Raises:
             CameraError: if it cannot be loaded, or belongs to another model.
         """
-        with holding(*self._held):
+        with holding(*self._held, again=False):
             return len(self.checkpoint.load_tokenizer())
 
     @property
@@ -75,7 +75,7 @@ def find_sources(recipe: Recipe) -> Sources:
     _pull(Path(recipe.model))
     checkpoint = Checkpoint.open(local_checkpoint(recipe.model, recipe.revision))
     everything = hold(checkpoint.folder, checkpoint.files, "here")
-    with holding(everything):  # opened again: what is planned is of the files that were hashed
+    with holding(everything, again=False):  # opened again: what is planned is of the files that were hashed
         checkpoint = Checkpoint.open(checkpoint.folder)
         _check_shapes_once(checkpoint)
     hashes = {name: digest for name, digest in everything.digests.items() if not _documents(name)}
@@ -85,15 +85,17 @@ def find_sources(recipe: Recipe) -> Sources:
     commit: dict[str, Any] = {"revision": recipe.revision} if recipe.revision else {}
 
     def of_model(files: dict[str, str]) -> Input:
-        return _input(recipe.model, everything, files, **commit)
+        return _input(recipe.model, everything.only(files), files, **commit)
 
     datasets: list[DatasetOptions] = [recipe.calibration, *recipe.evaluate.datasets]
     return Sources(
         checkpoint,
         model=of_model(hashes),
         folder=of_model(everything.digests),
-        tokenizer=_input(recipe.model, everything, tokenizer, tracked=False),
-        files={str(each.path): _dataset(each.path) for each in datasets if each.path is not None},
+        tokenizer=_input(
+            recipe.model, everything.only({*tokenizer, "config.json"}), tokenizer, tracked=False
+        ),
+        files={str(path): _dataset(path) for path in {each.path for each in datasets} if path is not None},
         tasks=_task_inputs(recipe.evaluate),
     )
 
@@ -116,7 +118,7 @@ def _input(
 
     Args:
         named: in the recipe.
-        held: its files, all that may be read.
+        held: its files, all that may be read; those that decide may not change.
         files: those that decide; None for all.
         path: of a source that is one file.
         tracked: whether DVC may know it.

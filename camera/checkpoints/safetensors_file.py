@@ -17,7 +17,6 @@ from threading import Lock
 from types import TracebackType
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from camera.checkpoints.kinds import LFS_POINTER
 from camera.errors import CameraError
@@ -110,17 +109,18 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return infos
 
 
-def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """All tensors of a file.
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file on the CPU, backed by one private map of it until they are changed.
 
     Raises:
         CameraError: if the file is missing, truncated, or not safetensors.
     """
-    read_header(path)
+    infos = read_header(path)
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+        with opened(path) as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return {name: _tensor(mapped, info, info.offset) for name, info in infos.items()}
+    except (ValueError, OSError) as error:
         raise CameraError(f"{path} cannot be read: {error}") from None
 
 
@@ -133,13 +133,19 @@ def map_tensor(path: Path, info: TensorInfo) -> torch.Tensor:
         OSError: if the file cannot be read.
         ValueError: if it ends before the tensor does.
     """
-    if not info.size_bytes:
-        return torch.empty(info.shape, dtype=info.dtype)
     start = info.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     inside = info.offset - start
+    if not info.size_bytes:
+        return _tensor(b"", info, 0)
     with opened(path) as file:
         mapped = mmap.mmap(file.fileno(), inside + info.size_bytes, access=mmap.ACCESS_COPY, offset=start)
-    return torch.frombuffer(mapped, dtype=info.dtype, count=prod(info.shape), offset=inside).view(info.shape)
+    return _tensor(mapped, info, inside)
+
+
+def _tensor(data: mmap.mmap | bytes, info: TensorInfo, offset: int) -> torch.Tensor:
+    if not info.size_bytes:
+        return torch.empty(info.shape, dtype=info.dtype)
+    return torch.frombuffer(data, dtype=info.dtype, count=prod(info.shape), offset=offset).view(info.shape)
 
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

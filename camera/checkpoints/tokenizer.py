@@ -47,10 +47,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
     def load() -> "PreTrainedTokenizerBase":
         try:
-            with own_copy(folder) as place:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    place, trust_remote_code=False, local_files_only=True
-                )
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
             tokenizer.name_or_path = str(folder)
             return tokenizer
         except CameraError:
@@ -60,8 +57,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         ) as error:  # the library raises nearly any type here, and all mean the same to the user
             raise CameraError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
 
-    _try(folder, load, _files_of(folder))
-    tokenizer = load()
+    with own_copy(folder) as place:  # here, since a child that is ended leaves its copy behind
+        _try(folder, load, _files_of(folder))
+        tokenizer = load()
     _check_rows(folder, tokenizer, int(config["vocab_size"]))
     return tokenizer
 

@@ -2,13 +2,14 @@
 
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
 import yaml
 
 from camera.errors import CameraError
-from camera.files import read_json
+from camera.files import copy_file, read_json
 
 _log = logging.getLogger(__name__)
 _OF_CARD = ("license", "license_name", "license_link", "languages", "base_models", "datasets", "tags")
@@ -35,7 +36,7 @@ def model_facts(folder: Path) -> gguf.Metadata:
     try:
         readme = folder / "README.md"
         read = readme.is_file() and readme.stat().st_size <= _MOST_README_BYTES
-        card = gguf.Metadata.load_model_card(folder) if read else {}
+        card = _card(readme) if read else {}
         of_card = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         _log.warning(
@@ -53,6 +54,13 @@ def model_facts(folder: Path) -> gguf.Metadata:
         if isinstance(value, int | float) and not isinstance(value, bool):
             setattr(found, f"sampling_{name}", kind(value))
     return found
+
+
+def _card(readme: Path) -> dict[str, Any]:
+    """The front matter; the library, which opens the file itself, is given a copy of what was hashed."""
+    with TemporaryDirectory(prefix="camera-") as scratch:
+        copy_file(readme, Path(scratch, "README.md"))
+        return gguf.Metadata.load_model_card(Path(scratch))
 
 
 def _strings(value: Any) -> Any:

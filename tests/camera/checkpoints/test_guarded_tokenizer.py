@@ -14,6 +14,8 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.guarded_tokenizer import GuardedTokenizer
 from camera.checkpoints.tokenizer import load_tokenizer
 from camera.errors import CameraError
+from camera.guarded import Limits
+from camera.held import hold, holding
 from tests.conftest import REPOSITORY
 from tests.tiny import tiny_checkpoint
 
@@ -90,3 +92,19 @@ def test_a_tokenizer_file_that_its_reader_cannot_load_is_refused(tmp_path: Path)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(CameraError, match="the tokenizer cannot be loaded"):
         load_tokenizer(folder)
+
+
+def test_of_a_tokenizer_whose_child_is_ended_no_copy_stays_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", "qwen2", layers=1)
+    large = tokenizer_of({f"t{id}": id for id in range(200_000)}).backend_tokenizer.to_str()
+    (folder / "tokenizer.json").write_text(large)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr("camera.checkpoints.tokenizer._limits", lambda folder: Limits(seconds=0.1))
+    names = ["config.json", "tokenizer.json", "tokenizer_config.json"]
+    with holding(hold(folder, names)), pytest.raises(CameraError, match="no end after"):
+        load_tokenizer(folder)
+    assert not list((tmp_path / "scratch").iterdir())
