@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from camera.data.sets.lines import lines, refuse_more_than_is_read, refuse_unreasonable_records
 from camera.data.sets.parquet import refuse_unreasonable_parquet
 from camera.errors import CameraError
+from camera.files import copy_file
 
 _LINES = (".txt", ".raw", ".tokens")
 """Endings of plain text, of which each line is a row."""
@@ -77,7 +79,8 @@ def _kind(file: Path) -> str | None:
 
 
 def _records(files: list[Path], kind: str, field: str) -> Sequence[str]:
-    """A column that reads rows as they are asked for: one part of C4 is 800 MB."""
+    """A column that reads rows as they are asked for, from a map of a file that has no name any more: one part of C4 is
+    800 MB."""
     import datasets  # slow to import
 
     for file in files:
@@ -86,10 +89,19 @@ def _records(files: list[Path], kind: str, field: str) -> Sequence[str]:
         else:
             refuse_unreasonable_records(file)
     only = {"columns": [field]} if kind == "parquet" else {}  # what else is there was not looked at
-    try:
-        rows: Any = datasets.load_dataset(kind, data_files=list(map(str, files)), split="train", **only)
-    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        raise CameraError(f"{files[0]} cannot be read: {error.__cause__ or error}") from error
+    cache = Path(datasets.config.HF_DATASETS_CACHE)  # on a disk; a temporary folder may be in memory
+    cache.mkdir(parents=True, exist_ok=True)
+    # The library opens files itself, and takes for read before what has the name and time of another.
+    with TemporaryDirectory(prefix="camera-", dir=cache, ignore_cleanup_errors=True) as scratch:
+        copies = [Path(scratch, f"{number}{_ending(file)}") for number, file in enumerate(files)]
+        try:
+            for file, copy in zip(files, copies, strict=True):
+                copy_file(file, copy)
+            rows: Any = datasets.load_dataset(
+                kind, data_files=list(map(str, copies)), split="train", cache_dir=scratch, **only
+            )
+        except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+            raise CameraError(f"{files[0]} cannot be read: {error.__cause__ or error}") from error
     if field not in rows.column_names:
         raise CameraError(
             f"{files[0]}: no field {field!r} (it has {', '.join(rows.column_names)}); set `field`"

@@ -4,7 +4,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from camera.errors import CameraError
 from camera.guarded import Limits, run_guarded
@@ -89,10 +89,9 @@ def refuse_unreasonable_records(file: Path) -> None:
 
 
 def _measure(file: Path) -> None:
-    opener: Any = gzip.open if file.suffix.lower() == ".gz" else open
     total = longest = current = 0
     try:
-        with opener(file, "rb") as unpacked:
+        with opened(file) as stored, _unpacked(file, stored) as unpacked:
             while chunk := unpacked.read(_CHUNK_BYTES):
                 total += len(chunk)
                 first = chunk.find(b"\n")
@@ -105,3 +104,7 @@ def _measure(file: Path) -> None:
                     )
     except (OSError, EOFError) as error:  # not what its ending says
         raise CameraError(f"{file} cannot be read: {error}") from None
+
+
+def _unpacked(file: Path, stored: BinaryIO) -> Any:
+    return gzip.open(stored) if file.suffix.lower() == ".gz" else stored

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,9 @@ from camera.data.sets import lines
 from camera.data.sets.copies import rows_of_copy
 from camera.data.tokens import calibration_tokens, evaluation_tokens
 from camera.errors import CameraError
+from camera.held import SourceChangedError, hold, holding
 from camera.options import CalibrationOptions, DatasetOptions
+from tests.adversary import while_swapped
 from tests.tiny import tiny_checkpoint
 
 RAW = " \n = The light = \n \n The keeper climbed . \n Ships\x0b came\u2028home . \n \n"
@@ -139,3 +142,24 @@ def test_copies_that_stand_for_gigabytes_are_refused(tmp_path: Path, monkeypatch
     ):
         with pytest.raises(CameraError, match=message):
             rows_of_copy(tmp_path / name, "test", within=None, field="text", by_line=False)
+
+
+def rows_of(path: Path) -> list[str]:
+    return list(rows_of_copy(path, "test", within=None, field="text", by_line=False))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows [1].json.gz", "rows.parquet"])
+def test_a_copy_that_was_written_anew_with_its_old_time_is_read_anew(tmp_path: Path, name: str) -> None:
+    for rows in (["one"], ["two"]):
+        path = write(tmp_path / name, rows)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert rows_of(path) == rows
+    assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json.gz", "rows.parquet"])
+def test_a_copy_that_is_swapped_while_it_is_held_is_not_read(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "above" / "source" / name, ["row 1"] * 3)
+    held = hold(path.parent, [name])
+    with pytest.raises(SourceChangedError), holding(held), while_swapped("folder above", path.parent, name):
+        rows_of(path)
