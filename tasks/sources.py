@@ -93,9 +93,9 @@ def find_sources(recipe: Recipe) -> Sources:
         model=of_model(hashes),
         folder=of_model(everything.digests),
         tokenizer=_input(
-            recipe.model, everything.only({*tokenizer, "config.json"}), tokenizer, tracked=False
+            recipe.model, everything.only(hashes.keys() - checkpoint.weight_files), tokenizer, tracked=False
         ),
-        files={str(path): _dataset(path) for path in {each.path for each in datasets} if path is not None},
+        files={str(path): _dataset(path) for path in {each.path for each in datasets} if path},
         tasks=_task_inputs(recipe.evaluate),
     )
 
