@@ -49,7 +49,7 @@ _REMOVED = {
 """Flags that were removed, and what to write instead."""
 _OF_PATHS = (
     *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
-    *(errno.EINVAL, errno.EILSEQ),
+    *(errno.EINVAL, errno.EILSEQ, errno.EIO),
 )
 """Errors of the system that are about the path that was named."""
 _LONGEST_PATH = 400

@@ -8,6 +8,7 @@ import codecs
 import errno
 import io
 import os
+import stat
 import sys
 from typing import Any
 
@@ -41,12 +42,18 @@ class _Lasting(io.FileIO):
         try:
             return super().write(content) or 0
         except OSError as error:
+            if error.errno == errno.EIO and not self._is_device():
+                raise OSError(error.errno, error.strerror, _NAMES[self.fileno()]) from None
             if error.errno not in _GONE:
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
             return len(content)
+
+    def _is_device(self) -> bool:
+        """As a terminal is, and no file on a disk that fails. (`isatty` is false for one that hung up.)"""
+        return stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
 
     @classmethod
     def of(cls, stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:

@@ -1,5 +1,6 @@
 """The standard streams of a command: closed, given up by their reader, or in an encoding that knows few signs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,30 @@ def test_a_full_disk_is_told_for_an_answer_that_is_cut_short_is_no_answer(tmp_pa
     done = run(tmp_path, "> /dev/full", command)
     assert done.returncode == 2
     assert b"No space left on device" in done.stderr
+
+
+def test_an_answer_that_a_failing_disk_does_not_take_is_told(tmp_path: Path):
+    command = """
+import os, sys
+from camera.cli import main
+os.dup2(os.open("/proc/self/mem", os.O_WRONLY), 1)  # a regular file, whose first byte cannot be written
+sys.argv = ["camera", "--help"]
+main()
+"""
+    done = run(tmp_path, "", command)
+    assert done.returncode == 2
+    assert b"Input/output error" in done.stderr
+
+
+def test_work_goes_on_when_its_terminal_hangs_up(tmp_path: Path):
+    host, terminal = os.openpty()
+    (tmp_path / "says.py").write_text("input()\n" + SAYS.replace("sys.stdin.read()", ""), encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "says.py"],
+        cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, stdin=subprocess.PIPE, stdout=terminal, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        os.close(host)
+        _, errors = process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "made").read_text() == "done"
