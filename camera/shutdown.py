@@ -9,6 +9,7 @@ main thread does not come back from a native call, is ended by `camera.watchdog`
 
 import atexit
 import os
+import select
 import signal
 import sys
 import threading
@@ -47,22 +48,28 @@ def install() -> None:
             signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_SECONDS)
 
     sys.unraisablehook = dropped
-    watchdog.watch(_terminate, requested, watchdog.TO_END_SECONDS)
+    watchdog.watch(_terminate, requested)
     atexit.register(_exit_with_final_code)
 
 
 def reinstall() -> None:
-    """Take SIGTERM back from Prefect, which replaces the handler inside a flow.
+    """Take SIGTERM back from Prefect, which replaces the handler inside a flow; without `install` it is left to Prefect."""
+    if _installed and _in_main_thread() and _final_code is None:
+        signal.signal(signal.SIGTERM, _on_signal)
+        watchdog.watch(_terminate, requested)
 
-    Without `install` it is left to Prefect, and the process ends only if its handler cannot run.
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """A block whose SIGTERM another handler takes, as Prefect's in a deployment run: if it cannot run, the process ends.
+
+    With `install`, and in other threads than the main one, this does nothing.
     """
-    if not _in_main_thread() or _final_code is not None:
+    if _installed or not _in_main_thread():
+        yield
         return
-    if not _installed:
-        watchdog.watch(_terminate, None, None)
-        return
-    signal.signal(signal.SIGTERM, _on_signal)
-    watchdog.watch(_terminate, requested, watchdog.TO_END_SECONDS)
+    with watchdog.watching(_terminate):
+        yield
 
 
 def requested() -> bool:
@@ -133,12 +140,18 @@ def _terminate(how: str) -> None:
     """End without cleaning up: finished artifacts are in the store, and a stage resumes as after a kill."""
     if _final_code is not None:
         os._exit(_final_code)
-    with suppress(OSError):  # nobody reads any more
-        if os.isatty(1):
-            os.write(1, _SHOW_CURSOR)  # a live display hides it
-        os.write(2, f"{how}; run the same command again to go on from here\n".encode())
+    if os.isatty(1):
+        _say(1, _SHOW_CURSOR)  # a live display hides it
+    _say(2, f"{how}; run the same command again to go on from here\n".encode())
     watchdog.end_children()
     os._exit(EXIT_CODE)
+
+
+def _say(descriptor: int, text: bytes) -> None:
+    """Write only what does not wait: a pager that shows its first page reads no further, a terminal may be held."""
+    with suppress(OSError, ValueError):  # nobody reads any more
+        if select.select([], [descriptor], [], 0)[1]:
+            os.write(descriptor, text)
 
 
 def _exit_with_final_code() -> None:

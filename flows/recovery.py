@@ -30,7 +30,8 @@ _log = logging.getLogger("camera.recovery")
 def running_flow() -> Iterator[Project]:
     """The project, configured, while a flow of it runs; signals are handled, and the flow run's file is locked.
 
-    No file is locked for a run that no deployment made: nobody recovers it.
+    A run that no deployment made locks no file, for nobody recovers it; and its process, a script's or notebook's, is
+    not ended for a native call.
     """
     shutdown.reinstall()
     project = Project.here()
@@ -40,7 +41,7 @@ def running_flow() -> Iterator[Project]:
     if run is None or run.deployment_id is None:
         yield project
         return
-    with lock(_folder(project.home) / str(run.id)):
+    with lock(_folder(project.home) / str(run.id)), shutdown.watched():
         yield project
 
 

@@ -27,9 +27,12 @@ name = sys.argv[1]
 """
 
 
-def run(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+NOT_INSTALLED = BEGIN.replace("shutdown.install()", "")
+
+
+def run(script: str, *arguments: str, begin: str = BEGIN) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", BEGIN + script, *arguments],
+        [sys.executable, "-c", begin + script, *arguments],
         capture_output=True, text=True, env=environment(), timeout=60, check=False,
     )  # fmt: skip
 
@@ -233,7 +236,7 @@ shutdown.reinstall()
 print(signal.getsignal(signal.SIGTERM) is not other)
 """
     assert run(script, "").stdout == "True\n"
-    assert run("shutdown._installed = False\n" + script, "").stdout == "False\n"
+    assert run(script, "", begin=NOT_INSTALLED).stdout == "False\n"
 
 
 BUSY = """
@@ -259,6 +262,131 @@ def test_a_native_call_is_ended_in_seconds_with_130(name: str) -> None:
         assert time.monotonic() - began < 5
         assert process.stdout.read() == ""
         assert "stopped; run the same command again" in process.stderr.read()
+
+
+def test_a_pipe_that_nobody_empties_holds_no_process_that_is_told_to_stop() -> None:
+    fills = """
+from camera import watchdog
+watchdog.TO_END_SECONDS = 0.5
+os.set_blocking(2, False)
+with contextlib.suppress(BlockingIOError):
+    while True:
+        os.write(2, b"x" * 4096)
+os.set_blocking(2, True)  # as of a pager that shows its first page
+print("full", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    os.write(2, b"stopped")
+"""
+    with started(fills, "") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "full\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=10) == 130
+        finally:
+            process.kill()
+
+
+WATCHED = (
+    NOT_INSTALLED
+    + """
+import threading
+from camera import watchdog
+watchdog.TO_HANDLE_SECONDS = 0.5
+
+class Told(BaseException):
+    pass
+
+def other(number, frame):
+    if name == "raises":
+        raise Told
+    print("told", flush=True)
+
+number = signal.SIGINT if name == "interrupt" else signal.SIGTERM
+if number == signal.SIGTERM:
+    signal.signal(number, other)
+
+def computes():
+    while True:
+        pass
+
+def soon():
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), number)).start()
+"""
+)
+
+
+@pytest.mark.parametrize("handler", ["raises", "returns", "interrupt"])
+def test_a_native_call_ends_a_process_with_the_handlers_of_another(handler: str) -> None:
+    script = "with shutdown.watched():\n    soon()" + BUSY.replace("\n", "\n    ")
+    done = run(script, handler, begin=WATCHED)
+    assert (done.returncode, done.stdout) == (130, "at work\n"), done.stderr
+    assert "stopped; run the same command again" in done.stderr
+
+
+@pytest.mark.parametrize("at_work", ["time.sleep(60)", "computes()"])
+def test_a_handler_that_ran_may_take_its_time(at_work: str) -> None:
+    script = """
+with shutdown.watched():
+    soon()
+    try:
+        AT_WORK
+    except Told:
+        time.sleep(1)  # one answer of a server
+        os.kill(os.getpid(), signal.SIGURG)
+        print("clean")
+""".replace("AT_WORK", at_work)
+    done = run(script, "raises", begin=WATCHED)
+    assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr
+
+
+def test_a_handler_that_returns_to_the_same_wait_ran_too() -> None:
+    script = """
+with shutdown.watched():
+    soon()
+    threading.Event().wait(1.2)
+print("done")
+"""
+    done = run(script, "returns", begin=WATCHED)
+    assert (done.returncode, done.stdout) == (0, "told\ndone\n"), done.stderr
+
+
+def test_nothing_is_watched_after_the_block_and_all_is_as_before() -> None:
+    script = """
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+signal.set_wakeup_fd(writing)  # another library's
+open_before = len(os.listdir("/dev/fd"))
+with shutdown.watched(), shutdown.watched():
+    assert len(os.listdir("/dev/fd")) == open_before + 2
+for _ in range(2):
+    soon()
+    threading.Event().wait(1.2)
+assert signal.set_wakeup_fd(-1) == writing
+assert len(os.listdir("/dev/fd")) == open_before
+assert signal.getsignal(signal.SIGURG) == signal.SIG_DFL
+assert os.read(reading, 9) == bytes([signal.SIGTERM]) * 2
+assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+"""
+    done = run(script, "returns", begin=WATCHED)
+    assert (done.returncode, done.stdout) == (0, "told\ntold\n"), done.stderr
+
+
+def test_without_install_a_flow_leaves_the_signals_of_its_process_alone() -> None:
+    script = """
+shutdown.reinstall()
+assert signal.set_wakeup_fd(-1) == -1
+for _ in range(2):  # cells of a notebook
+    soon()
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(60)
+    time.sleep(0.7)
+print("alive")
+"""
+    done = run(script, "interrupt", begin=WATCHED)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def started(script: str, argument: str) -> "subprocess.Popen[str]":
