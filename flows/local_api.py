@@ -74,10 +74,11 @@ def _home() -> str:
 
 
 def check_api() -> None:
-    """Ask the API that is in use whether it is there, before a run is begun on it.
+    """Ask the API that is in use whether it is there and lets us in, before anything is begun on it.
 
     Raises:
         NetworkError: if it does not answer.
+        CameraError: if it refuses us, or is another service.
     """
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
@@ -86,8 +87,8 @@ def check_api() -> None:
             _check_admitted(client, where)
     if problem is not None:
         raise NetworkError(
-            f"Prefect's API at {where} does not answer ({problem}): start it, unset PREFECT_API_URL to run without a "
-            "server, or give --no-prefect; what is finished is kept in either case"
+            f"Prefect's API at {where} does not answer ({problem}): start it, or unset PREFECT_API_URL; `camera run` can do "
+            "without (--no-prefect), and what is finished is kept in either case"
         )
 
 
@@ -95,11 +96,15 @@ def _check_admitted(client: SyncPrefectClient, where: str) -> None:
     try:
         client.api_version()
     except PrefectHTTPStatusError as error:
+        if error.response.status_code == 404:
+            raise CameraError(
+                f"what answers at {where} is no Prefect API: look at PREFECT_API_URL"
+            ) from error
         if error.response.status_code not in (401, 403):
             return
         raise CameraError(
             f"Prefect's API at {where} wants to know who asks: set PREFECT_API_AUTH_STRING (of `camera serve`: run this in the "
-            "same project, or take what `camera serve --secret` says there) or PREFECT_API_KEY, or give --no-prefect"
+            "same project, or take what `camera serve --secret` says there) or PREFECT_API_KEY; `camera run` can do without (--no-prefect)"
         ) from error
 
 

@@ -77,6 +77,9 @@ def serve(
         api = environment.get("PREFECT_API_URL") or server.prefect(prefect_port)
         environment |= _addresses(api)
         os.environ.update(environment)  # before prefect is imported, which reads its settings then
+        from flows.local_api import check_api
+
+        check_api()
         tracking = project.mlflow_uri
         ui = tracking if tracking.startswith("http") else server.mlflow(project, mlflow_port)
         served = Served(api.removesuffix("/api"), ui, [])

@@ -154,7 +154,9 @@ def automations(webhook: Webhook = None, as_json: Json = False) -> None:
             "automations live on a Prefect server: set PREFECT_API_URL, or use `camera serve --webhook`"
         )
     from flows.automations import apply_automations
+    from flows.local_api import check_api
 
+    check_api()
     applied = apply_automations(_webhook_url(webhook))
     if as_json:
         print_json(applied)
