@@ -32,6 +32,21 @@ def kind(path: Path) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
+def place(path: Path) -> Path:
+    """Where a path is, as publishing records it: links above it are followed, and it itself is not."""
+    try:
+        if path.name in ("", ".."):
+            return Path(os.path.realpath(path))
+        return Path(os.path.realpath(path.parent), path.name)
+    except ValueError:  # a NUL in it: it is nowhere
+        return path
+
+
+def followed(path: Path) -> Path:
+    """What a link, `.` or `..` leads to in the end; all else is given as it is."""
+    return Path(os.path.realpath(path)) if path.name in ("", "..") or kind(path) == "a link" else path
+
+
 def contents(folder: Path) -> tuple[list[str], dict[str, str]]:
     """Relative POSIX names of the regular files below a folder, sorted, and of all else what it is.
 
@@ -63,11 +78,9 @@ def contents(folder: Path) -> tuple[list[str], dict[str, str]]:
 
 def _cached(link: Path) -> bool:
     try:
-        target = link.resolve()
-    except (OSError, RuntimeError):  # a loop
+        target = Path(os.path.realpath(link, strict=True))
+    except OSError:  # a loop, or nothing
         return False
-    repository = next(
-        (at for at in link.parent.resolve().parents if (at / ".dvc" / "config").is_file()), None
-    )
+    repository = next((at for at in place(link).parents if (at / ".dvc" / "config").is_file()), None)
     inside = repository is not None and target.is_relative_to((repository / ".dvc" / "cache").resolve())
     return inside and target.is_file()

@@ -1,5 +1,6 @@
 """Published models, found by what people call them: a path, a name, `name@3`, `name@production`; or all of them."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from tasks import registry
 from tasks.audit import Finding, audit
 from tasks.audit.finding import heading, unverifiable, verified, wrong
 from tasks.audit.records import published_places
-from tasks.contents import kind
+from tasks.contents import kind, place
 from tasks.lineage_form import read_publication
 from tasks.registry import Version
 from tasks.store import LINEAGE, Store
@@ -73,8 +74,10 @@ def audit_version(version: Version, store: Store, auditing: Callable[[Found], Fi
     """
     folder = version.folder
     title, name = f"{version.label} {folder}", "published folder"
-    superseded = registry.is_superseded(version, store)
     gone = kind(folder) is None
+    if not gone and (what := kind(folder)) != "a folder":
+        return heading(title, [wrong(name, f"{folder} is {what}")])
+    superseded = registry.is_superseded(version, store)
     if superseded and version.dvc_md5 is None:
         if gone:
             found = unverifiable(name, f"{folder} is gone, and it was not versioned with DVC", "absent")
@@ -84,8 +87,8 @@ def audit_version(version: Version, store: Store, auditing: Callable[[Found], Fi
             )
         return heading(title, [found])
     try:
-        with registry.files_of(version, store) as place:
-            found = auditing(Found(version.label, place, version))
+        with registry.files_of(version, store) as files:
+            found = auditing(Found(version.label, files, version))
     except NetworkError:
         raise
     except (CameraError, OSError) as error:
@@ -114,33 +117,31 @@ def audit_all(folder: Path, store: Store, auditing: Callable[[Found], Finding]) 
     for version in registry.versions():
         yield audit_version(version, store, auditing)
         if kind(version.folder) is not None and not registry.is_superseded(version, store):
-            seen.add(version.folder.resolve())
-    recorded = {
-        Path(place).resolve() for _, place in published_places(store) if kind(Path(place)) is not None
-    }
-    for place in sorted({*_below(folder), *recorded} - seen):
+            seen.add(place(version.folder))
+    recorded = {place(Path(at)) for _, at in published_places(store) if kind(Path(at)) is not None}
+    for at in sorted({*_below(folder), *recorded} - seen):
         try:
-            if kind(place / LINEAGE) is None and place not in recorded:
-                found = unverifiable(str(place), f"has no {LINEAGE}: nothing says what made it", "untracked")
+            if kind(at / LINEAGE) is None and at not in recorded:
+                found = unverifiable(str(at), f"has no {LINEAGE}: nothing says what made it", "untracked")
             else:
-                found = auditing(Found(place.name, place))
+                found = auditing(Found(at.name, at))
         except NetworkError:
             raise
         except (CameraError, OSError) as error:
-            found = wrong(str(place), str(error))
+            found = wrong(str(at), str(error))
         yield found
 
 
 def _below(folder: Path) -> Iterator[Path]:
     """The folders below one that have a lineage, or files of a model."""
-    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if place.name.startswith(".") or not place.is_dir():
+    for at in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if at.name.startswith(".") or not os.path.isdir(at):
             continue
         try:
-            if kind(place / LINEAGE) is not None or any(any(place.glob(pattern)) for pattern in _MODEL_FILES):
-                yield place.resolve()
+            if kind(at / LINEAGE) is not None or any(any(at.glob(pattern)) for pattern in _MODEL_FILES):
+                yield place(at)
         except OSError:
-            yield place.resolve()
+            yield place(at)
 
 
 def audit_found(

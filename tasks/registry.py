@@ -13,6 +13,7 @@ from camera.digests import canonical_json
 from camera.errors import CameraError
 from camera.files import read_json
 from tasks import versioning
+from tasks.contents import kind
 from tasks.lineage_form import own_digest_holds, read_publication
 from tasks.mlflow_client import QUOTED, database_of, existing_registry, mlflow_client, pages, tracking_uri
 from tasks.store import Store
@@ -224,8 +225,9 @@ def files_of(version: Version, store: Store | None = None) -> Iterator[Path]:
         CameraError: if neither the folder nor DVC has this version's files.
     """
     if version.dvc_md5 is None or not is_superseded(version, store):
-        if not version.folder.is_dir():
-            raise CameraError(f"{version.label}: {version.folder} is gone, and it was not versioned with DVC")
+        if (there := kind(version.folder)) != "a folder":
+            lacking = there or "gone, and it was not versioned with DVC"
+            raise CameraError(f"{version.label}: {version.folder} is {lacking}: run its recipe again")
         yield version.folder
         return
     with TemporaryDirectory(prefix="camera-", dir=versioning.room(version.folder)) as temporary:
@@ -233,7 +235,7 @@ def files_of(version: Version, store: Store | None = None) -> Iterator[Path]:
         try:
             versioning.restore(version.folder, version.dvc_md5, folder)
         except CameraError as error:
-            there = "another version of it" if version.folder.is_dir() else "nothing"
+            there = "another version of it" if kind(version.folder) == "a folder" else "nothing"
             raise CameraError(f"{version.label}: {version.folder} holds {there}, and {error}") from None
         yield folder
 
@@ -243,7 +245,7 @@ def is_superseded(version: Version, store: Store | None) -> bool:
     there = lineage_digest(version.folder)
     if there == version.lineage_digest:
         return False
-    if not version.folder.exists():
+    if kind(version.folder) is None:
         return True
     here = [entry for entry in versions(version.name) if entry.folder == version.folder]
     if any(entry.number > version.number for entry in here):

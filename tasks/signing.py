@@ -17,7 +17,7 @@ from camera.escape import one_line
 from camera.files import atomic_file
 from camera.locks import output_lock
 from tasks import registry, ssh
-from tasks.contents import kind
+from tasks.contents import followed, kind, place
 from tasks.signed import Record, record_of, records_at, write_record
 from tasks.ssh import NoToolError
 from tasks.store import LINEAGE, MANIFEST, Store
@@ -36,7 +36,7 @@ class Judgement:
 
     verdict: Literal["attested", "verified", "consistent", "unverifiable", "wrong"]
     detail: str
-    reason: Literal["", "absent", "offline"] = ""
+    reason: Literal["", "absent", "offline", "unjudged"] = ""
     """Of what is unverifiable."""
     needed: str = ""
     """Why there must be a signature; nothing where none is needed."""
@@ -80,8 +80,8 @@ def trust(store: Store, signers: Path | None = None, required: bool = False) -> 
 
 def signature_of(folder: Path) -> Path:
     """Where the signature of a published folder's lineage.json is, or would be."""
-    folder = folder.resolve()
-    return folder.with_name(f"{folder.name}.{LINEAGE}.sig")
+    at = place(folder)
+    return at.with_name(f"{at.name}.{LINEAGE}.sig")
 
 
 def judge(
@@ -107,11 +107,8 @@ def judge(
         CameraError: if the list of signers cannot be read as one.
     """
     ask = trust(store, signers, required)
-    if (
-        not required
-        and (folder / MANIFEST).is_file()
-        and folder.resolve().is_relative_to(store.root.resolve())
-    ):
+    stored = place(folder).is_relative_to(place(store.root))
+    if stored and not ask.required and kind(folder / MANIFEST) == "a file":
         return None  # an artifact: only publications are signed
     try:
         document = _document(folder)
@@ -131,7 +128,7 @@ def judge(
         signature = ssh.read_signature(signature_of(folder))
     except CameraError as error:
         return Judgement("wrong", str(error), needed=needed)
-    if signature is None and version is not None and version.folder.resolve() != folder.resolve():
+    if signature is None and version is not None and place(version.folder) != place(folder):
         signature = record.signature.encode() or None
     if signature is None or document is None:
         if needed:
@@ -159,7 +156,7 @@ def _of_bytes(document: bytes, signature: bytes, ask: Trust, record: Record) -> 
         return Judgement("wrong", one_line(error))
     believed = f"give --signers, or write {SIGNERS} in the project's folder, to say whose is believed"
     if ask.required:
-        return Judgement("unverifiable", f"by {key}: {believed}", "absent")
+        return Judgement("unverifiable", f"by {key}: {believed}", "unjudged")
     if record.key:
         return Judgement("verified", f"by {record.signer}, as was recorded when it was made")
     return Judgement("consistent", f"by {key}: {believed}")
@@ -178,13 +175,16 @@ def _recorded(folder: Path, store: Store, version: registry.Version | None) -> t
     digest = registry.lineage_digest(folder) if version is None else version.lineage_digest
     entries = [] if digest is None else registry.versions_of(digest)
     known = [*map(Record.of, entries), record_of(store, digest)]
+    signed = sorted({record.signer: None for record in known if record.key})
+    if len({record.key for record in known if record.key}) > 1:
+        raise CameraError(f"the records differ in who signed it: {' and '.join(signed)}; sign it again")
     if any(record.digest for record in known):
         required = any(record.required for record in known)
         first = next((record for record in known if record.key), known[0])
         return first.model_copy(update={"required": required}), False
-    place = folder.resolve()
-    others = (entry for entry in registry.versions(place.name) if entry.folder.resolve() == place)
-    needing = (record for record in (*map(Record.of, others), *records_at(store, place)) if record.needed)
+    at = place(folder)
+    others = (entry for entry in registry.versions(at.name) if place(entry.folder) == at)
+    needing = (record for record in (*map(Record.of, others), *records_at(store, at)) if record.needed)
     other = next(needing, None)
     return (Record(), False) if other is None else (other, True)
 
@@ -214,8 +214,9 @@ def sign(folder: Path, key: Path, store: Store, wrongs: Callable[[Path], list[st
         CameraError: if the folder is no publication or is not what its lineage says, or ssh-keygen cannot use the key.
         NetworkError: if MLflow, which is to record it, cannot be reached.
     """
+    folder = followed(folder)
     path = signature_of(folder)
-    with output_lock(folder.resolve(), wait=True):
+    with output_lock(place(folder), wait=True):
         document = _document(folder)
         digest = registry.lineage_digest(folder)
         if digest is None:
@@ -233,7 +234,7 @@ def sign(folder: Path, key: Path, store: Store, wrongs: Callable[[Path], list[st
             name = ssh.principal(document, signature, signers)
         made = {
             "digest": digest,
-            "folder": str(folder.resolve()),
+            "folder": str(place(folder)),
             "key": ssh.fingerprint(document, signature),
             "principal": name,
             "sha256": hashlib.sha256(signature).hexdigest(),
@@ -284,7 +285,7 @@ def _retire(folder: Path, store: Store, digest: str) -> None:
     if signature is None:
         return
     sha256 = hashlib.sha256(signature).hexdigest()
-    if any(each.sha256 == sha256 and each.digest != digest for each in records_at(store, folder.resolve())):
+    if any(each.sha256 == sha256 and each.digest != digest for each in records_at(store, place(folder))):
         path.unlink(missing_ok=True)
         return
     try:

@@ -3,6 +3,7 @@
 What each verdict stands on is in tasks/audit/finding.py.
 """
 
+import os
 from pathlib import Path
 
 from camera.digests import digest_file
@@ -14,8 +15,9 @@ from tasks.audit.embedded import embedded
 from tasks.audit.finding import Finding, heading, unverifiable, verified, wrong
 from tasks.audit.hashing import Evidence, files_of_stages, reading_ahead
 from tasks.audit.publication import publication
+from tasks.audit.records import link_instead, published_at
 from tasks.audit.sources import files_of_sources
-from tasks.contents import kind
+from tasks.contents import followed, kind
 from tasks.lease import lease
 from tasks.lineage_form import NewerFormError, read_lineage
 from tasks.registry import Version
@@ -51,13 +53,17 @@ def audit(
     with lease(store) as in_use, reading_ahead() as hashes:  # nothing is evicted under our eyes
         evidence = Evidence(store, hashes, from_remote, everywhere)
         trust = (signers, require_signature)
-        if path.is_dir():
-            folder, only = path, None
+        for at in (path, path.parent):
+            if (link := link_instead(at, store)) is not None:
+                detail = f"{link} is a link, and this project published a folder there"
+                return heading(str(path), [wrong("published folder", detail)])
+        if os.path.isdir(path):
+            folder, only = followed(path), None
             if kind(path / LINEAGE) is None:
                 raise CameraError(
                     f"{path} has no {LINEAGE}: it was not made by this pipeline, so nothing can be audited"
                 )
-        elif path.is_file():
+        elif os.path.isfile(path):
             folder, only = path.parent, path.name
             if kind(folder / LINEAGE) is None:
                 return heading(str(path), _gguf_alone(path, evidence, trust))
@@ -80,7 +86,7 @@ def audit(
             parts = publication(folder, lineage, evidence, only=only, copy_of=copy_of, trust=trust)
         else:
             hashes.begin([*files_of_stages(lineage, store), *files_of_sources(lineage, evidence)])
-            parts = [folder_of_artifact(folder, lineage, evidence), *_unsigned(folder, evidence, trust)]
+            parts = [folder_of_artifact(folder, lineage, evidence), *_no_publication(folder, evidence, trust)]
             parts += ancestors(lineage, evidence)
         if digest_file(folder / LINEAGE) != before:
             parts.append(wrong(LINEAGE, "changed while it was looked at: run the same command again"))
@@ -94,7 +100,7 @@ def _gguf_alone(path: Path, evidence: Evidence, trust: tuple[Path | None, bool])
     evidence.hashes.begin(
         [path, *files_of_stages(lineage, evidence.store), *files_of_sources(lineage, evidence)]
     )
-    parts = [*_unsigned(path.parent, evidence, trust), *ancestors(lineage, evidence)]
+    parts = [*_no_publication(path.parent, evidence, trust), *ancestors(lineage, evidence)]
     return [_bytes_in_store(path, evidence), *parts]
 
 
@@ -114,8 +120,11 @@ def _bytes_in_store(path: Path, evidence: Evidence) -> Finding:
     return unverifiable(name, nothing, "absent")
 
 
-def _unsigned(folder: Path, evidence: Evidence, trust: tuple[Path | None, bool]) -> list[Finding]:
-    """What is to be said of the signature of something that is no publication, where one is required."""
+def _no_publication(folder: Path, evidence: Evidence, trust: tuple[Path | None, bool]) -> list[Finding]:
+    """What is to be said of something that is no publication: in the place of one, or where a signature is required."""
+    if published_at(folder, evidence.store):
+        detail = f"this project published a model in {folder}, and what lies there is no publication"
+        return [wrong("published folder", detail)]
     signers, required = trust
     judged = signing.judge(folder, evidence.store, signers=signers, required=required)
     if judged is None:

@@ -9,7 +9,8 @@ from camera.files import read_json
 from tasks.audit.finding import Finding, consistent, heading, unverifiable, verified, wrong
 from tasks.audit.hashing import Evidence
 from tasks.audit.sources import sources
-from tasks.store import MANIFEST, damage_at
+from tasks.contents import kind
+from tasks.store import LINEAGE, MANIFEST, damage_at
 
 
 def ancestors(lineage: dict[str, Any], evidence: Evidence) -> list[Finding]:
@@ -52,7 +53,7 @@ def folder_of_artifact(path: Path, lineage: dict[str, Any], evidence: Evidence) 
     if own is None:
         return wrong("artifact", f"{path} has neither published files nor an artifact's entry in its lineage")
     name = f"{own['step']} {own['key'][:12]}"
-    if not (path / MANIFEST).is_file():
+    if kind(path / MANIFEST) != "a file":
         return wrong(name, f"{path / MANIFEST} is missing: nothing says which bytes the artifact has")
     try:
         if (damage := damage_at(path, own["stage"], own["key"], evidence.hashes.digests)) is not None:
@@ -64,8 +65,11 @@ def folder_of_artifact(path: Path, lineage: dict[str, Any], evidence: Evidence) 
     if (fault := _fault(entry, own["key"], lineage)) is not None:
         return wrong(name, fault)
     if evidence.store.peek(own["stage"], own["key"]) or evidence.store.evicted(own["stage"], own["key"]):
-        if evidence.known(entry) is None:
+        if (known := evidence.known(entry)) is None:
             return wrong(name, "this store holds another content under its key")
+        if known.manifest["checksum"] != manifest["checksum"]:
+            another = f"its {MANIFEST} or {LINEAGE} is not the one that this store wrote"
+            return consistent(name, f"its files are as in this store, and {another}")
         return verified(name, f"digest {entry['digest'][:12]}, which this store knows")
     return consistent(name, f"as the {MANIFEST} beside it says; this store does not know it")
 

@@ -1,6 +1,7 @@
 """Who else recorded a publication: the store, MLflow's run, its registry, DVC."""
 
 import hashlib
+import os
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,7 +11,7 @@ from camera.errors import CameraError, NetworkError
 from tasks import registry, runs, versioning
 from tasks.audit.finding import Finding, consistent, unverifiable, verified, wrong
 from tasks.audit.hashing import Hashing
-from tasks.contents import contents, kind
+from tasks.contents import contents, kind, place
 from tasks.publication import read_record
 from tasks.runs import flatten, mlflow_name, parameter
 from tasks.signed import record_of, records
@@ -128,9 +129,9 @@ def mlflow_registry(lineage: dict[str, Any], folder: Path, dvc_file: Path) -> Fi
         return unverifiable(name, str(error), "offline")
     version = next((entry for entry in known if entry.lineage_digest == lineage["digest"]), None)
     if version is None:
-        run, place = lineage["references"].get("mlflow_run"), str(folder.resolve())
+        run = lineage["references"].get("mlflow_run")
         for entry in known:
-            if run is not None and entry.run_id == run and str(entry.folder) == place:
+            if run is not None and entry.run_id == run and entry.folder == place(folder):
                 return wrong(
                     name, f"version {entry.number} is of the same run and folder, and names another lineage"
                 )
@@ -179,17 +180,22 @@ def publication(folder: Path, lineage: dict[str, Any], store: Store, registered:
     except CameraError as error:
         return wrong(name, str(error))
     places = published_places(store)
-    here = [other[:12] for other, at in places if at == str(folder.resolve())]
-    if digest[:12] in here or (not here and (known or any(digest == other for other, _ in places))):
+    here = [other for other, at in places if at == str(place(folder))]
+    if digest in here or (not here and (known or any(digest == other for other, _ in places))):
         return verified(name, f"lineage digest {digest[:12]}, as this store recorded when it was made")
-    if registered is not None and registered.name == "MLflow registry" and registered.verdict == "verified":
+    known = registered is not None and (registered.name, registered.verdict) == (
+        "MLflow registry",
+        "verified",
+    )
+    # Where this store published another, the registry must know it of this place: a copy of another model is none.
+    if known and (not here or any(at.folder == place(folder) for at in registry.versions_of(digest))):
         return verified(name, f"lineage digest {digest[:12]}, as MLflow's registry recorded")
     if here and registered is not None and registered.reason == "offline":
         return unverifiable(
             name, "this store did not record it, and MLflow's registry did not answer", "offline"
         )
     if here:
-        return wrong(name, f"this store published {here[0]} here, and not {digest[:12]}")
+        return wrong(name, f"this store published {here[0][:12]} here, and not {digest[:12]}")
     return consistent(
         name, f"lineage digest {digest[:12]}, which neither this store nor MLflow's registry recorded"
     )
@@ -200,8 +206,30 @@ def recorded_md5(store: Store, folder: Path, digest: str) -> str | None:
     for made in store.all("publish"):
         with suppress(CameraError):  # as below
             record = read_record(made.path)
-            if (record.lineage_digest, record.folder) == (digest, str(folder.resolve())) and record.dvc:
+            if (record.lineage_digest, record.folder) == (digest, str(place(folder))) and record.dvc:
                 return record.dvc.md5
+    return None
+
+
+def published_at(folder: Path, store: Store) -> bool:
+    """Whether this project published something in a place: the store says so, or the registry as far as it answers."""
+    at = place(folder)
+    if any(where == str(at) for _, where in published_places(store)):
+        return True
+    with suppress(NetworkError):  # then what the registry knows of a signature is unverifiable, and says why
+        return any(version.folder == at for version in registry.versions(at.name))
+    return False
+
+
+def link_instead(path: Path, store: Store) -> Path | None:
+    """The place of a publication of this project, on the way to what a path leads to, where a link lies now."""
+    for _ in range(40):  # as many as the system follows
+        at = place(path)
+        if kind(at) != "a link":
+            return None
+        if published_at(at, store):
+            return at
+        path = at.parent / os.readlink(at)
     return None
 
 

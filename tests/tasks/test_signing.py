@@ -132,7 +132,7 @@ def test_a_required_signature_must_be_there_and_be_trusted(
     monkeypatch.setenv("CAMERA_REQUIRE_SIGNATURE", "1")
     found = signing.judge(folder, store)
     assert found is not None
-    assert (found.verdict, found.holds) == ("unverifiable", False)  # nobody said whose count
+    assert (found.verdict, found.reason, found.holds) == ("unverifiable", "unjudged", False)
     shutil.copy(keys / "signers", store.root.parent / "allowed_signers")
     assert judged(folder, store) == "wrong"
     with pytest.raises(CameraError, match="no trusted key in"):
@@ -191,6 +191,38 @@ def test_the_registry_records_the_signer_and_keeps_the_signature_for_copies(
     assert judged(folder, other, signers=keys / "signers") == "wrong"
     registry.set_tags(version, {registry.SIGNED_TAG: "[1"})
     assert judged(folder, other) == "wrong"
+
+
+def test_records_that_name_two_signers_are_wrong_whichever_signed(
+    keys: Path, store: Store, database: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "twice"
+    run = connect().create_run("0").info.run_id
+    lineage = publication(folder, recipe={"of": "two"})
+    registry.register("twice", folder, lineage, None, "candidate", run)
+    sign(folder, keys / "alice", store)
+    forger = Store(tmp_path / "forger" / "store")
+    path = sign(folder, keys / "mallory", forger).path  # writes the registry, and not our store
+    found = signing.judge(folder, store, signers=keys / "signers")
+    assert found is not None
+    assert (found.verdict, found.holds) == ("wrong", False)
+    assert "the records differ in who signed it" in found.detail
+    path.unlink()
+    assert judged(folder, store) == "wrong"
+    sign(folder, keys / "alice", store)
+    assert judged(folder, store, signers=keys / "signers") == "attested"
+
+
+def test_a_required_signature_is_required_of_an_artifact_too_whoever_asks(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = store.root / "save" / "x"
+    artifact.mkdir(parents=True)
+    (artifact / "manifest.json").write_text("{}")
+    assert judged(artifact, store) == "nothing"
+    assert judged(artifact, store, required=True) == "wrong"
+    monkeypatch.setenv("CAMERA_REQUIRE_SIGNATURE", "1")
+    assert judged(artifact, store) == "wrong"
 
 
 def test_a_registry_that_does_not_answer_leaves_open_what_it_recorded(
