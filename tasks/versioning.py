@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
 from camera import shutdown
 from camera.errors import CameraError, NetworkError
 from camera.secrets import without_secrets
+from camera.yaml_text import MAX_CHARACTERS, parse_yaml
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -29,6 +28,9 @@ _log = logging.getLogger("camera.dvc")
 _CHUNK_BYTES = 8 << 20
 _LOCKED_SECONDS = 600.0
 _PAUSE_SECONDS = 0.5
+_FIELDS = {"outs", "md5", "desc", "meta"}
+_OUT_FIELDS = {"path", "md5", "hash", "size", "nfiles", "isexec", "desc", "meta", "labels", "type", "push"}
+"""Of a .dvc file that versions what lies here, and of what it names; others make DVC look elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class Version:
 
 def repository_root(path: Path) -> Path | None:
     """The DVC repository that a path is in, if it is in one."""
-    start = path.resolve()
+    start = Path(os.path.realpath(path))  # a loop of links is a path like others
     return next((at for at in (start, *start.parents) if (at / ".dvc" / "config").is_file()), None)
 
 
 def tracking_file(path: Path) -> Path | None:
     """The .dvc file whose output is this path or a folder above it, if there is one."""
-    root, place = repository_root(path), path.resolve()
+    root, place = repository_root(path), Path(os.path.realpath(path))
     if root is None:
         return None
     while place != root:
@@ -78,10 +80,19 @@ def md5_of(dvc_file: Path) -> str:
     Raises:
         CameraError: if it names none.
     """
+    return str(_content(dvc_file)["outs"][0]["md5"])
+
+
+def _content(dvc_file: Path) -> dict[str, Any]:
+    """What a .dvc file says, which has an output with a hash; as little is read of it as one needs."""
     try:
-        return str(yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["outs"][0]["md5"])
-    except (yaml.YAMLError, ValueError, OSError, LookupError, TypeError, RecursionError):
-        raise CameraError(f"{dvc_file} is not a .dvc file that can be read: run `dvc status`") from None
+        with dvc_file.open(encoding="utf-8") as file:
+            content = parse_yaml(file.read(MAX_CHARACTERS + 1))
+        if isinstance(content, dict) and content["outs"][0]["md5"]:
+            return content
+    except (ValueError, OSError, LookupError, TypeError):
+        pass
+    raise CameraError(f"{dvc_file} is not a .dvc file that can be read: run `dvc status`")
 
 
 def pull_if_tracked(path: Path) -> None:
@@ -151,11 +162,18 @@ def add_and_push(folder: Path, remote: str | None) -> Version | None:
 
 
 def verify(dvc_file: Path) -> str | None:
-    """Compare the workspace with a .dvc file: None if they agree, else what differs, in words.
+    """Compare a folder with the .dvc file beside it: None if they agree, else what differs, in words.
+
+    A file that asks DVC for more than that (to follow another path, repository, address or command) is not given to it.
 
     Raises:
         CameraError: if the file lies in no DVC repository, or DVC cannot read it.
     """
+    content, folder = _content(dvc_file), dvc_file.name.removesuffix(".dvc")
+    outs = content["outs"]
+    named = len(outs) == 1 and outs[0].get("path") == folder
+    if not named or not content.keys() <= _FIELDS or not outs[0].keys() <= _OUT_FIELDS:
+        return f"{dvc_file.name} is not what `dvc add {folder}` writes"
     if repository_root(dvc_file) is None:
         raise CameraError(f"{dvc_file} is in no DVC repository: it was copied without the one it belongs to")
     try:

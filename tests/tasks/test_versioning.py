@@ -1,7 +1,10 @@
 """DVC keeps the versions of what must outlive a machine, where there is a DVC repository."""
 
+import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -249,3 +252,57 @@ def test_a_lock_that_is_never_given_back_ends_in_words(
     holding(60)
     with pytest.raises(versioning.DvcLockedError, match="was held by another process"):
         versioning.add_and_push(folder, None)
+
+
+OF_A_FORGER = {
+    "a pipe that it depends on": {"deps": [{"path": "pipe", "md5": "0" * 32}]},
+    "an address": {"deps": [{"path": "x", "repo": {"url": "http://127.0.0.1:9/x.git"}}], "frozen": True},
+    "a command": {"cmd": "touch forged"},
+    "another working folder": {"wdir": ".."},
+    "another folder": {"outs": [{"path": "copy"}]},
+    "a path to another": {"outs": [{"path": "./copy"}]},
+    "a folder on a server": {"outs": [{"fs_config": {"url": "http://127.0.0.1:9/"}}]},
+    "two folders": {"outs": [{}, {"path": "copy"}]},
+    "a list": {"outs": [["tiny"]]},
+}
+
+
+@pytest.mark.parametrize("what", OF_A_FORGER)
+def test_a_dvc_file_that_asks_for_more_than_its_folder_is_not_given_to_dvc(root: Path, what: str) -> None:
+    folder = published(root)
+    versioning.add_and_push(folder, None)
+    file = folder.with_name("tiny.dvc")
+    assert versioning.verify(file) is None
+    shutil.copytree(folder, folder.with_name("copy"))
+    flip(folder / "config.json")
+    os.mkfifo(folder.with_name("pipe"))
+    content = yaml.safe_load(file.read_text())
+    [out] = content["outs"]
+    content |= OF_A_FORGER[what]
+    content["outs"] = [{**out, **each} if isinstance(each, dict) else each for each in content["outs"]]
+    file.write_text(yaml.safe_dump(content))
+    started = time.monotonic()
+    try:
+        found = versioning.verify(file)
+    except CameraError as error:
+        found = str(error)
+    assert found is not None
+    assert "is not what `dvc add tiny` writes" in found or "not a .dvc file" in found
+    assert time.monotonic() - started < 1, "nothing waits for a pipe or a server"
+
+
+def test_a_dvc_file_of_aliases_or_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    (tmp_path / "tiny.dvc").write_text("\n".join(lines))
+    (tmp_path / "endless.dvc").touch()
+    os.truncate(tmp_path / "endless.dvc", 1 << 40)
+    for name in ("tiny.dvc", "endless.dvc"):
+        with pytest.raises(CameraError, match=r"not a \.dvc file"):
+            versioning.md5_of(tmp_path / name)
+
+
+def test_a_loop_of_links_is_in_no_repository(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert versioning.repository_root(tmp_path / "loop") is None
+    assert versioning.tracking_file(tmp_path / "loop") is None
