@@ -6,7 +6,7 @@ from typing import Any
 
 from camera.cli.output import note
 from camera.errors import CameraError
-from tasks.audit.finding import NAMED, Finding, Verdict, stands_on, weakest
+from tasks.audit.finding import NAMED, Finding, Verdict, stands_on, unverifiable, weakest, wrong
 from tasks.lineage_form import own_digest_holds, read_publication
 from tasks.published import Found, audit_all, audit_found, audit_named
 from tasks.store import LINEAGE, Store
@@ -28,7 +28,7 @@ def audited(
 
     def audit(found: Found) -> Finding:
         finding = audit_found(found, store, **how)
-        if rebuild:
+        if rebuild and finding.overall != "wrong":  # of what was changed, the recipe may be another's
             finding.add(_rebuilt(found, home))
         return finding
 
@@ -73,14 +73,13 @@ def parts(findings: list[Finding], verdict: Verdict) -> list[Finding]:
 
 
 def _rebuilt(found: Found, home: Path) -> Finding:
-    path = found.path / LINEAGE
-    if not found.path.is_dir():
-        raise CameraError(
-            f"{found.label}: --rebuild needs a published folder, whose {LINEAGE} holds the recipe"
-        )
-    lineage = read_publication(found.path)
-    if not own_digest_holds(lineage):
-        raise CameraError(f"{path} was changed after publishing: a recipe that may be another's is not run")
-    from tasks.audit.rebuild import rebuild  # brings torch, which a plain audit does not need
+    from tasks.audit.rebuild import NAME, rebuild  # brings torch, which a plain audit does not need
 
+    try:
+        lineage = read_publication(found.path)
+    except CameraError:
+        needs = f"--rebuild needs a published folder, whose {LINEAGE} holds the recipe"
+        return unverifiable(NAME, needs, "absent")
+    if not own_digest_holds(lineage):
+        return wrong(NAME, f"{found.path / LINEAGE} changed since it was audited")
     return rebuild(lineage, home, lambda step: note(f"rebuilding {step}"))

@@ -80,14 +80,16 @@ def audit(
     """
     from camera.errors import CameraError
     from flows.commands.auditing import as_document, audited, exit_code, overall, parts, summary
+    from tasks import signing
     from tasks.store import Store
 
     if (model is None) is not everything:
         raise CameraError("give one model, or --all")
-    check_signers(signers, require_signature)
     project = here()
+    store = Store(project.store)
+    check_signers(signing.trust(store, signers).signers, require_signature)
     how = {"from_remote": remote, "signers": signers, "signed": require_signature, "everywhere": sources}
-    found = audited(model, published, project.home, Store(project.store), rebuild=rebuild, **how)
+    found = audited(model, published, project.home, store, rebuild=rebuild, **how)
     if as_json:
         print_json(as_document(found))
     else:
