@@ -10,12 +10,13 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "LICENSE*", "README.md")
 
 
-def local_checkpoint(model: str, revision: str | None = None) -> Path:
+def local_checkpoint(model: str, revision: str | None = None, *, fetch: bool = True) -> Path:
     """The folder of a model: `model` itself if it is a folder, else a download of that hub repository.
 
     Args:
         model: a path, or `organisation/name` on the hub.
         revision: for the hub: a commit, so that tomorrow's run reads the same bytes.
+        fetch: whether to download what is not in the hub's cache on this machine.
 
     Raises:
         CameraError: if it is neither a folder nor a hub id.
@@ -30,7 +31,10 @@ def local_checkpoint(model: str, revision: str | None = None) -> Path:
 
     set_timeouts()
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(_WANTED)))
+        wanted = list(_WANTED)
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=wanted, local_files_only=not fetch)
+        )
     except Exception as error:  # besides its own types those of its transport, which it lets through
         raise NetworkError(
             f"model: {model} is no folder here and the hub did not give it ({type(error).__name__}: {error}). "

@@ -4,10 +4,12 @@ A lineage may be a stranger's, and names paths. So only what this project itself
 path that its store says; with `--sources` all else too.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from camera.checkpoints.hub import local_checkpoint
 from camera.digests import digest_json
 from camera.errors import CameraError, NetworkError
 from tasks import versioning
@@ -39,10 +41,23 @@ def _places(lineage: dict[str, Any], evidence: Evidence) -> dict[str, Path | Non
 def _place(digest: str, lineage: dict[str, Any], evidence: Evidence) -> Path | None:
     named = str(lineage["sources"][digest]["path"])
     if evidence.everywhere:
-        return Path(named)
+        return _of_hub(named, lineage)
     recorded = evidence.recorded_path(lineage, digest)
     # A GGUF names of an absolute path the last part alone.
-    return Path(recorded) if recorded is not None and named in (recorded, Path(recorded).name) else None
+    known = recorded is not None and named in (recorded, Path(recorded).name)
+    return _of_hub(str(recorded), lineage) if known else None
+
+
+def _of_hub(named: str, lineage: dict[str, Any]) -> Path:
+    """The path that a source is named by; or of a model on the hub, whose path is no folder, its files in the hub's cache."""
+    if _there(Path(named)):
+        return Path(named)
+    beside = (source for source in lineage["sources"].values() if source["path"] == named)
+    revision = next((source["revision"] for source in beside if source.get("revision")), None)
+    try:  # the tokenizer's entry has no revision of its own
+        return local_checkpoint(named, revision, fetch=False)
+    except (CameraError, OSError):
+        return Path(named)
 
 
 def _source(entry: dict[str, Any], place: Path | None, evidence: Evidence) -> Finding:
@@ -84,7 +99,7 @@ def _in_workspace(name: str, path: Path, entry: dict[str, Any], hashes: Hashing)
 
 def _folder(path: Path) -> Path:
     """The folder that a source's files are named from; a source may be a single file."""
-    return path if path.is_dir() else path.parent
+    return path if os.path.isdir(path) else path.parent
 
 
 def _there(path: Path) -> bool:

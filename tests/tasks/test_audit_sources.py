@@ -107,3 +107,34 @@ def test_a_remote_with_other_bytes_is_found_when_it_is_read(root: Path, store: S
     [version] = found.parts
     assert version.verdict == "wrong"
     assert "story.txt in the remote box does not have the sha256" in version.detail
+
+
+def test_a_model_of_the_hub_is_read_in_the_hubs_cache_and_never_fetched(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    commit = "a" * 40
+    snapshot = tmp_path / "cache" / "models--of--tiny" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "tokenizer.json").write_text("[]")
+    sources: dict[str, Any] = {}
+    for name, about in (("config.json", {"revision": commit}), ("tokenizer.json", {})):
+        files = digest_files(snapshot, [name])
+        digest = digest_json(files)
+        sources[digest] = {"name": name, "path": "of/tiny", "files": files, "digest": digest, **about}
+
+    def found() -> list[str]:
+        with reading_ahead() as hashes:
+            evidence = Evidence(store, hashes, everywhere=True)
+            return [part.verdict for part in ancestors({"stages": {}, "sources": sources}, evidence)[1].parts]
+
+    assert found() == ["verified", "verified"], "the tokenizer is of the revision that is beside it"
+    (snapshot / "config.json").write_text("{ }")
+    assert found() == ["wrong", "verified"]
+    shutil.rmtree(snapshot)
+    assert found() == ["unverifiable", "unverifiable"]
