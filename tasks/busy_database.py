@@ -8,6 +8,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -49,7 +50,7 @@ def patiently(act: Callable[[], Answer]) -> Answer:
 
 @cache
 def wait_for_busy_databases() -> None:
-    """Have every statement that SQLAlchemy sends to SQLite in this process wait so; done once."""
+    """Have every statement and commit that SQLAlchemy sends to SQLite in this process wait so; done once."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
@@ -77,3 +78,11 @@ def wait_for_busy_databases() -> None:
             return False
         patiently(lambda: cursor.executemany(statement, parameters))
         return True
+
+    @event.listens_for(Engine, "commit")
+    def committing(connection: Any) -> None:
+        # Who reads lets others write, and not commit. SQLAlchemy commits after this, or gets the error once more.
+        database = connection.connection.dbapi_connection
+        if isinstance(database, sqlite3.Connection):
+            with suppress(sqlite3.OperationalError):
+                patiently(database.commit)

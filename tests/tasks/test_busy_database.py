@@ -31,10 +31,11 @@ def _made(database_file: Path) -> None:
 
 
 @contextmanager
-def held(path: Path, seconds: float) -> Iterator[None]:
+def held(path: Path, seconds: float, begin: str = "BEGIN EXCLUSIVE") -> Iterator[None]:
     """Another connection that holds the database exclusively, from before the block until so long after it began."""
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN EXCLUSIVE")
+    for statement in begin.split(";"):
+        other.execute(statement).fetchall()
     ending = threading.Timer(seconds, lambda: other.execute("ROLLBACK"))
     ending.start()
     try:
@@ -59,6 +60,13 @@ def test_a_database_that_is_busy_is_waited_for_at_the_start_and_later(
     assert run.pending is None
     said = [record.message for record in caplog.records if record.name == "camera.tracking"]
     assert set(said) == {"waiting for another process that writes to MLflow's database"}
+
+
+def test_a_reader_who_lets_write_and_not_commit_is_waited_for(copied: Path, tmp_path: Path) -> None:
+    run = tracker(tmp_path)
+    with held(copied, 1.6, "BEGIN; SELECT count(*) FROM tags"):
+        run.measure({"one": 1.0})
+    assert run.pending is None
 
 
 def test_one_that_stays_busy_leaves_the_record_pending(
