@@ -1,19 +1,30 @@
 """Text and token files of the user's own: .txt, .jsonl, .parquet, folders of them, and .safetensors of tokens."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from camera.checkpoints.safetensors_file import read_tensors
 from camera.data.sets import DATA_SETS, DataSet, Documents
-from camera.data.sets.lines import MAX_ROW_BYTES, lines, refuse_more_than_is_read, row, text_of
-from camera.data.sets.parquet import read_parquet
+from camera.data.sets.lines import (
+    MAX_ROW_BYTES,
+    MAX_TEXT_BYTES,
+    lines,
+    no_field,
+    refuse_more_than_is_read,
+    row,
+    text_bytes,
+    text_of,
+)
+from camera.data.sets.parquet import ParquetReader
 from camera.errors import CameraError
 from camera.options import DatasetOptions
+from camera.units import few
 
 TOKENS_SUFFIX = ".safetensors"
 TOKENS_NAME = "input_ids"
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 class Files(DataSet):
@@ -55,9 +66,26 @@ def read(path: Path, field: str) -> Documents:
         CameraError: naming file and line, if something is missing, or is no text, JSON or UTF-8, or is too large.
     """
     files = text_files(path)
-    refuse_more_than_is_read(path, sum(file.stat().st_size for file in files))
-    texts = [text for file in files for text in _READERS[file.suffix.lower()](file, field)]
+    refuse_more_than_is_read(path, sum(file.stat().st_size for file in files if _kind(file) == ".txt"))
+    texts: list[str] = []
+    left = MAX_TEXT_BYTES
+    with ParquetReader() as read_parquet:
+        for file in files:
+            kind = _kind(file)
+            if kind == ".parquet":
+                found: Iterable[str] = read_parquet(file, field, left)
+            else:
+                found = _jsonl_texts(file, field) if kind == ".jsonl" else [_txt(file)]
+            for text in found:
+                left -= text_bytes(text)
+                if left < 0:
+                    refuse_more_than_is_read(path, MAX_TEXT_BYTES + 1)
+                texts.append(text)
     return Documents(texts, joiner="\n\n", source=str(path))
+
+
+def _kind(file: Path) -> str:
+    return file.suffix.lower()
 
 
 def text_files(path: Path) -> list[Path]:
@@ -66,9 +94,9 @@ def text_files(path: Path) -> list[Path]:
     Raises:
         CameraError: if there is none.
     """
-    kinds = ", ".join(_READERS)
+    kinds = ", ".join(_SUFFIXES)
     if path.is_file():
-        if path.suffix.lower() not in _READERS:
+        if _kind(path) not in _SUFFIXES:
             raise CameraError(
                 f"{path}: not a kind of text file that is read ({kinds}); convert it to one of them"
             )
@@ -79,7 +107,7 @@ def text_files(path: Path) -> list[Path]:
         file
         for file in path.rglob("*")
         if file.is_file()
-        and file.suffix.lower() in _READERS
+        and _kind(file) in _SUFFIXES
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not files:
@@ -95,9 +123,7 @@ def read_input_ids(path: Path, vocab_size: int) -> torch.Tensor:
     """
     tensors = read_tensors(path)
     if TOKENS_NAME not in tensors:
-        raise CameraError(
-            f"{path} has no tensor {TOKENS_NAME}; it has {', '.join(sorted(tensors)) or 'none'}"
-        )
+        raise CameraError(f"{path} has no tensor {TOKENS_NAME}; it has {few(sorted(tensors)) or 'none'}")
     ids_SL = tensors[TOKENS_NAME]
     if ids_SL.dtype != torch.int64 or ids_SL.ndim != 2 or not ids_SL.numel():
         raise CameraError(
@@ -113,28 +139,23 @@ def read_input_ids(path: Path, vocab_size: int) -> torch.Tensor:
     return ids_SL
 
 
-def _read_txt(file: Path, field: str) -> list[str]:
-    return ["".join(text for _, text in lines(file))]
+def _txt(file: Path) -> str:
+    return "".join(text for _, text in lines(file))
 
 
-def _read_jsonl(file: Path, field: str) -> list[str]:
-    texts = []
+def _jsonl_texts(file: Path, field: str) -> Iterator[str]:
     for number, line in lines(file, MAX_ROW_BYTES):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
         record = row(line, where)
         if not isinstance(record, dict) or field not in record:
-            has = ", ".join(record) if isinstance(record, dict) else f"a JSON {type(record).__name__}"
-            raise CameraError(f"{where}: no field {field!r} (it has {has}); set `field`")
-        texts.append(text_of(record[field], field, where))
-    return texts
+            raise no_field(
+                field,
+                where,
+                list(record) if isinstance(record, dict) else [f"a JSON {type(record).__name__}"],
+            )
+        yield text_of(record[field], field, where)
 
-
-_READERS: dict[str, Callable[[Path, str], list[str]]] = {
-    ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".parquet": read_parquet,
-}
 
 DATA_SETS.register("file", Files())

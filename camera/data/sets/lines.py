@@ -2,22 +2,26 @@
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from camera.errors import CameraError
+from camera.escape import one_line
 from camera.guarded import Limits, run_guarded
 from camera.held import opened
-from camera.units import bytes_text
+from camera.units import bytes_text, few
 
 MAX_TEXT_BYTES = 1 << 30
 """Of one data set read from files; to tokenise as much as one text takes hundreds of gigabytes of memory."""
+BYTES_PER_ROW = 64
+"""What a row takes beside its text."""
 MAX_ROW_BYTES = 32 << 20
 """Of a line of JSON: objects take more than twenty times as much memory."""
 _MAX_UNPACKED_BYTES = 8 << 30
 """Of a copy of a data set, whose rows are read as they are needed; the largest file of C4 has a tenth."""
 _CHUNK_BYTES = 8 << 20
+_LONGEST_NAME = 80
 
 
 def lines(file: Path, longest: int = MAX_TEXT_BYTES) -> Iterator[tuple[int, str]]:
@@ -47,8 +51,21 @@ def refuse_more_than_is_read(path: Path, size: int) -> None:
     """Raise CameraError if texts have more bytes than are read of one data set."""
     if size > MAX_TEXT_BYTES:
         raise CameraError(
-            f"{path} holds more text than is read of one data set ({bytes_text(MAX_TEXT_BYTES)}): take a part of it"
+            f"{path} holds more text than is read of one data set ({bytes_text(MAX_TEXT_BYTES)}). However few samples are "
+            "wanted, they are drawn from all of it, so all is read first: give a part of it, fewer files or rows; "
+            "of .txt and .jsonl `head -n 100000 FILE > PART` makes one"
         )
+
+
+def text_bytes(text: str) -> int:
+    """What a row of text counts for: its bytes in UTF-8, and what it takes beside them."""
+    return BYTES_PER_ROW + (len(text) if text.isascii() else len(text.encode()))
+
+
+def no_field(field: str, where: str, names: Sequence[str]) -> CameraError:
+    """The error of records without the field; their names are a stranger's and of any length."""
+    has = one_line(few([name[:_LONGEST_NAME] for name in names]))
+    return CameraError(f"{where}: no field {field!r} (it has {has}); set `field`")
 
 
 def row(line: str, where: str) -> Any:

@@ -1,6 +1,8 @@
 """Text and token files of the user's own."""
 
 import json
+import os
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from camera.data.sets import file as local
+from camera.data.sets import lines, parquet
 from camera.errors import CameraError
 
 
@@ -152,3 +155,67 @@ def test_a_kilobyte_of_parquet_that_stands_for_gigabytes_is_refused(tmp_path: Pa
     assert path.stat().st_size < 2000
     with pytest.raises(CameraError, match="holds more text than is read of one data set"):
         local.read(path, "text")
+
+
+@pytest.fixture
+def half_a_megabyte(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most text of a data set, in place of a gigabyte."""
+    for module in (lines, parquet, local):
+        monkeypatch.setattr(module, "MAX_TEXT_BYTES", 1 << 19)
+    return 1 << 19
+
+
+def test_the_text_of_all_files_together_is_limited_not_the_size_of_files(
+    tmp_path: Path, half_a_megabyte: int
+) -> None:
+    most = half_a_megabyte - lines.BYTES_PER_ROW
+    for folder, texts in (("fits", [most]), ("fits too", [1000, 1000]), ("more", [most // 2] * 3)):
+        (tmp_path / folder).mkdir()
+        for number, length in enumerate(texts):
+            table = pa.table({"text": ["x" * length]})
+            pq.write_table(table, tmp_path / folder / f"{number}.parquet", compression="zstd")
+    assert [len(text) for text in local.read(tmp_path / "fits", "text").texts] == [most]
+    jsonl(tmp_path / "fits too" / "a.jsonl", {"text": "x", "else": "y" * (1 << 20)})
+    assert [len(text) for text in local.read(tmp_path / "fits too", "text").texts] == [1000, 1000, 1]
+    jsonl(tmp_path / "more.jsonl", *[{"text": "é" * (most // 4)}] * 3)
+    for name in ("more", "more.jsonl"):
+        with pytest.raises(CameraError, match=r"holds more text than is read .* all is read first.*head -n"):
+            local.read(tmp_path / name, "text")
+
+
+def test_one_child_reads_all_parquet_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To start one takes a tenth of a second, and hub data sets have hundreds of files."""
+    for number in range(5):
+        pq.write_table(pa.table({"text": [f"text {number}"]}), tmp_path / f"{number}.parquet")
+    forks = []
+    fork = os.fork
+    monkeypatch.setattr(os, "fork", lambda: [forks.append(1), fork()][1])
+    assert local.read(tmp_path, "text").texts == [f"text {number}" for number in range(5)]
+    assert len(forks) == 1
+    (tmp_path / "3.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(CameraError, match=r"^.*3\.parquet is no readable parquet file"):
+        local.read(tmp_path, "text")
+
+
+def test_a_part_of_parquet_rows_costs_what_it_holds_not_what_all_rows_stored_together_hold() -> None:
+    """Or time grows with the square of the rows."""
+    entries = pa.array([f"row {i}" for i in range(100_000)])
+    column = pa.DictionaryArray.from_arrays(pa.array([7, None, 99_999, 7], pa.int32()), entries)
+    tracemalloc.start()
+    values = parquet._values(column)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert values == ["row 7", None, "row 99999", "row 7"]
+    assert values[0] is values[3], "one that repeats is sent and kept once"
+    assert most < 100_000
+
+
+def test_names_of_fields_are_shown_in_part(tmp_path: Path) -> None:
+    """They are the file's own, and one may be 32 MB long."""
+    names = {"a://b:" * 100_000: "x", **{str(number): "x" for number in range(1000)}}
+    jsonl(tmp_path / "a.jsonl", names)
+    pq.write_table(pa.table({name: ["x"] for name in names}), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        with pytest.raises(CameraError, match=r"it has a://b:a.* and 997 more\); set `field`") as told:
+            local.read(tmp_path / name, "text")
+        assert len(str(told.value)) < 1000
