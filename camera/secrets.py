@@ -5,8 +5,12 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote, unquote
 
-_IN_URL = re.compile(r"(?<=://)(?:[^\s/@:'\"]*:[^\s'\"]*|[^\s/@'\"]+)@")
-"""A user's part of a URL: up to the last `@` where it has a password, which may hold `/` and `@` as they are."""
+_WORD = re.compile(r"[^\s'\"]+")
+_IN_URL = re.compile(
+    r"(?<=://)(?!(?:(?<=http://)|(?<=https://))[^\s/@:]*:\d{1,5}/)(?:[^\s/@:'\"]*:[^\s'\"]*|[^\s/@'\"]+)@"
+)
+"""A user's part of a URL: up to the last `@` where it has a password, which may hold `/` and `@` as they are.
+Of http a number before a `/` is a port, as it is to every library."""
 _PARAMETER = re.compile(
     r"(?i)([?&;](?:[\w-]*(?:token|key|secret|password|passwd|pwd|signature|sig))=)[^&\s'\"]+"
 )
@@ -26,12 +30,18 @@ def without_secrets(text: str) -> str:
     Of addresses in the environment the password goes also where it stands alone, encoded or not, and in the pieces that a
     library makes of one with `/` or `@` in it.
     """
-    text = _IN_URL.sub(f"{HIDDEN}@", text)
+    text = _WORD.sub(_without_user, text)
     text = _PARAMETER.sub(rf"\g<1>{HIDDEN}", text)
     for secret in sorted(set(_in_environment()), key=len, reverse=True):
         if secret.lower() in text.lower():
             text = re.sub(re.escape(secret), HIDDEN, text, flags=re.IGNORECASE)
     return text
+
+
+def _without_user(found: re.Match[str]) -> str:
+    """A word without users of URLs. All behind the last `@` is left aside, or every `://` would be searched to the end."""
+    before, at, after = found[0].rpartition("@")
+    return _IN_URL.sub(f"{HIDDEN}@", before + at) + after
 
 
 def _in_environment() -> Iterator[str]:
