@@ -9,7 +9,10 @@ from camera.errors import CameraError
 from camera.guarded import Guarded, Limits, run_guarded
 from camera.held import opened as open_held
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 1024
+_MOST_REPEATED_BYTES = 4 << 20
+"""Of a column's rows stored together, unpacked: less may stand for gigabytes and is read as a dictionary, which is copied
+for every few rows."""
 _TIMES = 30
 """So much more than its size no honest file holds; text is packed to a third or a fifth."""
 
@@ -57,12 +60,14 @@ def _texts(file: Path, field: str, most: int) -> Iterator[str]:
     number = total = 0
     try:
         with open_held(file) as stored:
-            names = pyarrow.parquet.read_schema(stored).names
+            facts = pyarrow.parquet.read_metadata(stored)
+        names = facts.schema.to_arrow_schema().names
         if field not in names:
             raise no_field(field, str(file), names)
+        repeated = [field] if _stored_bytes(facts, field) < _MOST_REPEATED_BYTES else None
         with (
             open_held(file) as stored,
-            pyarrow.parquet.ParquetFile(stored, read_dictionary=[field]) as opened,
+            pyarrow.parquet.ParquetFile(stored, read_dictionary=repeated) as opened,
         ):
             for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=[field], use_threads=False):
                 for value in _values(batch.column(0)):
@@ -76,6 +81,15 @@ def _texts(file: Path, field: str, most: int) -> Iterator[str]:
         raise CameraError(f"{file} takes more memory than its size allows: look at what it is") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise CameraError(f"{file} is no readable parquet file: {error}") from None
+
+
+def _stored_bytes(facts: Any, field: str) -> int:
+    """The largest part of the column, as stored and unpacked."""
+    columns = [number for number in range(facts.num_columns) if facts.schema.column(number).path == field]
+    groups = map(facts.row_group, range(facts.num_row_groups))
+    return max(
+        (group.column(number).total_uncompressed_size for group in groups for number in columns), default=0
+    )
 
 
 def _values(column: Any) -> list[object]:
