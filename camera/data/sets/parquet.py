@@ -49,7 +49,7 @@ def refuse_unreasonable_parquet(file: Path, field: str) -> None:
 
 def _limits(file: Path) -> Limits:
     size = file.stat().st_size
-    return Limits(memory_bytes=(1 << 30) + min(6 * size, 4 * MAX_TEXT_BYTES), seconds=45 + 100e-9 * size)
+    return Limits(memory_bytes=(1 << 30) + min(12 * size, 4 * MAX_TEXT_BYTES), seconds=45 + 100e-9 * size)
 
 
 def _texts(file: Path, field: str, most: int) -> Iterator[str]:
@@ -57,6 +57,7 @@ def _texts(file: Path, field: str, most: int) -> Iterator[str]:
     import pyarrow.parquet
 
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the others reserve more than a child may have
+    pyarrow.set_io_thread_count(1)  # each reserves as much again
     number = total = 0
     try:
         with open_held(file) as stored:
