@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -118,7 +118,7 @@ def ranks(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[Co
         others: list[BaseProcess] = [
             context.Process(
                 target=_run_rank,
-                args=(rank, count, share, meeting, dict(os.environ), expected_now(), work, arguments),
+                args=(_Place(rank, count, share, meeting), dict(os.environ), expected_now(), work, arguments),
                 daemon=True,
             )
             for rank in range(1, count)
@@ -157,24 +157,32 @@ def _wait_for_start(others: list[BaseProcess], meeting: Path) -> None:
         time.sleep(0.05)
 
 
+class _Place(NamedTuple):
+    """Of a rank among the others."""
+
+    rank: int
+    count: int
+    threads: int
+    meeting: str
+    """The folder in which they find each other."""
+
+
 def _run_rank(
-    rank: int,
-    count: int,
-    threads: int,
-    meeting: str,
+    place: _Place,
     environment: dict[str, str],
     held: list[Any],
     work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
     os.environ.update(environment)  # that of the server may be older
-    torch.set_num_threads(threads)
+    torch.set_num_threads(place.threads)
+    meeting = Path(place.meeting)
     try:
-        (Path(meeting) / f"ready-{rank}").touch()
+        (meeting / f"ready-{place.rank}").touch()
         with expecting(held):
-            work(_join(rank, count, meeting), *arguments)
+            work(_join(place.rank, place.count, place.meeting), *arguments)
     except CameraError as error:
-        (Path(meeting) / f"error-{rank}").write_text(str(error), encoding="utf-8")
+        (meeting / f"error-{place.rank}").write_text(str(error), encoding="utf-8")
 
 
 def _join(rank: int, count: int, meeting: str) -> Collectives:

@@ -10,6 +10,7 @@ from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.weights import INDEX_NAME
 from camera.errors import CameraError
 from camera.options import PruneOptions
+from camera.pruning import model_writer
 from camera.pruning.stages import save
 from tests.camera.pruning import naive
 from tests.camera.pruning.conftest import (
@@ -246,16 +247,16 @@ def test_what_does_not_read_back_is_named(
     # At ratio 0 whole shards are copied: a disk that flips a bit of one is found out by the comparison.
     pruned = run_steps(folder, tokens, tmp_path / "steps", PruneOptions(ratio=0.0)).pruned
     last = list(Checkpoint.open(folder).tensors)[-1]
-    copyfile = shutil.copyfile
+    copy_file = model_writer.copy_file
 
     def flip_a_bit(source: Path, target: Path) -> None:
-        copyfile(source, target)
+        copy_file(source, target)
         if target.name == "model-00003-of-00003.safetensors":
             data = bytearray(target.read_bytes())
             data[-1] ^= 1
             target.write_bytes(data)
 
-    monkeypatch.setattr(shutil, "copyfile", flip_a_bit)
+    monkeypatch.setattr(model_writer, "copy_file", flip_a_bit)
     (tmp_path / "out").mkdir()
     with pytest.raises(CameraError, match=f"{last} does not read back as it was written"):
         save(Checkpoint.open(folder), pruned, tmp_path / "out")
