@@ -8,14 +8,14 @@ from pathlib import Path
 
 from camera.errors import CameraError
 from flows.services import Services
-from tasks.project import Project, private_folder
+from tasks.project import Project, own_folder, private_folder
 
 USER = "camera"
 
 
 def secret_file(home: Path) -> Path:
     """Where `user:password` of a project's servers is kept."""
-    return home / "serve" / "secret"
+    return own_folder(home / "serve") / "secret"
 
 
 def project_secret(home: Path) -> str:
@@ -70,10 +70,7 @@ def know_own_servers(project: Project, environment: MutableMapping[str, str]) ->
     asked = {name: environment.get(address, "").rstrip("/") for name, (address, *_) in names.items()}
     if not any(address.startswith("http") for address in asked.values()):
         return
-    try:
-        known = Services(project.home).known()
-    except CameraError:
-        return  # another user's servers
+    known = Services(project.home).known()
     for name, address in asked.items():
         service = known.get(name)
         is_set = any(environment.get(each) for each in names[name][1:])

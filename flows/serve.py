@@ -73,7 +73,7 @@ def serve(
     with services.exclusive():
         environment = inherited() | _settings()
         know_own_servers(project, environment)
-        server = _Starter(services, environment, project_secret(project.home), say)
+        server = _Starter(services, environment, project.home, say)
         api = environment.get("PREFECT_API_URL") or server.prefect(prefect_port)
         environment |= _addresses(api)
         os.environ.update(environment)  # before prefect is imported, which reads its settings then
@@ -121,12 +121,12 @@ class _Starter:
 
     services: Services
     environment: dict[str, str]
-    secret: str
+    home: Path
     say: Callable[[str], None]
 
     def prefect(self, port: int | None) -> str:
         """The address of the server's API. From now on the environment holds the secret for its clients."""
-        secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or self.secret
+        secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or project_secret(self.home)
         self.environment["PREFECT_API_AUTH_STRING"] = secret
         own = {"PREFECT_SERVER_API_AUTH_STRING": secret}
         return self._server("prefect", "the Prefect server", port, PREFECT_PORT, own)
@@ -136,7 +136,7 @@ class _Starter:
         if (database := database_of(project.mlflow_uri)) is not None:
             ready_database(database)
         own = {
-            SECRET: self.secret,
+            SECRET: project_secret(self.home),
             "MLFLOW_BACKEND_STORE_URI": project.mlflow_uri,
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": project.mlflow_artifacts.as_uri(),
         }

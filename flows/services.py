@@ -22,6 +22,7 @@ from camera.errors import CameraError
 from camera.files import read_json, write_json
 from camera.locks import LockedError, lock
 from camera.processes import start_of
+from tasks.project import own_folder
 
 MARK = "CAMERA_SERVED_BY"
 HOST = "127.0.0.1"
@@ -60,10 +61,10 @@ class Service:
 
 
 class Services:
-    """The record of the services of one project on this host, in `<home>/serve/<host>/`: hosts may share a home."""
+    """The record of the services of one project on this host, in `<home>/serve/<host>/`: hosts and users may share a home."""
 
     def __init__(self, home: Path) -> None:
-        self.folder = home / "serve" / platform.node()
+        self.folder = own_folder(home / "serve") / platform.node()
         self._file = self.folder / "services.json"
 
     @contextmanager
@@ -83,18 +84,9 @@ class Services:
             yield
 
     def known(self) -> dict[str, Service]:
-        """Every service that was started and not stopped since, dead or alive.
-
-        Raises:
-            CameraError: if another user of this home started them.
-        """
-        try:
-            if not self._file.is_file():
-                return {}
-        except PermissionError:
-            raise CameraError(
-                f"{self.folder} is another user's: servers are looked after by who started them; set CAMERA_HOME to have your own"
-            ) from None
+        """Every service that this user started and did not stop since, dead or alive."""
+        if not self._file.is_file():
+            return {}
         return {entry["name"]: Service(**entry) for entry in read_json(self._file)}
 
     def start(

@@ -36,11 +36,7 @@ class Project:
     @property
     def prefect_home(self) -> Path:
         """Prefect's own folder, with a database that holds secrets and the key to them: each user has one."""
-        folder = self.home / "prefect"
-        with suppress(OSError):  # it is not there yet, or cannot be looked at
-            if folder.stat().st_uid != os.getuid():
-                return folder.with_name(f"prefect-{os.getuid()}")
-        return folder
+        return own_folder(self.home / "prefect")
 
     @property
     def prefect_results(self) -> Path:
@@ -114,6 +110,14 @@ def share(home: Path) -> None:
     shared = (0o070 if rights & 0o020 else 0) | (0o007 if rights & 0o002 else 0)
     umask = os.umask(0o077)
     os.umask(umask & ~shared)
+
+
+def own_folder(folder: Path) -> Path:
+    """A folder of this user's: where another's has the name, one that ends in the number of this user."""
+    with suppress(OSError):  # it is not there yet, or cannot be looked at
+        if folder.stat().st_uid != os.getuid():
+            return folder.with_name(f"{folder.name}-{os.getuid()}")
+    return folder
 
 
 def private_folder(folder: Path) -> None:

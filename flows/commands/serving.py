@@ -103,13 +103,12 @@ def serve(
     say(f"Prefect: {served.prefect}")
     say(f"MLflow:  {served.mlflow}")
     say(f"logs:    {services.folder}")
-    say(
-        f"secret:  {secret_file(project.home)}: the user is the part before the colon (Prefect's page wants all of it)"
-    )
+    if (kept := secret_file(project.home)).is_file():
+        say(f"secret:  {kept}: the user is the part before the colon (Prefect's page wants all of it)")
     if not served.notifies:
         say("nobody is told of failed runs: give --webhook URL")
     say(f"To use this server from here: export PREFECT_API_URL={served.prefect}/api")
-    if os.environ.get("PREFECT_API_AUTH_STRING") == project_secret(project.home):
+    if kept.is_file() and os.environ.get("PREFECT_API_AUTH_STRING") == project_secret(project.home):
         say('and from elsewhere also: export PREFECT_API_AUTH_STRING="$(camera serve --secret)"')
 
 

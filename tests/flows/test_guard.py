@@ -104,6 +104,20 @@ def test_the_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path):
     assert made != project_secret(tmp_path / "another")
 
 
+def test_a_second_user_of_a_project_has_a_secret_and_services_of_their_own(tmp_path: Path):
+    if os.getuid() != 0:
+        pytest.skip("a second user: only root may make a folder another's")
+    project_secret(tmp_path)
+    theirs = secret_file(tmp_path)
+    os.chown(theirs.parent, 65534, 65534)
+    made = project_secret(tmp_path)
+    assert secret_file(tmp_path) == tmp_path / "serve-0" / "secret"
+    assert made != theirs.read_text().strip()
+    with Services(tmp_path).exclusive():
+        assert Services(tmp_path).known() == {}
+    assert os.listdir(theirs.parent) == ["secret"]
+
+
 def test_a_secret_that_others_can_read_is_none(tmp_path: Path):
     project_secret(tmp_path)
     secret_file(tmp_path).chmod(0o644)

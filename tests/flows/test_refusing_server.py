@@ -12,6 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from camera.errors import CameraError
 from flows.commands import serving
+from flows.secret import secret_file
 from flows.services import Services
 
 
@@ -55,3 +56,4 @@ def test_a_server_that_refuses_is_named_before_anything_is_begun_on_it(
         with pytest.raises(CameraError, match=words):
             command()
     assert Services(tmp_path).known() == {}
+    assert not secret_file(tmp_path).exists()
