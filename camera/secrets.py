@@ -15,8 +15,8 @@ _PARAMETER = re.compile(
     r"(?i)([?&;](?:[\w-]*(?:token|key|secret|password|passwd|pwd|signature|sig))=)[^&\s'\"]+"
 )
 _NAMED = re.compile(
-    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|AUTH_STRING|(?:API|ACCESS|SECRET|PRIVATE)_KEY|CREDENTIALS|"
-    r"CONNECTION_STRING)(?:_ID)?$"
+    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|AUTH_STRING|APIKEY|(?<!PUBLIC)_KEY|CREDENTIAL|CONNECTION_STRING)"
+    r"S?(?:_ID)?$"
 )
 _ADDRESS = re.compile(r"\s*[A-Za-z][\w+.-]*://(.+)@", re.DOTALL)
 _SHORTEST = 6

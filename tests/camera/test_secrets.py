@@ -63,6 +63,8 @@ def test_of_an_address_in_the_environment_the_password_is_hidden_alone_and_in_pi
         "PGPASSWORD",
         "AWS_SECRET_ACCESS_KEY",
         "X_SECRET_KEY",
+        "SSH_DEPLOY_KEY",
+        "MY_SECRETS",
     ],
 )
 def test_secrets_that_variables_are_named_for_are_hidden(name: str, monkeypatch: pytest.MonkeyPatch):
