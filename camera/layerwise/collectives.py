@@ -10,10 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -157,7 +158,8 @@ def _wait_for_start(others: list[BaseProcess], meeting: Path) -> None:
         time.sleep(0.05)
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True)
+class _Place:
     """Of a rank among the others."""
 
     rank: int
