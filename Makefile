@@ -62,7 +62,7 @@ test-parity: $(INSTALLED)  ## GGUF files beside those of the newest llama.cpp's 
 	LLAMA_CPP="$(LLAMA_CPP)" $(BIN)/python -m pytest -n 2 --dist loadfile -m parity tests/parity
 
 FUZZ_SECONDS ?= 480
-test-fuzz: $(INSTALLED)  ## every reader of what strangers write, given what nobody meant: ten minutes; docs/trust.md
+test-fuzz: $(INSTALLED)  ## every reader of what strangers write, given what nobody meant: eight minutes; docs/trust.md
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt atheris
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
