@@ -73,7 +73,7 @@ def test_one_that_stays_busy_leaves_the_record_pending(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(busy_database, "_BUSY_SECONDS", 0.1)
-    with held(copied, 1.2):
+    with held(copied, 3):
         run = tracker(tmp_path)
         assert "database is locked" in str(run.pending)
     run.finish("FINISHED")
