@@ -8,6 +8,7 @@ from pathlib import Path
 from camera.disk import READ_ONLY
 from camera.errors import CameraError
 from camera.locks import output_lock
+from tasks import contents
 
 _State = tuple[int, ...]
 
@@ -27,7 +28,7 @@ def held(folder: Path, place: Path | None = None) -> Iterator[Callable[[], None]
         CameraError: from the function, naming what changed.
     """
     with ExitStack() as stack:
-        target = (place or folder).resolve()
+        target = contents.place(place or folder)
         try:
             if target.parent.is_dir():
                 stack.enter_context(output_lock(target, wait=True))

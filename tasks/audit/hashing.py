@@ -81,19 +81,20 @@ class Evidence:
         found = self.store.peek(stage, key) or self.store.evicted(stage, key)
         return found if found is not None and found.digest == entry["digest"] else None
 
-    def recorded_path(self, lineage: dict[str, Any], digest: str) -> str | None:
-        """Where this project itself read a source, as its store recorded it; None if it never did."""
+    def recorded_paths(self, lineage: dict[str, Any], digest: str) -> list[str]:
+        """Where this project itself read a source, as its store recorded it: a source may have been moved meanwhile."""
+        found = dict[str, None]()
         for entry in lineage["stages"].values():
-            if (found := self.known(entry)) is None:
+            if (known := self.known(entry)) is None:
                 continue
             try:
-                whole = digest_file(found.path / LINEAGE) == found.manifest["lineage_sha256"]
-                source = read_lineage(found.path / LINEAGE)["sources"].get(digest) if whole else None
+                whole = digest_file(known.path / LINEAGE) == known.manifest["lineage_sha256"]
+                source = read_lineage(known.path / LINEAGE)["sources"].get(digest) if whole else None
             except (CameraError, OSError):  # the part of the stage says so
                 continue
             if source is not None:
-                return str(source["path"])
-        return None
+                found[str(source["path"])] = None
+        return list(found)
 
 
 @contextmanager

@@ -42,10 +42,13 @@ def _place(digest: str, lineage: dict[str, Any], evidence: Evidence) -> Path | N
     named = str(lineage["sources"][digest]["path"])
     if evidence.everywhere:
         return _of_hub(named, lineage)
-    recorded = evidence.recorded_path(lineage, digest)
+    recorded = evidence.recorded_paths(lineage, digest)
     # A GGUF names of an absolute path the last part alone.
-    known = recorded is not None and named in (recorded, Path(recorded).name)
-    return _of_hub(str(recorded), lineage) if known else None
+    same = [path for path in recorded if named in (path, Path(path).name)]
+    if not same:
+        return None
+    places = [_of_hub(path, lineage) for path in dict.fromkeys([*same, *recorded])]
+    return next(filter(_there, places), places[0])  # moved, and read there too
 
 
 def _of_hub(named: str, lineage: dict[str, Any]) -> Path:

@@ -12,7 +12,9 @@ from tasks import versioning
 from tasks.audit.ancestors import ancestors
 from tasks.audit.finding import Finding
 from tasks.audit.hashing import Evidence, reading_ahead
-from tasks.store import Store
+from tasks.lineage import stage_entry
+from tasks.lineage_form import SCHEMA
+from tasks.store import Artifact, Store
 from tests.tasks.conftest import flip
 
 
@@ -138,3 +140,41 @@ def test_a_model_of_the_hub_is_read_in_the_hubs_cache_and_never_fetched(
     assert found() == ["wrong", "verified"]
     shutil.rmtree(snapshot)
     assert found() == ["unverifiable", "unverifiable"]
+
+
+def test_a_source_that_was_moved_is_found_where_this_project_read_it_last(
+    tmp_path: Path, store: Store
+) -> None:
+    (tmp_path / "first").write_text("words")
+    files = {"first": digest_file(tmp_path / "first")}
+    digest = digest_json(files)
+
+    def made(key: str, place: Path) -> Artifact:
+        """An artifact whose stage read the source in a place."""
+        lineage = {
+            "schema": SCHEMA,
+            "sources": {digest: {"name": "file", "digest": digest, "path": str(place), "files": files}},
+            "stages": {},
+        }
+        about = {"step": key, "version": 1, "options": {}, "inputs": {}}
+        return store.make(
+            "fetch", digest_json(key), lambda folder: write_key(folder, key), about, lineage, resumes=False
+        )
+
+    (tmp_path / "moved").mkdir()
+    moved = tmp_path / "moved" / "first"
+    artifacts = [made("a", tmp_path / "first"), made("b", moved)]
+    stages = {each.key: stage_entry(each.manifest) for each in artifacts}
+    lineage = {**artifacts[0].read_lineage(), "stages": stages}
+    shutil.move(tmp_path / "first", moved)
+    with reading_ahead() as hashes:
+        [found] = ancestors(lineage, Evidence(store, hashes))[1].parts
+    assert (found.verdict, found.name) == ("verified", f"file {tmp_path / 'first'}")
+    moved.write_text("other")
+    with reading_ahead() as hashes:
+        assert ancestors(lineage, Evidence(store, hashes))[1].verdict == "wrong"
+
+
+def write_key(folder: Path, key: str) -> dict[str, float]:
+    (folder / "content").write_text(key)
+    return {}
