@@ -10,15 +10,13 @@ kernel is the attacker's.
 """
 
 import os
-import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,22 +25,8 @@ from typing import Literal, NamedTuple, cast
 
 from camera.digests import digest_open
 from camera.errors import CameraError
+from camera.identity import Identity, identities
 
-_LOCAL = (
-    "apfs",
-    "bcachefs",
-    "btrfs",
-    "ext2",
-    "ext3",
-    "ext4",
-    "f2fs",
-    "jfs",
-    "overlay",
-    "tmpfs",
-    "xfs",
-    "zfs",
-)
-"""File systems whose ctime can be relied on."""
 _TICK_NS = 20_000_000
 """Of the clock that a kernel takes file times from: two changes within one have one ctime."""
 _COARSE_NS = 2_000_000_000
@@ -51,35 +35,6 @@ _COARSE_NS = 2_000_000_000
 
 class SourceChangedError(CameraError):
     """A source is not what was hashed any more."""
-
-
-class Identity(NamedTuple):
-    """Which file it is, and when it changed; -1 for what is not compared."""
-
-    device: int
-    inode: int
-    size: int
-    changed_ns: int
-    inode_changed_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> "Identity":
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-    def on(self, kind: str) -> "Identity":
-        """What a file system of this kind keeps unchanged while nobody changes the file."""
-        if kind in _LOCAL:
-            return self
-        inode = -1 if kind.startswith("fuse") else self.inode  # it may give a file another one at any time
-        return Identity(-1, inode, self.size, self.changed_ns, -1)
-
-    def like(self, other: "Identity") -> "Identity":
-        """What of it is compared with another."""
-        return Identity(*(-1 if theirs == -1 else ours for ours, theirs in zip(self, other, strict=True)))
-
-    @property
-    def is_sure(self) -> bool:
-        return self.inode_changed_ns != -1
 
 
 _ANY = Identity(-1, -1, -1, -1, -1)
@@ -105,8 +60,7 @@ class Held:
             self,
             digests={name: digest for name, digest in self.digests.items() if name in kept},
             identities={
-                name: identities if name in kept else (_ANY, _ANY)
-                for name, identities in self.identities.items()
+                name: both if name in kept else (_ANY, _ANY) for name, both in self.identities.items()
             },
         )
 
@@ -125,13 +79,13 @@ class Held:
             SourceChangedError: naming the first that was changed, replaced, or put back.
         """
         unsure = []
-        for name, identities in self._held():
+        for name, expected in self._held():
             path = self.folder / name
             try:
-                found = _identities(path)
+                found = identities(path)
             except OSError:
                 raise _changed(path) from None
-            if found != identities:
+            if found != expected:
                 raise _changed(path)
             if not all(each.is_sure for each in found):
                 unsure.append(name)
@@ -158,14 +112,14 @@ def hold(folder: Path, names: Iterable[str], closed: Literal["", "here", "below"
     return Held(
         folder,
         {name: digest for name, (digest, _) in zip(ordered, found, strict=True)},
-        {name: identities for name, (_, identities) in zip(ordered, found, strict=True)},
+        {name: both for name, (_, both) in zip(ordered, found, strict=True)},
         closed,
     )
 
 
 def note(folder: Path, names: Iterable[str]) -> Held:
     """Note which files of a folder lie there, without reading them: `check` tells whether they stay."""
-    return Held(folder, {}, {name: _identities(folder / name) for name in sorted(names)})
+    return Held(folder, {}, {name: identities(folder / name) for name in sorted(names)})
 
 
 def _hashed(path: Path) -> tuple[str, tuple[Identity, Identity]]:
@@ -174,17 +128,12 @@ def _hashed(path: Path) -> tuple[str, tuple[Identity, Identity]]:
         before = Identity.of(os.fstat(file.fileno()))
         digest = digest_open(file, before.size)
         after = Identity.of(os.fstat(file.fileno()))
-    identities = _identities(path)
-    if before != after or before.like(identities[1]) != identities[1]:
+    both = identities(path)
+    if before != after or before.like(both[1]) != both[1]:
         raise SourceChangedError(
             f"{path} changes while it is hashed: wait until it is written, and run again"
         )
-    return digest, identities
-
-
-def _identities(path: Path) -> tuple[Identity, Identity]:
-    entry, file = Identity.of(os.lstat(path)), Identity.of(os.stat(path))
-    return entry.on(_file_system(path.parent)), file.on(_file_system(path))
+    return digest, both
 
 
 def _let_the_clock_tick(status: os.stat_result) -> None:
@@ -200,31 +149,6 @@ def _changed(path: Path) -> SourceChangedError:
         f"{path} was changed or replaced while the run was reading it, perhaps put back since: nothing that was made of it is "
         "kept. Leave it alone and run again"
     )
-
-
-def _file_system(path: Path) -> str:
-    """The type of the file system that a file or folder lies in, wherever links lead."""
-    place, mounts = os.path.realpath(path), _mounts()
-    while place not in mounts and place != os.path.dirname(place):
-        place = os.path.dirname(place)
-    return mounts.get(place, "apfs")
-
-
-@cache
-def _mounts() -> dict[str, str]:
-    """Type of the file system by the place where it is mounted; empty where the system does not tell."""
-    with suppress(OSError):
-        return _mounts_of(Path("/proc/self/mountinfo").read_bytes())
-    return {}
-
-
-def _mounts_of(mountinfo: bytes) -> dict[str, str]:
-    found = {}
-    for line in filter(None, mountinfo.split(b"\n")):
-        before, _, behind = line.partition(b" - ")
-        place = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), before.split(b" ")[4])
-        found[os.fsdecode(place)] = os.fsdecode(behind.split(b" ")[0])
-    return found
 
 
 class _Expected(NamedTuple):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import camera.held as held_files
+from camera import identity
 from camera.checkpoints.checkpoint import Checkpoint
 from camera.checkpoints.safetensors_file import TensorInfo, read_header, read_tensors, write_tensors
 from camera.files import copy_file, read_json
@@ -173,7 +174,7 @@ def written_unseen(path: Path, data: bytes) -> None:
 def test_where_times_cannot_be_relied_on_the_bytes_are_hashed_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held_files, "_mounts", lambda: {"/": "nfs4"})
+    monkeypatch.setattr(identity, "_mounts", lambda: {"/": "nfs4"})
     held = hold(folder, ["numbers", "config.json", "link"])
     with holding(held):
         (folder / "numbers").chmod(0o600)  # a new ctime, which says nothing here
@@ -186,7 +187,7 @@ def test_where_times_cannot_be_relied_on_the_bytes_are_hashed_again(
 def test_what_even_such_times_tell_is_heard_without_hashing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(held_files, "_mounts", lambda: {"/": kind})
+    monkeypatch.setattr(identity, "_mounts", lambda: {"/": kind})
     for data in (b"longer than it was", b"9876543210"):
         noted = note(folder, ["numbers"])
         (folder / "numbers").write_bytes(data)
@@ -199,7 +200,7 @@ def test_what_even_such_times_tell_is_heard_without_hashing(
 def test_where_times_cannot_be_relied_on_a_stage_hashes_its_files_once_more(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held_files, "_mounts", lambda: {"/": "nfs4"})
+    monkeypatch.setattr(identity, "_mounts", lambda: {"/": "nfs4"})
     held, hashed = hold(folder, ["numbers", "config.json"]), []
     real = held_files.digest_open
     monkeypatch.setattr(
@@ -220,8 +221,8 @@ def test_a_place_of_a_network_is_known_by_its_name_in_any_script_and_through_lin
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = "1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / /mnt/数据\\040a rw shared:1 - nfs4 b rw\n"
-    assert held_files._mounts_of(os.fsencode(lines)) == {"/": "ext4", "/mnt/数据 a": "nfs4"}
-    monkeypatch.setattr(held_files, "_mounts", lambda: {"/": "ext4", str(folder.parent / "far"): "nfs4"})
+    assert identity._mounts_of(os.fsencode(lines)) == {"/": "ext4", "/mnt/数据 a": "nfs4"}
+    monkeypatch.setattr(identity, "_mounts", lambda: {"/": "ext4", str(folder.parent / "far"): "nfs4"})
     (folder.parent / "far").mkdir()
     (folder.parent / "far" / "blob").write_bytes(b"0123456789")
     (folder / "linked").symlink_to("../far/blob")

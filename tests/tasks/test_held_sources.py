@@ -214,10 +214,10 @@ def test_only_what_decides_is_held(model: Path, recipe: MakeRecipe) -> None:
 def test_where_times_cannot_be_relied_on_nothing_is_hashed_twice_before_the_first_step(
     model: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from camera import held
+    from camera import held, identity
 
     hashed, real = list[str](), held.digest_open
-    monkeypatch.setattr(held, "_mounts", lambda: {"/": "nfs4"})
+    monkeypatch.setattr(identity, "_mounts", lambda: {"/": "nfs4"})
     monkeypatch.setattr(
         held, "digest_open", lambda file, size: (hashed.append(file.name), real(file, size))[1]
     )
